@@ -1,0 +1,131 @@
+"""Sorted arrays and the runs of equal values in them: what topology on bricks is made of."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsevox import morton
+from sparsevox._readback import read_back
+from sparsevox.morton import Bricks
+
+
+def true_indices(flags: Tensor) -> Tensor:
+    """Indices of the True elements of a bool vector: int64, ascending."""
+    if flags.device.type == "cpu":  # five times as fast as torch.nonzero
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().squeeze(1)
+
+
+def run_starts(values: Tensor) -> Tensor:
+    """Index of the first element of every run of equal neighbours in `values` [M]: int64, ascending."""
+    first = torch.ones(values.shape[0], dtype=torch.bool, device=values.device)
+    torch.ne(values[1:], values[:-1], out=first[1:])
+    return true_indices(first)
+
+
+def sum_runs(values: Tensor, starts: Tensor) -> Tensor:
+    """Sum of int64 `values` [M] over the runs that begin at `starts`, modulo 2^64: OR, where no bit comes twice."""
+    if starts.shape[0] == 0:
+        return values.new_empty(0)
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.add.reduceat(values.numpy(), starts.numpy()))
+    totals = values.cumsum(0)[torch.cat([starts[1:] - 1, starts.new_tensor([values.shape[0] - 1])])]
+    return torch.cat([totals[:1], totals[1:] - totals[:-1]])
+
+
+def popcount(words: Tensor) -> Tensor:
+    """Number of set bits of each int64 word, as int64."""
+    if words.device.type == "cpu":
+        return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint64))).long()
+    return morton.popcount(words)
+
+
+def search(sorted_keys: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of each key in `sorted_keys` (0 where it is not there), and whether it is there."""
+    if sorted_keys.shape[0] == 0:
+        return torch.zeros_like(keys), torch.zeros_like(keys, dtype=torch.bool)
+    index = torch.searchsorted(sorted_keys, keys)
+    index.masked_fill_(index == sorted_keys.shape[0], 0)
+    found = sorted_keys[index] == keys
+    return index.masked_fill_(~found, 0), found
+
+
+@cache
+def _spread_table(device: torch.device) -> Tensor:
+    return morton.spread(torch.arange(1 << morton.AXIS_BITS, device=device))
+
+
+def encode(coords: Tensor) -> Tensor:
+    """As `morton.encode`, three times as fast: 2^18 table entries stay in the cache of a CPU core."""
+    table = _spread_table(coords.device)
+    codes = (coords[:, 0].long() - morton.BATCH_BIAS) << morton.CODE_BITS
+    for axis in (1, 2, 3):
+        index = (coords[:, axis] - morton.COORD_MIN) & (table.shape[0] - 1)
+        codes |= table.index_select(0, index) << (3 - axis)
+    return codes
+
+
+def lanes(masks: Tensor) -> Tensor:
+    """Brick row * 64 + bit of every voxel, in row order: int64 [N]."""
+    if masks.device.type == "cpu":
+        little_endian = masks.numpy().astype("<i8", copy=False).view(np.uint8)
+        return torch.from_numpy(np.flatnonzero(np.unpackbits(little_endian, bitorder="little").view(bool)))
+    bits = torch.arange(64, device=masks.device)
+    return true_indices((masks[:, None] >> bits & 1).bool().flatten())
+
+
+def single_bits(lane: Tensor) -> Tensor:
+    """The word whose only bit is that of each voxel."""
+    return torch.ones_like(lane, dtype=torch.int64) << (lane & 63)
+
+
+def assemble(keys: Tensor, masks: Tensor, batch_size: int) -> Bricks:
+    """Number the voxels of bricks with sorted, distinct keys. Bricks without a voxel are dropped."""
+    counts = popcount(masks)
+    if not counts.all():
+        kept = true_indices(counts != 0)
+        keys, masks, counts = keys[kept], masks[kept], counts[kept]
+    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    (total,) = read_back(ends[-1])
+    check_total(total)
+    first_bricks = torch.searchsorted(keys, morton.batch_keys(batch_size, keys.device))
+    rows = torch.empty((total, 0), dtype=torch.bool, device=keys.device)
+    return Bricks(keys, masks, ends[:-1].int(), ends[first_bricks], rows)
+
+
+def check_total(total: int) -> None:
+    """Rows are int32."""
+    if total > morton.MAX_VOXELS:
+        raise ValueError(f"a grid holds at most {morton.MAX_VOXELS} voxels, this one would have {total}")
+
+
+def from_sorted_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and masks of sorted codes of 64 or fewer bits; equal codes merge."""
+    first = run_starts(codes)
+    if first.shape[0] < codes.shape[0]:
+        codes = codes[first]
+    keys = codes >> 6
+    starts = run_starts(keys)
+    return keys[starts], sum_runs(single_bits(codes), starts)
+
+
+def merge(keys: Tensor, masks: Tensor, more_keys: Tensor, more_masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Bricks of two lists with sorted keys, none in both, as one such list."""
+    place = torch.searchsorted(more_keys, keys) + torch.arange(keys.shape[0], device=keys.device)
+    more_place = torch.searchsorted(keys, more_keys) + torch.arange(more_keys.shape[0], device=keys.device)
+    out_keys = keys.new_empty(keys.shape[0] + more_keys.shape[0])
+    out_masks = torch.empty_like(out_keys)
+    out_keys[place], out_keys[more_place] = keys, more_keys
+    out_masks[place], out_masks[more_place] = masks, more_masks
+    return out_keys, out_masks
+
+
+def unite(keys: Tensor, masks: Tensor, more_keys: Tensor, more_masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Union of two brick lists with distinct keys; only the first has to be sorted."""
+    index, found = search(keys, more_keys)
+    masks = masks.clone()
+    masks[index[found]] |= more_masks[found]
+    new_keys, order = torch.sort(more_keys[~found])
+    return merge(keys, masks, new_keys, more_masks[~found][order])

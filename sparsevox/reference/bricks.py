@@ -1,0 +1,179 @@
+"""Building bricks from coordinates, and finding voxels and bricks in them.
+
+N voxels, M queries, B grids, L bricks.
+"""
+
+import torch
+from torch import Tensor
+
+from sparsevox import morton
+from sparsevox.morton import Bricks
+from sparsevox.reference._runs import (
+    assemble,
+    encode,
+    from_sorted_codes,
+    lanes,
+    popcount,
+    search,
+    single_bits,
+    true_indices,
+)
+
+GOLDEN = -7046029254386353131  # 2^64 / golden ratio: Fibonacci hashing
+NARROW_BITS = 31
+MAX_BLOCKS = 1 << 16
+
+
+def build_bricks(coords: Tensor, batch_size: int | None, method: str = "sort") -> Bricks:
+    """Bricks of coordinates [M, 4] in any order, duplicates allowed. Both methods are one here: a sort of the codes."""
+    lower, upper = _extent(coords, batch_size)
+    if batch_size is None:
+        batch_size = upper[0] + 1
+    blocks = _Blocks.largest(lower, upper)
+    if blocks is None:
+        keys, masks = from_sorted_codes(torch.sort(encode(coords)).values)
+    else:
+        keys, masks = from_sorted_codes(torch.sort(blocks.encode(coords)).values)
+        keys, masks = blocks.widen(keys, masks)
+    return assemble(keys, masks, batch_size)
+
+
+def _extent(coords: Tensor, batch_size: int | None) -> tuple[list[int], list[int]]:
+    """Smallest and largest row of coordinates, once they are known to be in range."""
+    if coords.shape[0] == 0:
+        return [0, 0, 0, 0], [-1, 0, 0, 0]
+    limits = torch.aminmax(coords, dim=0)
+    lower, upper = limits.min.tolist(), limits.max.tolist()
+    batches = morton.MAX_BATCH if batch_size is None else min(batch_size, morton.MAX_BATCH)
+    inside = min(lower[1:]) >= morton.COORD_MIN and max(upper[1:]) <= morton.COORD_MAX
+    if not inside or lower[0] < 0 or upper[0] >= batches:
+        legal = morton.in_range(coords) & (coords[:, 0] < batches)
+        raise morton.VoxelError(int(true_indices(~legal)[0]))
+    return lower, upper
+
+
+class _Blocks:
+    """Codes of 31 bits for coordinates in a small box, which sort in less than half the time of 64 bits.
+
+    Space is cut in aligned blocks of 2^level voxels an axis. A narrow code is the number of the block, in row-major
+    order, above the Morton code inside the block.
+    """
+
+    def __init__(self, level: int, lower: list[int], upper: list[int]) -> None:
+        self.level, self.lower, self.upper = level, lower, upper
+        self.first = [lower[0], *(low >> level for low in lower[1:])]
+        last = [upper[0], *(up >> level for up in upper[1:])]
+        self.shape = [b - a + 1 for a, b in zip(self.first, last, strict=True)]
+        self.count = self.shape[0] * self.shape[1] * self.shape[2] * self.shape[3]
+
+    @classmethod
+    def largest(cls, lower: list[int], upper: list[int]) -> "_Blocks | None":
+        """The largest blocks, a brick at least, whose codes fit."""
+        for level in range(NARROW_BITS // 3, 1, -1):
+            blocks = cls(level, lower, upper)
+            if (blocks.count - 1).bit_length() + 3 * level <= NARROW_BITS and blocks.count <= MAX_BLOCKS:
+                return blocks
+        return None
+
+    def encode(self, coords: Tensor) -> Tensor:
+        """Narrow codes, int32 [M]: the sum of one table entry an axis."""
+        codes = torch.zeros(coords.shape[0], dtype=torch.int32, device=coords.device)
+        stride = 1 << 3 * self.level
+        for axis in (3, 2, 1, 0):
+            low, up = self.lower[axis], self.upper[axis]
+            if low < up or axis:
+                values = torch.arange(low, up + 1, device=coords.device)
+                table = ((values >> self.level if axis else values) - self.first[axis]) * stride
+                if axis:
+                    table |= morton.spread(values & ((1 << self.level) - 1)) << (3 - axis)
+                codes += table.int().index_select(0, coords[:, axis] - low)
+            stride *= self.shape[axis]
+        return codes
+
+    def widen(self, keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Brick keys, int64, of narrow codes without their last six bits; sorted, with their masks."""
+        inner = 3 * self.level - 6
+        axes = [torch.arange(n, device=keys.device) + a for n, a in zip(self.shape, self.first, strict=True)]
+        axes[1:] = [a << self.level for a in axes[1:]]
+        corners = morton.encode(torch.cartesian_prod(*axes)) >> 6
+        keys = corners[keys >> inner] | (keys & ((1 << inner) - 1))
+        if (corners[1:] > corners[:-1]).all():
+            return keys, masks
+        keys, order = torch.sort(keys)
+        return keys, masks[order]
+
+
+def brick_coords(keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
+    """Coordinates int32 [N, 4] in row order."""
+    lane = lanes(masks)
+    corners = morton.decode(keys << 6).int()
+    inside = morton.decode(morton.encode(torch.zeros(1, 4, device=keys.device)) + torch.arange(64, device=keys.device))
+    return corners.index_select(0, lane >> 6).add_(inside.int().index_select(0, lane & 63))
+
+
+def brick_bounds(keys: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest ijk of each batch item: two int64 [B, 3]; largest < smallest in empty ones."""
+    corners = morton.decode(keys << 6)
+    item = corners[:, :1].expand(-1, 3)
+    first, last = [], []
+    for axis in range(3):
+        planes = torch.tensor(morton.PLANES[axis], device=keys.device)
+        empty = masks[:, None] & planes == 0
+        first.append(corners[:, axis + 1] + empty.int().cumprod(1).sum(1))
+        last.append(corners[:, axis + 1] + 3 - empty.flip(1).int().cumprod(1).sum(1))
+    shape = (offsets.shape[0] - 1, 3)
+    lower = torch.full(shape, morton.COORD_MAX, device=keys.device)
+    upper = torch.full(shape, morton.COORD_MIN, device=keys.device)
+    return (
+        lower.scatter_reduce(0, item, torch.stack(first, -1), "amin"),
+        upper.scatter_reduce(0, item, torch.stack(last, -1), "amax"),
+    )
+
+
+def brick_table(keys: Tensor) -> Tensor:
+    """Hash table int32 [capacity] of brick rows: open addressing, linear probing, -1 where empty."""
+    capacity = table_capacity(keys.shape[0])
+    table = torch.full((capacity,), -1, dtype=torch.int32, device=keys.device)
+    pending = torch.arange(keys.shape[0], dtype=torch.int32, device=keys.device)
+    slots = keys * GOLDEN >> 32 & (capacity - 1)
+    while pending.shape[0]:
+        free = table[slots] < 0
+        # Where several bricks want one free slot, the last in row order gets it.
+        table.scatter_reduce_(0, slots[free], pending[free], "amax")
+        lost = table[slots] != pending
+        pending, slots = pending[lost], slots[lost] + 1 & (capacity - 1)
+    return table
+
+
+def table_capacity(num_bricks: int) -> int:
+    """Slots of the hash table of that many bricks: a power of two, at most half full."""
+    return max(16, 1 << max(2 * num_bricks - 1, 0).bit_length())
+
+
+def find_rows(coords: Tensor, keys: Tensor, masks: Tensor, starts: Tensor, table: Tensor | None) -> Tensor:
+    """Row of each coordinate [M, 4], -1 where there is no voxel: int64 [M]. Searches the sorted keys, not the table."""
+    codes = encode(coords)
+    if keys.shape[0] == 0:
+        return torch.full_like(codes, -1)
+    brick, found = search(keys, codes >> 6)
+    bit = single_bits(codes)
+    mask = masks[brick]
+    found &= (mask & bit != 0) & morton.in_range(coords)
+    return torch.where(found, starts[brick] + popcount(mask & bit - 1), -1)
+
+
+def neighbor_bricks(keys: Tensor, table: Tensor | None) -> Tensor:
+    """Row of the 27 bricks around each brick, -1 where there is none: int32 [L, 27], z fastest, own row in column 13."""
+    count = keys.shape[0]
+    own = torch.arange(count, dtype=torch.int32, device=keys.device)
+    near = torch.full((27, count), -1, dtype=torch.int32, device=keys.device)
+    near[13] = own
+    for tap in range(13):
+        moved = keys
+        for axis, step in enumerate((tap // 9 - 1, tap // 3 % 3 - 1, tap % 3 - 1)):
+            moved = morton.step_keys(moved, axis, step)
+        index, found = search(keys, moved)
+        near[tap] = torch.where(found, index, -1)
+        # Where brick a sees b at one tap, b sees a at the opposite one.
+        near[26 - tap, index[found]] = own[found]
+    return near.t().contiguous()
