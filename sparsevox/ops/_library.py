@@ -1,0 +1,72 @@
+"""Registration of the ops with PyTorch: the only file that touches `torch.library`.
+
+An op has one name in `reference/` and `kernels/`. Tensors on the CPU go to the reference, tensors on a GPU (NVIDIA or
+AMD) to the kernels, unless the environment variable SPARSEVOX_BACKEND says `reference` or `triton`. With
+TRITON_INTERPRET=1 the Triton kernels run on CPU tensors too.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "sparsevox"
+BRICKS = "(Tensor keys, Tensor masks, Tensor starts, Tensor offsets, Tensor rows)"
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def register(schema: str, *, stem: str, fake: Callable[..., Any], kernels: bool = True) -> Callable[..., Any]:
+    """Define an op and return it.
+
+    Args:
+        schema: "name(arguments) -> results" in the language of `torch.library`.
+        stem: File of `reference/` and `kernels/` in which the function `name` lives.
+        fake: Returns empty results of the right shapes and dtypes, for tracing.
+        kernels: Whether a Triton version exists; if not, the reference serves every device.
+    """
+    name = schema.split("(")[0]
+    _library.define(schema)
+    for key, default in (("CPU", "reference"), ("CUDA", "triton")):
+        _library.impl(name, partial(_run, stem, name, default, kernels), key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    op: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return op
+
+
+def _run(stem: str, name: str, default: str, kernels: bool, *args: Any) -> Any:
+    backend = _backend(default) if kernels else "reference"
+    package = "kernels" if backend == "triton" else "reference"
+    results = getattr(import_module(f"sparsevox.{package}.{stem}"), name)(*args)
+    return tuple(results) if isinstance(results, tuple) else results
+
+
+def _backend(default: str) -> str:
+    backend = os.environ.get("SPARSEVOX_BACKEND") or default
+    if backend not in ("reference", "triton"):
+        raise ValueError(f"SPARSEVOX_BACKEND must be 'reference' or 'triton', got {backend!r}")
+    if backend == "triton" and default == "reference" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("SPARSEVOX_BACKEND=triton needs TRITON_INTERPRET=1 for tensors on the CPU")
+    return backend
+
+
+def fake_bricks(like: Tensor, batch_size: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Bricks of a grid that is not built: the numbers of bricks and of voxels become symbols."""
+    context = torch.library.get_ctx()
+    bricks, voxels = context.new_dynamic_size(), context.new_dynamic_size()
+    return (
+        like.new_empty(bricks, dtype=torch.int64),
+        like.new_empty(bricks, dtype=torch.int64),
+        like.new_empty(bricks, dtype=torch.int32),
+        like.new_empty(batch_size + 1, dtype=torch.int64),
+        like.new_empty((voxels, 0), dtype=torch.bool),
+    )
+
+
+def dynamic_size() -> Any:
+    """A size that only the data can tell, inside a fake."""
+    return torch.library.get_ctx().new_dynamic_size()

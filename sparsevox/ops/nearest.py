@@ -1,0 +1,44 @@
+"""Nearest voxels: the exact nearest active voxel centre of each point. P points, N voxels, B grids."""
+
+from torch import Tensor
+
+from sparsevox._readback import read_back
+from sparsevox.morton import Bricks
+from sparsevox.ops import _checks, _library
+from sparsevox.ops.voxelize import Triple, check_points, to_grid
+
+_nearest_rows = _library.register(
+    "nearest_rows(Tensor points, Tensor batch, Tensor keys, Tensor masks, Tensor starts, Tensor offsets, Tensor rows, "
+    "float[3] voxel_size) -> Tensor",
+    stem="nearest",
+    fake=lambda points, batch, keys, masks, starts, offsets, rows, voxel_size: batch.new_empty(points.shape[0]),
+    kernels=False,  # a search by levels: some hundred torch calls whatever the number of points
+)
+
+
+def nearest(bricks: Bricks, points: object, batch: object, voxel_size: Triple, origin: Triple) -> Tensor:
+    """Row of the nearest active voxel centre, in world distance, in the point's own batch item.
+
+    Args:
+        bricks: Where to search.
+        points: World positions, floating point [P, 3].
+        batch: Batch item of each point, integers [P], 0 by default.
+        voxel_size: Edges of a voxel.
+        origin: Centre of voxel (0, 0, 0).
+
+    Returns:
+        int64 [P]; the lowest row where several are equally near, -1 where the item has no voxel or does not exist.
+
+    Raises:
+        TypeError: If points are not floating-point or batch indices not integers.
+        ValueError: If shapes or devices do not fit, or a point is not finite.
+    """
+    positions, items = check_points(points, batch)
+    _checks.same_device("points", positions, "the grid", bricks.keys.device)
+    wrong = ~positions.isfinite().all(1)
+    if positions.shape[0]:
+        some, first = read_back(wrong.any(), wrong.int().argmax())
+        if some:
+            raise ValueError(f"points must be finite, got points[{first}] = {tuple(positions[first].tolist())}")
+    result: Tensor = _nearest_rows(to_grid(positions.detach(), voxel_size, origin), items, *bricks, list(voxel_size))
+    return result

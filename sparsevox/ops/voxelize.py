@@ -1,0 +1,145 @@
+"""Points and triangles to voxel coordinates. P points, V vertices, F faces, M voxels.
+
+World to grid is `(p - origin) / voxel_size` in float64, with a division, so that every device gets the same bits.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsevox import morton
+from sparsevox._readback import read_back
+from sparsevox.morton import Bricks
+from sparsevox.ops import _checks, _library, morphology
+from sparsevox.ops.bricks import build, limits
+
+Triple = tuple[float, float, float]
+OUTSIDE = 1 << 30  # a coordinate that no voxel has
+
+_mesh_voxels = _library.register(
+    "mesh_voxels(Tensor vertices, Tensor faces) -> Tensor",
+    stem="voxelize",
+    fake=lambda vertices, faces: faces.new_empty((_library.dynamic_size(), 3)),
+    kernels=False,  # a few dozen torch calls whatever the mesh
+)
+
+
+def to_grid(points: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
+    """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centres."""
+    device = points.device
+    start = torch.tensor(origin, dtype=torch.float64, device=device)
+    edge = torch.tensor(voxel_size, dtype=torch.float64, device=device)
+    return (points.double() - start) / edge
+
+
+def to_world(ijk: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
+    """World positions float64 [..., 3] of voxel coordinates [..., 3]."""
+    device = ijk.device
+    start = torch.tensor(origin, dtype=torch.float64, device=device)
+    edge = torch.tensor(voxel_size, dtype=torch.float64, device=device)
+    return start + edge * ijk.double()
+
+
+def check_points(points: object, batch: object) -> tuple[Tensor, Tensor]:
+    """Points [P, 3] and their batch indices int64 [P], 0 by default."""
+    checked = _checks.floats("points", _checks.shape("points", points, "P", 3))
+    if batch is None:
+        return checked, torch.zeros(checked.shape[0], dtype=torch.int64, device=checked.device)
+    items = _checks.integers("batch", _checks.shape("batch", batch, checked.shape[0]))
+    _checks.same_device("batch", items, "points", checked.device)
+    return checked, items.long()
+
+
+def from_points(
+    points: object,
+    batch: object,
+    voxel_size: Triple,
+    origin: Triple,
+    batch_size: int | None,
+    mode: Literal["containing", "enclosing"],
+) -> Bricks:
+    """Bricks of the voxels that contain the points, or of the eight whose centres enclose each point.
+
+    Raises:
+        TypeError: If points are not floating-point or batch indices not integers.
+        ValueError: If shapes or devices do not fit, `mode` is unknown, a point is not finite, or a voxel lies outside
+            [-2^17, 2^17).
+    """
+    positions, items = check_points(points, batch)
+    if mode not in ("containing", "enclosing"):
+        raise ValueError(f"mode must be 'containing' or 'enclosing', got {mode!r}")
+    if batch is None and batch_size is None:
+        batch_size = 1
+    ijk = to_grid(positions.detach(), voxel_size, origin)
+    ijk = (ijk + 0.5 if mode == "containing" else ijk).floor()
+    ijk = torch.where(ijk.abs() < OUTSIDE, ijk, OUTSIDE).long()  # NaN compares False
+    try:
+        bricks = build(torch.cat([items[:, None], ijk], 1), batch_size, name="voxel")
+    except ValueError:
+        _explain(positions, items, ijk, batch_size)
+        raise
+    return bricks if mode == "containing" else morphology.dilate(bricks, [0, 0, 0], [1, 1, 1])
+
+
+def _explain(points: Tensor, items: Tensor, ijk: Tensor, batch_size: int | None) -> None:
+    """Raise for the first point that has no voxel, in terms of the point."""
+    batches = morton.MAX_BATCH if batch_size is None else batch_size
+    rows = torch.cat([items[:, None], ijk], 1)
+    outside = ~morton.in_range(rows) | (items >= batches)
+    if not outside.any():
+        return
+    index = int(outside.int().argmax())
+    point = tuple(points[index].tolist())
+    if not bool(points[index].isfinite().all()):
+        raise ValueError(f"points must be finite, got points[{index}] = {point}") from None
+    if not 0 <= int(items[index]) < batches:
+        raise ValueError(f"batch[{index}] = {int(items[index])} is out of range: {limits(batch_size)}") from None
+    raise ValueError(f"points[{index}] = {point} lies outside the grid: {limits(batch_size)}") from None
+
+
+def from_mesh(vertices: object, faces: object, voxel_size: Triple, origin: Triple) -> Bricks:
+    """Bricks of every voxel whose closed box a triangle touches.
+
+    Args:
+        vertices: World positions, floating point [V, 3].
+        faces: Rows of vertices, integers [F, 3]. Degenerate triangles mark the voxels they touch.
+        voxel_size: Edges of a voxel.
+        origin: Centre of voxel (0, 0, 0).
+
+    Raises:
+        TypeError: If vertices are not floating-point or faces not integers.
+        ValueError: If shapes or devices do not fit, a vertex that a face uses is not finite, a face points past the
+            vertices, or a voxel lies outside [-2^17, 2^17).
+    """
+    points = _checks.floats("vertices", _checks.shape("vertices", vertices, "V", 3))
+    triangles = _checks.integers("faces", _checks.shape("faces", faces, "F", 3)).long()
+    _checks.same_device("faces", triangles, "vertices", points.device)
+    positions = to_grid(points.detach(), voxel_size, origin)
+    _check_mesh(points, positions, triangles)
+    coords = _mesh_voxels(positions, triangles)
+    return build(torch.nn.functional.pad(coords, (1, 0)), 1, name="voxel")
+
+
+def _check_mesh(vertices: Tensor, positions: Tensor, faces: Tensor) -> None:
+    if faces.shape[0] == 0:
+        return
+    count = vertices.shape[0]
+    dangling = ((faces < 0) | (faces >= count)).any(1)
+    corners = positions[faces.clamp(0, count - 1)] if count else positions.new_zeros(faces.shape[0], 3, 3)
+    # A closed box that only touches the border of the range belongs to a voxel that cannot exist.
+    inside = (corners > morton.COORD_MIN - 0.5) & (corners < morton.COORD_MAX + 0.5)
+    outside = ~inside.all(2).all(1)
+    some_dangling, first, some_outside, other = read_back(
+        dangling.any(), dangling.int().argmax(), outside.any(), outside.int().argmax()
+    )
+    if some_dangling:
+        raise ValueError(
+            f"faces must hold vertex rows in [0, {count}), got faces[{first}] = {tuple(faces[first].tolist())}"
+        )
+    if some_outside:
+        vertex = faces[other][int((~inside[other].all(1)).int().argmax())]
+        position = tuple(vertices[vertex].tolist())
+        if not bool(vertices[vertex].isfinite().all()):
+            raise ValueError(f"vertices must be finite, got vertices[{int(vertex)}] = {position}")
+        raise ValueError(f"vertices[{int(vertex)}] = {position} lies outside the grid: {limits(1)}")
