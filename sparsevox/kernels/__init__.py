@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers. Same stems, names and signatures as in `sparsevox.reference`."""

@@ -1,0 +1,70 @@
+"""How a kernel is launched, and the alphabet of its arguments.
+
+A name means the same dtype in every kernel. That is what lets a test compile all of them ahead of time.
+"""
+
+import torch
+import triton
+
+# What the pointers point at. A launcher may pass another integer dtype where a comment says so.
+POINTEES = {
+    "keys_ptr": "*i64",
+    "masks_ptr": "*i64",
+    "other_keys_ptr": "*i64",
+    "other_masks_ptr": "*i64",
+    "out_keys_ptr": "*i64",
+    "out_masks_ptr": "*i64",
+    "codes_ptr": "*i64",
+    "counts_ptr": "*i64",  # voxels of each brick
+    "places_ptr": "*i64",  # where each item goes, or stands, in another array
+    "starts_ptr": "*i32",
+    "table_ptr": "*i32",
+    "bricks_ptr": "*i32",  # rows of the 27 neighbours of each brick, [L, 27]
+    "neighbors_ptr": "*i32",  # rows of the 27 neighbours of each voxel, [27, N]
+    "coords_ptr": "*i64",  # or int32
+    "out_coords_ptr": "*i32",
+    "rows_ptr": "*i64",
+    "keep_ptr": "*i8",  # bool
+    "volume_ptr": "*i8",  # bool
+    "lower_ptr": "*i64",  # smallest and largest coordinates of each grid, [B, 3]
+    "upper_ptr": "*i64",
+    "bad_ptr": "*i64",  # one element: the smallest row that has no place in the result
+    "last_batch_ptr": "*i64",  # one element: the largest batch index
+}
+
+# Run-time numbers, never specialised. Triton passes what fits as i32, so kernels widen before they multiply.
+SCALARS = {
+    "n_bricks": "i64",
+    "n_others": "i64",
+    "n_pairs": "i64",
+    "n_rows": "i64",
+    "capacity": "i64",
+    "batch_size": "i32",
+    "level": "i32",
+    **{f"{name}_{axis}": "i32" for name in ("lower", "upper", "size", "bricks") for axis in "xyz"},
+    "lower": "i32",
+    "upper": "i32",
+}
+
+# On CPU tensors kernels run in Triton's interpreter, whose cost is the number of programs, hardly their size.
+INTERPRETER_LANES = 1 << 14
+
+
+def launch(
+    kernel: triton.JITFunction,
+    n: int,
+    *args: torch.Tensor | int,
+    block: int,
+    lanes: int = 1,
+    num_warps: int = 4,
+    **flags: int | str | bool,
+) -> None:
+    """Run `kernel` over `n` items, `block` of them a program, each of them `lanes` lanes wide. No items, no launch."""
+    if n == 0:
+        return
+    tensor = args[0]
+    assert isinstance(tensor, torch.Tensor)
+    if not tensor.is_cuda:
+        block = INTERPRETER_LANES // lanes
+    with torch.cuda.device_of(tensor):
+        kernel[(triton.cdiv(n, block),)](*args, BLOCK=block, num_warps=num_warps, **flags)
