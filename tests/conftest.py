@@ -1,0 +1,95 @@
+"""Settings of the whole suite. Without a GPU, Triton kernels run in its interpreter, on CPU tensors."""
+
+import os
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available() and os.environ.get("SPARSEVOX_AOT") != "1":
+    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when the kernels are imported
+
+from hypothesis import HealthCheck, settings  # noqa: E402  (the interpreter has to be chosen first)
+
+from bench.scenes import TINY, scene  # noqa: E402
+from sparsevox import _readback  # noqa: E402
+from sparsevox.morton import Bricks  # noqa: E402
+from sparsevox.reference.bricks import build_bricks  # noqa: E402
+from sparsevox.testing import as_coords, random_batch  # noqa: E402
+
+suppressed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+common = {"deadline": None, "derandomize": True, "suppress_health_check": suppressed, "database": None}
+settings.register_profile("ci", max_examples=40, **common)
+settings.register_profile("deep", max_examples=2000, **common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+DEVICES = ["cpu"]
+if torch.cuda.is_available():
+    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Interpreter and ahead-of-time compiler do not live in one process; GPU tests need a GPU."""
+    no_gpu = pytest.mark.skip(reason="needs a GPU")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device at hand. On the CPU kernels are interpreted, on a GPU compiled."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """Memory from torch.empty holds NaN or the largest integer, so that a value nobody wrote shows."""
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small ops on two busy cores wait for each other longer than they work."""
+    torch.set_num_threads(1)
+
+
+def _inputs() -> dict[str, tuple[torch.Tensor, int]]:
+    kinds = ("clustered", "solid", "planar", "linear", "empty", "isolated")
+    batches = {f"batch of {size}": random_batch(seed, size, kinds=kinds) for seed, size in ((4, 1), (5, 6), (6, 200))}
+    named = {name: (as_coords(data.voxels), data.batch_size) for name, data in batches.items()}
+    scenes = {name: (scene(name, size), 64) for name, size in TINY.items()}
+    return named | scenes | {"nothing": (as_coords([]), 2)}
+
+
+INPUTS = _inputs()
+
+
+@pytest.fixture(params=INPUTS)
+def bricks(request: pytest.FixtureRequest, device: torch.device) -> Bricks:
+    """Small grids of every kind, on every device: the standard scenes, batches of random clouds, nothing."""
+    return Bricks(*(t.to(device) for t in build_bricks(*INPUTS[request.param])))
+
+
+@pytest.fixture
+def agree() -> Callable[..., Any]:
+    """Run one function of `kernels` and of `reference` and compare them bit for bit; returns the kernel's result."""
+
+    def run(stem: str, name: str, *args: Any, read_backs: int = 1) -> Any:
+        calls = _readback.calls
+        actual = getattr(import_module(f"sparsevox.kernels.{stem}"), name)(*args)
+        assert _readback.calls == calls + read_backs
+        cpu = [a.cpu() if isinstance(a, torch.Tensor) else a for a in args]
+        expected = getattr(import_module(f"sparsevox.reference.{stem}"), name)(*cpu)
+        pairs = zip(actual, expected, strict=True) if isinstance(expected, tuple) else [(actual, expected)]
+        for a, b in pairs:
+            assert (a.dtype, a.shape) == (b.dtype, b.shape)
+            assert torch.equal(a.cpu(), b)
+        return actual
+
+    return run

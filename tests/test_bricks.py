@@ -1,0 +1,189 @@
+"""Bricks: the reference against sets of tuples, the kernels against the reference, bit for bit."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.scenes import TINY, scene
+from sparsevox import _readback, morton
+from sparsevox.morton import Bricks
+from sparsevox.ops import bricks as ops
+from sparsevox.reference import bricks as reference
+from sparsevox.testing import LIMIT, VoxelSet, as_coords, random_batch, row_order, shuffled, voxel_sets
+
+kernels = pytest.importorskip("sparsevox.kernels.bricks")
+
+BATCHES = [random_batch(seed, batch_size) for seed, batch_size in ((0, 1), (1, 5), (2, 40), (3, 300))]
+HARD = {  # sets that defeat a weak hash, or leave the arrays uneven
+    "multiples of 2^12": [(0, x << 12, y << 12, z << 12) for x in range(-8, 8) for y in range(4) for z in range(4)],
+    "odd and alone": [(0, 2 * x + 1, 2 * y + 1, 2 * z + 1) for x in range(6) for y in range(6) for z in range(6)],
+    "one a brick": [(0, 4 * x, 4 * y, 4 * z) for x in range(6) for y in range(6) for z in range(6)],
+    "full block": [(0, x, y, z) for x in range(-4, 4) for y in range(8) for z in range(8)],
+    "corners of the range": [
+        (1023, x, y, z) for x in (-LIMIT, LIMIT - 1) for y in (-LIMIT, 0) for z in (-1, LIMIT - 1)
+    ],
+}
+
+
+def build(data: VoxelSet, device: torch.device) -> Bricks:
+    return Bricks(*(t.to(device) for t in reference.build_bricks(as_coords(data.voxels), data.batch_size)))
+
+
+def assert_equal(actual: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    for name, a, b in zip(Bricks._fields, actual, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert torch.equal(a, b), name
+
+
+@given(voxel_sets(), st.data())
+def test_bricks_hold_the_set_in_row_order(data: VoxelSet, draw: st.DataObject) -> None:
+    rows = draw.draw(shuffled(data.voxels))
+    dtype = draw.draw(st.sampled_from([torch.int32, torch.int64]))
+    bricks = reference.build_bricks(as_coords(rows, dtype), data.batch_size)
+    ordered = row_order(data.voxels)
+    coords = reference.brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
+    assert [tuple(v) for v in coords.tolist()] == ordered
+    assert bricks.offsets.tolist() == [sum(v[0] < b for v in ordered) for b in range(data.batch_size + 1)]
+    assert bricks.keys.tolist() == sorted(set(bricks.keys.tolist()))
+    assert bricks.masks.all()
+    counts = [(m & (1 << 64) - 1).bit_count() for m in bricks.masks.tolist()]
+    assert bricks.starts.tolist() == [sum(counts[:i]) for i in range(len(counts))]
+    assert (coords.dtype, bricks.starts.dtype, bricks.rows.shape) == (torch.int32, torch.int32, (len(ordered), 0))
+
+
+@given(voxel_sets(), st.data())
+def test_rows_are_found(data: VoxelSet, draw: st.DataObject) -> None:
+    bricks = reference.build_bricks(as_coords(data.voxels), data.batch_size)
+    rows = {v: row for row, v in enumerate(row_order(data.voxels))}
+    far = st.tuples(st.integers(-2, 1100), *[st.integers(-(1 << 20), 1 << 20)] * 3)
+    queries = draw.draw(st.lists(far, max_size=5)) + list(rows)[:50]
+    queries += [(b, x + dx, y, z) for b, x, y, z in queries for dx in (-1, 1, 1 << 18)]
+    found = reference.find_rows(as_coords(queries), bricks.keys, bricks.masks, bricks.starts, None)
+    assert found.tolist() == [rows.get(q, -1) for q in queries]
+
+
+@given(voxel_sets(max_voxels=40))
+def test_neighbour_bricks(data: VoxelSet) -> None:
+    bricks = reference.build_bricks(as_coords(data.voxels), data.batch_size)
+    corners = row_order({(b, x >> 2, y >> 2, z >> 2) for b, x, y, z in data.voxels})
+    row = {corner: index for index, corner in enumerate(corners)}
+    steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]
+    expected = [[row.get((b, x + i, y + j, z + k), -1) for i, j, k in steps] for b, x, y, z in corners]
+    assert reference.neighbor_bricks(bricks.keys, None).tolist() == expected
+
+
+@given(voxel_sets(limits=True))
+def test_bounds(data: VoxelSet) -> None:
+    bricks = reference.build_bricks(as_coords(data.voxels), data.batch_size)
+    lower, upper = ops.bounds(bricks)
+    for item in range(data.batch_size):
+        members = [v[1:] for v in data.voxels if v[0] == item] or [(0, 0, 0)]
+        above = [max(m[a] for m in members) + (1 if any(v[0] == item for v in data.voxels) else 0) for a in range(3)]
+        assert lower[item].tolist() == [min(m[a] for m in members) for a in range(3)]
+        assert upper[item].tolist() == above
+
+
+@given(st.lists(voxel_sets(max_voxels=30), min_size=1, max_size=4))
+def test_stack_and_split_are_inverse(parts: list[VoxelSet]) -> None:
+    singles = [reference.build_bricks(as_coords(part.voxels), part.batch_size) for part in parts]
+    stacked = ops.stack(singles)
+    first = [sum(p.batch_size for p in parts[:i]) for i in range(len(parts) + 1)]
+    union = {(b + first[i], *ijk) for i, part in enumerate(parts) for b, *ijk in part.voxels}
+    assert_equal(stacked, reference.build_bricks(as_coords(union), first[-1]))
+    calls = _readback.calls
+    for single, piece in zip(singles, ops.split(stacked, list(zip(first, first[1:], strict=False))), strict=True):
+        assert_equal(piece, single)
+    assert _readback.calls == calls + 1
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("count", [16, 1000])
+def test_table_finds_every_key_and_stays_half_empty(name: str, count: int) -> None:
+    keys = reference.build_bricks(as_coords(HARD[name][:count]), 1024).keys
+    table = reference.brick_table(keys)
+    assert table.shape[0] >= 2 * keys.shape[0] and table.shape[0].bit_count() == 1
+    assert ops.table_bytes(keys.shape[0]) == 4 * table.shape[0]
+    for row, key in enumerate(keys.tolist()):
+        slot = (key * reference.GOLDEN >> 32) % table.shape[0]
+        while table[slot] != row:
+            assert table[slot] >= 0
+            slot = (slot + 1) % table.shape[0]
+
+
+@pytest.mark.parametrize("method", ["sort", "hash"])
+@pytest.mark.parametrize("batch", BATCHES, ids=lambda b: f"B{b.batch_size}")
+def test_build_kernels_equal_reference(batch: VoxelSet, method: str, device: torch.device) -> None:
+    rows = list(batch.voxels) + list(batch.voxels)[::3]
+    random.Random(0).shuffle(rows)
+    coords = as_coords(rows, torch.int32).to(device)
+    for batch_size in (batch.batch_size, None, 1024):
+        expected = reference.build_bricks(coords.cpu(), batch_size)
+        calls = _readback.calls
+        actual = kernels.build_bricks(coords, batch_size, method)
+        assert _readback.calls == calls + 1
+        assert_equal(tuple(t.cpu() for t in actual), expected)
+
+
+@pytest.mark.parametrize("method", ["sort", "hash"])
+@pytest.mark.parametrize("name", [*HARD, *TINY])
+def test_build_kernels_on_hard_sets_and_scenes(name: str, method: str, device: torch.device) -> None:
+    coords = as_coords(HARD[name]) if name in HARD else scene(name, TINY[name])
+    actual = kernels.build_bricks(coords.to(device), 1024, method)
+    assert_equal(tuple(t.cpu() for t in actual), reference.build_bricks(coords, 1024))
+
+
+@pytest.mark.parametrize("batch", BATCHES[:3], ids=lambda b: f"B{b.batch_size}")
+def test_look_up_kernels_equal_reference(batch: VoxelSet, device: torch.device) -> None:
+    bricks = build(batch, device)
+    table = kernels.brick_table(bricks.keys)
+    coords = kernels.brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
+    assert torch.equal(coords.cpu(), reference.brick_coords(*(t.cpu() for t in (*bricks[:3], bricks.rows))))
+    shifts = torch.tensor([[0, 0, 0, 0], [0, 1, 0, -1], [1, 0, 0, 0], [0, 1 << 18, 0, 0], [0, 0, 0, -(1 << 28)]])
+    queries = (coords.cpu()[:, None] + shifts).reshape(-1, 4)
+    expected = reference.find_rows(queries, *(t.cpu() for t in bricks[:3]), None)
+    for dtype in (torch.int32, torch.int64):
+        found = kernels.find_rows(queries.to(device, dtype), *bricks[:3], table)
+        assert torch.equal(found.cpu(), expected)
+    near = kernels.neighbor_bricks(bricks.keys, table)
+    assert torch.equal(near.cpu(), reference.neighbor_bricks(bricks.keys.cpu(), None))
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_table_kernel_holds_every_brick_once(name: str, device: torch.device) -> None:
+    keys = reference.build_bricks(as_coords(HARD[name]), 1024).keys.to(device)
+    table = kernels.brick_table(keys).cpu()
+    assert sorted(table[table >= 0].tolist()) == list(range(keys.shape[0]))
+    assert table.shape == reference.brick_table(keys.cpu()).shape
+
+
+def test_kernels_take_nothing(device: torch.device) -> None:
+    nothing = torch.empty(0, 4, dtype=torch.int32, device=device)
+    for method in ("sort", "hash"):
+        bricks = kernels.build_bricks(nothing, 3, method)
+        assert_equal(tuple(t.cpu() for t in bricks), reference.build_bricks(nothing.cpu(), 3))
+    table = kernels.brick_table(bricks.keys)
+    assert kernels.find_rows(torch.zeros(2, 4, dtype=torch.int64, device=device), *bricks[:3], table).tolist() == [
+        -1,
+        -1,
+    ]
+    assert kernels.find_rows(nothing, *bricks[:3], table).shape == (0,)
+    assert kernels.brick_coords(*bricks[:3], bricks.rows).shape == (0, 4)
+    assert kernels.neighbor_bricks(bricks.keys, table).shape == (0, 27)
+
+
+@pytest.mark.parametrize("method", ["sort", "hash"])
+@pytest.mark.parametrize(
+    ("batch_size", "bad"), [(2, (2, 0, 0, 0)), (None, (1024, 0, 0, 0)), (2, (-1, 0, 0, 0)), (2, (1, 0, LIMIT, 0))]
+)
+def test_first_offender_is_named(
+    method: str, batch_size: int | None, bad: tuple[int, ...], device: torch.device
+) -> None:
+    coords = torch.zeros(300, 4, dtype=torch.int64, device=device)
+    coords[[70, 123]] = torch.tensor(bad, device=device)
+    for module in (reference, kernels):
+        with pytest.raises(morton.VoxelError) as error:
+            module.build_bricks(coords, batch_size, method)
+        assert error.value.index == 70
