@@ -114,7 +114,9 @@ class GridTopology:
             offsets = _stencil_alone(stencil, radius, lower, upper)
             return self._with(_morphology.dilate_stencil(self.bricks, offsets))
         low, up = _morphology.box_of(radius, lower, upper)
-        return self._remember(("dilate", *low, *up), lambda: self._with(_morphology.dilate(self.bricks, low, up)))
+        return self._remember(
+            ("dilate", *low, *up), lambda: self._with(_morphology.dilate(self.bricks, low, up))
+        )
 
     def erode(
         self,
@@ -156,7 +158,9 @@ class GridTopology:
             raise TypeError(f"the right side of {symbol} must be a Grid, got {type(other).__name__}")
         size, other_size = self.bricks.offsets.shape[0] - 1, other.bricks.offsets.shape[0] - 1
         if size != other_size:
-            raise ValueError(f"both sides of {symbol} must have the same batch size, got {size} and {other_size}")
+            raise ValueError(
+                f"both sides of {symbol} must have the same batch size, got {size} and {other_size}"
+            )
         self._check_aligned(other, f"both sides of {symbol}")
         return self._with(_topology.combine(self.bricks, other.bricks, op))
 

@@ -32,7 +32,9 @@ class Grid(GridTopology):
     verbs of other grids; the constructor itself takes finished bricks and checks nothing.
     """
 
-    def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
+    def __init__(
+        self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)
+    ) -> None:
         super().__init__(bricks, voxel_size, origin)
 
     # Constructors
@@ -192,7 +194,9 @@ class Grid(GridTopology):
         return self.batch_size
 
     def __repr__(self) -> str:
-        size, start = (value[0] if len(set(value)) == 1 else value for value in (self.voxel_size, self.origin))
+        size, start = (
+            value[0] if len(set(value)) == 1 else value for value in (self.voxel_size, self.origin)
+        )
         return (
             f"Grid(N={self.num_voxels:,}, bricks={self.num_bricks:,}, B={self.batch_size}, "
             f"voxel_size={size}, origin={start}, {self.device})"
@@ -247,7 +251,7 @@ class Grid(GridTopology):
     # Queries
 
     def index(self, coords: Tensor) -> Tensor:
-        """Row of each voxel [M, 4] or [M, 3], -1 where there is none: int64 [M]. Coordinates out of range are absent."""
+        """Row of each voxel [M, 4] or [M, 3], -1 where there is none: int64 [M]. What is out of range is absent."""
         return _bricks.find_rows(self.bricks, self.table, coords)
 
     def contains(self, coords: Tensor) -> Tensor:

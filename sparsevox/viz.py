@@ -6,7 +6,7 @@ N voxels, F faces.
 import math
 from collections.abc import Sequence
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from sparsevox.ops import _checks, neighbor_table
 DIRECTIONS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
 TAPS = (4, 22, 10, 16, 12, 14)
 
-HEIGHT_COLORS = ("#27476e", "#2a7f92", "#58b49b", "#c3d98b", "#f7d57e", "#f3a765")  # from low to high
+HEIGHT_COLORS = (0x2B3F78, 0x2F7FA6, 0x4FB8A3, 0xBFE08E, 0xFFE08A, 0xFFB36B)  # from low to high
 TITLE_COLOR = "#3a3f47"
 LIGHT = (0.78, 0.90, 1.0)  # brightness of the sides that look along i, j and k
 SHADE = 0.38  # of its light, a side loses up to this much to the eight voxels around the one in front of it
@@ -27,6 +27,8 @@ TINT = (1.1, 1.0, 0.8)  # shadows are bluish: exponents of brightness in red, gr
 EDGE = 0.15  # an edge is darker than its side by up to this much, if voxels are large enough in the picture
 MARGIN = 0.04  # of the width of a picture, left free on each side
 SAMPLES = 2  # a pixel is the average of SAMPLES x SAMPLES
+LINE = 0.5  # width of an edge, in pixels
+DPI = 128  # a power of two, so that sizes in inches are exact
 
 Floats = NDArray[np.float64]
 
@@ -62,6 +64,7 @@ def render_png(
     azimuth: float = 35.0,
     elevation: float = 30.0,
     background: str = "white",
+    palette: int | None = None,
     batch_item: int = 0,
 ) -> None:
     """Write a picture of one grid of a batch to a PNG file.
@@ -69,11 +72,12 @@ def render_png(
     Args:
         grid: Its voxels are drawn as boxes, in the proportions of `voxel_size`, with the k axis up.
         path: Where to write.
-        colors: Red, green and blue of every voxel of the batch, in [0, 1]: floating point [N, 3]. None colors by height.
+        colors: Red, green and blue of every voxel of the batch, in [0, 1]: floats [N, 3]. None colors by height.
         width: In pixels. The height follows from the voxels; it is never larger than the width.
-        azimuth: Where the camera stands, in degrees around the k axis: at 0 it looks against the i axis.
+        azimuth: Where the camera stands, in degrees around the k axis; at 0 it looks against the i axis.
         elevation: How high the camera stands, in degrees from -90 (below) to 90 (above).
         background: A color, in any form that matplotlib knows.
+        palette: How many colors the file may have, 2 to 256; 256 makes it about three times smaller. None keeps all.
         batch_item: Which grid of the batch.
 
     Raises:
@@ -88,7 +92,7 @@ def render_png(
     if rgb is not None:
         first, last = grid.offsets[item : item + 2].tolist()
         rgb = rgb[first:last]
-    _paint([_sides(grid[item], rgb, _camera(azimuth, elevation))], path, width, background)
+    _paint([_sides(grid[item], rgb, _camera(azimuth, elevation))], path, width, background, palette)
 
 
 def render_row(
@@ -101,6 +105,7 @@ def render_row(
     azimuth: float = 35.0,
     elevation: float = 30.0,
     background: str = "white",
+    palette: int | None = None,
 ) -> None:
     """Write a row of pictures, all to the same scale, to one PNG file.
 
@@ -119,16 +124,16 @@ def render_row(
     camera = _camera(azimuth, elevation)
     rgbs = [_rgb(f"colors[{n}]", each, items[n]) for n, each in enumerate(colors or [None] * len(items))]
     sides = [_sides(grid, rgb, camera) for grid, rgb in zip(items, rgbs, strict=True)]
-    _paint(sides, path, width, background, titles)
+    _paint(sides, path, width, background, palette, titles)
 
 
 def _camera(azimuth: float, elevation: float) -> Floats:
     """Unit vectors [3, 3] that point right and up in the picture, and towards the viewer."""
-    for name, angle in (("azimuth", azimuth), ("elevation", elevation)):
+    for name, angle, limit in (("azimuth", azimuth, 360), ("elevation", elevation, 90)):
         if isinstance(angle, bool) or not isinstance(angle, int | float):
             raise TypeError(f"{name} must be a number of degrees, got {angle!r}")
-        if not math.isfinite(angle) or (name == "elevation" and abs(angle) > 90):
-            raise ValueError(f"{name} must be {'between -90 and 90' if name == 'elevation' else 'finite'}, got {angle!r}")
+        if not -limit <= angle <= limit:
+            raise ValueError(f"{name} must be between {-limit} and {limit} degrees, got {angle}")
     a, e = math.radians(azimuth), math.radians(elevation)
     right = (-math.sin(a), math.cos(a), 0.0)
     up = (-math.sin(e) * math.cos(a), -math.sin(e) * math.sin(a), math.cos(e))
@@ -173,18 +178,18 @@ def _sides(grid: Grid, rgb: Floats | None, camera: Floats) -> Sides:
 
 
 def _by_height(k: NDArray[np.int64]) -> Floats:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    scale = LinearSegmentedColormap.from_list("height", HEIGHT_COLORS)
-    rgb: Floats = scale((k - k.min()) / max(np.ptp(k), 1))[:, :3]
-    return rgb
+    stops = np.array([[color >> 16, color >> 8 & 255, color & 255] for color in HEIGHT_COLORS]) / 255
+    at = (k - k.min()) / max(np.ptp(k), 1) * (len(stops) - 1)
+    return np.stack([np.interp(at, range(len(stops)), channel) for channel in stops.T], 1)
 
 
 def _crowding(table: Tensor) -> Floats:
     """How many of the eight voxels around the one in front of each side exist: fractions [6, N]."""
     exists = (table.numpy() >= 0).reshape(3, 3, 3, -1)
-    layers = [exists.take(2 * (n % 2), axis=n // 2) for n in range(6)]  # [3, 3, N], in the order of DIRECTIONS
-    return np.stack([(layer.sum((0, 1)) - layer[1, 1]) / 8 for layer in layers])
+    layers = [
+        exists.take(2 * (n % 2), axis=n // 2).reshape(9, -1) for n in range(6)
+    ]  # in the order of DIRECTIONS
+    return np.stack([np.delete(layer, 4, axis=0).mean(0) for layer in layers])
 
 
 def _quads() -> Floats:
@@ -198,43 +203,51 @@ def _paint(
     path: str | PathLike[str],
     width: int,
     background: str,
+    palette: int | None,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Paint one tile beside the other, to one scale, on a canvas of their own: pyplot's state stays as it is."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.collections import PolyCollection
-    from matplotlib.figure import Figure
-    from matplotlib.image import imsave
-
+    """Paint one tile beside the other, to one scale."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.collections import PolyCollection
+        from matplotlib.figure import Figure
+        from PIL import Image  # which comes with matplotlib
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'sparsevox[viz]'") from error
     if not 16 <= _checks.integer("width", width) <= 8192:
         raise ValueError(f"width must be between 16 and 8192 pixels, got {width}")
-    tile = width / len(tiles)
-    free = (1 - 2 * MARGIN) * tile
-    reach = np.max([np.abs(t.corners).max((0, 1), initial=t.edge) for t in tiles], axis=0)  # [2], from the middle
-    scale = float(free / (2 * reach.max()))  # pixels a world unit
-    title = round(max(tile / 14, 18)) if titles else 0
-    body = 2 * reach[1] * scale + 2 * MARGIN * tile
-    height = round(body) + title
+    if palette is not None and not 2 <= _checks.integer("palette", palette) <= 256:
+        raise ValueError(f"palette must be between 2 and 256 colors, got {palette}")
 
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100 * SAMPLES, facecolor=background)
+    tile = width / len(tiles)
+    reaches = [np.abs(t.corners).max((0, 1)) if len(t.corners) else (t.edge, t.edge) for t in tiles]
+    reach = np.max(reaches, axis=0)  # from the middle of a tile, to the side and up
+    scale = tile * (0.5 - MARGIN) / float(reach.max())  # pixels a world unit
+    body = 2 * (float(reach[1]) * scale + MARGIN * tile)
+    head = max(tile / 10, 20) if titles else 0
+    height = round(body + head)
+
+    # A figure with a canvas of its own leaves the state of pyplot as it is.
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI * SAMPLES, facecolor=background)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
     for n, t in enumerate(tiles):
+        x = (n + 0.5) * tile
         darker = 1 - EDGE * min(max((t.edge * scale - 2) / 6, 0), 1)
-        sides = PolyCollection(
-            t.corners * scale + ((n + 0.5) * tile, body / 2),
-            facecolors=t.colors,
-            edgecolors=t.colors * darker,
-            linewidths=0.36,
-            joinstyle="round",
-            antialiased=False,
-        )
+        polygons: Any = t.corners * scale + (
+            x,
+            body / 2,
+        )  # an array, which matplotlib likes but does not announce
+        sides = PolyCollection(polygons, facecolors=t.colors, edgecolors=t.colors * darker, antialiased=False)
+        sides.set_linewidth(LINE * 72 / DPI)
         axes.add_collection(sides, autolim=False)
         if titles:
-            axes.text((n + 0.5) * tile, body + title * 0.35, titles[n], ha="center", va="center", color=TITLE_COLOR, fontsize=title*0.4)
+            size = 0.4 * head * 72 / DPI
+            axes.text(x, body + 0.4 * head, titles[n], size=size, ha="center", va="center", color=TITLE_COLOR)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    samples = pixels.reshape(height, SAMPLES, width, SAMPLES, 3)
-    picture = samples.mean((1, 3)).round().astype(np.uint8)
-    imsave(path, picture, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    samples = np.asarray(canvas.buffer_rgba())[..., :3].reshape(height, SAMPLES, width, SAMPLES, 3)
+    picture = Image.fromarray(samples.mean((1, 3)).round().astype(np.uint8))
+    if palette is not None:
+        picture = picture.quantize(palette, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(path, "PNG", optimize=True)

@@ -8,24 +8,26 @@ from typing import Any
 import pytest
 import torch
 
-if not torch.cuda.is_available() and os.environ.get("SPARSEVOX_AOT") != "1":
-    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when the kernels are imported
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # read by Triton when the kernels are imported; "0" compiles
 
-from hypothesis import HealthCheck, settings  # noqa: E402  (the interpreter has to be chosen first)
+from hypothesis import HealthCheck, settings
 
-from bench.scenes import TINY, scene  # noqa: E402
-from sparsevox import _readback  # noqa: E402
-from sparsevox.morton import Bricks  # noqa: E402
-from sparsevox.reference.bricks import build_bricks  # noqa: E402
-from sparsevox.testing import as_coords, random_batch  # noqa: E402
+from bench.scenes import TINY, scene
+from sparsevox import _readback
+from sparsevox.morton import Bricks
+from sparsevox.reference.bricks import build_bricks
+from sparsevox.testing import as_coords, random_batch
 
 suppressed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-common = {"deadline": None, "derandomize": True, "suppress_health_check": suppressed, "database": None}
-settings.register_profile("ci", max_examples=40, **common)
-settings.register_profile("deep", max_examples=2000, **common)
+common = settings(deadline=None, derandomize=True, suppress_health_check=suppressed, database=None)
+settings.register_profile("ci", common, max_examples=40)
+settings.register_profile("deep", common, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-DEVICES = ["cpu"]
+DEVICES: list[Any] = ["cpu"]
 if torch.cuda.is_available():
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
 
@@ -61,7 +63,9 @@ def _one_thread() -> None:
 
 def _inputs() -> dict[str, tuple[torch.Tensor, int]]:
     kinds = ("clustered", "solid", "planar", "linear", "empty", "isolated")
-    batches = {f"batch of {size}": random_batch(seed, size, kinds=kinds) for seed, size in ((4, 1), (5, 6), (6, 200))}
+    batches = {
+        f"batch of {size}": random_batch(seed, size, kinds=kinds) for seed, size in ((4, 1), (5, 6), (6, 200))
+    }
     named = {name: (as_coords(data.voxels), data.batch_size) for name, data in batches.items()}
     scenes = {name: (scene(name, size), 64) for name, size in TINY.items()}
     return named | scenes | {"nothing": (as_coords([]), 2)}

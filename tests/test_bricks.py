@@ -1,6 +1,9 @@
 """Bricks: the reference against sets of tuples, the kernels against the reference, bit for bit."""
 
+import itertools
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +21,12 @@ kernels = pytest.importorskip("sparsevox.kernels.bricks")
 
 BATCHES = [random_batch(seed, batch_size) for seed, batch_size in ((0, 1), (1, 5), (2, 40), (3, 300))]
 HARD = {  # sets that defeat a weak hash, or leave the arrays uneven
-    "multiples of 2^12": [(0, x << 12, y << 12, z << 12) for x in range(-8, 8) for y in range(4) for z in range(4)],
-    "odd and alone": [(0, 2 * x + 1, 2 * y + 1, 2 * z + 1) for x in range(6) for y in range(6) for z in range(6)],
+    "multiples of 2^12": [
+        (0, x << 12, y << 12, z << 12) for x in range(-8, 8) for y in range(4) for z in range(4)
+    ],
+    "odd and alone": [
+        (0, 2 * x + 1, 2 * y + 1, 2 * z + 1) for x in range(6) for y in range(6) for z in range(6)
+    ],
     "one a brick": [(0, 4 * x, 4 * y, 4 * z) for x in range(6) for y in range(6) for z in range(6)],
     "full block": [(0, x, y, z) for x in range(-4, 4) for y in range(8) for z in range(8)],
     "corners of the range": [
@@ -51,7 +58,11 @@ def test_bricks_hold_the_set_in_row_order(data: VoxelSet, draw: st.DataObject) -
     assert bricks.masks.all()
     counts = [(m & (1 << 64) - 1).bit_count() for m in bricks.masks.tolist()]
     assert bricks.starts.tolist() == [sum(counts[:i]) for i in range(len(counts))]
-    assert (coords.dtype, bricks.starts.dtype, bricks.rows.shape) == (torch.int32, torch.int32, (len(ordered), 0))
+    assert (coords.dtype, bricks.starts.dtype, bricks.rows.shape) == (
+        torch.int32,
+        torch.int32,
+        (len(ordered), 0),
+    )
 
 
 @given(voxel_sets(), st.data())
@@ -81,7 +92,10 @@ def test_bounds(data: VoxelSet) -> None:
     lower, upper = ops.bounds(bricks)
     for item in range(data.batch_size):
         members = [v[1:] for v in data.voxels if v[0] == item] or [(0, 0, 0)]
-        above = [max(m[a] for m in members) + (1 if any(v[0] == item for v in data.voxels) else 0) for a in range(3)]
+        above = [
+            max(m[a] for m in members) + (1 if any(v[0] == item for v in data.voxels) else 0)
+            for a in range(3)
+        ]
         assert lower[item].tolist() == [min(m[a] for m in members) for a in range(3)]
         assert upper[item].tolist() == above
 
@@ -94,7 +108,7 @@ def test_stack_and_split_are_inverse(parts: list[VoxelSet]) -> None:
     union = {(b + first[i], *ijk) for i, part in enumerate(parts) for b, *ijk in part.voxels}
     assert_equal(stacked, reference.build_bricks(as_coords(union), first[-1]))
     calls = _readback.calls
-    for single, piece in zip(singles, ops.split(stacked, list(zip(first, first[1:], strict=False))), strict=True):
+    for single, piece in zip(singles, ops.split(stacked, list(itertools.pairwise(first))), strict=True):
         assert_equal(piece, single)
     assert _readback.calls == calls + 1
 
@@ -104,7 +118,8 @@ def test_stack_and_split_are_inverse(parts: list[VoxelSet]) -> None:
 def test_table_finds_every_key_and_stays_half_empty(name: str, count: int) -> None:
     keys = reference.build_bricks(as_coords(HARD[name][:count]), 1024).keys
     table = reference.brick_table(keys)
-    assert table.shape[0] >= 2 * keys.shape[0] and table.shape[0].bit_count() == 1
+    assert table.shape[0] >= 2 * keys.shape[0]
+    assert table.shape[0].bit_count() == 1
     assert ops.table_bytes(keys.shape[0]) == 4 * table.shape[0]
     for row, key in enumerate(keys.tolist()):
         slot = (key * reference.GOLDEN >> 32) % table.shape[0]
@@ -141,7 +156,9 @@ def test_look_up_kernels_equal_reference(batch: VoxelSet, device: torch.device) 
     table = kernels.brick_table(bricks.keys)
     coords = kernels.brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
     assert torch.equal(coords.cpu(), reference.brick_coords(*(t.cpu() for t in (*bricks[:3], bricks.rows))))
-    shifts = torch.tensor([[0, 0, 0, 0], [0, 1, 0, -1], [1, 0, 0, 0], [0, 1 << 18, 0, 0], [0, 0, 0, -(1 << 28)]])
+    shifts = torch.tensor(
+        [[0, 0, 0, 0], [0, 1, 0, -1], [1, 0, 0, 0], [0, 1 << 18, 0, 0], [0, 0, 0, -(1 << 28)]]
+    )
     queries = (coords.cpu()[:, None] + shifts).reshape(-1, 4)
     expected = reference.find_rows(queries, *(t.cpu() for t in bricks[:3]), None)
     for dtype in (torch.int32, torch.int64):
@@ -149,6 +166,10 @@ def test_look_up_kernels_equal_reference(batch: VoxelSet, device: torch.device) 
         assert torch.equal(found.cpu(), expected)
     near = kernels.neighbor_bricks(bricks.keys, table)
     assert torch.equal(near.cpu(), reference.neighbor_bricks(bricks.keys.cpu(), None))
+
+
+def test_bounds_kernel_equals_reference(bricks: Bricks, agree: Callable[..., Any]) -> None:
+    agree("bricks", "brick_bounds", bricks.keys, bricks.masks, bricks.offsets, read_backs=0)
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -165,7 +186,9 @@ def test_kernels_take_nothing(device: torch.device) -> None:
         bricks = kernels.build_bricks(nothing, 3, method)
         assert_equal(tuple(t.cpu() for t in bricks), reference.build_bricks(nothing.cpu(), 3))
     table = kernels.brick_table(bricks.keys)
-    assert kernels.find_rows(torch.zeros(2, 4, dtype=torch.int64, device=device), *bricks[:3], table).tolist() == [
+    assert kernels.find_rows(
+        torch.zeros(2, 4, dtype=torch.int64, device=device), *bricks[:3], table
+    ).tolist() == [
         -1,
         -1,
     ]
@@ -176,7 +199,8 @@ def test_kernels_take_nothing(device: torch.device) -> None:
 
 @pytest.mark.parametrize("method", ["sort", "hash"])
 @pytest.mark.parametrize(
-    ("batch_size", "bad"), [(2, (2, 0, 0, 0)), (None, (1024, 0, 0, 0)), (2, (-1, 0, 0, 0)), (2, (1, 0, LIMIT, 0))]
+    ("batch_size", "bad"),
+    [(2, (2, 0, 0, 0)), (None, (1024, 0, 0, 0)), (2, (-1, 0, 0, 0)), (2, (1, 0, LIMIT, 0))],
 )
 def test_first_offender_is_named(
     method: str, batch_size: int | None, bad: tuple[int, ...], device: torch.device

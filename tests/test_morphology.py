@@ -17,7 +17,7 @@ from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, row_order, voxe
 
 kernels = pytest.importorskip("sparsevox.kernels.morphology")
 
-Offset = tuple[int, int, int]
+Offset = tuple[int, ...]
 BOXES = [
     ([-1] * 3, [1] * 3),
     ([0] * 3, [1] * 3),
@@ -102,7 +102,9 @@ def test_erosion_at_the_border_of_the_range(data: VoxelSet, bounds: tuple[list[i
 
 
 @given(voxel_sets(max_voxels=60, limits=False), voxel_sets(max_voxels=60, limits=False), boxes)
-def test_dilation_and_erosion_are_adjoint(a: VoxelSet, b: VoxelSet, bounds: tuple[list[int], list[int]]) -> None:
+def test_dilation_and_erosion_are_adjoint(
+    a: VoxelSet, b: VoxelSet, bounds: tuple[list[int], list[int]]
+) -> None:
     lower, upper = bounds
     size = max(a.batch_size, b.batch_size)
     small = Grid.from_coords(as_coords(a.voxels), batch_size=size)

@@ -19,7 +19,10 @@ from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, row_order, voxe
 kernels = pytest.importorskip("sparsevox.kernels.topology")
 
 factors = st.one_of(
-    st.sampled_from([2, 4, 8, 16, 1 << 17]), st.integers(3, 7), st.tuples(*[st.integers(1, 5)] * 3), st.just((2, 2, 1))
+    st.sampled_from([2, 4, 8, 16, 1 << 17]),
+    st.integers(3, 7),
+    st.tuples(*[st.integers(1, 5)] * 3),
+    st.just((2, 2, 1)),
 )
 small_factors = st.one_of(st.sampled_from([2, 4, 8]), st.just(3), st.tuples(*[st.integers(1, 3)] * 3))
 OPS = {"or": operator.or_, "and": operator.and_, "sub": operator.sub, "xor": operator.xor}
@@ -65,7 +68,10 @@ def test_subdivide_to_chosen_children(data: VoxelSet, seed: int) -> None:
     rows = row_order(data.voxels)
     keep = torch.rand(len(rows), 8, generator=torch.Generator().manual_seed(seed)) < 0.3
     expected = {
-        c for v, row in zip(rows, keep, strict=True) for c, k in zip(children(v, (2, 2, 2)), row, strict=True) if k
+        c
+        for v, row in zip(rows, keep, strict=True)
+        for c, k in zip(children(v, (2, 2, 2)), row, strict=True)
+        if k
     }
     assert_holds(grid_of(data).subdivide(2, keep), expected)
 
@@ -97,7 +103,9 @@ def test_crop(data: VoxelSet, draw: st.DataObject) -> None:
     bound = st.one_of(near, near.map(lambda c: c + 3), st.integers(-(1 << 40), 1 << 40))
     pairs = [sorted(draw.draw(st.tuples(bound, bound))) for _ in range(3)]
     lower, upper = [p[0] for p in pairs], [p[1] for p in pairs]
-    expected = {v for v in data.voxels if all(a <= c < b for a, c, b in zip(lower, v[1:], upper, strict=True))}
+    expected = {
+        v for v in data.voxels if all(a <= c < b for a, c, b in zip(lower, v[1:], upper, strict=True))
+    }
     assert_holds(grid_of(data).crop(lower, upper), expected)
 
 
@@ -139,7 +147,8 @@ def test_children_out_of_range_name_the_first_voxel(level: int, device: torch.de
     voxels = [(0, 0, 0, 0), (0, edge - 1, 0, 0), (0, edge, 0, 0), (1, 0, -edge - 1, 0), (1, 0, -edge, 0)]
     bricks = [t.to(device) for t in build_bricks(as_coords(voxels), 2)]
     keep = torch.tensor([True, True, False, True, True], device=device)
-    assert row_order(voxels)[2] == (0, edge, 0, 0) and row_order(voxels)[3] == (1, 0, -edge - 1, 0)
+    assert row_order(voxels)[2] == (0, edge, 0, 0)
+    assert row_order(voxels)[3] == (1, 0, -edge - 1, 0)
     for module in (reference, kernels):
         for mask, expected in ((None, 2), (keep, 3)):
             with pytest.raises(morton.VoxelError) as error:

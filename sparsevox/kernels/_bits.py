@@ -1,6 +1,6 @@
 """Device functions: `morton.py` as Triton sees it, and the look-up of bricks.
 
-Words (codes, keys, masks) are int64 everywhere, so `>>` is arithmetic and literals have to fit the signed type.
+Words (codes, keys, masks) are int64, so `>>` is arithmetic and literals have to fit the signed type.
 """
 
 import triton
@@ -119,10 +119,10 @@ def octant_bytes(masks):
 
 
 @triton.jit
-def octant_words(bytes):
-    """Masks of the children of an octant: byte i is full where bit i of the low byte is set."""
+def octant_words(masks):
+    """Masks of the children of the first octants: byte i is full where bit i of the low byte is set."""
     # The product of all eight bits at once would carry: bit 7 goes its own way.
-    words = ((bytes & 0x7F) * 0x0002040810204081 & 0x0101010101010101) | (bytes & 0x80) << 49
+    words = ((masks & 0x7F) * 0x0002040810204081 & 0x0101010101010101) | (masks & 0x80) << 49
     return (words << 8) - words
 
 
@@ -167,26 +167,16 @@ def planes_below(position, AXIS: tl.constexpr):
 
 
 @triton.jit
-def move_plane(masks, AXIS: tl.constexpr, SOURCE: tl.constexpr, TARGET: tl.constexpr):
-    """The voxels at position SOURCE along an axis, moved to position TARGET."""
-    plane = masks & PLANES[AXIS][SOURCE]
-    up: tl.constexpr = AXIS_UNITS[AXIS] * ((TARGET & 1) - (SOURCE & 1) + 8 * ((TARGET >> 1) - (SOURCE >> 1)))
-    if up >= 0:
-        return plane << up
+def step_mask(masks, AXIS: tl.constexpr, STEP: tl.constexpr):
+    """Move voxels by STEP (1 or -1): those that stay in the brick, and those that arrive in the next one."""
+    even: tl.constexpr = PLANES[AXIS][0] | PLANES[AXIS][2]
+    unit: tl.constexpr = AXIS_UNITS[AXIS]
+    if STEP > 0:
+        stays = (masks & even) << unit | (masks & PLANES[AXIS][1]) << 7 * unit
+        leaves = (masks >> 9 * unit) & PLANES[AXIS][0]
     else:
-        return (plane >> -up) & PLANES[AXIS][TARGET]
-
-
-@triton.jit
-def shift_mask(masks, AXIS: tl.constexpr, SHIFT: tl.constexpr):
-    """Move voxels by SHIFT (-4 to 4): those that stay in the brick, and those that arrive in the next one that way."""
-    stays = tl.zeros_like(masks)
-    leaves = tl.zeros_like(masks)
-    for p in tl.static_range(4):
-        if (p + SHIFT >= 0) and (p + SHIFT < 4):
-            stays |= move_plane(masks, AXIS, p, p + SHIFT)
-        else:
-            leaves |= move_plane(masks, AXIS, p, (p + SHIFT) & 3)
+        stays = (masks >> unit) & even | (masks >> 7 * unit) & PLANES[AXIS][1]
+        leaves = (masks & PLANES[AXIS][0]) << 9 * unit
     return stays, leaves
 
 
@@ -201,7 +191,7 @@ def items(BLOCK: tl.constexpr):
 
 @triton.jit
 def voxels(masks, starts):
-    """One lane for each bit of bricks [BLOCK]: the bits [1, 64], which are occupied and their rows [BLOCK, 64]."""
+    """Lanes [BLOCK, 64] of bricks [BLOCK]: the bits [1, 64], which of them are occupied, and their rows."""
     bit = tl.arange(0, 64).to(tl.int64)[None, :]
     occupied = (masks[:, None] >> bit & 1) != 0
     return bit, occupied, starts.to(tl.int64)[:, None] + rank(masks[:, None], bit)
@@ -223,8 +213,8 @@ def first_slot(keys, capacity):
 def find_bricks(keys, wanted, keys_ptr, table_ptr, capacity):
     """Rows int64 of the bricks with these keys; -1 for the absent and for those not wanted.
 
-    A table is never more than half full, so every search meets an empty slot. All lanes wait for the slowest: launch
-    with one warp and small blocks.
+    A table is never more than half full, so every search meets an empty slot. All lanes wait for the slowest:
+    launch with one warp and small blocks.
     """
     slot = first_slot(keys, capacity)
     found = tl.full(keys.shape, -1, tl.int64)

@@ -1,7 +1,7 @@
 """From candidate bricks to a grid: what every op that builds one ends with.
 
-Candidates are arrays of keys and masks, int64 [P], as long as the result could become; a mask of 0 means that there is
-no such brick. Their number is not known on the host until `finish` reads it back.
+Candidates are arrays of keys and masks, int64 [P], as long as the result could become; a mask of 0 means that
+there is no such brick. How many there are is not known on the host until `finish` reads it back.
 
 B grids, L bricks, P candidates.
 """
@@ -46,7 +46,7 @@ def scatter_kernel(
     MERGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write present bricks to their places, which count from 1. With MERGE those that share a place become one."""
+    """Write present bricks to their places, from 1 on. MERGE unites those that share a place."""
     i = items(BLOCK)
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
     present = masks != 0
@@ -60,7 +60,7 @@ def scatter_kernel(
 
 @triton.jit(do_not_specialize=["n_pairs", "capacity"])
 def insert_kernel(keys_ptr, masks_ptr, out_keys_ptr, out_masks_ptr, n_pairs, capacity, BLOCK: tl.constexpr):
-    """Insert present bricks in a hash table whose empty slots hold NONE; those with the same key become one."""
+    """Insert present bricks in a hash table whose empty slots hold NONE; equal keys share a slot."""
     i = items(BLOCK)
     keys = tl.load(keys_ptr + i, mask=i < n_pairs, other=0)
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
@@ -177,7 +177,7 @@ def check_total(n_voxels: int) -> None:
 
 
 def _scatter(keys: Tensor, masks: Tensor, places: Tensor, *, merge: bool) -> tuple[Tensor, Tensor]:
-    """Move present candidates to their places, which count from 1. Other masks are 0, other keys undefined."""
+    """Move present candidates to their places, from 1 on. All other masks are 0, other keys undefined."""
     n = keys.shape[0]
     out_keys, out_masks = torch.empty_like(keys), torch.zeros_like(masks)
     launch(scatter_kernel, n, keys, masks, places, out_keys, out_masks, n, MERGE=merge, block=1024)

@@ -59,7 +59,7 @@ def launch(
     num_warps: int = 4,
     **flags: int | str | bool,
 ) -> None:
-    """Run `kernel` over `n` items, `block` of them a program, each of them `lanes` lanes wide. No items, no launch."""
+    """Run `kernel` over `n` items, `block` a program, each `lanes` lanes wide. No items, no launch."""
     if n == 0:
         return
     tensor = args[0]

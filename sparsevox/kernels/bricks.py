@@ -97,7 +97,7 @@ def rows_kernel(
 
 @triton.jit(do_not_specialize=["n_pairs", "capacity"])
 def around_kernel(keys_ptr, table_ptr, bricks_ptr, n_pairs, capacity, BLOCK: tl.constexpr):
-    """Row of the brick at each of the 27 places around each brick, or -1; one lane for each of these pairs."""
+    """Row of the brick at each of the 27 places around each brick, or -1. One lane for each pair."""
     i = items(BLOCK)
     active = i < n_pairs
     brick, place = i // 27, i % 27
@@ -143,7 +143,7 @@ def build_bricks(coords: Tensor, batch_size: int | None, method: str = "sort") -
     bad = no_bad(device)
     last_batch = torch.full((1,), -1, device=device)
     limit = morton.MAX_BATCH if batch_size is None else min(batch_size, morton.MAX_BATCH)
-    launch(encode_kernel, n, coords.contiguous(), codes, bad, last_batch, n, limit, block=1024)
+    launch(encode_kernel, n, coords.contiguous(), codes, bad, last_batch, n, limit, block=512)
     if method == "hash":
         keys, masks = merge_hashed(*split(codes))
     else:
@@ -192,7 +192,7 @@ def find_rows(coords: Tensor, keys: Tensor, masks: Tensor, starts: Tensor, table
 
 
 def neighbor_bricks(keys: Tensor, table: Tensor | None) -> Tensor:
-    """Row of the 27 bricks around each brick, -1 where there is none: int32 [L, 27], z fastest, own row in column 13."""
+    """Rows of the 27 bricks around each one, -1 if absent: int32 [L, 27], z fastest, its own in column 13."""
     table = brick_table(keys) if table is None else table
     bricks = torch.empty((keys.shape[0], 27), dtype=torch.int32, device=keys.device)
     n = bricks.numel()

@@ -71,7 +71,7 @@ def dense_bricks(mask: Tensor, lower: list[int]) -> Bricks:
     keys = torch.empty(n, dtype=torch.int64, device=mask.device)
     masks = torch.empty_like(keys)
     bad = no_bad(mask.device)
-    launch(dense_kernel, n, volume, keys, masks, bad, n, *bricks, *size, *lower, block=16, lanes=64)
+    launch(dense_kernel, n, volume, keys, masks, bad, n, *bricks, *size, *lower, block=8, lanes=64)
     try:
         return finish(keys, masks, batch_size, sort=True, bad=bad)
     except VoxelError as error:

@@ -8,11 +8,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsevox.kernels._bits import NONE, find_bricks, items, shift_mask, step_key
+from sparsevox.kernels._bits import NONE, find_bricks, items, step_key, step_mask
 from sparsevox.kernels._finish import finish, merge_sorted, no_bad
 from sparsevox.kernels._launch import launch
 from sparsevox.kernels.bricks import brick_table
 from sparsevox.morton import Bricks
+
+
+@triton.jit
+def move_up(previous, own, following, AXIS: tl.constexpr):
+    """Move the voxels of three bricks in a line by one."""
+    previous, into_own = step_mask(previous, AXIS, 1)
+    own, into_following = step_mask(own, AXIS, 1)
+    following, _ = step_mask(following, AXIS, 1)
+    return previous, own | into_own, following | into_following
+
+
+@triton.jit
+def move_down(previous, own, following, AXIS: tl.constexpr):
+    """Move the voxels of three bricks in a line by minus one."""
+    previous, _ = step_mask(previous, AXIS, -1)
+    own, into_previous = step_mask(own, AXIS, -1)
+    following, into_own = step_mask(following, AXIS, -1)
+    return previous | into_previous, own | into_own, following
 
 
 @triton.jit(do_not_specialize=["n_pairs", "lower", "upper"])
@@ -28,19 +46,18 @@ def dilate_kernel(
     AXIS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Three bricks for each one: the previous along the axis, its own place, the next. Key NONE where there is none."""
+    """Three bricks for each one, along the axis: the previous, the same, the next. Key NONE where empty."""
     i = items(BLOCK)
     keys = tl.load(keys_ptr + i, mask=i < n_pairs, other=NONE)
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
-    previous, own, following = tl.zeros_like(masks), tl.zeros_like(masks), tl.zeros_like(masks)
-    for shift in tl.static_range(-4, 5):
-        moved = tl.where((shift >= lower) & (shift <= upper), masks, 0)
-        stays, leaves = shift_mask(moved, AXIS, shift)
-        own |= stays
-        if shift < 0:
-            previous |= leaves
-        else:
-            following |= leaves
+    previous, own, following = tl.zeros_like(masks), masks, tl.zeros_like(masks)
+    for _ in range(lower):
+        previous, own, following = move_up(previous, own, following, AXIS)
+    for _ in range(-lower):
+        previous, own, following = move_down(previous, own, following, AXIS)
+    for _ in range(upper - lower):
+        previous_up, own_up, following_up = move_up(previous, own, following, AXIS)
+        previous, own, following = previous | previous_up, own | own_up, following | following_up
     step = tl.full(keys.shape, 1, tl.int64)
     below, above = step_key(keys, -step, AXIS), step_key(keys, step, AXIS)
     beyond = ((previous != 0) & (below == NONE)) | ((following != 0) & (above == NONE))
@@ -79,12 +96,15 @@ def erode_kernel(
     above = tl.where(upper > 0, step_key(keys, step, AXIS), NONE)
     row = find_bricks(above, above != NONE, keys_ptr, table_ptr, capacity)
     following = tl.load(masks_ptr + row, mask=row >= 0, other=0)
-    eroded = masks
-    for shift in tl.static_range(-4, 5):
-        # The voxel at x + shift has to arrive at x.
-        stays, _ = shift_mask(masks, AXIS, -shift)
-        _, arrives = shift_mask(previous if shift < 0 else following, AXIS, -shift)
-        eroded &= tl.where((shift >= lower) & (shift <= upper), stays | arrives, -1)
+    # The voxel at x + shift has to arrive at x, for all shifts.
+    eroded, own = masks, masks
+    for _ in range(upper):
+        _, own, following = move_down(own, own, following, AXIS)
+        eroded = eroded & own
+    own = masks
+    for _ in range(-lower):
+        previous, own, _ = move_up(previous, own, own, AXIS)
+        eroded = eroded & own
     tl.store(out_masks_ptr + i, eroded, mask=active)
 
 

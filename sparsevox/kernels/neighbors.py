@@ -15,7 +15,7 @@ from sparsevox.kernels.bricks import neighbor_bricks
 
 @triton.jit(do_not_specialize=["n_bricks", "n_rows"])
 def neighbor_kernel(masks_ptr, starts_ptr, bricks_ptr, neighbors_ptr, n_bricks, n_rows, BLOCK: tl.constexpr):
-    """Row of each voxel's neighbour at each tap, or -1. All lookups of bricks are done: bits and popcounts remain."""
+    """Row of each voxel's neighbour at each tap, or -1. No look-ups are left, only bits and popcounts."""
     brick = items(BLOCK)
     masks = tl.load(masks_ptr + brick, mask=brick < n_bricks, other=0)
     starts = tl.load(starts_ptr + brick, mask=brick < n_bricks, other=0)

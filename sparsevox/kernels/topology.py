@@ -34,7 +34,7 @@ from sparsevox.morton import Bricks
 def coarsen_kernel(
     keys_ptr, masks_ptr, out_keys_ptr, out_masks_ptr, n_bricks, level, HALF: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """What each brick becomes in the coarse grid: an octant of a brick if HALF (level 1), else a single voxel."""
+    """What each brick becomes in the coarse grid: an octant if HALF (level 1), else a single voxel."""
     brick = items(BLOCK)
     keys = tl.load(keys_ptr + brick, mask=brick < n_bricks, other=0)
     if HALF:
@@ -66,7 +66,7 @@ def children_kernel(
 ):
     """The brick that each octant of each brick becomes; one item for each of these pairs.
 
-    KEEP is the number of flags that each voxel has: none, one for all of its children, or one for each of the eight.
+    KEEP is the number of flags a voxel has: none, one for all of its children, or one for each of the eight.
     """
     i = items(BLOCK)
     brick, octant = i >> 3, i & 7
@@ -109,7 +109,7 @@ def blocks_kernel(
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """For each row the first of the bricks that the voxel becomes at `level` 2 or more; mask 0 for rows not kept."""
+    """First of the bricks that the voxel of each row becomes at `level` 2 or more; mask 0 for rows not kept."""
     brick = items(BLOCK)
     keys = tl.load(keys_ptr + brick, mask=brick < n_bricks, other=0)
     masks = tl.load(masks_ptr + brick, mask=brick < n_bricks, other=0)
@@ -147,8 +147,8 @@ def combine_kernel(
 ):
     """Bricks of one of two operands, sorted, at their places among the bricks of both.
 
-    `places_ptr` counts the bricks of the other operand that come before. PART "first" combines masks and comes before
-    the equal key of the second operand; "second" only adds what the first does not have.
+    `places_ptr` counts the bricks of the other operand that come before. PART "first" combines the masks, and
+    comes before the equal key of the second operand; "second" only adds bricks that the first does not have.
     """
     i = items(BLOCK)
     active = i < n_bricks
@@ -232,7 +232,7 @@ def subdivide_bricks(
     level: int,
     keep: Tensor | None,
 ) -> Bricks:
-    """Bricks of the 8^level children of every voxel with `keep` [N], or (level 1) of the children with `keep` [N, 8]."""
+    """Bricks of the 8^level children of voxels with `keep` [N], or (level 1) of children with `keep` [N, 8]."""
     flags = masks if keep is None else keep.contiguous().view(torch.int8)  # never read where there is no keep
     bad = no_bad(keys.device)
     if level == 1:
@@ -248,7 +248,7 @@ def subdivide_bricks(
     out_masks = torch.empty_like(out_keys)
     arrays = (keys, masks, starts, flags, out_keys, out_masks, bad)
     launch(
-        blocks_kernel, n, *arrays, n, min(level, morton.AXIS_BITS), KEEP=keep is not None, block=16, lanes=64
+        blocks_kernel, n, *arrays, n, min(level, morton.AXIS_BITS), KEEP=keep is not None, block=8, lanes=64
     )
     return _full_bricks(*pack(out_keys, out_masks), bad, offsets.shape[0] - 1, level - 2)
 
@@ -272,7 +272,7 @@ def combine_bricks(
     with_b = op in ("or", "xor")
     out_keys = torch.empty(n_a + n_b * with_b, dtype=torch.int64, device=keys_a.device)
     out_masks = torch.empty_like(out_keys)
-    # Both operands are sorted: the number of smaller keys in the other says where each brick goes, without a sort.
+    # Both operands are sorted: the number of smaller keys in the other says where a brick goes.
     places = torch.searchsorted(keys_b, keys_a)
     arrays = (keys_a, masks_a, keys_b, masks_b, places, out_keys, out_masks)
     launch(combine_kernel, n_a, *arrays, n_a, n_b, OP=op, PART="first", block=512)

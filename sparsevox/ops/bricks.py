@@ -30,7 +30,6 @@ _brick_bounds = _library.register(
     "brick_bounds(Tensor keys, Tensor masks, Tensor offsets) -> (Tensor lower, Tensor upper)",
     stem="bricks",
     fake=lambda keys, masks, offsets: tuple(keys.new_empty((offsets.shape[0] - 1, 3)) for _ in range(2)),
-    kernels=False,  # a handful of torch calls without a synchronisation
 )
 _brick_table = _library.register(
     "brick_table(Tensor keys) -> Tensor",
@@ -49,7 +48,9 @@ _neighbor_bricks = _library.register(
 )
 
 
-def build(coords: Tensor, batch_size: int | None = None, *, name: str = "coords", method: str = "sort") -> Bricks:
+def build(
+    coords: Tensor, batch_size: int | None = None, *, name: str = "coords", method: str = "sort"
+) -> Bricks:
     """Bricks of a set of coordinates.
 
     Args:

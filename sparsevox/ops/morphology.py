@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import morton
+from sparsevox._readback import send
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _library
 from sparsevox.ops.bricks import build, coords, find_rows
@@ -42,7 +43,9 @@ def box_of(radius: object, lower: object, upper: object) -> tuple[list[int], lis
         low = [-r for r in up]
     limit = 1 << morton.AXIS_BITS
     if min(low) < -limit or max(up) > limit:
-        raise ValueError(f"a stencil reaches at most {limit} voxels, got lower={tuple(low)} and upper={tuple(up)}")
+        raise ValueError(
+            f"a stencil reaches at most {limit} voxels, got lower={tuple(low)} and upper={tuple(up)}"
+        )
     return low, up
 
 
@@ -82,7 +85,7 @@ def erode(bricks: Bricks, table: Tensor | None, lower: Sequence[int], upper: Seq
 
 def dilate_stencil(bricks: Bricks, offsets: Sequence[Sequence[int]]) -> Bricks:
     """Dilation by any set of offsets: codes of all the sums, sorted."""
-    stencil = torch.tensor(offsets, device=bricks.keys.device)
+    stencil = send(offsets, bricks.keys.device)
     moved = coords(bricks).long()[:, None] + torch.nn.functional.pad(stencil, (1, 0))
     return build(moved.reshape(-1, 4), bricks.offsets.shape[0] - 1, name="dilated coords")
 
@@ -93,7 +96,7 @@ def erode_stencil(bricks: Bricks, table: Tensor | None, offsets: Sequence[Sequen
     voxels = coords(bricks)
     keep = torch.ones(voxels.shape[0], dtype=torch.bool, device=voxels.device)
     for offset in offsets:
-        step = torch.tensor([0, *_minus(offset, base)], dtype=voxels.dtype, device=voxels.device)
+        step = send([0, *_minus(offset, base)], voxels.device)
         keep &= find_rows(bricks, table, voxels + step) >= 0
     moved = _minus([0, 0, 0], base)
     kept = prune(bricks, keep)
@@ -106,7 +109,7 @@ def _minus(a: Sequence[int], b: Sequence[int]) -> list[int]:
 
 def _steps(lower: Sequence[int], upper: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Boxes with bounds within four voxels whose Minkowski sum is the box; one at least."""
-    steps = []
+    steps: list[tuple[list[int], list[int]]] = []
     while not steps or any(lower) or any(upper):
         low = [min(max(bound, -MAX_STEP), MAX_STEP) for bound in lower]
         up = [min(max(bound, -MAX_STEP), MAX_STEP) for bound in upper]

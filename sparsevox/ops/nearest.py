@@ -11,7 +11,9 @@ _nearest_rows = _library.register(
     "nearest_rows(Tensor points, Tensor batch, Tensor keys, Tensor masks, Tensor starts, Tensor offsets, Tensor rows, "
     "float[3] voxel_size) -> Tensor",
     stem="nearest",
-    fake=lambda points, batch, keys, masks, starts, offsets, rows, voxel_size: batch.new_empty(points.shape[0]),
+    fake=lambda points, batch, keys, masks, starts, offsets, rows, voxel_size: batch.new_empty(
+        points.shape[0]
+    ),
     kernels=False,  # a search by levels: some hundred torch calls whatever the number of points
 )
 
@@ -39,6 +41,10 @@ def nearest(bricks: Bricks, points: object, batch: object, voxel_size: Triple, o
     if positions.shape[0]:
         some, first = read_back(wrong.any(), wrong.int().argmax())
         if some:
-            raise ValueError(f"points must be finite, got points[{first}] = {tuple(positions[first].tolist())}")
-    result: Tensor = _nearest_rows(to_grid(positions.detach(), voxel_size, origin), items, *bricks, list(voxel_size))
+            raise ValueError(
+                f"points must be finite, got points[{first}] = {tuple(positions[first].tolist())}"
+            )
+    result: Tensor = _nearest_rows(
+        to_grid(positions.detach(), voxel_size, origin), items, *bricks, list(voxel_size)
+    )
     return result

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import morton
+from sparsevox._readback import send
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _library
 from sparsevox.ops.bricks import build, coords, empty, full_box
@@ -62,9 +63,8 @@ def coarsen(bricks: Bricks, factors: Sequence[int]) -> Bricks:
     level = _level(factors)
     if level is not None:
         return Bricks(*_coarsen_bricks(bricks.keys, bricks.masks, bricks.offsets, level))
-    voxels = coords(bricks)
-    divisor = torch.tensor([1, *factors], dtype=voxels.dtype, device=voxels.device)
-    return build(torch.div(voxels, divisor, rounding_mode="floor"), bricks.offsets.shape[0] - 1)
+    divisor = send([1, *factors], bricks.keys.device)
+    return build(torch.div(coords(bricks), divisor, rounding_mode="floor"), bricks.offsets.shape[0] - 1)
 
 
 def subdivide(bricks: Bricks, factors: Sequence[int], keep: Tensor | None = None) -> Bricks:
@@ -82,10 +82,10 @@ def subdivide(bricks: Bricks, factors: Sequence[int], keep: Tensor | None = None
     if keep is not None:
         _check_keep(bricks, keep, children=_level(factors) == 1)
     level = _level(factors)
-    try:
-        if level is not None:
-            return Bricks(*_subdivide_bricks(*bricks, level, keep))
+    if level is None:
         return _subdivide_by_coords(bricks, factors, keep)
+    try:
+        return Bricks(*_subdivide_bricks(*bricks, level, keep))
     except morton.VoxelError as error:
         voxel = tuple(coords(bricks)[error.index].tolist())
         raise ValueError(
@@ -104,20 +104,14 @@ def _check_keep(bricks: Bricks, keep: Tensor, *, children: bool) -> None:
 
 
 def _subdivide_by_coords(bricks: Bricks, factors: Sequence[int], keep: Tensor | None) -> Bricks:
-    voxels = coords(bricks).long()
-    scale = torch.tensor([1, *factors], device=voxels.device)
-    ends = voxels * scale + (scale - 1)
-    outside = ~morton.in_range(voxels * scale) | ~morton.in_range(ends)
-    if keep is not None:
-        outside &= keep
-    if outside.any():
-        raise morton.VoxelError(int(outside.int().argmax()))
-    voxels = voxels if keep is None else voxels[keep]
+    voxels = coords(bricks if keep is None else prune(bricks, keep)).long()
     if voxels.shape[0] * math.prod(factors) > morton.MAX_VOXELS:
-        raise ValueError(f"{voxels.shape[0]} voxels have more than {morton.MAX_VOXELS} children at {tuple(factors)}")
+        raise ValueError(
+            f"{voxels.shape[0]} voxels have more than {morton.MAX_VOXELS} children at {tuple(factors)}"
+        )
     steps = [torch.arange(n, device=voxels.device) for n in (1, *factors)]
-    children = (voxels * scale)[:, None] + torch.cartesian_prod(*steps)
-    return build(children.reshape(-1, 4), bricks.offsets.shape[0] - 1)
+    children = (voxels * send([1, *factors], voxels.device))[:, None] + torch.cartesian_prod(*steps)
+    return build(children.reshape(-1, 4), bricks.offsets.shape[0] - 1, name="children")
 
 
 def combine(a: Bricks, b: Bricks, op: str) -> Bricks:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import morton
-from sparsevox._readback import read_back
+from sparsevox._readback import read_back, send
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _library, morphology
 from sparsevox.ops.bricks import build, limits
@@ -27,18 +27,12 @@ _mesh_voxels = _library.register(
 
 def to_grid(points: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
     """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centres."""
-    device = points.device
-    start = torch.tensor(origin, dtype=torch.float64, device=device)
-    edge = torch.tensor(voxel_size, dtype=torch.float64, device=device)
-    return (points.double() - start) / edge
+    return (points.double() - send(origin, points.device)) / send(voxel_size, points.device)
 
 
 def to_world(ijk: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
     """World positions float64 [..., 3] of voxel coordinates [..., 3]."""
-    device = ijk.device
-    start = torch.tensor(origin, dtype=torch.float64, device=device)
-    edge = torch.tensor(voxel_size, dtype=torch.float64, device=device)
-    return start + edge * ijk.double()
+    return send(origin, ijk.device) + send(voxel_size, ijk.device) * ijk.double()
 
 
 def check_points(points: object, batch: object) -> tuple[Tensor, Tensor]:
@@ -94,7 +88,9 @@ def _explain(points: Tensor, items: Tensor, ijk: Tensor, batch_size: int | None)
     if not bool(points[index].isfinite().all()):
         raise ValueError(f"points must be finite, got points[{index}] = {point}") from None
     if not 0 <= int(items[index]) < batches:
-        raise ValueError(f"batch[{index}] = {int(items[index])} is out of range: {limits(batch_size)}") from None
+        raise ValueError(
+            f"batch[{index}] = {int(items[index])} is out of range: {limits(batch_size)}"
+        ) from None
     raise ValueError(f"points[{index}] = {point} lies outside the grid: {limits(batch_size)}") from None
 
 

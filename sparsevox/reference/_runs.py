@@ -111,21 +111,40 @@ def from_sorted_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
     return keys[starts], sum_runs(single_bits(codes), starts)
 
 
-def merge(keys: Tensor, masks: Tensor, more_keys: Tensor, more_masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Bricks of two lists with sorted keys, none in both, as one such list."""
-    place = torch.searchsorted(more_keys, keys) + torch.arange(keys.shape[0], device=keys.device)
-    more_place = torch.searchsorted(keys, more_keys) + torch.arange(more_keys.shape[0], device=keys.device)
-    out_keys = keys.new_empty(keys.shape[0] + more_keys.shape[0])
-    out_masks = torch.empty_like(out_keys)
-    out_keys[place], out_keys[more_place] = keys, more_keys
-    out_masks[place], out_masks[more_place] = masks, more_masks
-    return out_keys, out_masks
+def insert(keys: Tensor, masks: Tensor, new_keys: Tensor, new_masks: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Bricks of two lists with sorted keys, none in both, as one such list; `place` = searchsorted(keys, new_keys)."""
+    total = keys.shape[0] + new_keys.shape[0]
+    new = place + torch.arange(new_keys.shape[0], device=keys.device)
+    is_old = torch.ones(total, dtype=torch.bool, device=keys.device).index_fill_(0, new, False)
+    old = true_indices(is_old)
+    out_keys = keys.new_empty(total).index_copy_(0, old, keys).index_copy_(0, new, new_keys)
+    return out_keys, masks.new_empty(total).index_copy_(0, old, masks).index_copy_(0, new, new_masks)
 
 
-def unite(keys: Tensor, masks: Tensor, more_keys: Tensor, more_masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Union of two brick lists with distinct keys; only the first has to be sorted."""
-    index, found = search(keys, more_keys)
+def unite(keys: Tensor, masks: Tensor, *others: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Union of brick lists, each with distinct keys; only the first has to be sorted."""
     masks = masks.clone()
-    masks[index[found]] |= more_masks[found]
-    new_keys, order = torch.sort(more_keys[~found])
-    return merge(keys, masks, new_keys, more_masks[~found][order])
+    missing = []
+    for more_keys, more_masks in others:
+        place = torch.searchsorted(keys, more_keys)
+        index = place.clamp(max=max(keys.shape[0] - 1, 0))
+        found = keys[index] == more_keys if keys.shape[0] else torch.zeros_like(more_keys, dtype=torch.bool)
+        index, absent = index[found], true_indices(~found)
+        masks[index] |= more_masks[found]
+        missing.append((more_keys[absent], more_masks[absent], place[absent]))
+    if not any(part[0].shape[0] for part in missing):
+        return keys.clone(), masks
+    new_keys, new_masks, place = (torch.cat(part) for part in zip(*missing, strict=True))
+    new_keys, order = torch.sort(new_keys)
+    starts = run_starts(new_keys)
+    return insert(keys, masks, new_keys[starts], or_runs(new_masks[order], starts, len(others)), place[order][starts])
+
+
+def or_runs(words: Tensor, starts: Tensor, longest: int) -> Tensor:
+    """OR of int64 `words` over the runs that begin at `starts`, none longer than `longest`."""
+    ends = torch.cat([starts[1:], starts.new_tensor([words.shape[0]])])
+    total = words[starts]
+    for step in range(1, longest):
+        index = starts + step
+        total |= torch.where(index < ends, words[index.clamp(max=words.shape[0] - 1)], 0)
+    return total

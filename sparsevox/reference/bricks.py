@@ -8,13 +8,13 @@ from torch import Tensor
 
 from sparsevox import morton
 from sparsevox.morton import Bricks
+from sparsevox.reference._around import bricks_around
 from sparsevox.reference._runs import (
     assemble,
     encode,
     from_sorted_codes,
     lanes,
     popcount,
-    search,
     single_bits,
     true_indices,
 )
@@ -107,7 +107,9 @@ def brick_coords(keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor) -> T
     """Coordinates int32 [N, 4] in row order."""
     lane = lanes(masks)
     corners = morton.decode(keys << 6).int()
-    inside = morton.decode(morton.encode(torch.zeros(1, 4, device=keys.device)) + torch.arange(64, device=keys.device))
+    inside = morton.decode(
+        morton.encode(torch.zeros(1, 4, device=keys.device)) + torch.arange(64, device=keys.device)
+    )
     return corners.index_select(0, lane >> 6).add_(inside.int().index_select(0, lane & 63))
 
 
@@ -150,30 +152,33 @@ def table_capacity(num_bricks: int) -> int:
     return max(16, 1 << max(2 * num_bricks - 1, 0).bit_length())
 
 
+def find_bricks(keys: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
+    """Row of the brick with each key, -1 where there is none: int64 [M]."""
+    rows = torch.full_like(wanted, -1)
+    pending, slots = torch.arange(wanted.shape[0], device=keys.device), wanted * GOLDEN >> 32 & (table.shape[0] - 1)
+    while pending.shape[0]:
+        row = table.index_select(0, slots).long()
+        hit = (row < 0) | (keys.index_select(0, row.clamp(min=0)) == wanted)
+        rows[pending] = row  # of those that go on, for now
+        left = true_indices(~hit)
+        pending, wanted, slots = pending[left], wanted[left], slots[left] + 1 & (table.shape[0] - 1)
+    return rows
+
+
 def find_rows(coords: Tensor, keys: Tensor, masks: Tensor, starts: Tensor, table: Tensor | None) -> Tensor:
-    """Row of each coordinate [M, 4], -1 where there is no voxel: int64 [M]. Searches the sorted keys, not the table."""
+    """Row of each coordinate [M, 4], -1 where there is no voxel: int64 [M]."""
     codes = encode(coords)
     if keys.shape[0] == 0:
         return torch.full_like(codes, -1)
-    brick, found = search(keys, codes >> 6)
+    brick = find_bricks(keys, brick_table(keys) if table is None else table, codes >> 6)
+    found = (brick >= 0) & morton.in_range(coords)
+    brick.clamp_(min=0)
     bit = single_bits(codes)
-    mask = masks[brick]
-    found &= (mask & bit != 0) & morton.in_range(coords)
-    return torch.where(found, starts[brick] + popcount(mask & bit - 1), -1)
+    mask = masks.index_select(0, brick)
+    rows = starts.index_select(0, brick) + popcount(mask & bit - 1)
+    return rows.masked_fill_(~(found & (mask & bit != 0)), -1)
 
 
 def neighbor_bricks(keys: Tensor, table: Tensor | None) -> Tensor:
-    """Row of the 27 bricks around each brick, -1 where there is none: int32 [L, 27], z fastest, own row in column 13."""
-    count = keys.shape[0]
-    own = torch.arange(count, dtype=torch.int32, device=keys.device)
-    near = torch.full((27, count), -1, dtype=torch.int32, device=keys.device)
-    near[13] = own
-    for tap in range(13):
-        moved = keys
-        for axis, step in enumerate((tap // 9 - 1, tap // 3 % 3 - 1, tap % 3 - 1)):
-            moved = morton.step_keys(moved, axis, step)
-        index, found = search(keys, moved)
-        near[tap] = torch.where(found, index, -1)
-        # Where brick a sees b at one tap, b sees a at the opposite one.
-        near[26 - tap, index[found]] = own[found]
-    return near.t().contiguous()
+    """Rows of the 27 bricks around each one, -1 where there is none: int32 [L, 27], z fastest, its own in column 13."""
+    return bricks_around(keys).t().contiguous()

@@ -21,20 +21,19 @@ def dilate_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, lower: list[int]
 def _dilate_axis(keys: Tensor, masks: Tensor, axis: int, lower: int, upper: int) -> tuple[Tensor, Tensor]:
     stays, up, down = torch.zeros_like(masks), torch.zeros_like(masks), torch.zeros_like(masks)
     for shift in range(lower, upper + 1):
-        inside, leaves = morton.shift_masks(masks, axis, shift)
+        inside, leaves = morton.shift_masks(masks, axis, shift) if shift else (masks, None)
         stays |= inside
-        if shift > 0:
-            up |= leaves
-        elif shift < 0:
-            down |= leaves
-    out_keys, out_masks = keys, stays
+        if leaves is not None:
+            arriving = up if shift > 0 else down
+            arriving |= leaves
+    moved = []
     for step, arriving in ((1, up), (-1, down)):
         moving = true_indices(arriving != 0)
         targets = morton.step_keys(keys[moving], axis, step)
         if (targets == morton.NONE).any():
             raise morton.VoxelError(-1)
-        out_keys, out_masks = unite(out_keys, out_masks, targets, arriving[moving])
-    return out_keys, out_masks
+        moved.append((targets, arriving[moving]))
+    return unite(keys, stays, *moved)
 
 
 def erode_bricks(

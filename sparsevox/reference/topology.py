@@ -14,8 +14,8 @@ from sparsevox.reference._runs import (
     assemble,
     check_total,
     from_sorted_codes,
+    insert,
     lanes,
-    merge,
     run_starts,
     search,
     single_bits,
@@ -119,7 +119,7 @@ def combine_bricks(
     """Bricks of "or", "and", "sub" (in a, not in b) or "xor" of two sets of voxels."""
     batch_size = offsets.shape[0] - 1
     if op == "or":
-        return assemble(*unite(keys_a, masks_a, keys_b, masks_b), batch_size)
+        return assemble(*unite(keys_a, masks_a, (keys_b, masks_b)), batch_size)
     index, found = search(keys_b, keys_a)
     other = torch.where(found, masks_b[index], 0) if keys_b.shape[0] else torch.zeros_like(masks_a)
     if op == "and":
@@ -128,7 +128,9 @@ def combine_bricks(
         return assemble(keys_a.clone(), masks_a & ~other, batch_size)
     alone = torch.ones_like(keys_b, dtype=torch.bool)
     alone[index[found]] = False
-    return assemble(*merge(keys_a, masks_a ^ other, keys_b[alone], masks_b[alone]), batch_size)
+    more_keys = keys_b[alone]
+    place = torch.searchsorted(keys_a, more_keys)
+    return assemble(*insert(keys_a, masks_a ^ other, more_keys, masks_b[alone], place), batch_size)
 
 
 def kept_masks(masks: Tensor, starts: Tensor, keep: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sparsevox import morton
-from sparsevox.reference._runs import true_indices
+from sparsevox.reference._runs import run_starts, true_indices
 
 CHUNK = 1 << 18  # cells tested at once; their intermediate results should stay in a processor's cache
+GPU_FACTOR = 16  # a GPU takes that many times more cells at once
 FACES = 1 << 17  # faces looked at at once
 MERGE = 1 << 24  # voxels collected before duplicates are dropped
 
@@ -25,9 +26,9 @@ def mesh_voxels(vertices: Tensor, faces: Tensor) -> Tensor:
     """Coordinates of every voxel whose closed box [i - 0.5, i + 0.5]^3 a triangle touches.
 
     The overlap test of a triangle and a box by their 13 separating axes (Akenine-Moeller, "Fast 3D Triangle-Box Overlap
-    Testing", 2001), in the form with one range per edge and coordinate plane (Schwarz and Seidel, "Fast Parallel Surface
-    and Solid Voxelization on GPUs", 2010), on cells of cubes that shrink by four a step: a triangle starts with
-    the smallest cube of 2^k voxels an axis that holds it. There are no divisions and no normalised vectors, so that
+    Testing", 2001), with one range per edge and coordinate plane (Schwarz and Seidel, "Fast Parallel Surface and Solid
+    Voxelization on GPUs", 2010), on the cells of cubes that shrink by four a step: a triangle starts with the smallest
+    cube of 2^k voxels an axis that holds it. There are no divisions and no normalised vectors, so that
     degenerate triangles (segments, points) need no care: the axes that they lack are zero and separate nothing.
 
     No touched voxel is ever missed. A voxel is returned in error only if it is nearer to its triangle than rounding
@@ -42,9 +43,9 @@ def mesh_voxels(vertices: Tensor, faces: Tensor) -> Tensor:
         int32 [M, 3] in no particular order, with duplicates where triangles share voxels. The order depends on the
         order of the faces, the set does not.
 
-    Memory: some 100 MB at CHUNK cells, whatever the mesh; plus 12 bytes for each row of the result and as much again
-    to join them. Duplicates are dropped whenever more than MERGE rows, and twice as many as after the last time, have come
-    together.
+    Memory: some 100 MB for CHUNK cells and FACES faces, whatever the mesh; then 24 bytes for each row of the result, or
+    60 where duplicates are dropped. They are whenever more than MERGE rows, and more than twice as many as the last
+    time were left, have come together: the result has at most MERGE rows, or twice as many as there are voxels.
     """
     parts: list[Tensor] = []
     count, limit = 0, MERGE
@@ -80,17 +81,20 @@ def _descend(corners: Tensor, base: Tensor, bits: int) -> Iterator[Tensor]:
 
     Depth first with chunks of pairs, so that at most 64 chunks wait on every one of the nine levels.
     """
+    chunk = CHUNK * (GPU_FACTOR if corners.is_cuda else 1)
     owner = torch.arange(corners.shape[2], device=corners.device)
     cube = torch.zeros_like(base)
     cell_bits = 2 - bits % 2 if bits else 0
     stack = [(bits - cell_bits, cell_bits, owner, cube)]
     while stack:
         level, cell_bits, owner, cube = stack.pop()
-        pairs = max(1, CHUNK >> 3 * cell_bits)
+        pairs = max(1, chunk >> 3 * cell_bits)
         if owner.shape[0] > pairs:
             stack.append((level, cell_bits, owner[pairs:], cube[:, pairs:]))
             owner, cube = owner[:pairs], cube[:, :pairs]
-        touched = _touched_cells(corners.index_select(2, owner), cube, 1 << cell_bits, 1 << level, 2.0**bits * SLACK)
+        touched = _touched_cells(
+            corners.index_select(2, owner), cube, 1 << cell_bits, 1 << level, 2.0**bits * SLACK
+        )
         hits = true_indices(touched.flatten())
         cell = torch.div(hits, owner.shape[0], rounding_mode="floor")
         pair = hits - cell * owner.shape[0]
@@ -120,14 +124,13 @@ def _touched_cells(corners: Tensor, cube: Tensor, n: int, edge: int, slack: floa
         slack: bound of the shift of a corner, or of a cell, that explains the rounding errors.
     """
     sides = corners.roll(-1, 0) - corners
-    cells = cube[:, None] + edge * torch.arange(n, dtype=torch.int32, device=cube.device)[:, None]
-    places = cells.double()  # [3, n, Q], lowest corners
+    steps = edge * torch.arange(n, dtype=torch.int32, device=cube.device)
+    places = (cube[:, None] + steps[:, None]).double()  # [3, n, Q], lowest corners
     touched = _plane_meets(corners[0], sides, places, edge, slack)
-    boxes = (cells <= corners.amax(0)[:, None]) & (cells + edge >= corners.amin(0)[:, None])
-    for axis in range(3):
-        a, b = sorted({0, 1, 2} - {axis})
-        flat = _projections_meet(corners[:, [a, b]], sides[:, [a, b]], places[[a, b]], edge, slack)
-        flat &= boxes[a][:, None] & boxes[b]
+    boxes = (places <= corners.amax(0)[:, None]) & (places + edge >= corners.amin(0)[:, None])
+    for axis, others in enumerate((slice(1, 3), slice(0, 3, 2), slice(0, 2))):
+        flat = _projections_meet(corners[:, others], sides[:, others], places[others], edge, slack)
+        flat &= boxes[others][0][:, None] & boxes[others][1]
         touched &= flat.unsqueeze(axis)
     return touched
 
@@ -170,7 +173,10 @@ def _distinct(voxels: Tensor) -> Tensor:
     """Each of the voxels [3, M] once."""
     # Boxes of vertices at the very limits of the range reach one voxel beyond, where codes would wrap around.
     shift, bits = -morton.COORD_MIN + 1, morton.AXIS_BITS + 2
-    x, y, z = (axis.long() + shift for axis in voxels)
-    code = torch.unique(x << 2 * bits | y << bits | z)
+    code = torch.zeros_like(voxels[0], dtype=torch.int64)
+    for axis in voxels:
+        code.bitwise_left_shift_(bits).add_(axis).add_(shift)
+    code = torch.sort(code).values
+    code = code[run_starts(code)]
     low = (1 << bits) - 1
     return torch.stack([code >> 2 * bits, code >> bits & low, code & low]).sub_(shift).int()

@@ -1,0 +1,1 @@
+"""Benchmarks of sparsevox: `python -m bench` measures, `bench/README.md` says how and holds the numbers."""

@@ -1,0 +1,56 @@
+"""From points and from triangles to grids."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sparsevox as sv
+from bench import baseline
+from bench.contenders import ours, voxel_list
+from bench.harness import Case, Contender
+from bench.scenes import sphere_mesh
+
+
+def from_points(coords: Tensor) -> Sequence[Contender]:
+    """A float point somewhere in every voxel of the scene."""
+    jitter = torch.rand(len(coords), 3, generator=torch.Generator().manual_seed(0)).to(coords.device) - 0.5
+    points = 0.1 * (coords[:, 1:] + 0.98 * jitter)
+
+    def build(points: Tensor) -> Tensor:
+        ijk = torch.floor(points.double() / 0.1 + 0.5).long()
+        return baseline.build(torch.cat([torch.zeros_like(ijk[:, :1]), ijk], 1))
+
+    return ours(lambda p: sv.Grid.from_points(p, voxel_size=0.1), points), voxel_list(build, points)
+
+
+def from_mesh(coords: Tensor) -> Sequence[Contender]:
+    """A sphere of triangles, half as many as its shell has voxels; against trimesh where it is installed."""
+    vertices, faces = sphere_mesh(radius=float(coords.max()), rings=max(4, round((len(coords) / 8) ** 0.5)))
+    vertices, faces = vertices.to(coords.device), faces.to(coords.device)
+    contenders = [ours(lambda: sv.Grid.from_mesh(vertices, faces, voxel_size=1.0))]
+    if importlib.util.find_spec("trimesh"):
+        import trimesh
+
+        mesh = trimesh.Trimesh(vertices.cpu().numpy(), faces.cpu().numpy(), process=False)
+        contenders.append(Contender("trimesh", lambda: mesh.voxelized(1.0), _trimesh_keys, baseline=True))
+    return contenders
+
+
+def covers(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether we have all voxels of another list: trimesh splits triangles and rounds corners, which misses some."""
+    return bool(baseline.contains(ours, theirs).all())
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    """The points of 1M voxels, and a sphere mesh as large as the shell of 100k voxels."""
+    yield Case("from_points", "shell", 32 if quick else 565, from_points, dtype="float32")
+    yield Case("from_points", "lidar", 64 if quick else 2048, from_points, dtype="float32")
+    yield Case("from_mesh", "shell", 32 if quick else 180, from_mesh, agree=covers, dtype="float64")
+
+
+def _trimesh_keys(voxels: Any) -> Tensor:
+    ijk = torch.from_numpy(voxels.points).round().long()
+    return baseline.build(torch.cat([torch.zeros_like(ijk[:, :1]), ijk], 1))

@@ -1,0 +1,83 @@
+"""The README tells the truth: its examples run, its table is measured, its links lead somewhere. The demo runs too."""
+
+import doctest
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import sparsevox as sv
+from bench.scenes import scene
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_examples_print_what_they_say(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra viz")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```pycon\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "README.md", None, 0)
+    assert len(test.examples) >= 15
+    report: list[str] = []
+    result = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert result.failed == 0, "".join(report)
+    assert (tmp_path / "shell.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "row",
+    re.findall(r"^\| `(\w+) (\d+)`.*?\| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \|$", TEXT, flags=re.MULTILINE),
+)
+def test_memory_is_what_the_table_says(row) -> None:
+    name, size, voxels, per_brick, per_voxel = row
+    grid = sv.Grid.from_coords(scene(name, int(size)))
+    assert grid.num_voxels == pytest.approx(int(voxels.replace(",", "")), rel=1e-3)
+    assert grid.num_voxels / grid.num_bricks == pytest.approx(float(per_brick), abs=0.1)
+    assert grid.nbytes / grid.num_voxels == pytest.approx(float(per_voxel), abs=0.01)
+
+
+def test_every_public_name_of_a_grid_is_there() -> None:
+    verbs = TEXT.split("## Verbs")[1].split("\n## ")[0]
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", verbs))))
+    internal = {"bricks", "table"}
+    public = {name for name in dir(sv.Grid.empty()) if not name.startswith("_")} - internal
+    assert public <= named, f"not in the README: {sorted(public - named)}"
+
+
+def test_the_two_commands_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("demo", "test"):
+        assert f"make {target}" in TEXT
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    anchors = {
+        "#" + line.lstrip("# ").lower().replace(" ", "-") for line in TEXT.splitlines() if line[:2] == "##"
+    }
+    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert len(links) > 8
+    for link in links:
+        assert link in anchors if link.startswith("#") else (ROOT / link).exists(), link
+
+
+def test_pictures_are_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "assets").glob("*.png")}
+    assert {"shapes.png", "topology.png"} <= set(sizes)
+    assert max(sizes.values()) <= 200_000, sizes
+
+
+def test_the_demo_runs_on_a_mesh_of_the_user_too(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra viz")
+    trimesh = pytest.importorskip("trimesh", reason="needs the extra io")
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "box.stl")
+    arguments = ["--out", str(tmp_path / "out"), "--mesh", str(tmp_path / "box.stl"), "--resolution", "16"]
+    monkeypatch.setattr("sys.argv", ["topology.py", *arguments])
+    runpy.run_path(str(ROOT / "examples" / "topology.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("ok") for line in lines) == 6
+    assert any(line.startswith("box ") for line in lines)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"shapes.png", "topology.png"}
