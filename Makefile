@@ -42,8 +42,8 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 	$(VENV)/bin/ruff check --select I --fix
 	$(VENV)/bin/ruff format
 
-NAMES ?= bricks topology neighbors voxelize
-bench: $(VENV)/dev.stamp ## Measure on the CPU (NAMES="bricks topology", OUT=folder)
+NAMES ?=
+bench: $(VENV)/dev.stamp ## Measure on the CPU (NAMES="bricks topology", all by default; OUT=folder)
 	$(VENV)/bin/python -m bench $(NAMES) --out $${OUT:-bench/results}
 
 # For a machine that is lent: no installation, whatever Python and Triton are there.

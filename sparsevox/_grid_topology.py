@@ -34,9 +34,9 @@ class GridTopology:
         self._derived: WeakValueDictionary[tuple[object, ...], Self] = WeakValueDictionary()
 
     @property
-    def table(self) -> Tensor | None:
-        """Hash table from brick keys to brick rows, built at first use; None on the CPU, which searches the keys."""
-        if self._table is None and self.bricks.keys.device.type != "cpu":
+    def table(self) -> Tensor:
+        """Hash table from brick keys to brick rows, int32 [capacity], built at first use."""
+        if self._table is None:
             self._table = _bricks.table(self.bricks)
         return self._table
 
@@ -131,7 +131,7 @@ class GridTopology:
             offsets = _stencil_alone(stencil, radius, lower, upper)
             return self._with(_morphology.erode_stencil(self.bricks, self.table, offsets))
         low, up = _morphology.box_of(radius, lower, upper)
-        return self._with(_morphology.erode(self.bricks, self.table, low, up))
+        return self._with(_morphology.erode(self.bricks, _bricks.walking_table(self), low, up))
 
     def prune(self, mask: Tensor) -> Self:
         """Grid of the voxels whose row of `mask`, bool [N], is True. Raises TypeError or ValueError for other masks."""

@@ -182,7 +182,7 @@ class Grid(GridTopology):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, masks, starts and hash table; the table counts before its first use, and on the CPU too."""
+        """Bytes of keys, masks, starts and hash table; the table counts before its first use, too."""
         words = (self.bricks.keys, self.bricks.masks, self.bricks.starts)
         return sum(t.numel() * t.element_size() for t in words) + _bricks.table_bytes(self.num_bricks)
 

@@ -100,7 +100,7 @@ def voxel_sets(draw: st.DrawFn, max_voxels: int = 150, max_batch: int = 3, limit
     reach = LIMIT if limits else 16000
     coordinate = st.one_of(st.integers(-9, 9), st.integers(-reach, reach - 1))
     voxel = st.tuples(st.integers(0, batch_size - 1), coordinate, coordinate, coordinate)
-    voxels = set(draw(st.sets(voxel, max_size=6)))
+    voxels: set[Voxel] = set(draw(st.sets(voxel, max_size=6)))
     kinds = KINDS if limits else ("clustered", "solid", "planar", "linear", "empty")
     for item in draw(st.sets(st.integers(0, batch_size - 1))):
         kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, max_voxels))

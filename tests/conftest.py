@@ -27,9 +27,8 @@ settings.register_profile("ci", common, max_examples=40)
 settings.register_profile("deep", common, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-DEVICES: list[Any] = ["cpu"]
-if torch.cuda.is_available():
-    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
+# With a GPU kernels are compiled, so they do not run on the CPU.
+DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,15 +41,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device at hand. On the CPU kernels are interpreted, on a GPU compiled."""
+    """Where kernels run: on a GPU if there is one, else, in the interpreter, on the CPU."""
     return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    """Memory from torch.empty holds NaN or the largest integer, so that a value nobody wrote shows."""
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    """Memory from torch.empty holds NaN or the largest integer, so that a value nobody wrote shows.
+
+    Not with a GPU, where the switch for it also refuses ops of PyTorch that tests use on the side.
+    """
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # noqa: B010  (a module with a property)
     yield
     torch.use_deterministic_algorithms(False)
 

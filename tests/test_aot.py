@@ -61,7 +61,9 @@ def launches() -> list[Launch]:
     for path in sorted(KERNELS.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "launch":
-                constants = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+                constants: dict[str | None, Any] = {
+                    k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)
+                }
                 kernel = node.args[0]
                 assert isinstance(kernel, ast.Name), ast.unparse(node)
                 found.append(Launch(path.stem, kernel.id, constants["block"], constants.get("num_warps", 4)))

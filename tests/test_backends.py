@@ -10,7 +10,6 @@ from sparsevox import Grid, _readback, ops
 from sparsevox.testing import as_coords, random_batch
 
 pytest.importorskip("triton", reason="compares with the Triton backend")
-pytestmark = pytest.mark.triton36
 
 KINDS = ("clustered", "solid", "planar", "linear", "isolated", "empty")
 
@@ -55,17 +54,26 @@ def assert_backends_agree(
         assert torch.equal(a.cpu(), b)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.triton36), 1, 2, 3, 4])
 def test_random_grids(seed: int, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     data = random_batch(seed, 500, count=12, kinds=KINDS)
     assert_backends_agree(as_coords(data.voxels), data.batch_size, monkeypatch, device)
 
 
+@pytest.mark.triton36
 @pytest.mark.parametrize("name", TINY)
 def test_scenes(name: str, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     assert_backends_agree(scene(name, TINY[name]), 64, monkeypatch, device)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="block sizes of the interpreter, which is not used with a GPU")
+@pytest.mark.parametrize(("name", "size"), [("shell", 10), ("curves", 5)])
+def test_many_small_programs(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsevox.kernels._launch.INTERPRETER_LANES", 1024)
+    assert_backends_agree(scene(name, size), 1, monkeypatch, torch.device("cpu"))
+
+
+@pytest.mark.triton36
 def test_one_read_back_for_each_built_grid(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     monkeypatch.setenv("SPARSEVOX_BACKEND", "triton")
     grid = Grid.from_coords(scene("shell", 12).to(device))

@@ -29,6 +29,7 @@ HARD = {  # sets that defeat a weak hash, or leave the arrays uneven
     ],
     "one a brick": [(0, 4 * x, 4 * y, 4 * z) for x in range(6) for y in range(6) for z in range(6)],
     "full block": [(0, x, y, z) for x in range(-4, 4) for y in range(8) for z in range(8)],
+    "one shape in every item": [(b, 0, 0, z) for b in range(1024) for z in (0, 4)],
     "corners of the range": [
         (1023, x, y, z) for x in (-LIMIT, LIMIT - 1) for y in (-LIMIT, 0) for z in (-1, LIMIT - 1)
     ],
@@ -122,7 +123,7 @@ def test_table_finds_every_key_and_stays_half_empty(name: str, count: int) -> No
     assert table.shape[0].bit_count() == 1
     assert ops.table_bytes(keys.shape[0]) == 4 * table.shape[0]
     for row, key in enumerate(keys.tolist()):
-        slot = (key * reference.GOLDEN >> 32) % table.shape[0]
+        slot = int(reference.first_slot(torch.tensor(key), table.shape[0]))
         while table[slot] != row:
             assert table[slot] >= 0
             slot = (slot + 1) % table.shape[0]
@@ -160,7 +161,8 @@ def test_look_up_kernels_equal_reference(batch: VoxelSet, device: torch.device) 
         [[0, 0, 0, 0], [0, 1, 0, -1], [1, 0, 0, 0], [0, 1 << 18, 0, 0], [0, 0, 0, -(1 << 28)]]
     )
     queries = (coords.cpu()[:, None] + shifts).reshape(-1, 4)
-    expected = reference.find_rows(queries, *(t.cpu() for t in bricks[:3]), None)
+    keys, masks, starts = (t.cpu() for t in bricks[:3])
+    expected = reference.find_rows(queries, keys, masks, starts, None)
     for dtype in (torch.int32, torch.int64):
         found = kernels.find_rows(queries.to(device, dtype), *bricks[:3], table)
         assert torch.equal(found.cpu(), expected)

@@ -29,7 +29,10 @@ LAYERS = (
 )
 
 # Stems that a folder lacks, each with the reason.
-NO_KERNEL: dict[str, str] = {}
+NO_KERNEL = {
+    "nearest": "a best-first search in tensor ops serves every device: its loop is over levels, not over points",
+    "voxelize": "triangle tests are wide elementwise float64 arithmetic, which PyTorch runs on every device as it is",
+}
 NO_BENCH: dict[str, str] = {}
 
 # What copies from the device to the host, or waits for it. sparsevox/_readback.py does it for everybody.

@@ -1,5 +1,7 @@
 """Codes, keys and masks against digits of Python integers and coordinates."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,7 @@ voxel_lists = st.lists(
 )
 
 
-def move(voxels: list[Voxel], axis: int, distance: int) -> list[Voxel]:
+def move(voxels: Sequence[Voxel], axis: int, distance: int) -> list[Voxel]:
     return [tuple(c + distance * (a == axis + 1) for a, c in enumerate(v)) for v in voxels]
 
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from itertools import product
 from typing import Any
 
@@ -32,7 +33,7 @@ def grid_of(data: VoxelSet) -> Grid:
     return Grid.from_coords(as_coords(data.voxels), batch_size=data.batch_size)
 
 
-def assert_holds(grid: Grid, voxels: set[Voxel] | frozenset[Voxel]) -> None:
+def assert_holds(grid: Grid, voxels: AbstractSet[Voxel]) -> None:
     assert [tuple(v) for v in grid.coords.tolist()] == row_order(voxels)
 
 

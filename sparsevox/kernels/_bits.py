@@ -205,8 +205,12 @@ def as_mask(occupied, bit):
 
 @triton.jit
 def first_slot(keys, capacity):
-    """Where the search for a key begins. `capacity` is a power of two."""
-    return (keys * GOLDEN >> 32) & (capacity - 1)
+    """Where the search for a key begins. `capacity` is a power of two.
+
+    The batch index reaches only the highest bits of the product: fold them in.
+    """
+    product = keys * GOLDEN
+    return (product >> 32 ^ product >> 48) & (capacity - 1)
 
 
 @triton.jit

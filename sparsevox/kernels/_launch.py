@@ -47,7 +47,7 @@ SCALARS = {
 }
 
 # On CPU tensors kernels run in Triton's interpreter, whose cost is the number of programs, hardly their size.
-INTERPRETER_LANES = 1 << 14
+INTERPRETER_LANES = 1 << 16
 
 
 def launch(

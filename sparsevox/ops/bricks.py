@@ -5,6 +5,7 @@ N voxels, M coordinates, B grids, L bricks.
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -127,6 +128,21 @@ def table(bricks: Bricks) -> Tensor:
     """Hash table int32 [capacity] from brick keys to brick rows."""
     result: Tensor = _brick_table(bricks.keys)
     return result
+
+
+class HasBricks(Protocol):
+    """What ops need of a grid."""
+
+    bricks: Bricks
+
+    @property
+    def table(self) -> Tensor:
+        """Hash table of the bricks."""
+
+
+def walking_table(grid: HasBricks) -> Tensor | None:
+    """The hash table for a walk from every brick to its neighbours, for which the CPU has its sorted keys."""
+    return None if grid.bricks.keys.device.type == "cpu" else grid.table
 
 
 def table_bytes(num_bricks: int) -> int:

@@ -1,30 +1,16 @@
 """Neighbour tables: who is whose neighbour in a 3x3x3 window."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from sparsevox.morton import Bricks
 from sparsevox.ops import _library
+from sparsevox.ops.bricks import HasBricks, walking_table
 
 _neighbor_table = _library.register(
     "neighbor_table(Tensor keys, Tensor masks, Tensor starts, Tensor rows, Tensor? table) -> Tensor",
     stem="neighbors",
     fake=lambda keys, masks, starts, rows, table: keys.new_empty((27, rows.shape[0]), dtype=torch.int32),
 )
-
-
-class HasBricks(Protocol):
-    """What ops need of a grid."""
-
-    @property
-    def bricks(self) -> Bricks:
-        """Keys, masks, starts, offsets and rows."""
-
-    @property
-    def table(self) -> Tensor | None:
-        """Hash table of the bricks, if the device needs one."""
 
 
 def neighbor_table(grid: HasBricks) -> Tensor:
@@ -35,5 +21,7 @@ def neighbor_table(grid: HasBricks) -> Tensor:
         row 13 holds every voxel's own row, and row 26 - t is the inverse of row t.
     """
     bricks = grid.bricks
-    result: Tensor = _neighbor_table(bricks.keys, bricks.masks, bricks.starts, bricks.rows, grid.table)
+    result: Tensor = _neighbor_table(
+        bricks.keys, bricks.masks, bricks.starts, bricks.rows, walking_table(grid)
+    )
     return result

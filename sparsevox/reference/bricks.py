@@ -137,7 +137,7 @@ def brick_table(keys: Tensor) -> Tensor:
     capacity = table_capacity(keys.shape[0])
     table = torch.full((capacity,), -1, dtype=torch.int32, device=keys.device)
     pending = torch.arange(keys.shape[0], dtype=torch.int32, device=keys.device)
-    slots = keys * GOLDEN >> 32 & (capacity - 1)
+    slots = first_slot(keys, capacity)
     while pending.shape[0]:
         free = table[slots] < 0
         # Where several bricks want one free slot, the last in row order gets it.
@@ -152,10 +152,16 @@ def table_capacity(num_bricks: int) -> int:
     return max(16, 1 << max(2 * num_bricks - 1, 0).bit_length())
 
 
+def first_slot(keys: Tensor, capacity: int) -> Tensor:
+    """Where the search for a key begins. The batch index reaches only the highest bits of the product: fold them in."""
+    product = keys * GOLDEN
+    return (product >> 32 ^ product >> 48) & (capacity - 1)
+
+
 def find_bricks(keys: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
     """Row of the brick with each key, -1 where there is none: int64 [M]."""
     rows = torch.full_like(wanted, -1)
-    pending, slots = torch.arange(wanted.shape[0], device=keys.device), wanted * GOLDEN >> 32 & (table.shape[0] - 1)
+    pending, slots = torch.arange(wanted.shape[0], device=keys.device), first_slot(wanted, table.shape[0])
     while pending.shape[0]:
         row = table.index_select(0, slots).long()
         hit = (row < 0) | (keys.index_select(0, row.clamp(min=0)) == wanted)
