@@ -66,7 +66,9 @@ def test_scenes(name: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
     assert_backends_agree(scene(name, TINY[name]), 64, monkeypatch, device)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="block sizes of the interpreter, which is not used with a GPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="block sizes of the interpreter, which is not used with a GPU"
+)
 @pytest.mark.parametrize(("name", "size"), [("shell", 10), ("curves", 5)])
 def test_many_small_programs(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsevox.kernels._launch.INTERPRETER_LANES", 1024)

@@ -114,6 +114,14 @@ def test_a_tie_goes_to_the_lowest_row(shift, base):
     assert find(point, [0], cube, 1) == [min(z_order(cube).index(v) for v in tied)]
 
 
+@pytest.mark.parametrize("edge", [0.1, 0.3, 1 / 3, 0.7])
+def test_squares_are_summed_from_x_to_z(edge):
+    """Voxels equally far but for the rounding, which depends on the order of the sum."""
+    for steps in ((1, 2, 3), (1, 4, 6), (2, 5, 7), (3, 8, 9), (1, 5, 11), (4, 6, 13)):
+        coords = [(0, *order) for order in itertools.permutations(steps)]
+        check([(0, 0, 0)], [0], coords, 1, (edge, edge, edge))
+
+
 def sphere(radius):
     places = np.stack(np.meshgrid(*[np.arange(-radius - 1, radius + 2)] * 3, indexing="ij"), -1).reshape(
         -1, 3

@@ -3,17 +3,14 @@
 N voxels, L bricks. A tap t stands for the offset (t // 9 - 1, t // 3 % 3 - 1, t % 3 - 1).
 """
 
-from itertools import product
-
 import torch
 from torch import Tensor
 
 from sparsevox import morton
-from sparsevox.reference._runs import from_sorted_codes, lanes, search, true_indices
+from sparsevox.reference._runs import from_sorted_codes, lanes, search
 
 SEARCH_LIMIT = 256  # bricks; so few are searched for one by one
 CHUNK = 1 << 16  # voxels whose addresses stay in the cache of a CPU core
-STEPS = (-1, 0, 1)
 
 
 def voxels_around(keys: Tensor, masks: Tensor, count: int) -> Tensor:
@@ -29,44 +26,38 @@ def voxels_around(keys: Tensor, masks: Tensor, count: int) -> Tensor:
     near = bricks_around(keys).flatten().to(dtype)
     near = near.masked_fill_(near < 0, bricks).mul_(64)
     out = torch.empty((27, count), dtype=torch.int32, device=device)
-    torch.arange(count, dtype=torch.int32, device=device, out=out[13])
-    out[14:] = -1
     for first in range(0, count, CHUNK):
-        _fill(out, first, lane[first : first + CHUNK].to(dtype), near, row_of_lane)
+        part = slice(first, min(first + CHUNK, count))
+        _fill(out[:, part], lane[part].to(dtype), near, row_of_lane)
     return out
 
 
-def _fill(out: Tensor, first: int, lane: Tensor, near: Tensor, row_of_lane: Tensor) -> None:
-    """Enter the neighbours of the voxels `lane` [M], rows `first` and following, in the table `out` [27, N]."""
-    brick, bit = _moves(lane, near.shape[0] // 27)
-    for tap, (x, y, z) in enumerate(product(range(3), repeat=3)):
-        if tap == 13:
-            return
-        if z == 0:
-            plane_brick, plane_bit = brick[0][x] + brick[1][y], bit[0][x] + bit[1][y]
-        target = near.index_select(0, plane_brick + brick[2][z]).add_(plane_bit).add_(bit[2][z])
-        rows = out[tap, first : first + lane.shape[0]]
-        torch.index_select(row_of_lane, 0, target, out=rows)
-        # Where voxel a sees b at one tap, b sees a at the opposite one.
-        found = true_indices(rows >= 0)
-        out[26 - tap].index_copy_(0, rows.index_select(0, found).long(), found.add(first).int())
+def _fill(out: Tensor, lane: Tensor, near: Tensor, row_of_lane: Tensor) -> None:
+    """Write the neighbours of the voxels `lane` [M], the columns `out` [27, M] of the table."""
+    bricks = near.shape[0] // 27
+    own = (lane >> 6) + 13 * bricks
+    x_moves, y_moves, z_moves = (_moves(lane, axis, 3 ** (2 - axis) * bricks) for axis in range(3))
+    address, target = torch.empty_like(lane), torch.empty_like(lane)
+    taps = iter(out)
+    for x_brick, x_bit in x_moves:
+        for y_brick, y_bit in y_moves:
+            brick, bit = own + x_brick + y_brick, x_bit + y_bit
+            for z_brick, z_bit in z_moves:
+                torch.add(brick, z_brick, out=address)
+                torch.index_select(near, 0, address, out=target)
+                target.add_(bit).add_(z_bit)
+                torch.index_select(row_of_lane, 0, target, out=next(taps))
 
 
-def _moves(lane: Tensor, bricks: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """What a step along an axis adds to the address of the neighbour: [axis][step + 1] of the brick, and of the bit.
-
-    The brick at a tap is entry tap * L + own of `bricks_around`, here split in the parts of the three axes; the own row
-    is in the part of the first axis.
-    """
-    brick, bit = [], []
-    own_row = lane >> 6
-    for axis, unit in enumerate(morton.AXIS_UNITS):
-        mask, weight = 9 * unit, 3 ** (2 - axis) * bricks  # an axis has two of the six bits
-        own = lane & mask
-        start = own_row + weight if axis == 0 else torch.full_like(own_row, weight)
-        brick.append([start - weight * (own == 0), start, start + weight * (own == mask)])
-        bit.append([(own - unit) & mask, own, ((own | ~mask) + unit) & mask])
-    return brick, bit
+def _moves(lane: Tensor, axis: int, weight: int) -> list[tuple[Tensor | int, Tensor]]:
+    """For a step of -1, 0 and 1 along an axis: by how much the brick changes, and the new bits."""
+    unit = morton.AXIS_UNITS[axis]
+    mask = 9 * unit  # an axis has two of the six bits
+    own = lane & mask
+    below, above = own - unit, (own | ~mask) + unit
+    # Negative where the step down leaves the brick, and where the step up does not.
+    sign = 8 * lane.element_size() - 1
+    return [((below >> sign) & -weight, below & mask), (0, own), (~(above >> sign) & weight, above & mask)]
 
 
 def bricks_around(keys: Tensor) -> Tensor:
@@ -77,6 +68,6 @@ def bricks_around(keys: Tensor) -> Tensor:
             return voxels_around(coarse_keys, coarse_masks, keys.shape[0])
     moved = keys[None]
     for axis in range(3):
-        moved = torch.stack([morton.step_keys(moved, axis, step) for step in STEPS], 1).flatten(0, 1)
+        moved = torch.stack([morton.step_keys(moved, axis, step) for step in (-1, 0, 1)], 1).flatten(0, 1)
     index, found = search(keys, moved)
     return torch.where(found, index, -1).int()
