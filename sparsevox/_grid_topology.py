@@ -64,7 +64,7 @@ class GridTopology:
         """
         factors = _checks.factor("factor", factor)
         if factors == [1, 1, 1]:
-            return self._with(self.bricks)
+            return self
         return self._remember(("coarsen", *factors), lambda: self._coarsened(factors))
 
     def _coarsened(self, factors: list[int]) -> Self:
@@ -87,7 +87,7 @@ class GridTopology:
         """
         factors = _checks.factor("factor", factor)
         if factors == [1, 1, 1]:
-            return self._with(self.bricks) if mask is None else self.prune(mask)
+            return self if mask is None else self.prune(mask)
         fine_size = _per_axis(lambda a: self.voxel_size[a] / factors[a])
         fine_origin = _per_axis(lambda a: self.origin[a] - fine_size[a] * (factors[a] - 1) / 2)
         return self._with(_topology.subdivide(self.bricks, factors, mask), fine_size, fine_origin)
@@ -154,8 +154,7 @@ class GridTopology:
         return self._combined(other, "xor", "^")
 
     def _combined(self, other: Self, op: str, symbol: str) -> Self:
-        if not isinstance(other, GridTopology):
-            raise TypeError(f"the right side of {symbol} must be a Grid, got {type(other).__name__}")
+        _check_grid(f"the right side of {symbol}", other)
         size, other_size = self.bricks.offsets.shape[0] - 1, other.bricks.offsets.shape[0] - 1
         if size != other_size:
             raise ValueError(
@@ -173,6 +172,11 @@ class GridTopology:
             off = max(abs(a - b) / edge for a, b, edge in zip(mine, theirs, self.voxel_size, strict=True))
             if off > TRANSFORM_TOLERANCE:
                 raise ValueError(f"{names} must have the same {name}, got {mine} and {theirs}")
+
+
+def _check_grid(name: str, value: object) -> None:
+    if not isinstance(value, GridTopology):
+        raise TypeError(f"{name} must be a Grid, got {type(value).__name__}")
 
 
 def _per_axis(function: Callable[[int], float]) -> Triple:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsevox._grid_topology import Device, GridTopology, Index3, Triple
+from sparsevox._grid_topology import Device, GridTopology, Index3, Triple, _check_grid
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks
 from sparsevox.ops import bricks as _bricks
@@ -135,6 +135,7 @@ class Grid(GridTopology):
             raise ValueError("grids must hold one grid at least, got none")
         first = grids[0]
         for index, grid in enumerate(grids):
+            _check_grid(f"grids[{index}]", grid)
             first._check_aligned(grid, f"grids[0] and grids[{index}]")
         return cls(_bricks.stack([grid.bricks for grid in grids]), first.voxel_size, first.origin)
 
@@ -277,6 +278,7 @@ class Grid(GridTopology):
 
     def same_voxels(self, other: "Grid") -> bool:
         """Whether both batches hold the same voxels, wherever they lie in the world."""
+        _check_grid("other", other)
         same_size = self.bricks.keys.shape == other.bricks.keys.shape and self.batch_size == other.batch_size
         if not same_size or self.device != other.device:
             return False

@@ -273,7 +273,7 @@ STENCIL = [
             (LIMIT - 1000, 0, 0, {"lower": 0, "upper": (1000, 0, 0)}),
         )
     ],
-    wrong_value(f"(0, 131072, 0, 0); {RANGE}", "dilate", on=voxel(LIMIT - 1, 0, 0), stencil=bools(3, 1, 1)),
+    wrong_value(f"(0, 131071, 0, 0); {RANGE}", "dilate", on=voxel(LIMIT - 1, 0, 0), stencil=bools(3, 1, 1)),
 ]
 
 QUERIES = [

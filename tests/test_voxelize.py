@@ -202,7 +202,9 @@ def test_corners_are_touched_whatever_the_rounding(scale):
         segment = [corner + p, corner - 2 * p, corner - 2 * p]
         on_a_side = [corner + p, corner - 2 * p, corner - 2 * p + q]
         in_the_plane = [corner + p, corner + q, corner - p - q]
-        for triangle in (segment, on_a_side, in_the_plane):
+        r = p / -2 + np.round(q * 2.0**22) / 2.0**46  # of a needle, whose normal is as good as lost
+        needle = [corner + r, corner + p, corner - p - r]
+        for triangle in (segment, on_a_side, in_the_plane, needle):
             triangle = np.array(triangle).tolist()
             assert soup_voxels([triangle]) >= oracle([triangle])
 

@@ -55,14 +55,14 @@ def _backend(default: str) -> str:
 
 
 def fake_bricks(like: Tensor, batch_size: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Bricks of a grid that is not built: the numbers of bricks and of voxels become symbols."""
-    context = torch.library.get_ctx()
-    bricks, voxels = context.new_dynamic_size(), context.new_dynamic_size()
+    """Bricks of a grid that is not built: sizes that only the data can tell become symbols."""
+    bricks, voxels = dynamic_size(), dynamic_size()
+    boundaries = dynamic_size() if batch_size is None else batch_size + 1
     return (
         like.new_empty(bricks, dtype=torch.int64),
         like.new_empty(bricks, dtype=torch.int64),
         like.new_empty(bricks, dtype=torch.int32),
-        like.new_empty(batch_size + 1, dtype=torch.int64),
+        like.new_empty(boundaries, dtype=torch.int64),
         like.new_empty((voxels, 0), dtype=torch.bool),
     )
 

@@ -18,9 +18,7 @@ from sparsevox.ops import _checks, _library
 _build_bricks = _library.register(
     f"build_bricks(Tensor coords, SymInt? batch_size, str method) -> {_library.BRICKS}",
     stem="bricks",
-    fake=lambda coords, batch_size, method: _library.fake_bricks(
-        coords, _library.dynamic_size() if batch_size is None else batch_size
-    ),
+    fake=lambda coords, batch_size, method: _library.fake_bricks(coords, batch_size),
 )
 _brick_coords = _library.register(
     "brick_coords(Tensor keys, Tensor masks, Tensor starts, Tensor rows) -> Tensor",
@@ -71,10 +69,15 @@ def build(
     elif coords.shape[0] == 0:
         batch_size = 1
     try:
-        return Bricks(*_build_bricks(coords, batch_size, method))
+        return assemble(coords, batch_size, method)
     except morton.VoxelError as error:
         row = tuple(coords[error.index].tolist())
         raise ValueError(f"{name}[{error.index}] = {row} is out of range: {limits(batch_size)}") from None
+
+
+def assemble(coords: Tensor, batch_size: int | None, method: str = "sort") -> Bricks:
+    """As `build`, of integers [M, 4]; raises `morton.VoxelError` for the first row out of range."""
+    return Bricks(*_build_bricks(coords, batch_size, method))
 
 
 def _as_rows(name: str, coords: object) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparsevox import morton
-from sparsevox._readback import send
+from sparsevox._readback import read_back, send
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _library
-from sparsevox.ops.bricks import build, coords, find_rows
+from sparsevox.ops.bricks import assemble, coords, find_rows
 from sparsevox.ops.topology import prune
 
 MAX_STEP = 4  # a voxel moves by one brick at most
@@ -35,6 +35,10 @@ def box_of(radius: object, lower: object, upper: object) -> tuple[list[int], lis
     if (lower is None) != (upper is None):
         raise ValueError(f"lower and upper come together, got lower={lower!r} and upper={upper!r}")
     if lower is not None:
+        if radius != 1:
+            raise ValueError(
+                f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}"
+            )
         low, up = _checks.box(lower, upper)
     else:
         up = _checks.int_triple("radius", radius)
@@ -60,16 +64,49 @@ def stencil_offsets(stencil: object) -> list[list[int]]:
 
 
 def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) -> Bricks:
-    """Dilation by the box from lower to upper inclusive, in steps of at most four voxels."""
+    """Dilation by the box from lower to upper inclusive, in steps of at most four voxels, each of them a grid.
+
+    Raises:
+        ValueError: If a voxel would be out of range; names the first that gets there.
+    """
+    first, *others = _steps(lower, upper)
+    if others:
+        _check_reach(bricks, lower, upper)
     try:
-        for low, up in _steps(lower, upper):
-            bricks = Bricks(*_dilate_bricks(bricks.keys, bricks.masks, bricks.offsets, low, up))
+        grown = Bricks(*_dilate_bricks(bricks.keys, bricks.masks, bricks.offsets, *first))
     except morton.VoxelError:
-        raise ValueError(
-            f"dilation from {tuple(lower)} to {tuple(upper)} takes voxels out of the range "
-            f"[{morton.COORD_MIN}, {morton.COORD_MAX}]"
-        ) from None
-    return bricks
+        _check_reach(bricks, lower, upper)
+        raise
+    for low, up in others:
+        if _is_empty(grown):
+            break
+        grown = Bricks(*_dilate_bricks(grown.keys, grown.masks, grown.offsets, low, up))
+    return grown
+
+
+def _check_reach(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) -> None:
+    """Raise for the first voxel from which the box reaches out of the range."""
+    voxels = coords(bricks).long()
+    if voxels.shape[0] == 0:
+        return
+    device = voxels.device
+    low, up = voxels + send([0, *lower], device), voxels + send([0, *upper], device)
+    outside = ~(morton.in_range(low) & morton.in_range(up))
+    some, row = read_back(outside.any(), outside.int().argmax())
+    if some:
+        raise _out_of_reach(voxels[row], lower, upper)
+
+
+def _out_of_reach(voxel: Tensor, lower: Sequence[int], upper: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"dilation from {tuple(lower)} to {tuple(upper)} takes voxel (b, i, j, k) = {tuple(voxel.tolist())} out of the "
+        f"range [{morton.COORD_MIN}, {morton.COORD_MAX}]"
+    )
+
+
+def _is_empty(bricks: Bricks) -> bool:
+    """Whether there is nothing left to do; inside a compiled graph nobody knows."""
+    return not torch.compiler.is_compiling() and bricks.rows.shape[0] == 0
 
 
 def erode(bricks: Bricks, table: Tensor | None, lower: Sequence[int], upper: Sequence[int]) -> Bricks:
@@ -78,16 +115,22 @@ def erode(bricks: Bricks, table: Tensor | None, lower: Sequence[int], upper: Seq
     base = [min(max(0, low), up) for low, up in zip(lower, upper, strict=True)]
     for low, up in _steps(_minus(lower, base), _minus(upper, base)):
         bricks = Bricks(*_erode_bricks(bricks.keys, bricks.masks, bricks.offsets, table, low, up))
+        if _is_empty(bricks):
+            return bricks
         table = None  # it belongs to the bricks of the first step
     moved = _minus([0, 0, 0], base)
     return dilate(bricks, moved, moved) if any(base) else bricks
 
 
 def dilate_stencil(bricks: Bricks, offsets: Sequence[Sequence[int]]) -> Bricks:
-    """Dilation by any set of offsets: codes of all the sums, sorted."""
-    stencil = send(offsets, bricks.keys.device)
-    moved = coords(bricks).long()[:, None] + torch.nn.functional.pad(stencil, (1, 0))
-    return build(moved.reshape(-1, 4), bricks.offsets.shape[0] - 1, name="dilated coords")
+    """Dilation by any set of offsets: codes of all the sums, sorted. Raises ValueError as `dilate` does."""
+    voxels = coords(bricks).long()
+    moved = voxels[:, None] + torch.nn.functional.pad(send(offsets, voxels.device), (1, 0))
+    try:
+        return assemble(moved.reshape(-1, 4), bricks.offsets.shape[0] - 1)
+    except morton.VoxelError as error:
+        row, index = divmod(error.index, len(offsets))
+        raise _out_of_reach(voxels[row], offsets[index], offsets[index]) from None
 
 
 def erode_stencil(bricks: Bricks, table: Tensor | None, offsets: Sequence[Sequence[int]]) -> Bricks:

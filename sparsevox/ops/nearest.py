@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sparsevox._readback import read_back
+from sparsevox import morton
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _library
 from sparsevox.ops.voxelize import Triple, check_points, to_grid
@@ -37,14 +37,10 @@ def nearest(bricks: Bricks, points: object, batch: object, voxel_size: Triple, o
     """
     positions, items = check_points(points, batch)
     _checks.same_device("points", positions, "the grid", bricks.keys.device)
-    wrong = ~positions.isfinite().all(1)
-    if positions.shape[0]:
-        some, first = read_back(wrong.any(), wrong.int().argmax())
-        if some:
-            raise ValueError(
-                f"points must be finite, got points[{first}] = {tuple(positions[first].tolist())}"
-            )
-    result: Tensor = _nearest_rows(
-        to_grid(positions.detach(), voxel_size, origin), items, *bricks, list(voxel_size)
-    )
+    ijk = to_grid(positions.detach(), voxel_size, origin)
+    try:
+        result: Tensor = _nearest_rows(ijk, items, *bricks, list(voxel_size))
+    except morton.VoxelError as error:
+        point = tuple(positions[error.index].tolist())
+        raise ValueError(f"points must be finite, got points[{error.index}] = {point}") from None
     return result

@@ -104,11 +104,14 @@ def _check_keep(bricks: Bricks, keep: Tensor, *, children: bool) -> None:
 
 
 def _subdivide_by_coords(bricks: Bricks, factors: Sequence[int], keep: Tensor | None) -> Bricks:
-    voxels = coords(bricks if keep is None else prune(bricks, keep)).long()
-    if voxels.shape[0] * math.prod(factors) > morton.MAX_VOXELS:
+    bricks = bricks if keep is None else prune(bricks, keep)
+    voxels = coords(bricks).long()
+    if not torch.compiler.is_compiling() and voxels.shape[0] * math.prod(factors) > morton.MAX_VOXELS:
         raise ValueError(
             f"{voxels.shape[0]} voxels have more than {morton.MAX_VOXELS} children at {tuple(factors)}"
         )
+    if math.prod(factors) > morton.MAX_VOXELS:  # then there are no voxels
+        return empty(bricks.offsets.shape[0] - 1, voxels.device)
     steps = [torch.arange(n, device=voxels.device) for n in (1, *factors)]
     children = (voxels * send([1, *factors], voxels.device))[:, None] + torch.cartesian_prod(*steps)
     return build(children.reshape(-1, 4), bricks.offsets.shape[0] - 1, name="children")
@@ -140,7 +143,7 @@ def full(lower: object, upper: object, batch_size: int, device: torch.device | s
     """
     low, up = _checks.box(lower, upper)
     bricks = empty(batch_size, device)
-    volume = batch_size * math.prod(b - a for a, b in zip(low, up, strict=True))
+    volume = batch_size * math.prod([b - a for a, b in zip(low, up, strict=True)])
     if volume == 0:
         return bricks
     if min(low) < morton.COORD_MIN or max(up) > morton.COORD_MAX + 1:

@@ -20,7 +20,7 @@ OUTSIDE = 1 << 30  # a coordinate that no voxel has
 _mesh_voxels = _library.register(
     "mesh_voxels(Tensor vertices, Tensor faces) -> Tensor",
     stem="voxelize",
-    fake=lambda vertices, faces: faces.new_empty((_library.dynamic_size(), 3)),
+    fake=lambda vertices, faces: faces.new_empty((_library.dynamic_size(), 3), dtype=torch.int32),
     kernels=False,  # a few dozen torch calls whatever the mesh
 )
 
@@ -63,11 +63,14 @@ def from_points(
     positions, items = check_points(points, batch)
     if mode not in ("containing", "enclosing"):
         raise ValueError(f"mode must be 'containing' or 'enclosing', got {mode!r}")
-    if batch is None and batch_size is None:
+    if batch_size is not None:
+        batch_size = _checks.batch_size(batch_size)
+    elif batch is None:
         batch_size = 1
     ijk = to_grid(positions.detach(), voxel_size, origin)
     ijk = (ijk + 0.5 if mode == "containing" else ijk).floor()
-    ijk = torch.where(ijk.abs() < OUTSIDE, ijk, OUTSIDE).long()  # NaN compares False
+    largest = morton.COORD_MAX if mode == "containing" else morton.COORD_MAX - 1
+    ijk = torch.where((ijk >= morton.COORD_MIN) & (ijk <= largest), ijk, OUTSIDE).long()  # NaN compares False
     try:
         bricks = build(torch.cat([items[:, None], ijk], 1), batch_size, name="voxel")
     except ValueError:

@@ -85,11 +85,17 @@ def nearest_rows(
         voxel_size: three edge lengths s.
 
     Returns:
-        int64 [P]; -1 where the item has no voxel or does not exist, or where the point is NaN.
+        int64 [P]; -1 where the item has no voxel or does not exist.
+
+    Raises:
+        VoxelError: For the first point that is not finite.
 
     Memory: about 100 bytes for each brick, and some 30 MB for PAIRS and POINTS, whatever is asked.
     The time of a point grows with the logarithm of N, except for points in the midst of voxels all equally far.
     """
+    finite = points.isfinite().all(1)
+    if not finite.all():
+        raise morton.VoxelError(int(true_indices(~finite)[0]))
     found = torch.full_like(batch, -1)
     num_items = offsets.shape[0] - 1
     if rows.shape[0] == 0:
