@@ -76,6 +76,14 @@ def lanes(masks: Tensor) -> Tensor:
     return true_indices((masks[:, None] >> bits & 1).bool().flatten())
 
 
+def pack_bits(bits: Tensor) -> Tensor:
+    """Masks int64 [L] of flags bool [L, 64], the first of them the lowest bit."""
+    if bits.device.type == "cpu":
+        words = np.packbits(bits.numpy(), axis=1, bitorder="little").view("<i8").squeeze(1)
+        return torch.from_numpy(words.astype(np.int64, copy=False))
+    return (bits.long() << torch.arange(64, device=bits.device)).sum(1)
+
+
 def single_bits(lane: Tensor) -> Tensor:
     """The word whose only bit is that of each voxel."""
     return torch.ones_like(lane, dtype=torch.int64) << (lane & 63)

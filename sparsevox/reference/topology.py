@@ -16,9 +16,9 @@ from sparsevox.reference._runs import (
     from_sorted_codes,
     insert,
     lanes,
+    pack_bits,
     run_starts,
     search,
-    single_bits,
     sum_runs,
     true_indices,
     unite,
@@ -55,7 +55,7 @@ def subdivide_bricks(
         _check_children(keys, masks, starts, level, voxels)
         if keep.ndim == 2:
             return assemble(*_selected_children(keys, masks, keep), batch_size)
-        masks = kept_masks(masks, starts, keep)
+        masks = kept_masks(masks, keep)
     else:
         _check_children(keys, masks, starts, level, None)
     if level == 1:
@@ -133,14 +133,15 @@ def combine_bricks(
     return assemble(*insert(keys_a, masks_a ^ other, more_keys, masks_b[alone], place), batch_size)
 
 
-def kept_masks(masks: Tensor, starts: Tensor, keep: Tensor) -> Tensor:
+def kept_masks(masks: Tensor, keep: Tensor) -> Tensor:
     """Masks without the voxels whose `keep` [N] is False."""
-    return sum_runs(torch.where(keep, single_bits(lanes(masks)), 0), starts.long())
+    bits = torch.zeros(64 * masks.shape[0], dtype=torch.bool, device=masks.device)
+    return pack_bits(bits.index_copy_(0, lanes(masks), keep).view(-1, 64))
 
 
 def prune_bricks(keys: Tensor, masks: Tensor, starts: Tensor, offsets: Tensor, keep: Tensor) -> Bricks:
     """Bricks of the voxels with `keep` [N]."""
-    return assemble(keys.clone(), kept_masks(masks, starts, keep), offsets.shape[0] - 1)
+    return assemble(keys.clone(), kept_masks(masks, keep), offsets.shape[0] - 1)
 
 
 def crop_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, lower: list[int], upper: list[int]) -> Bricks:
