@@ -30,7 +30,7 @@ LAYERS = (
 
 # Stems that a folder lacks, each with the reason.
 NO_KERNEL = {
-    "nearest": "a best-first search in tensor ops serves every device: its loop is over levels, not over points",
+    "nearest": "a search level by level in tensor ops, chunk by chunk, serves every device",
     "voxelize": "triangle tests are wide elementwise float64 arithmetic, which PyTorch runs on every device as it is",
 }
 NO_BENCH: dict[str, str] = {}

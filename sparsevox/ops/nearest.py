@@ -14,7 +14,7 @@ _nearest_rows = _library.register(
     fake=lambda points, batch, keys, masks, starts, offsets, rows, voxel_size: batch.new_empty(
         points.shape[0]
     ),
-    kernels=False,  # a search by levels: some hundred torch calls whatever the number of points
+    kernels=False,  # a search level by level, in tensor ops that serve every device
 )
 
 

@@ -107,7 +107,7 @@ def nearest_rows(
     scale = torch.tensor(voxel_size, dtype=torch.float64, device=points.device)[:, None]
     for some in asked.split(POINTS * (GPU_FACTOR if points.is_cuda else 1)):
         found[some] = _descend(points[some].t().contiguous(), batch[some], bricks, tree, scale)
-    return found.masked_fill_(found == NO_ROW, -1)
+    return found
 
 
 class _Bricks(NamedTuple):
@@ -162,14 +162,14 @@ def _joined_boxes(below: _Level, first: Tensor) -> tuple[Tensor, Tensor]:
 
 def _brick_before(place: Tensor, batch: Tensor, bricks: _Bricks) -> Tensor:
     """A brick of the point's item, its own or one that comes before it in Z-order and is often near: int64 [P]."""
-    nearest = place.nan_to_num(0.0).clamp(morton.COORD_MIN, morton.COORD_MAX).round().long()
+    nearest = place.clamp(morton.COORD_MIN, morton.COORD_MAX).round().long()
     code = encode(torch.stack([batch, *nearest], 1))
     brick = torch.searchsorted(bricks.keys, code >> 6, right=True) - 1
     return torch.minimum(torch.maximum(brick, bricks.first[batch]), bricks.first[batch + 1] - 1)
 
 
 def _descend(place: Tensor, batch: Tensor, bricks: _Bricks, tree: list[_Level], scale: Tensor) -> Tensor:
-    """Rows of the nearest voxels of points [3, P]; NO_ROW for NaN.
+    """Rows of the nearest voxels of points [3, P].
 
     Depth first with chunks of pairs, so that at most eight chunks wait on every level. First comes a brick near each
     point, whose voxels give a bound that cuts off most of the tree.
