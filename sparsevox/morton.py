@@ -123,7 +123,8 @@ def coarsen_codes(codes: Tensor) -> Tensor:
 
 def coarsen_keys(keys: Tensor) -> Tensor:
     """Keys of the bricks that hold the halved voxels of each brick. Sorted keys stay sorted."""
-    return (keys & ~_low(KEY_BITS - 3)) | (((keys >> 3) & _low(KEY_BITS - 3)) ^ 7 << (KEY_BITS - 6))
+    halved = (keys >> 3).bitwise_and_(_low(KEY_BITS - 3)).bitwise_xor_(7 << (KEY_BITS - 6))
+    return halved.bitwise_or_(keys & ~_low(KEY_BITS - 3))
 
 
 def key_as_code(keys: Tensor) -> Tensor:
@@ -194,10 +195,10 @@ def popcount(words: Tensor) -> Tensor:
 
 def octant_bytes(masks: Tensor) -> Tensor:
     """Eight bits a mask: bit i tells whether octant i (byte i, one voxel of the grid coarsened by 2) has a voxel."""
-    words = masks | (masks >> 4 & 0x0F0F0F0F0F0F0F0F)
-    words = words | (words >> 2)
-    words = (words | (words >> 1)) & 0x0101010101010101
-    return words * 0x0102040810204080 >> 56 & 0xFF
+    words = (masks >> 4).bitwise_and_(0x0F0F0F0F0F0F0F0F).bitwise_or_(masks)
+    words.bitwise_or_(words >> 2)
+    words.bitwise_or_(words >> 1).bitwise_and_(0x0101010101010101)
+    return words.mul_(0x0102040810204080).bitwise_right_shift_(56).bitwise_and_(0xFF)
 
 
 def batch_keys(batch_size: int, device: torch.device) -> Tensor:

@@ -35,8 +35,8 @@ def coarsen_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, level: int) -> 
         return assemble(*from_sorted_codes(codes), batch_size)
     parents = morton.coarsen_keys(keys)
     starts = run_starts(parents)
-    words = morton.octant_bytes(masks) << 8 * (keys & 7)
-    return assemble(parents[starts], sum_runs(words, starts), batch_size)
+    words = morton.octant_bytes(masks).bitwise_left_shift_((keys & 7).mul_(8))
+    return assemble(parents.index_select(0, starts), sum_runs(words, starts), batch_size)
 
 
 def subdivide_bricks(
