@@ -27,11 +27,26 @@ class GridTopology:
     """Bricks, a transform, and what topology can be derived from them. Users meet it as `Grid`."""
 
     def __init__(self, bricks: Bricks, voxel_size: Triple, origin: Triple) -> None:
-        self.bricks = bricks
-        self.voxel_size = voxel_size
-        self.origin = origin
+        self._bricks = bricks
+        self._voxel_size = voxel_size
+        self._origin = origin
         self._table: Tensor | None = None
         self._derived: WeakValueDictionary[tuple[object, ...], Self] = WeakValueDictionary()
+
+    @property
+    def bricks(self) -> Bricks:
+        """Keys, masks, starts, offsets and rows: all there is to know of the voxels. Not to be written to."""
+        return self._bricks
+
+    @property
+    def voxel_size(self) -> Triple:
+        """Edges of a voxel."""
+        return self._voxel_size
+
+    @property
+    def origin(self) -> Triple:
+        """World position of the centre of voxel (0, 0, 0)."""
+        return self._origin
 
     @property
     def table(self) -> Tensor:
@@ -71,7 +86,8 @@ class GridTopology:
         size, start = self.voxel_size, self.origin
         coarse_size = _per_axis(lambda a: size[a] * factors[a])
         coarse_origin = _per_axis(lambda a: start[a] + size[a] * (factors[a] - 1) / 2)
-        return self._with(_topology.coarsen(self.bricks, factors), coarse_size, coarse_origin)
+        transform = _checks.transform(coarse_size, coarse_origin)
+        return self._with(_topology.coarsen(self.bricks, factors), *transform)
 
     def subdivide(self, factor: Index3 = 2, mask: Tensor | None = None) -> Self:
         """Grid of all children, ijk * factor + [0, factor), of every voxel.
@@ -90,7 +106,8 @@ class GridTopology:
             return self if mask is None else self.prune(mask)
         fine_size = _per_axis(lambda a: self.voxel_size[a] / factors[a])
         fine_origin = _per_axis(lambda a: self.origin[a] - fine_size[a] * (factors[a] - 1) / 2)
-        return self._with(_topology.subdivide(self.bricks, factors, mask), fine_size, fine_origin)
+        transform = _checks.transform(fine_size, fine_origin)
+        return self._with(_topology.subdivide(self.bricks, factors, mask), *transform)
 
     def dilate(
         self,

@@ -3,7 +3,7 @@
 N voxels, M other voxels, P points, B grids, L bricks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -129,8 +129,9 @@ class Grid(GridTopology):
         return cls(_bricks.empty(batch_size, device), *transform)
 
     @classmethod
-    def stack(cls, grids: Sequence["Grid"]) -> "Grid":
+    def stack(cls, grids: Iterable["Grid"]) -> "Grid":
         """One batch of all batches, in order. Raises ValueError unless transforms and devices agree."""
+        grids = list(grids)
         if not grids:
             raise ValueError("grids must hold one grid at least, got none")
         first = grids[0]

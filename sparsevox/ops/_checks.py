@@ -1,8 +1,12 @@
 """Checks of arguments. Every message names the argument, what was expected and what came."""
 
 import math
+import operator
 from collections.abc import Sequence
+from numbers import Real
+from typing import SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,14 +63,16 @@ def same_device(name: str, value: Tensor, other_name: str, device: torch.device)
 
 
 def integer(name: str, value: object) -> int:
-    """A Python int; bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    return value
+    """An int, of Python or NumPy; bool is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor):
+        return operator.index(value)
+    raise TypeError(f"{name} must be an int, got {value!r}")
 
 
 def _triple(name: str, value: object) -> list[object]:
-    parts = value.tolist() if isinstance(value, Tensor) else value
+    parts = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     if not isinstance(parts, Sequence) or isinstance(parts, str):
         return [parts] * 3
     if len(parts) != 3:
@@ -99,9 +105,9 @@ def float_triple(name: str, value: object) -> tuple[float, float, float]:
     """Three finite numbers; one number stands for all."""
     numbers = []
     for part in _triple(name, value):
-        if isinstance(part, bool) or not isinstance(part, int | float):
+        if isinstance(part, bool) or not isinstance(part, Real):
             raise TypeError(f"{name} must hold numbers, got {value!r}")
-        if not math.isfinite(part):
+        if not -math.inf < part < math.inf:  # as torch.compile traces it
             raise ValueError(f"{name} must be finite, got {value!r}")
         numbers.append(float(part))
     return numbers[0], numbers[1], numbers[2]

@@ -136,7 +136,9 @@ def table(bricks: Bricks) -> Tensor:
 class HasBricks(Protocol):
     """What ops need of a grid."""
 
-    bricks: Bricks
+    @property
+    def bricks(self) -> Bricks:
+        """Keys, masks, starts, offsets and rows."""
 
     @property
     def table(self) -> Tensor:

@@ -13,9 +13,10 @@ from sparsevox._readback import read_back, send
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _library
 from sparsevox.ops.bricks import assemble, coords, find_rows
-from sparsevox.ops.topology import prune
+from sparsevox.ops.topology import combine, prune
 
 MAX_STEP = 4  # a voxel moves by one brick at most
+MAX_ROWS = 1 << 24  # sums of voxels and offsets of a stencil that are sorted at once, 32 bytes each
 
 _dilate_bricks = _library.register(
     f"dilate_bricks(Tensor keys, Tensor masks, Tensor offsets, int[3] lower, int[3] upper) -> {_library.BRICKS}",
@@ -63,19 +64,25 @@ def stencil_offsets(stencil: object) -> list[list[int]]:
     return offsets
 
 
-def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) -> Bricks:
+def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], *, verb: str = "dilation") -> Bricks:
     """Dilation by the box from lower to upper inclusive, in steps of at most four voxels, each of them a grid.
+
+    Args:
+        bricks: What to dilate.
+        lower: Smallest offset of the box.
+        upper: Largest offset of the box.
+        verb: What errors call this.
 
     Raises:
         ValueError: If a voxel would be out of range; names the first that gets there.
     """
     first, *others = _steps(lower, upper)
-    if others:
-        _check_reach(bricks, lower, upper)
+    if others and not torch.compiler.is_compiling():
+        _check_reach(bricks, lower, upper, verb)
     try:
         grown = Bricks(*_dilate_bricks(bricks.keys, bricks.masks, bricks.offsets, *first))
     except morton.VoxelError:
-        _check_reach(bricks, lower, upper)
+        _check_reach(bricks, lower, upper, verb)
         raise
     for low, up in others:
         if _is_empty(grown):
@@ -84,7 +91,7 @@ def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) -> Bricks
     return grown
 
 
-def _check_reach(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) -> None:
+def _check_reach(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], verb: str) -> None:
     """Raise for the first voxel from which the box reaches out of the range."""
     voxels = coords(bricks).long()
     if voxels.shape[0] == 0:
@@ -94,12 +101,14 @@ def _check_reach(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) -> 
     outside = ~(morton.in_range(low) & morton.in_range(up))
     some, row = read_back(outside.any(), outside.int().argmax())
     if some:
-        raise _out_of_reach(voxels[row], lower, upper)
+        raise _out_of_reach(voxels[row], lower, upper, verb)
 
 
-def _out_of_reach(voxel: Tensor, lower: Sequence[int], upper: Sequence[int]) -> ValueError:
+def _out_of_reach(
+    voxel: Tensor, lower: Sequence[int], upper: Sequence[int], verb: str = "dilation"
+) -> ValueError:
     return ValueError(
-        f"dilation from {tuple(lower)} to {tuple(upper)} takes voxel (b, i, j, k) = {tuple(voxel.tolist())} out of the "
+        f"{verb} from {tuple(lower)} to {tuple(upper)} takes voxel (b, i, j, k) = {tuple(voxel.tolist())} out of the "
         f"range [{morton.COORD_MIN}, {morton.COORD_MAX}]"
     )
 
@@ -118,13 +127,21 @@ def erode(bricks: Bricks, table: Tensor | None, lower: Sequence[int], upper: Seq
         if _is_empty(bricks):
             return bricks
         table = None  # it belongs to the bricks of the first step
-    moved = _minus([0, 0, 0], base)
-    return dilate(bricks, moved, moved) if any(base) else bricks
+    return _moved_back(bricks, base)
 
 
 def dilate_stencil(bricks: Bricks, offsets: Sequence[Sequence[int]]) -> Bricks:
     """Dilation by any set of offsets: codes of all the sums, sorted. Raises ValueError as `dilate` does."""
     voxels = coords(bricks).long()
+    at_once = max(1, MAX_ROWS // max(1, voxels.shape[0]))
+    parts = [offsets[first : first + at_once] for first in range(0, len(offsets), at_once)]
+    grown = _moved_by_all(voxels, parts[0], bricks)
+    for part in parts[1:]:
+        grown = combine(grown, _moved_by_all(voxels, part, bricks), "or")
+    return grown
+
+
+def _moved_by_all(voxels: Tensor, offsets: Sequence[Sequence[int]], bricks: Bricks) -> Bricks:
     moved = voxels[:, None] + torch.nn.functional.pad(send(offsets, voxels.device), (1, 0))
     try:
         return assemble(moved.reshape(-1, 4), bricks.offsets.shape[0] - 1)
@@ -141,9 +158,12 @@ def erode_stencil(bricks: Bricks, table: Tensor | None, offsets: Sequence[Sequen
     for offset in offsets:
         step = send([0, *_minus(offset, base)], voxels.device)
         keep &= find_rows(bricks, table, voxels + step) >= 0
-    moved = _minus([0, 0, 0], base)
-    kept = prune(bricks, keep)
-    return dilate(kept, moved, moved) if any(base) else kept
+    return _moved_back(prune(bricks, keep), base)
+
+
+def _moved_back(bricks: Bricks, offset: Sequence[int]) -> Bricks:
+    moved = _minus([0, 0, 0], offset)
+    return dilate(bricks, moved, moved, verb="erosion, with a shift") if any(offset) else bricks
 
 
 def _minus(a: Sequence[int], b: Sequence[int]) -> list[int]:

@@ -106,10 +106,9 @@ def _check_keep(bricks: Bricks, keep: Tensor, *, children: bool) -> None:
 def _subdivide_by_coords(bricks: Bricks, factors: Sequence[int], keep: Tensor | None) -> Bricks:
     bricks = bricks if keep is None else prune(bricks, keep)
     voxels = coords(bricks).long()
-    if not torch.compiler.is_compiling() and voxels.shape[0] * math.prod(factors) > morton.MAX_VOXELS:
-        raise ValueError(
-            f"{voxels.shape[0]} voxels have more than {morton.MAX_VOXELS} children at {tuple(factors)}"
-        )
+    count = 1 if torch.compiler.is_compiling() else voxels.shape[0]  # inside a graph nobody knows
+    if count * math.prod(factors) > morton.MAX_VOXELS:
+        raise ValueError(f"{count} voxels have more than {morton.MAX_VOXELS} children at {tuple(factors)}")
     if math.prod(factors) > morton.MAX_VOXELS:  # then there are no voxels
         return empty(bricks.offsets.shape[0] - 1, voxels.device)
     steps = [torch.arange(n, device=voxels.device) for n in (1, *factors)]
