@@ -107,9 +107,10 @@ def float_triple(name: str, value: object) -> tuple[float, float, float]:
     for part in _triple(name, value):
         if isinstance(part, bool) or not isinstance(part, Real):
             raise TypeError(f"{name} must hold numbers, got {value!r}")
-        if not -math.inf < part < math.inf:  # as torch.compile traces it
+        number = float(part)
+        if not -math.inf < number < math.inf:  # torch.compile does not trace math.isfinite
             raise ValueError(f"{name} must be finite, got {value!r}")
-        numbers.append(float(part))
+        numbers.append(number)
     return numbers[0], numbers[1], numbers[2]
 
 
