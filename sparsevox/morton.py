@@ -23,6 +23,7 @@ MAX_BATCH = 1024
 BATCH_BIAS = 512
 MAX_VOXELS = (1 << 31) - 1  # rows are int32
 NONE = 1 << 62  # a key that no brick has; sorts after all others
+GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd: Fibonacci hashing
 
 # Bits of an axis (x, y, z) in a key, and the lowest of them.
 AXIS_MASKS = tuple(sum(1 << (3 * i + 2 - axis) for i in range(AXIS_BITS - 2)) for axis in range(3))
@@ -199,6 +200,23 @@ def octant_bytes(masks: Tensor) -> Tensor:
     words.bitwise_or_(words >> 2)
     words.bitwise_or_(words >> 1).bitwise_and_(0x0101010101010101)
     return words.mul_(0x0102040810204080).bitwise_right_shift_(56).bitwise_and_(0xFF)
+
+
+def table_capacity(num_bricks: int) -> int:
+    """Slots of the hash table of that many bricks: a power of two, at most half of them in use."""
+    return max(16, 1 << max(2 * num_bricks - 1, 0).bit_length())
+
+
+def first_slots(keys: Tensor, capacity: int) -> Tensor:
+    """Where the search for a key begins. The batch index reaches only the highest bits of the product: fold them in."""
+    product = keys * GOLDEN
+    return (product >> 32 ^ product >> 48) & (capacity - 1)
+
+
+def check_total(num_voxels: int) -> None:
+    """Rows are int32."""
+    if num_voxels > MAX_VOXELS:
+        raise ValueError(f"a grid holds at most {MAX_VOXELS} voxels, this one would have {num_voxels}")
 
 
 def batch_keys(batch_size: int, device: torch.device) -> Tensor:

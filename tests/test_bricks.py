@@ -15,7 +15,7 @@ from sparsevox import _readback, morton
 from sparsevox.morton import Bricks
 from sparsevox.ops import bricks as ops
 from sparsevox.reference import bricks as reference
-from sparsevox.testing import LIMIT, VoxelSet, as_coords, random_batch, row_order, shuffled, voxel_sets
+from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, random_batch, row_order, shuffled, voxel_sets
 
 kernels = pytest.importorskip("sparsevox.kernels.bricks")
 
@@ -114,19 +114,49 @@ def test_stack_and_split_are_inverse(parts: list[VoxelSet]) -> None:
     assert _readback.calls == calls + 1
 
 
+def probes(table: torch.Tensor, keys: torch.Tensor) -> list[int]:
+    """How many slots a search for each key looks at."""
+    slot_of_row = torch.empty(keys.shape[0], dtype=torch.int64)
+    taken = table >= 0
+    slot_of_row[table[taken].long()] = taken.nonzero().squeeze(1)
+    distance = (slot_of_row - morton.first_slots(keys, table.shape[0])) % table.shape[0]
+    for row, (slot, steps) in enumerate(zip(slot_of_row.tolist(), distance.tolist(), strict=True)):
+        assert table[slot] == row
+        assert all(table[(slot - step) % table.shape[0]] >= 0 for step in range(steps + 1))
+    return (distance + 1).tolist()
+
+
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("count", [16, 1000])
-def test_table_finds_every_key_and_stays_half_empty(name: str, count: int) -> None:
+def test_table_finds_every_key_at_once(name: str, count: int) -> None:
     keys = reference.build_bricks(as_coords(HARD[name][:count]), 1024).keys
     table = reference.brick_table(keys)
     assert table.shape[0] >= 2 * keys.shape[0]
-    assert table.shape[0].bit_count() == 1
     assert ops.table_bytes(keys.shape[0]) == 4 * table.shape[0]
-    for row, key in enumerate(keys.tolist()):
-        slot = int(reference.first_slot(torch.tensor(key), table.shape[0]))
-        while table[slot] != row:
-            assert table[slot] >= 0
-            slot = (slot + 1) % table.shape[0]
+    assert sorted(table[table >= 0].tolist()) == list(range(keys.shape[0]))
+    assert max(probes(table, keys)) <= 16
+
+
+def colliding_voxels(count: int) -> list[Voxel]:
+    """Voxels whose bricks all start at slot 0: multiples of the inverse of the hash's factor."""
+    inverse = pow(morton.GOLDEN, -1, 1 << 64)
+    keys = torch.tensor([(j * inverse + (1 << 63)) % (1 << 64) - (1 << 63) for j in range(count * 64)])
+    legal = keys[(keys >= -(1 << 57)) & (keys < 1 << 57)]
+    return [tuple(v) for v in morton.decode(legal << 6).tolist()]
+
+
+def test_keys_made_to_collide_are_found(device: torch.device) -> None:
+    voxels = colliding_voxels(400)
+    bricks = build(VoxelSet(frozenset(voxels), 1024), device)
+    table = reference.brick_table(bricks.keys.cpu())
+    assert (morton.first_slots(bricks.keys, table.shape[0]) == 0).all()
+    assert max(probes(table, bricks.keys.cpu())) == len(voxels) > 2 * reference.MAX_PROBES
+    queries = as_coords(voxels + [(b, x ^ 4, y, z) for b, x, y, z in voxels])
+    expected = [row_order(voxels).index(v) for v in voxels] + [-1] * len(voxels)
+    for module, moved in ((reference, queries), (kernels, queries.to(device))):
+        arrays = [t.to(moved.device) for t in bricks[:3]]
+        found = module.find_rows(moved, *arrays, module.brick_table(arrays[0]))
+        assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("method", ["sort", "hash"])

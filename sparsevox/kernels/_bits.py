@@ -19,7 +19,7 @@ AXIS_UNITS = tl.constexpr(morton.AXIS_UNITS)
 PLANES = tl.constexpr(morton.PLANES)
 RANGES = tl.constexpr(morton.RANGES)
 
-GOLDEN = tl.constexpr(-7046029254386353131)  # 2^64 / golden ratio, odd
+GOLDEN = tl.constexpr(morton.GOLDEN)
 
 
 # Coordinates and codes

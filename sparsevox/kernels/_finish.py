@@ -27,7 +27,7 @@ def count_kernel(masks_ptr, counts_ptr, n_pairs, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n_pairs"])
-def split_kernel(codes_ptr, out_keys_ptr, out_masks_ptr, n_pairs, BLOCK: tl.constexpr):
+def one_voxel_kernel(codes_ptr, out_keys_ptr, out_masks_ptr, n_pairs, BLOCK: tl.constexpr):
     """A brick of one voxel for each code."""
     i = items(BLOCK)
     codes = tl.load(codes_ptr + i, mask=i < n_pairs, other=0)
@@ -74,10 +74,10 @@ def insert_kernel(keys_ptr, masks_ptr, out_keys_ptr, out_masks_ptr, n_pairs, cap
     tl.atomic_or(out_masks_ptr + slot, masks, mask=masks != 0, sem="relaxed")
 
 
-def split(codes: Tensor) -> tuple[Tensor, Tensor]:
+def one_voxel_bricks(codes: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and masks of one-voxel bricks, int64 [P], for codes int64 [P]."""
     keys, masks = torch.empty_like(codes), torch.empty_like(codes)
-    launch(split_kernel, codes.shape[0], codes, keys, masks, codes.shape[0], block=1024)
+    launch(one_voxel_kernel, codes.shape[0], codes, keys, masks, codes.shape[0], block=1024)
     return keys, masks
 
 
@@ -90,7 +90,7 @@ def merge_sorted(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def merge_hashed(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Candidates with distinct keys, in no order: masks of equal keys are united."""
-    capacity = table_capacity(keys.shape[0])
+    capacity = morton.table_capacity(keys.shape[0])
     out_keys = torch.full((capacity,), morton.NONE, device=keys.device)
     out_masks = torch.zeros_like(out_keys)
     launch(
@@ -106,11 +106,6 @@ def merge_hashed(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def pack(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Move present candidates to the front, in order; the masks behind them are 0, the keys undefined."""
     return _scatter(keys, masks, (masks != 0).cumsum(0), merge=False)
-
-
-def table_capacity(n: int) -> int:
-    """Slots of a hash table for n keys: a power of two, half of them empty at least."""
-    return max(16, triton.next_power_of_2(2 * n))
 
 
 def finish(
@@ -133,7 +128,7 @@ def finish(
     n_bricks, n_voxels, *limits = read_back((masks != 0).sum(), counts.sum(), *extra)
     if bad is not None:
         check_bad(limits[0])
-    check_total(n_voxels)
+    morton.check_total(n_voxels)
     if batch_size is None:
         batch_size = limits[-1] + 1
     # Clones, so that the arrays of candidates can go.
@@ -168,12 +163,6 @@ def check_bad(index: int) -> None:
     """Raise for what `no_bad` has become on the device."""
     if index != morton.NONE:
         raise VoxelError(index)
-
-
-def check_total(n_voxels: int) -> None:
-    """Rows are int32."""
-    if n_voxels > morton.MAX_VOXELS:
-        raise ValueError(f"a grid holds at most {morton.MAX_VOXELS} voxels, this one would have {n_voxels}")
 
 
 def _scatter(keys: Tensor, masks: Tensor, places: Tensor, *, merge: bool) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from sparsevox.kernels._bits import (
     step_key,
     voxels,
 )
-from sparsevox.kernels._finish import finish, merge_hashed, merge_sorted, no_bad, split, table_capacity
+from sparsevox.kernels._finish import finish, merge_hashed, merge_sorted, no_bad, one_voxel_bricks
 from sparsevox.kernels._launch import launch
 from sparsevox.morton import Bricks
 
@@ -145,9 +145,9 @@ def build_bricks(coords: Tensor, batch_size: int | None, method: str = "sort") -
     limit = morton.MAX_BATCH if batch_size is None else min(batch_size, morton.MAX_BATCH)
     launch(encode_kernel, n, coords.contiguous(), codes, bad, last_batch, n, limit, block=512)
     if method == "hash":
-        keys, masks = merge_hashed(*split(codes))
+        keys, masks = merge_hashed(*one_voxel_bricks(codes))
     else:
-        keys, masks = merge_sorted(*split(codes.sort().values))
+        keys, masks = merge_sorted(*one_voxel_bricks(codes.sort().values))
     return finish(keys, masks, batch_size, sort=method == "hash", bad=bad, last_batch=last_batch)
 
 
@@ -171,7 +171,7 @@ def brick_bounds(keys: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, 
 def brick_table(keys: Tensor) -> Tensor:
     """Hash table int32 [capacity] of brick rows: open addressing, linear probing, -1 where empty."""
     n = keys.shape[0]
-    table = torch.full((table_capacity(n),), -1, dtype=torch.int32, device=keys.device)
+    table = torch.full((morton.table_capacity(n),), -1, dtype=torch.int32, device=keys.device)
     launch(table_kernel, n, keys, table, n, table.shape[0], block=64, num_warps=1)
     return table
 

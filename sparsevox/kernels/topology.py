@@ -25,7 +25,7 @@ from sparsevox.kernels._bits import (
     subdivide,
     voxels,
 )
-from sparsevox.kernels._finish import check_bad, check_total, finish, merge_sorted, no_bad, number, pack
+from sparsevox.kernels._finish import check_bad, finish, merge_sorted, no_bad, number, pack
 from sparsevox.kernels._launch import launch
 from sparsevox.morton import Bricks
 
@@ -257,7 +257,7 @@ def _full_bricks(first_keys: Tensor, masks: Tensor, bad: Tensor, batch_size: int
     """Full bricks, 8^level of them from each first key on; the masks tell how many first keys there are."""
     n, first_bad = read_back((masks != 0).sum(), bad)
     check_bad(first_bad)
-    check_total(n * 64 << 3 * level)
+    morton.check_total(n * 64 << 3 * level)
     children = torch.arange(8**level if n else 0, device=masks.device)
     keys = (first_keys[:n, None] + children).flatten()
     masks = torch.full_like(keys, -1)

@@ -3,7 +3,6 @@
 N voxels, M coordinates, B grids, L bricks.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -56,14 +55,17 @@ def build(
         coords: Integers [M, 4] = (b, i, j, k) or [M, 3] = (i, j, k) of batch item 0, in any order; duplicates merge.
         batch_size: Number of grids; None takes the largest batch index plus one, or 1 if there are no coordinates.
         name: What errors call the first argument.
-        method: "sort" sorts the codes of all voxels; "hash" inserts bricks in a hash table and sorts only those.
+        method: On a GPU, "sort" sorts the codes of all voxels; "hash" inserts bricks in a hash table and sorts only
+            those. The result is the same. The CPU always sorts.
 
     Raises:
         TypeError: If `coords` does not hold integers.
-        ValueError: If its shape is wrong, a coordinate lies outside [-2^17, 2^17) or a batch index outside
-            [0, batch_size), or there are more than 2^31 - 1 voxels.
+        ValueError: If its shape is wrong, the method unknown, a coordinate lies outside [-2^17, 2^17) or a batch index
+            outside [0, batch_size), or there are more than 2^31 - 1 voxels.
     """
     coords = _as_rows(name, coords)
+    if method not in ("sort", "hash"):
+        raise ValueError(f"method must be 'sort' or 'hash', got {method!r}")
     if batch_size is not None:
         batch_size = _checks.batch_size(batch_size)
     elif coords.shape[0] == 0:
@@ -151,8 +153,8 @@ def walking_table(grid: HasBricks) -> Tensor | None:
 
 
 def table_bytes(num_bricks: int) -> int:
-    """Size of the hash table: slots of four bytes, a power of two, at most half of them in use."""
-    return 4 * max(16, 1 << math.ceil(math.log2(max(2 * num_bricks, 1))))
+    """Size of the hash table, whose slots are int32."""
+    return 4 * morton.table_capacity(num_bricks)
 
 
 def find_rows(bricks: Bricks, table: Tensor | None, coords: Tensor) -> Tensor:

@@ -97,16 +97,10 @@ def assemble(keys: Tensor, masks: Tensor, batch_size: int) -> Bricks:
         keys, masks, counts = keys[kept], masks[kept], counts[kept]
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     (total,) = read_back(ends[-1])
-    check_total(total)
+    morton.check_total(total)
     first_bricks = torch.searchsorted(keys, morton.batch_keys(batch_size, keys.device))
     rows = torch.empty((total, 0), dtype=torch.bool, device=keys.device)
     return Bricks(keys, masks, ends[:-1].int(), ends[first_bricks], rows)
-
-
-def check_total(total: int) -> None:
-    """Rows are int32."""
-    if total > morton.MAX_VOXELS:
-        raise ValueError(f"a grid holds at most {morton.MAX_VOXELS} voxels, this one would have {total}")
 
 
 def from_sorted_codes(codes: Tensor) -> tuple[Tensor, Tensor]:

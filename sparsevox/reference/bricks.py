@@ -15,11 +15,12 @@ from sparsevox.reference._runs import (
     from_sorted_codes,
     lanes,
     popcount,
+    search,
     single_bits,
     true_indices,
 )
 
-GOLDEN = -7046029254386353131  # 2^64 / golden ratio: Fibonacci hashing
+MAX_PROBES = 32
 NARROW_BITS = 31
 MAX_BLOCKS = 1 << 16
 
@@ -133,41 +134,37 @@ def brick_bounds(keys: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, 
 
 
 def brick_table(keys: Tensor) -> Tensor:
-    """Hash table int32 [capacity] of brick rows: open addressing, linear probing, -1 where empty."""
-    capacity = table_capacity(keys.shape[0])
+    """Hash table int32 [capacity] of brick rows: open addressing, linear probing, -1 where empty.
+
+    Keys that come in the order of their first slots go to that slot or, where it is taken, to the one behind the key
+    before. Two rounds through the table let the last keys push on the first ones.
+    """
+    count, capacity = keys.shape[0], morton.table_capacity(keys.shape[0])
+    first, order = torch.sort(morton.first_slots(keys, capacity), stable=True)
+    twice = torch.cat([first, first + capacity]) - torch.arange(2 * count, device=keys.device)
+    slots = twice.cummax(0).values[count:] + torch.arange(count, 2 * count, device=keys.device)
     table = torch.full((capacity,), -1, dtype=torch.int32, device=keys.device)
-    pending = torch.arange(keys.shape[0], dtype=torch.int32, device=keys.device)
-    slots = first_slot(keys, capacity)
-    while pending.shape[0]:
-        free = table[slots] < 0
-        # Where several bricks want one free slot, the last in row order gets it.
-        table.scatter_reduce_(0, slots[free], pending[free], "amax")
-        lost = table[slots] != pending
-        pending, slots = pending[lost], slots[lost] + 1 & (capacity - 1)
-    return table
-
-
-def table_capacity(num_bricks: int) -> int:
-    """Slots of the hash table of that many bricks: a power of two, at most half full."""
-    return max(16, 1 << max(2 * num_bricks - 1, 0).bit_length())
-
-
-def first_slot(keys: Tensor, capacity: int) -> Tensor:
-    """Where the search for a key begins. The batch index reaches only the highest bits of the product: fold them in."""
-    product = keys * GOLDEN
-    return (product >> 32 ^ product >> 48) & (capacity - 1)
+    return table.index_copy_(0, slots & (capacity - 1), order.int())
 
 
 def find_bricks(keys: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
     """Row of the brick with each key, -1 where there is none: int64 [M]."""
     rows = torch.full_like(wanted, -1)
-    pending, slots = torch.arange(wanted.shape[0], device=keys.device), first_slot(wanted, table.shape[0])
-    while pending.shape[0]:
+    pending, slots = (
+        torch.arange(wanted.shape[0], device=keys.device),
+        morton.first_slots(wanted, table.shape[0]),
+    )
+    for _ in range(MAX_PROBES):
+        if pending.shape[0] == 0:
+            return rows
         row = table.index_select(0, slots).long()
         hit = (row < 0) | (keys.index_select(0, row.clamp(min=0)) == wanted)
         rows[pending] = row  # of those that go on, for now
         left = true_indices(~hit)
         pending, wanted, slots = pending[left], wanted[left], slots[left] + 1 & (table.shape[0] - 1)
+    # Keys made to collide cost a binary search, not a walk through all of them.
+    index, found = search(keys, wanted)
+    rows[pending] = torch.where(found, index, -1)
     return rows
 
 

@@ -12,7 +12,6 @@ from sparsevox import morton
 from sparsevox.morton import Bricks
 from sparsevox.reference._runs import (
     assemble,
-    check_total,
     from_sorted_codes,
     insert,
     lanes,
@@ -61,7 +60,7 @@ def subdivide_bricks(
     if level == 1:
         return assemble(*_children(keys, masks), batch_size)
     lane = lanes(masks)
-    check_total(lane.shape[0] << 3 * level)
+    morton.check_total(lane.shape[0] << 3 * level)
     codes = keys[lane >> 6] << 6 | lane & 63
     children = morton.subdivide_codes(morton.subdivide_codes(codes)[0])[0] >> 6
     for _ in range(level - 2):
