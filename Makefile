@@ -46,12 +46,13 @@ NAMES ?=
 bench: $(VENV)/dev.stamp ## Measure on the CPU (NAMES="bricks topology", all by default; OUT=folder)
 	$(VENV)/bin/python -m bench $(NAMES) --out $${OUT:-bench/results}
 
-# For a machine that is lent: no installation, whatever Python and Triton are there.
+# For machines on which nothing may be installed: whatever Python and Triton are there. Benches run after failed tests
+# too, and the failure counts in the end.
 PY ?= python3
 gpu: export PYTHONPATH := .:models$(if $(PYTHONPATH),:$(PYTHONPATH))
 gpu: ## Tests and benches on a GPU with the Python that is there (PY=python3, OUT=folder)
-	$(PY) -m pytest -q -m gpu
-	$(PY) -m bench --device cuda $(NAMES) --out $${OUT:-bench/results}
+	$(PY) -m pytest -q -m gpu; tests=$$?; \
+	$(PY) -m bench --device cuda $(NAMES) --out $${OUT:-bench/results} && exit $$tests
 
 clean: ## Remove the environments, the caches and the demo
 	rm -rf $(VENV) $(VENV36) demo .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
@@ -70,6 +71,7 @@ comma := ,
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(call environment,$(VENV),io$(comma)viz,constraints.txt)
+	$(call triton,$(VENV),constraints.txt)
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt

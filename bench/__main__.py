@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             try:
                 run(case, coords(case.scene, case.size), options, date)
-            except Exception:  # one broken case must not cost the others their turn on a borrowed machine
+            except Exception:  # one broken case must not cost the others their turn
                 traceback.print_exc()
                 failed.append(f"{case.op} on {case.scene} {case.size}")
     for line in failed:

@@ -127,10 +127,13 @@ class GridTopology:
             ValueError: If the radius is negative, lower exceeds upper, the stencil is empty, or a voxel would be out of
                 range.
         """
+        box = None
         if stencil is not None:
             offsets = _stencil_alone(stencil, radius, lower, upper)
-            return self._with(_morphology.dilate_stencil(self.bricks, offsets))
-        low, up = _morphology.box_of(radius, lower, upper)
+            box = _morphology.as_box(offsets)
+            if box is None:
+                return self._with(_morphology.dilate_stencil(self.bricks, offsets))
+        low, up = _morphology.box_of(radius, lower, upper) if box is None else box
         return self._remember(
             ("dilate", *low, *up), lambda: self._with(_morphology.dilate(self.bricks, low, up))
         )
@@ -144,10 +147,13 @@ class GridTopology:
         stencil: Tensor | None = None,
     ) -> Self:
         """Grid of all x for which x + s is a voxel for every s in a box or stencil, given as to `dilate`."""
+        box = None
         if stencil is not None:
             offsets = _stencil_alone(stencil, radius, lower, upper)
-            return self._with(_morphology.erode_stencil(self.bricks, self.table, offsets))
-        low, up = _morphology.box_of(radius, lower, upper)
+            box = _morphology.as_box(offsets)
+            if box is None:
+                return self._with(_morphology.erode_stencil(self.bricks, self.table, offsets))
+        low, up = _morphology.box_of(radius, lower, upper) if box is None else box
         return self._with(_morphology.erode(self.bricks, _bricks.walking_table(self), low, up))
 
     def prune(self, mask: Tensor) -> Self:
@@ -201,6 +207,6 @@ def _per_axis(function: Callable[[int], float]) -> Triple:
 
 
 def _stencil_alone(stencil: Tensor, radius: Index3, lower: object, upper: object) -> list[list[int]]:
-    if radius != 1 or lower is not None or upper is not None:
+    if lower is not None or upper is not None or _checks.int_triple("radius", radius) != [1, 1, 1]:
         raise ValueError("give a stencil or a box, not both")
     return _morphology.stencil_offsets(stencil)

@@ -160,7 +160,7 @@ class Grid(GridTopology):
     @property
     def offsets(self) -> Tensor:
         """First row of each batch item, then N: int64 [B + 1]."""
-        return self.bricks.offsets
+        return self.bricks.offsets.clone()
 
     @property
     def num_voxels(self) -> int:

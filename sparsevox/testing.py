@@ -15,13 +15,6 @@ LIMIT = 1 << 17
 Voxel = tuple[int, ...]  # (b, i, j, k)
 KINDS = ("clustered", "solid", "planar", "linear", "scattered", "isolated", "limits", "empty")
 
-TOLERANCES = {  # largest error, relative to the largest magnitude of the expected values
-    torch.float64: 1e-10,
-    torch.float32: 1e-5,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1.6e-2,
-}
-
 
 class VoxelSet(NamedTuple):
     """A batch of sets of voxels."""

@@ -33,7 +33,7 @@ TARGETS = {
 }
 FLAGS: dict[str, list[dict[str, Any]]] = {
     "coarsen_kernel": [{"HALF": half} for half in (False, True)],
-    "children_kernel": [{"KEEP": flags} for flags in (0, 1, 8)],
+    "children_kernel": [{"KEEP": flags} for flags in (1, 8)],
     "blocks_kernel": [{"KEEP": keep} for keep in (False, True)],
     "combine_kernel": [
         *({"OP": op, "PART": "first"} for op in ("or", "and", "sub", "xor")),
@@ -44,6 +44,7 @@ FLAGS: dict[str, list[dict[str, Any]]] = {
     "erode_kernel": [{"AXIS": axis} for axis in range(3)],
 }
 OTHER_POINTEES = {"coords_ptr": ("*i64", "*i32")}  # arguments that come in several dtypes
+WIDTHS = ("i32", "i64")  # of sizes: Triton passes what fits as i32
 
 
 class Launch(NamedTuple):
@@ -53,6 +54,7 @@ class Launch(NamedTuple):
     kernel: str
     block: int
     num_warps: int
+    flags: tuple[tuple[str, Any], ...]  # those that stand in the call itself
 
 
 def launches() -> list[Launch]:
@@ -66,7 +68,10 @@ def launches() -> list[Launch]:
                 }
                 kernel = node.args[0]
                 assert isinstance(kernel, ast.Name), ast.unparse(node)
-                found.append(Launch(path.stem, kernel.id, constants["block"], constants.get("num_warps", 4)))
+                flags = tuple((str(k), v) for k, v in constants.items() if str(k).isupper())
+                found.append(
+                    Launch(path.stem, kernel.id, constants["block"], constants.get("num_warps", 4), flags)
+                )
     return sorted(set(found))
 
 
@@ -79,11 +84,19 @@ def kernels() -> list[str]:
     )
 
 
+def flags_of(launch: Launch) -> list[dict[str, Any]]:
+    """The flags of a call: those that stand in it, with the computed ones that do not contradict them."""
+    fixed = dict(launch.flags)
+    computed = FLAGS.get(launch.kernel, [])
+    fitting = [flags | fixed for flags in computed if all(flags.get(k, v) == v for k, v in fixed.items())]
+    return fitting or [fixed]
+
+
 def variants() -> list[Any]:
     return [
         pytest.param(launch, flags, id=" ".join([launch.kernel, *map(str, flags.values())]))
         for launch in launches()
-        for flags in FLAGS.get(launch.kernel, [{}])
+        for flags in flags_of(launch)
     ]
 
 
@@ -103,8 +116,9 @@ def test_kernel_compiles_without_spills(
     several = [name for name in OTHER_POINTEES if name in names]
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(tmp_path)  # a cached binary would hide a change
-        for choice in product(*(OTHER_POINTEES[name] for name in several)):
-            types = POINTEES | SCALARS | dict(zip(several, choice, strict=True))
+        for width, *choice in product(WIDTHS, *(OTHER_POINTEES[name] for name in several)):
+            sizes = {name: width if kind == "i64" else kind for name, kind in SCALARS.items()}
+            types = POINTEES | sizes | dict(zip(several, choice, strict=True))
             signature = {name: "constexpr" if name in constants else types[name] for name in names}
             # What the launchers see: PyTorch aligns its tensors, and without this loads would be scalar.
             aligned = {
@@ -118,7 +132,9 @@ def test_kernel_compiles_without_spills(
 def spills(compiled: Any, folder: Path) -> int:
     """Bytes of stack a thread (NVIDIA), or spilled registers (AMD)."""
     if "amdgcn" in compiled.asm:
-        return sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"]))
+        counts = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
+        assert len(counts) == 2, compiled.asm["amdgcn"]
+        return sum(int(n) for n in counts)
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

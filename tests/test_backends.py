@@ -1,13 +1,17 @@
 """Whole grids through the public verbs, once with each backend: thousands of random grids, row for row."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from bench.scenes import TINY, scene
 from sparsevox import Grid, _readback, ops
-from sparsevox.testing import as_coords, random_batch
+from sparsevox.morton import Bricks
+from sparsevox.ops import bricks as brick_ops
+from sparsevox.reference.bricks import build_bricks
+from sparsevox.testing import LIMIT, as_coords, random_batch
 
 pytest.importorskip("triton", reason="compares with the Triton backend")
 
@@ -64,6 +68,47 @@ def test_random_grids(seed: int, monkeypatch: pytest.MonkeyPatch, device: torch.
 @pytest.mark.parametrize("name", TINY)
 def test_scenes(name: str, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     assert_backends_agree(scene(name, TINY[name]), 64, monkeypatch, device)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_scattered_grids_up_to_the_limits(seed: int, device: torch.device, agree: Callable[..., Any]) -> None:
+    sets = [random_batch(seed + i, 100, count=12, kinds=("limits", "scattered", "clustered")) for i in (0, 7)]
+    a, b = (Bricks(*(t.to(device) for t in build_bricks(as_coords(s.voxels), 100))) for s in sets)
+    half = b.keys[::2].clone(), b.masks[::2].clone()
+    a = Bricks(*agree("topology", "combine_bricks", a.keys, a.masks, *half, a.offsets, "or"))
+    arrays = (a.keys, a.masks, a.offsets)
+    for level in (1, 2, 16, 17, 18):
+        agree("topology", "coarsen_bricks", *arrays, level)
+    for op in ("and", "sub", "xor"):
+        agree("topology", "combine_bricks", a.keys, a.masks, b.keys, b.masks, a.offsets, op)
+    agree("topology", "crop_bricks", *arrays, [-LIMIT, -5, 0], [LIMIT, LIMIT, LIMIT - 2])
+    keep = torch.arange(a.rows.shape[0], device=device) % 2 > 0
+    agree("topology", "prune_bricks", a.keys, a.masks, a.starts, a.offsets, keep)
+    table = brick_ops.table(a)
+    agree("morphology", "erode_bricks", *arrays, table, [-1, 0, -4], [0, 1, 4])
+    agree("neighbors", "neighbor_table", a.keys, a.masks, a.starts, a.rows, table, read_backs=0)
+    agree("bricks", "brick_bounds", *arrays, read_backs=0)
+
+
+@pytest.mark.gpu
+def test_verbs_without_a_kernel_give_the_same_on_the_gpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = 40 * torch.rand(300, 3, generator=generator, dtype=torch.float64) - 20
+    batch = torch.randint(3, (300,), generator=generator)
+    faces = torch.randint(300, (60, 3), generator=generator)
+    stencil = torch.rand(3, 2, 3, generator=generator) < 0.5
+    stencil[1, 0, 1] = True
+    results = []
+    for device in ("cpu", "cuda"):
+        here, items, triangles, kernel = (t.to(device) for t in (points, batch, faces, stencil))
+        grid = Grid.from_points(here, items, voxel_size=0.7, mode="enclosing", batch_size=3)
+        mesh = Grid.from_mesh(here, triangles, voxel_size=0.7)
+        grids = [grid, mesh, grid.dilate(stencil=kernel), mesh.erode(stencil=kernel), mesh.dilate(9)]
+        grids += [grid.subdivide(3), grid.coarsen((3, 1, 2)), Grid.from_dense(kernel[None])]
+        arrays = [array for made in grids for array in (*made.bricks, made.coords, *made.bounds())]
+        arrays += [mesh.nearest(here), mesh.to_ijk(here), grid.to_world(grid.ijk), grid.index(mesh.coords)]
+        results.append([array.cpu() for array in arrays])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.skipif(
@@ -126,17 +171,34 @@ def test_nothing_else_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        Grid.from_coords(coords, batch_size=1)
-        for made in (
+        made = [
+            Grid.from_coords(coords, batch_size=1),
+            Grid.from_dense(keep.view(1, 1, 1, -1)),
+            Grid.full(0, 5, device="cuda"),
+        ]
+        made += [
             grid.coarsen(2),
             grid.coarsen(4),
+            grid.coarsen(3),
             grid.dilate(1),
             grid.erode(1),
+            grid.crop(0, 3),
+        ]
+        made += [
             grid.prune(keep),
             grid | grid,
-        ):
-            assert made.index(coords).shape == (grid.num_voxels,)
-        grid.subdivide(2, keep)
-        ops.neighbor_table(grid)
+            grid & grid,
+            grid - grid,
+            grid ^ grid,
+            grid.subdivide(2, keep),
+        ]
+        made += [
+            grid.subdivide(4, keep),
+            Grid.from_points(coords[:, 1:] / 2, voxel_size=1.0),
+            Grid.stack([grid, grid]),
+        ]
+        for one in made:
+            assert one.index(one.coords).shape == (one.num_voxels,)
+            ops.neighbor_table(one)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -210,8 +210,8 @@ FACTOR = [
         wrong_value(f"factor; {factor}; (0, {i}, {j}, {k}); {RANGE}", "subdivide", factor, on=voxel(i, j, k))
         for i, j, k, factor in ((65536, 0, 0, 2), (5, -65537, 0, 2), (1, 2, 32768, 4), (-16385, 0, 0, 8))
     ],
-    wrong_value(f"131073; {RANGE}", "subdivide", 3, on=voxel(0, 0, 43691)),
-    wrong_value(f"-131073; {RANGE}", "subdivide", (3, 1, 1), on=voxel(-43691, 0, 0)),
+    wrong_value(f"(0, 0, 0, 43691); {RANGE}", "subdivide", 3, on=voxel(0, 0, 43691)),
+    wrong_value(f"(0, -43691, 0, 0); {RANGE}", "subdivide", (3, 1, 1), on=voxel(-43691, 0, 0)),
     wrong_value("2147483647; 8589934592", "subdivide", 1024, on=Grid.full(0, 2)),
     wrong_value("2147483647; (1024, 1024, 513)", "subdivide", (1024, 1024, 513), on=Grid.full(0, 2)),
     wrong_value("mask; [3]; [3, 8]", "subdivide", 4, bools(3, 8)),

@@ -42,9 +42,7 @@ SYNCHRONISES = {
 }
 
 # Folders of one machine and hosts of package registries, spelled so that this file does not hold them.
-PRIVATE = re.compile(
-    r"(?<![\w.])/(?:work|farm|root|home|Users)/|py[p]i\.org|python[h]osted|npm[j]s\.org|deb\.debia[n]"
-)
+PRIVATE = re.compile(r"(?<![\w.])/(?:root|home|Users)/|py[p]i\.org|python[h]osted|npm[j]s\.org|deb\.debia[n]")
 
 
 def stems(folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsevox import Grid, morton
+from sparsevox import Grid, _readback, morton
 from sparsevox.morton import Bricks
 from sparsevox.reference import morphology as reference
 from sparsevox.reference.bricks import build_bricks
@@ -93,6 +93,35 @@ def test_stencils(data: VoxelSet, seed: int, shape: tuple[int, int, int]) -> Non
     assert_holds(grid.dilate(stencil=stencil), dilated(data.voxels, offsets))
     grown = grid.dilate(stencil=stencil)
     assert_holds(grown.erode(stencil=stencil), eroded([tuple(v) for v in grown.coords.tolist()], offsets))
+
+
+def test_a_full_stencil_is_a_box() -> None:
+    grid = Grid.from_coords(as_coords([(0, 0, 0, 0), (0, 5, -3, 9)]))
+    stencil = torch.ones(3, 2, 1, dtype=torch.bool)
+    calls = _readback.calls
+    assert_holds(
+        grid.dilate(stencil=stencil), dilated({(0, 0, 0, 0), (0, 5, -3, 9)}, box([-1, 0, 0], [1, 1, 0]))
+    )
+    assert grid.dilate(stencil=stencil).erode(stencil=stencil).same_voxels(grid)
+    assert _readback.calls == calls + 3
+
+
+def test_a_far_box_is_one_shift() -> None:
+    voxels = {(0, 0, 0, 0), (0, 5, -3, 9)}
+    grid = Grid.from_coords(as_coords(voxels))
+    lower, upper = [100_000, -2000, -3], [100_002, -1999, 2]
+    calls = _readback.calls
+    far = grid.dilate(lower=lower, upper=upper)
+    assert _readback.calls <= calls + 4
+    assert_holds(far, dilated(voxels, box(lower, upper)))
+    assert_holds(far.erode(lower=lower, upper=upper), voxels)
+
+
+def test_a_box_larger_than_a_grid_is_refused_at_once() -> None:
+    calls = _readback.calls
+    with pytest.raises(ValueError, match="at most 2147483647 voxels"):
+        Grid.full(0, 1).dilate(700)
+    assert _readback.calls <= calls + 3
 
 
 @given(voxel_sets(max_voxels=80), containing_origin)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.spatial import cKDTree
 
 from sparsevox.grid import Grid
 from sparsevox.reference import nearest
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.reference.nearest import nearest_rows
+
+cKDTree = pytest.importorskip("scipy.spatial", reason="an oracle").cKDTree
 
 UNIT = (1.0, 1.0, 1.0)
 

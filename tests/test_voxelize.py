@@ -7,14 +7,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from sparsevox.grid import Grid
 from sparsevox.reference import voxelize
 from sparsevox.reference.voxelize import mesh_voxels
+
+trimesh = pytest.importorskip("trimesh", reason="meshes to voxelise")
+ndimage = pytest.importorskip("scipy.ndimage", reason="an oracle")
 
 HALF = Fraction(1, 2)
 CENTER = (0.3, -7.1, 2.2)  # of the sphere
@@ -266,13 +267,11 @@ def test_sphere_is_covered_tight_and_closed(sphere):
     weights = np.random.default_rng(2).dirichlet((0.3, 0.3, 0.3), (len(faces), 20))
     samples = np.einsum("fsc,fcx->fsx", weights, vertices[faces].numpy()).reshape(-1, 3)
     assert set(map(tuple, np.floor(samples + 0.5).astype(int).tolist())) <= voxels
-
     places = np.array(sorted(voxels))
     radii = np.linalg.norm(places - CENTER, axis=1)
     inner = np.linalg.norm(vertices[faces].numpy().mean(1) - CENTER, axis=1).min()  # planes' feet, nearly
     assert inner - 1e-3 - math.sqrt(3) / 2 <= radii.min()
     assert radii.max() <= 12 + math.sqrt(3) / 2
-
     lower = places.min(0) - 1
     dense = np.zeros(places.max(0) + 2 - lower, bool)
     dense[tuple((places - lower).T)] = True
@@ -377,6 +376,7 @@ FACE = torch.tensor([[0, 1, 2]])
         (CORNERS + 2.0**17, FACE, ValueError, r"vertices\[0\].*131071"),
         (CORNERS - 2.0**17 - 2, FACE, ValueError, r"vertices\[0\].*-131072"),
         (CORNERS * 1e30, FACE, ValueError, r"vertices\[0\].*131071"),
+        (CORNERS * 1e5 - 5e4, FACE, ValueError, "at most 2147483647 voxels"),
     ],
 )  # fmt: skip
 def test_grid_names_what_is_wrong_with_the_mesh(vertices, faces, error, match):

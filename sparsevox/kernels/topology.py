@@ -217,8 +217,6 @@ def coarsen_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, level: int) -> 
     """Bricks of the voxels floor(ijk / 2^level)."""
     n = keys.shape[0]
     out_keys, out_masks = torch.empty_like(keys), torch.empty_like(masks)
-    # Beyond AXIS_BITS halvings nothing changes any more.
-    level = min(level, morton.AXIS_BITS)
     launch(coarsen_kernel, n, keys, masks, out_keys, out_masks, n, level, HALF=level == 1, block=256)
     return finish(*merge_sorted(out_keys, out_masks), offsets.shape[0] - 1)
 
@@ -239,9 +237,11 @@ def subdivide_bricks(
         n = 8 * keys.shape[0]
         out_keys = torch.empty(n, dtype=torch.int64, device=keys.device)
         out_masks = torch.empty_like(out_keys)
-        per_voxel = 0 if keep is None else 1 if keep.ndim == 1 else 8
         arrays = (keys, masks, starts, flags, out_keys, out_masks, bad)
-        launch(children_kernel, n, *arrays, n, KEEP=per_voxel, block=16, lanes=64)
+        if keep is None:
+            launch(children_kernel, n, *arrays, n, KEEP=0, block=256)
+        else:
+            launch(children_kernel, n, *arrays, n, KEEP=1 if keep.ndim == 1 else 8, block=16, lanes=64)
         return finish(out_keys, out_masks, offsets.shape[0] - 1, bad=bad)
     n = keys.shape[0]
     out_keys = torch.empty(rows.shape[0], dtype=torch.int64, device=keys.device)
@@ -297,6 +297,5 @@ def crop_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, lower: list[int], 
     """Bricks of the voxels with lower <= ijk < upper."""
     n = keys.shape[0]
     out_masks = torch.empty_like(masks)
-    box = [min(max(bound, morton.COORD_MIN), morton.COORD_MAX + 1) for bound in (*lower, *upper)]
-    launch(crop_kernel, n, keys, masks, out_masks, n, *box, block=256)
+    launch(crop_kernel, n, keys, masks, out_masks, n, *lower, *upper, block=256)
     return finish(keys, out_masks, offsets.shape[0] - 1)

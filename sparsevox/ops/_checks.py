@@ -66,14 +66,14 @@ def integer(name: str, value: object) -> int:
     """An int, of Python or NumPy; bool is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor):
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor | np.ndarray):
         return operator.index(value)
     raise TypeError(f"{name} must be an int, got {value!r}")
 
 
 def _triple(name: str, value: object) -> list[object]:
     parts = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    if not isinstance(parts, Sequence) or isinstance(parts, str):
+    if not isinstance(parts, Sequence) or isinstance(parts, str | bytes):
         return [parts] * 3
     if len(parts) != 3:
         raise ValueError(f"{name} must be one number or three, got {value!r}")
@@ -107,7 +107,10 @@ def float_triple(name: str, value: object) -> tuple[float, float, float]:
     for part in _triple(name, value):
         if isinstance(part, bool) or not isinstance(part, Real):
             raise TypeError(f"{name} must hold numbers, got {value!r}")
-        number = float(part)
+        try:
+            number = float(part)
+        except OverflowError:  # an int of more than 308 digits
+            number = math.inf
         if not -math.inf < number < math.inf:  # torch.compile does not trace math.isfinite
             raise ValueError(f"{name} must be finite, got {value!r}")
         numbers.append(number)

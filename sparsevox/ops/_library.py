@@ -41,7 +41,15 @@ def register(schema: str, *, stem: str, fake: Callable[..., Any], kernels: bool 
 def _run(stem: str, name: str, default: str, kernels: bool, *args: Any) -> Any:
     backend = _backend(default) if kernels else "reference"
     package = "kernels" if backend == "triton" else "reference"
-    results = getattr(import_module(f"sparsevox.{package}.{stem}"), name)(*args)
+    try:
+        module = import_module(f"sparsevox.{package}.{stem}")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ImportError(
+            "tensors on a GPU need Triton: install it, or set SPARSEVOX_BACKEND=reference"
+        ) from error
+    results = getattr(module, name)(*args)
     return tuple(results) if isinstance(results, tuple) else results
 
 

@@ -3,6 +3,7 @@
 Dilation of A by S is {a + s}, erosion {x : x + s in A for all s in S}: Minkowski's operations, adjoint to each other.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ def box_of(radius: object, lower: object, upper: object) -> tuple[list[int], lis
     if (lower is None) != (upper is None):
         raise ValueError(f"lower and upper come together, got lower={lower!r} and upper={upper!r}")
     if lower is not None:
-        if radius != 1:
+        if _checks.int_triple("radius", radius) != [1, 1, 1]:
             raise ValueError(
                 f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}"
             )
@@ -57,15 +58,24 @@ def box_of(radius: object, lower: object, upper: object) -> tuple[list[int], lis
 def stencil_offsets(stencil: object) -> list[list[int]]:
     """Offsets of the True entries of a bool [a, b, c] from its centre, entry (size - 1) // 2 of each axis."""
     mask = _checks.booleans("stencil", _checks.shape("stencil", stencil, "a", "b", "c"))
-    centre = torch.tensor([(size - 1) // 2 for size in mask.shape])
+    centre = torch.tensor([(size - 1) // 2 for size in mask.shape], device="cpu")
     offsets: list[list[int]] = (mask.cpu().nonzero() - centre).tolist()
     if not offsets:
         raise ValueError("stencil must have at least one True entry")
     return offsets
 
 
+def as_box(offsets: Sequence[Sequence[int]]) -> tuple[list[int], list[int]] | None:
+    """The corners of the box that the offsets fill, if they do."""
+    low, up = ([bound(axis) for axis in zip(*offsets, strict=True)] for bound in (min, max))
+    volume = math.prod([b - a + 1 for a, b in zip(low, up, strict=True)])
+    return (low, up) if volume == len(offsets) else None
+
+
 def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], *, verb: str = "dilation") -> Bricks:
-    """Dilation by the box from lower to upper inclusive, in steps of at most four voxels, each of them a grid.
+    """Dilation by the box from lower to upper inclusive.
+
+    A box within four voxels is one grid. A larger one is made of such boxes, and of a shift if it is far away.
 
     Args:
         bricks: What to dilate.
@@ -74,11 +84,17 @@ def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], *, verb: 
         verb: What errors call this.
 
     Raises:
-        ValueError: If a voxel would be out of range; names the first that gets there.
+        ValueError: If a voxel would be out of range, or the box alone has more voxels than a grid.
     """
-    first, *others = _steps(lower, upper)
-    if others and not torch.compiler.is_compiling():
+    base = _nearest_to_origin(lower, upper)
+    if max(map(abs, base)) <= MAX_STEP:
+        base = [0, 0, 0]
+    first, *others = _steps(_minus(lower, base), _minus(upper, base))
+    if (others or any(base)) and not torch.compiler.is_compiling():
         _check_reach(bricks, lower, upper, verb)
+        _check_volume(bricks, lower, upper)
+    if any(base):
+        bricks = _moved_by_all(coords(bricks).long(), [base], bricks)
     try:
         grown = Bricks(*_dilate_bricks(bricks.keys, bricks.masks, bricks.offsets, *first))
     except morton.VoxelError:
@@ -89,6 +105,16 @@ def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], *, verb: 
             break
         grown = Bricks(*_dilate_bricks(grown.keys, grown.masks, grown.offsets, low, up))
     return grown
+
+
+def _nearest_to_origin(lower: Sequence[int], upper: Sequence[int]) -> list[int]:
+    return [min(max(0, low), up) for low, up in zip(lower, upper, strict=True)]
+
+
+def _check_volume(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) -> None:
+    volume = math.prod([b - a + 1 for a, b in zip(lower, upper, strict=True)])
+    if bricks.rows.shape[0]:
+        morton.check_total(volume)
 
 
 def _check_reach(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], verb: str) -> None:
@@ -121,7 +147,7 @@ def _is_empty(bricks: Bricks) -> bool:
 def erode(bricks: Bricks, table: Tensor | None, lower: Sequence[int], upper: Sequence[int]) -> Bricks:
     """Erosion by the box from lower to upper inclusive; `table` is the hash table of `bricks`."""
     # Seen from its point nearest to the origin the box holds the origin, so the result lies in the set.
-    base = [min(max(0, low), up) for low, up in zip(lower, upper, strict=True)]
+    base = _nearest_to_origin(lower, upper)
     for low, up in _steps(_minus(lower, base), _minus(upper, base)):
         bricks = Bricks(*_erode_bricks(bricks.keys, bricks.masks, bricks.offsets, table, low, up))
         if _is_empty(bricks):

@@ -13,9 +13,7 @@ from sparsevox import morton
 from sparsevox._readback import send
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _library
-from sparsevox.ops.bricks import build, coords, empty, full_box
-
-SET_OPS = ("or", "and", "sub", "xor")
+from sparsevox.ops.bricks import assemble, build, coords, empty, full_box
 
 
 def _fake(keys: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
@@ -61,6 +59,8 @@ def _level(factors: Sequence[int]) -> int | None:
 def coarsen(bricks: Bricks, factors: Sequence[int]) -> Bricks:
     """Voxels floor(ijk / factors). Isotropic powers of two take the bit path, others are divided, coded and sorted."""
     level = _level(factors)
+    if level == 0:
+        return bricks
     if level is not None:
         return Bricks(*_coarsen_bricks(bricks.keys, bricks.masks, bricks.offsets, level))
     divisor = send([1, *factors], bricks.keys.device)
@@ -82,16 +82,21 @@ def subdivide(bricks: Bricks, factors: Sequence[int], keep: Tensor | None = None
     if keep is not None:
         _check_keep(bricks, keep, children=_level(factors) == 1)
     level = _level(factors)
+    if level == 0:
+        return bricks if keep is None else prune(bricks, keep)
     if level is None:
         return _subdivide_by_coords(bricks, factors, keep)
     try:
         return Bricks(*_subdivide_bricks(*bricks, level, keep))
     except morton.VoxelError as error:
-        voxel = tuple(coords(bricks)[error.index].tolist())
-        raise ValueError(
-            f"factor {tuple(factors)} takes the children of voxel (b, i, j, k) = {voxel} out of the range "
-            f"[{morton.COORD_MIN}, {morton.COORD_MAX}]"
-        ) from None
+        raise _out_of_range(coords(bricks)[error.index], factors) from None
+
+
+def _out_of_range(voxel: Tensor, factors: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"factor {tuple(factors)} takes the children of voxel (b, i, j, k) = {tuple(voxel.tolist())} out of the range "
+        f"[{morton.COORD_MIN}, {morton.COORD_MAX}]"
+    )
 
 
 def _check_keep(bricks: Bricks, keep: Tensor, *, children: bool) -> None:
@@ -113,7 +118,10 @@ def _subdivide_by_coords(bricks: Bricks, factors: Sequence[int], keep: Tensor | 
         return empty(bricks.offsets.shape[0] - 1, voxels.device)
     steps = [torch.arange(n, device=voxels.device) for n in (1, *factors)]
     children = (voxels * send([1, *factors], voxels.device))[:, None] + torch.cartesian_prod(*steps)
-    return build(children.reshape(-1, 4), bricks.offsets.shape[0] - 1, name="children")
+    try:
+        return assemble(children.reshape(-1, 4), bricks.offsets.shape[0] - 1)
+    except morton.VoxelError as error:
+        raise _out_of_range(voxels[error.index // math.prod(factors)], factors) from None
 
 
 def combine(a: Bricks, b: Bricks, op: str) -> Bricks:

@@ -129,8 +129,11 @@ def _check_mesh(vertices: Tensor, positions: Tensor, faces: Tensor) -> None:
     # A closed box that only touches the border of the range belongs to a voxel that cannot exist.
     inside = (corners > morton.COORD_MIN - 0.5) & (corners < morton.COORD_MAX + 0.5)
     outside = ~inside.all(2).all(1)
-    some_dangling, first, some_outside, other = read_back(
-        dangling.any(), dangling.int().argmax(), outside.any(), outside.int().argmax()
+    # Seen along an axis a triangle covers at least as many voxels as its area says.
+    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).abs().amax(1) / 2
+    largest = torch.where(area < 1 << 62, area, 0).amax().ceil()
+    some_dangling, first, some_outside, other, covered = read_back(
+        dangling.any(), dangling.int().argmax(), outside.any(), outside.int().argmax(), largest
     )
     if some_dangling:
         raise ValueError(
@@ -142,3 +145,4 @@ def _check_mesh(vertices: Tensor, positions: Tensor, faces: Tensor) -> None:
         if not bool(vertices[vertex].isfinite().all()):
             raise ValueError(f"vertices must be finite, got vertices[{int(vertex)}] = {position}")
         raise ValueError(f"vertices[{int(vertex)}] = {position} lies outside the grid: {limits(1)}")
+    morton.check_total(covered)
