@@ -18,9 +18,7 @@ def grid(coords: Tensor) -> sv.Grid:
     return sv.Grid.from_coords(coords)
 
 
-def ours(
-    run: Callable[..., Any], *operands: Any, view: Callable[[Any], Tensor] = baseline.keys_of
-) -> Contender:
+def ours(run: Callable[..., Any], *operands: Any, view: Callable[[Any], Tensor] = baseline.keys_of) -> Contender:
     """sparsevox; results are compared as sorted keys unless `view` says otherwise."""
     return Contender("sparsevox", partial(run, *operands), view)
 

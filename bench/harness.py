@@ -90,9 +90,7 @@ class Sample:
     peak_mb: float | None
 
 
-def measure(
-    case: Case, coords: Tensor, threads: Sequence[int], rounds: int, quick: bool, date: str
-) -> list[Row]:
+def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, quick: bool, date: str) -> list[Row]:
     """Rows of a case, one a contender and number of threads. Raises WrongAnswer where the contenders disagree."""
     torch.set_num_threads(threads[0])
     contenders = case.prepare(coords)

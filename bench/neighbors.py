@@ -23,9 +23,7 @@ def neighbors(coords: Tensor) -> Sequence[Contender]:
         return torch.empty_like(table).index_copy_(1, rows, named)
 
     searches = voxel_list(baseline.neighbor_table, keys, name="voxel list, 26 searches", view=renumbered)
-    fewer = voxel_list(
-        baseline.neighbor_table_by_symmetry, keys, name="voxel list, 13 searches", view=renumbered
-    )
+    fewer = voxel_list(baseline.neighbor_table_by_symmetry, keys, name="voxel list, 13 searches", view=renumbered)
     return ours(sv.ops.neighbor_table, g, view=torch.as_tensor), searches, replace(fewer, baseline=False)
 
 

@@ -181,9 +181,7 @@ def _section(device: str, rows: Sequence[Row]) -> str:
         lines.append(f"| {' | '.join(cells)} | {_goal(r) if 'ratio' not in r.wanted else ''} |")
     runs = sorted({f"{r.date}, commit {r.commit}" for r in rows})
     r = rows[-1]
-    versions = (
-        f"Python {r.python}, torch {r.torch}, triton {r.triton}, numpy {r.numpy}, sparsevox {r.sparsevox}"
-    )
+    versions = f"Python {r.python}, torch {r.torch}, triton {r.triton}, numpy {r.numpy}, sparsevox {r.sparsevox}"
     return "\n".join([*lines, "", f"{versions}; median of {r.rounds} rounds. Runs: {'; '.join(runs)}."])
 
 

@@ -79,9 +79,7 @@ def timed(name: str, make: Callable[[], sv.Grid]) -> sv.Grid:
     start = time.perf_counter()
     grid = make()
     milliseconds = 1000 * (time.perf_counter() - start)
-    print(
-        f"{name:<24} {milliseconds:7.1f} ms {grid.nbytes / max(grid.num_voxels, 1):5.2f} bytes/voxel  {grid!r}"
-    )
+    print(f"{name:<24} {milliseconds:7.1f} ms {grid.nbytes / max(grid.num_voxels, 1):5.2f} bytes/voxel  {grid!r}")
     return grid
 
 
@@ -94,18 +92,10 @@ def check(claim: str, holds: bool) -> None:
 
 def main() -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo"), help="folder for the pictures (default: demo)"
-    )
-    parser.add_argument(
-        "--mesh", type=Path, nargs="+", default=[], help="meshes of your own, in any format of trimesh"
-    )
-    parser.add_argument(
-        "--resolution", type=int, default=64, help="voxels along the longest side (default: 64)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures (default: demo)")
+    parser.add_argument("--mesh", type=Path, nargs="+", default=[], help="meshes of your own, in any format of trimesh")
+    parser.add_argument("--resolution", type=int, default=64, help="voxels along the longest side (default: 64)")
     args = parser.parse_args()
     if not 8 <= args.resolution <= 2048:
         parser.error(f"--resolution must be between 8 and 2048, got {args.resolution}")
@@ -150,9 +140,7 @@ def main() -> None:
         "dilate(2)": thick[last],
         "skin, cut open": half,
     }
-    render_row(
-        list(row.values()), args.out / "topology.png", titles=list(row), width=350 * len(row), palette=256
-    )
+    render_row(list(row.values()), args.out / "topology.png", titles=list(row), width=350 * len(row), palette=256)
     print(f"\nLook at {args.out / 'shapes.png'} and {args.out / 'topology.png'}")
 
 

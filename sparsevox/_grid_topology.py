@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks
-from sparsevox.ops import bricks as _bricks
-from sparsevox.ops import morphology as _morphology
-from sparsevox.ops import topology as _topology
+from sparsevox.ops import bricks as brick_ops
+from sparsevox.ops import morphology as morphology_ops
+from sparsevox.ops import topology as topology_ops
 
 Triple = tuple[float, float, float]
 Device = torch.device | str | None
@@ -52,7 +52,7 @@ class GridTopology:
     def table(self) -> Tensor:
         """Hash table from brick keys to brick rows, int32 [capacity], built at first use."""
         if self._table is None:
-            self._table = _bricks.table(self.bricks)
+            self._table = brick_ops.table(self.bricks)
         return self._table
 
     def _with(self, bricks: Bricks, voxel_size: Triple | None = None, origin: Triple | None = None) -> Self:
@@ -87,7 +87,7 @@ class GridTopology:
         coarse_size = _per_axis(lambda a: size[a] * factors[a])
         coarse_origin = _per_axis(lambda a: start[a] + size[a] * (factors[a] - 1) / 2)
         transform = _checks.transform(coarse_size, coarse_origin)
-        return self._with(_topology.coarsen(self.bricks, factors), *transform)
+        return self._with(topology_ops.coarsen(self.bricks, factors), *transform)
 
     def subdivide(self, factor: Index3 = 2, mask: Tensor | None = None) -> Self:
         """Grid of all children, ijk * factor + [0, factor), of every voxel.
@@ -107,7 +107,7 @@ class GridTopology:
         fine_size = _per_axis(lambda a: self.voxel_size[a] / factors[a])
         fine_origin = _per_axis(lambda a: self.origin[a] - fine_size[a] * (factors[a] - 1) / 2)
         transform = _checks.transform(fine_size, fine_origin)
-        return self._with(_topology.subdivide(self.bricks, factors, mask), *transform)
+        return self._with(topology_ops.subdivide(self.bricks, factors, mask), *transform)
 
     def dilate(
         self,
@@ -130,13 +130,11 @@ class GridTopology:
         box = None
         if stencil is not None:
             offsets = _stencil_alone(stencil, radius, lower, upper)
-            box = _morphology.as_box(offsets)
+            box = morphology_ops.as_box(offsets)
             if box is None:
-                return self._with(_morphology.dilate_stencil(self.bricks, offsets))
-        low, up = _morphology.box_of(radius, lower, upper) if box is None else box
-        return self._remember(
-            ("dilate", *low, *up), lambda: self._with(_morphology.dilate(self.bricks, low, up))
-        )
+                return self._with(morphology_ops.dilate_stencil(self.bricks, offsets))
+        low, up = morphology_ops.box_of(radius, lower, upper) if box is None else box
+        return self._remember(("dilate", *low, *up), lambda: self._with(morphology_ops.dilate(self.bricks, low, up)))
 
     def erode(
         self,
@@ -150,19 +148,19 @@ class GridTopology:
         box = None
         if stencil is not None:
             offsets = _stencil_alone(stencil, radius, lower, upper)
-            box = _morphology.as_box(offsets)
+            box = morphology_ops.as_box(offsets)
             if box is None:
-                return self._with(_morphology.erode_stencil(self.bricks, self.table, offsets))
-        low, up = _morphology.box_of(radius, lower, upper) if box is None else box
-        return self._with(_morphology.erode(self.bricks, _bricks.walking_table(self), low, up))
+                return self._with(morphology_ops.erode_stencil(self.bricks, self.table, offsets))
+        low, up = morphology_ops.box_of(radius, lower, upper) if box is None else box
+        return self._with(morphology_ops.erode(self.bricks, brick_ops.walking_table(self), low, up))
 
     def prune(self, mask: Tensor) -> Self:
         """Grid of the voxels whose row of `mask`, bool [N], is True. Raises TypeError or ValueError for other masks."""
-        return self._with(_topology.prune(self.bricks, mask))
+        return self._with(topology_ops.prune(self.bricks, mask))
 
     def crop(self, lower: Index3, upper: Index3) -> Self:
         """Grid of the voxels with lower <= ijk < upper, in every batch item. The transform stays."""
-        return self._with(_topology.crop(self.bricks, lower, upper))
+        return self._with(topology_ops.crop(self.bricks, lower, upper))
 
     def __or__(self, other: Self) -> Self:
         return self._combined(other, "or", "|")
@@ -180,11 +178,9 @@ class GridTopology:
         _check_grid(f"the right side of {symbol}", other)
         size, other_size = self.bricks.offsets.shape[0] - 1, other.bricks.offsets.shape[0] - 1
         if size != other_size:
-            raise ValueError(
-                f"both sides of {symbol} must have the same batch size, got {size} and {other_size}"
-            )
+            raise ValueError(f"both sides of {symbol} must have the same batch size, got {size} and {other_size}")
         self._check_aligned(other, f"both sides of {symbol}")
-        return self._with(_topology.combine(self.bricks, other.bricks, op))
+        return self._with(topology_ops.combine(self.bricks, other.bricks, op))
 
     def _check_aligned(self, other: Self, names: str) -> None:
         device, other_device = self.bricks.keys.device, other.bricks.keys.device
@@ -209,4 +205,4 @@ def _per_axis(function: Callable[[int], float]) -> Triple:
 def _stencil_alone(stencil: Tensor, radius: Index3, lower: object, upper: object) -> list[list[int]]:
     if lower is not None or upper is not None or _checks.int_triple("radius", radius) != [1, 1, 1]:
         raise ValueError("give a stencil or a box, not both")
-    return _morphology.stencil_offsets(stencil)
+    return morphology_ops.stencil_offsets(stencil)

@@ -12,11 +12,11 @@ from torch import Tensor
 from sparsevox._grid_topology import Device, GridTopology, Index3, Triple, _check_grid
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks
-from sparsevox.ops import bricks as _bricks
-from sparsevox.ops import dense as _dense
-from sparsevox.ops import nearest as _nearest
-from sparsevox.ops import topology as _topology
-from sparsevox.ops import voxelize as _voxelize
+from sparsevox.ops import bricks as brick_ops
+from sparsevox.ops import dense as dense_ops
+from sparsevox.ops import nearest as nearest_ops
+from sparsevox.ops import topology as topology_ops
+from sparsevox.ops import voxelize as voxelize_ops
 
 Scale = float | Sequence[float]
 
@@ -32,9 +32,7 @@ class Grid(GridTopology):
     verbs of other grids; the constructor itself takes finished bricks and checks nothing.
     """
 
-    def __init__(
-        self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)
-    ) -> None:
+    def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
         super().__init__(bricks, voxel_size, origin)
 
     # Constructors
@@ -52,7 +50,7 @@ class Grid(GridTopology):
             ValueError: If its shape is wrong, or the first offending row is out of range (see the class).
         """
         transform = _checks.transform(voxel_size, origin)
-        return cls(_bricks.build(coords, batch_size), *transform)
+        return cls(brick_ops.build(coords, batch_size), *transform)
 
     @classmethod
     def from_points(
@@ -83,7 +81,7 @@ class Grid(GridTopology):
                 raise ValueError("origin and lower both say where the grid lies; give one of them")
             corner = _checks.float_triple("lower", lower)
             start = (corner[0] + size[0] / 2, corner[1] + size[1] / 2, corner[2] + size[2] / 2)
-        return cls(_voxelize.from_points(points, batch, size, start, batch_size, mode), size, start)
+        return cls(voxelize_ops.from_points(points, batch, size, start, batch_size, mode), size, start)
 
     @classmethod
     def from_mesh(cls, vertices: Tensor, faces: Tensor, *, voxel_size: Scale, origin: Scale = 0.0) -> "Grid":
@@ -95,7 +93,7 @@ class Grid(GridTopology):
                 vertices. Degenerate triangles are legal.
         """
         transform = _checks.transform(voxel_size, origin)
-        return cls(_voxelize.from_mesh(vertices, faces, *transform), *transform)
+        return cls(voxelize_ops.from_mesh(vertices, faces, *transform), *transform)
 
     @classmethod
     def from_dense(
@@ -103,7 +101,7 @@ class Grid(GridTopology):
     ) -> "Grid":
         """Grid of the True voxels of a bool volume [B, X, Y, Z], whose first voxel has the coordinates `lower`."""
         transform = _checks.transform(voxel_size, origin)
-        return cls(_dense.from_mask(mask, lower), *transform)
+        return cls(dense_ops.from_mask(mask, lower), *transform)
 
     @classmethod
     def full(
@@ -118,7 +116,7 @@ class Grid(GridTopology):
     ) -> "Grid":
         """Grid of all voxels with lower <= ijk < upper, in every batch item."""
         transform = _checks.transform(voxel_size, origin)
-        return cls(_topology.full(lower, upper, batch_size, device), *transform)
+        return cls(topology_ops.full(lower, upper, batch_size, device), *transform)
 
     @classmethod
     def empty(
@@ -126,7 +124,7 @@ class Grid(GridTopology):
     ) -> "Grid":
         """Grid without voxels."""
         transform = _checks.transform(voxel_size, origin)
-        return cls(_bricks.empty(batch_size, device), *transform)
+        return cls(brick_ops.empty(batch_size, device), *transform)
 
     @classmethod
     def stack(cls, grids: Iterable["Grid"]) -> "Grid":
@@ -138,14 +136,14 @@ class Grid(GridTopology):
         for index, grid in enumerate(grids):
             _check_grid(f"grids[{index}]", grid)
             first._check_aligned(grid, f"grids[0] and grids[{index}]")
-        return cls(_bricks.stack([grid.bricks for grid in grids]), first.voxel_size, first.origin)
+        return cls(brick_ops.stack([grid.bricks for grid in grids]), first.voxel_size, first.origin)
 
     # Attributes
 
     @property
     def coords(self) -> Tensor:
         """Coordinates (b, i, j, k) in row order: int32 [N, 4]. Computed from the bricks when asked for."""
-        return _bricks.coords(self.bricks)
+        return brick_ops.coords(self.bricks)
 
     @property
     def ijk(self) -> Tensor:
@@ -186,19 +184,17 @@ class Grid(GridTopology):
     def nbytes(self) -> int:
         """Bytes of keys, masks, starts and hash table; the table counts before its first use, too."""
         words = (self.bricks.keys, self.bricks.masks, self.bricks.starts)
-        return sum(t.numel() * t.element_size() for t in words) + _bricks.table_bytes(self.num_bricks)
+        return sum(t.numel() * t.element_size() for t in words) + brick_ops.table_bytes(self.num_bricks)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Smallest ijk and largest ijk plus one of each grid: two int32 [B, 3], both 0 where a grid is empty."""
-        return _bricks.bounds(self.bricks)
+        return brick_ops.bounds(self.bricks)
 
     def __len__(self) -> int:
         return self.batch_size
 
     def __repr__(self) -> str:
-        size, start = (
-            value[0] if len(set(value)) == 1 else value for value in (self.voxel_size, self.origin)
-        )
+        size, start = (value[0] if len(set(value)) == 1 else value for value in (self.voxel_size, self.origin))
         return (
             f"Grid(N={self.num_voxels:,}, bricks={self.num_bricks:,}, B={self.batch_size}, "
             f"voxel_size={size}, origin={start}, {self.device})"
@@ -242,7 +238,7 @@ class Grid(GridTopology):
         return iter(self._split([(item, item + 1) for item in range(self.batch_size)]))
 
     def _split(self, ranges: Sequence[tuple[int, int]]) -> list["Grid"]:
-        return [Grid(part, self.voxel_size, self.origin) for part in _bricks.split(self.bricks, ranges)]
+        return [Grid(part, self.voxel_size, self.origin) for part in brick_ops.split(self.bricks, ranges)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"bricks": tuple(self.bricks), "voxel_size": self.voxel_size, "origin": self.origin}
@@ -254,7 +250,7 @@ class Grid(GridTopology):
 
     def index(self, coords: Tensor) -> Tensor:
         """Row of each voxel [M, 4] or [M, 3], -1 where there is none: int64 [M]. What is out of range is absent."""
-        return _bricks.find_rows(self.bricks, self.table, coords)
+        return brick_ops.find_rows(self.bricks, self.table, coords)
 
     def contains(self, coords: Tensor) -> Tensor:
         """Whether each voxel [M, 4] or [M, 3] exists: bool [M]."""
@@ -265,17 +261,17 @@ class Grid(GridTopology):
 
         The lowest row of those equally near; -1 where the item has no voxel.
         """
-        return _nearest.nearest(self.bricks, points, batch, self.voxel_size, self.origin)
+        return nearest_ops.nearest(self.bricks, points, batch, self.voxel_size, self.origin)
 
     def to_world(self, ijk: Tensor) -> Tensor:
         """World positions [..., 3] of voxel coordinates [..., 3], in their dtype; of integers, in the default dtype."""
         ijk = _checks.last_axis("ijk", ijk)
         dtype = ijk.dtype if ijk.is_floating_point() else torch.get_default_dtype()
-        return _voxelize.to_world(ijk, self.voxel_size, self.origin).to(dtype)
+        return voxelize_ops.to_world(ijk, self.voxel_size, self.origin).to(dtype)
 
     def to_ijk(self, xyz: Tensor) -> Tensor:
         """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centres."""
-        return _voxelize.to_grid(_checks.last_axis("xyz", xyz), self.voxel_size, self.origin)
+        return voxelize_ops.to_grid(_checks.last_axis("xyz", xyz), self.voxel_size, self.origin)
 
     def same_voxels(self, other: "Grid") -> bool:
         """Whether both batches hold the same voxels, wherever they lie in the world."""

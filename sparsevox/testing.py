@@ -55,9 +55,7 @@ def cloud(kind: str, count: int, seed: int, item: int = 0) -> set[Voxel]:
         points = [[centre[0] + x, centre[1] + y, centre[2] + z] for x in side for y in side for z in side]
     elif kind == "planar":
         axis = rng.randrange(3)
-        points = [
-            [centre[a] if a == axis else p[a] for a in range(3)] for p in (near(extent) for _ in range(count))
-        ]
+        points = [[centre[a] if a == axis else p[a] for a in range(3)] for p in (near(extent) for _ in range(count))]
     elif kind == "linear":
         step = [rng.randint(-2, 2) for _ in range(3)]
         points = [[c + t * s for c, s in zip(centre, step, strict=True)] for t in range(count)]
@@ -77,9 +75,7 @@ def cloud(kind: str, count: int, seed: int, item: int = 0) -> set[Voxel]:
 def random_batch(seed: int, batch_size: int, count: int = 24, kinds: tuple[str, ...] = KINDS) -> VoxelSet:
     """A batch of small clouds of all kinds, some of them empty."""
     rng = random.Random(seed)
-    items = [
-        cloud(rng.choice(kinds), rng.randint(1, count), rng.getrandbits(30), b) for b in range(batch_size)
-    ]
+    items = [cloud(rng.choice(kinds), rng.randint(1, count), rng.getrandbits(30), b) for b in range(batch_size)]
     return VoxelSet(frozenset().union(*items), batch_size)
 
 

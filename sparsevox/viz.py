@@ -186,9 +186,7 @@ def _by_height(k: NDArray[np.int64]) -> Floats:
 def _crowding(table: Tensor) -> Floats:
     """How many of the eight voxels around the one in front of each side exist: fractions [6, N]."""
     exists = (table.numpy() >= 0).reshape(3, 3, 3, -1)
-    layers = [
-        exists.take(2 * (n % 2), axis=n // 2).reshape(9, -1) for n in range(6)
-    ]  # in the order of DIRECTIONS
+    layers = [exists.take(2 * (n % 2), axis=n // 2).reshape(9, -1) for n in range(6)]  # in the order of DIRECTIONS
     return np.stack([np.delete(layer, 4, axis=0).mean(0) for layer in layers])
 
 
@@ -235,10 +233,8 @@ def _paint(
     for n, t in enumerate(tiles):
         x = (n + 0.5) * tile
         darker = 1 - EDGE * min(max((t.edge * scale - 2) / 6, 0), 1)
-        polygons: Any = t.corners * scale + (
-            x,
-            body / 2,
-        )  # an array, which matplotlib likes but does not announce
+        # An array, which matplotlib likes but does not announce.
+        polygons: Any = t.corners * scale + (x, body / 2)
         sides = PolyCollection(polygons, facecolors=t.colors, edgecolors=t.colors * darker, antialiased=False)
         sides.set_linewidth(LINE * 72 / DPI)
         axes.add_collection(sides, autolim=False)

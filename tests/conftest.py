@@ -9,9 +9,8 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # read by Triton when the kernels are imported; "0" compiles
+    # Triton reads it when the kernels are imported. "0", from outside, compiles them.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from hypothesis import HealthCheck, settings
 
@@ -65,9 +64,7 @@ def _one_thread() -> None:
 
 def _inputs() -> dict[str, tuple[torch.Tensor, int]]:
     kinds = ("clustered", "solid", "planar", "linear", "empty", "isolated")
-    batches = {
-        f"batch of {size}": random_batch(seed, size, kinds=kinds) for seed, size in ((4, 1), (5, 6), (6, 200))
-    }
+    batches = {f"batch of {size}": random_batch(seed, size, kinds=kinds) for seed, size in ((4, 1), (5, 6), (6, 200))}
     named = {name: (as_coords(data.voxels), data.batch_size) for name, data in batches.items()}
     scenes = {name: (scene(name, size), 64) for name, size in TINY.items()}
     return named | scenes | {"nothing": (as_coords([]), 2)}

@@ -69,18 +69,14 @@ def launches() -> list[Launch]:
                 kernel = node.args[0]
                 assert isinstance(kernel, ast.Name), ast.unparse(node)
                 flags = tuple((str(k), v) for k, v in constants.items() if str(k).isupper())
-                found.append(
-                    Launch(path.stem, kernel.id, constants["block"], constants.get("num_warps", 4), flags)
-                )
+                found.append(Launch(path.stem, kernel.id, constants["block"], constants.get("num_warps", 4), flags))
     return sorted(set(found))
 
 
 def kernels() -> list[str]:
     """Every kernel that is defined."""
     return sorted(
-        name
-        for path in KERNELS.glob("*.py")
-        for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
+        name for path in KERNELS.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
     )
 
 
@@ -107,9 +103,7 @@ def test_every_kernel_is_launched() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("launch", "flags"), variants())
-def test_kernel_compiles_without_spills(
-    launch: Launch, flags: dict[str, Any], target: str, tmp_path: Path
-) -> None:
+def test_kernel_compiles_without_spills(launch: Launch, flags: dict[str, Any], target: str, tmp_path: Path) -> None:
     kernel = getattr(import_module(f"sparsevox.kernels.{launch.module}"), launch.kernel)
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {"BLOCK": launch.block, **flags}
@@ -121,9 +115,7 @@ def test_kernel_compiles_without_spills(
             types = POINTEES | sizes | dict(zip(several, choice, strict=True))
             signature = {name: "constexpr" if name in constants else types[name] for name in names}
             # What the launchers see: PyTorch aligns its tensors, and without this loads would be scalar.
-            aligned = {
-                (i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t[0] == "*"
-            }
+            aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t[0] == "*"}
             source = triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
             compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": launch.num_warps})
             assert spills(compiled, tmp_path) == 0
@@ -138,9 +130,7 @@ def spills(compiled: Any, folder: Path) -> int:
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run(
-        [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
+    usage = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
     sizes = re.findall(r"(?:STACK|LOCAL):(\d+)", usage)
     assert sizes, usage
     return sum(int(size) for size in sizes)

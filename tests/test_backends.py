@@ -26,19 +26,10 @@ def chain(
     grid = Grid.from_coords(coords, batch_size=batch_size, voxel_size=0.5)
     large, coarse = grid.dilate(1), grid.coarsen(2)
     keep = torch.arange(grid.num_voxels, device=grid.device) % 3 != 0
-    derived = [
-        *(
-            grid,
-            large,
-            coarse,
-            grid.coarsen(8),
-            grid.coarsen((2, 2, 1)),
-            grid.dilate(lower=-4, upper=(0, 2, 3)),
-        ),
-        *(large.erode(1), coarse.subdivide(2), grid.subdivide(2, keep), grid.subdivide(3), grid.prune(keep)),
-        *(large - grid, coarse ^ grid.coarsen(2).dilate(1), grid & grid.prune(keep), large | grid),
-        *(grid.crop(-5, (9, 4, 7)), Grid.stack([grid.prune(~keep), coarse.subdivide(2)])[1:3]),
-    ]
+    derived = [grid, large, coarse, grid.coarsen(8), grid.coarsen((2, 2, 1)), grid.dilate(lower=-4, upper=(0, 2, 3))]
+    derived += [large.erode(1), coarse.subdivide(2), grid.subdivide(2, keep), grid.subdivide(3), grid.prune(keep)]
+    derived += [large - grid, coarse ^ grid.coarsen(2).dilate(1), grid & grid.prune(keep), large | grid]
+    derived += [grid.crop(-5, (9, 4, 7)), Grid.stack([grid.prune(~keep), coarse.subdivide(2)])[1:3]]
     for made in derived:
         yield from made.bricks
         yield made.coords
@@ -111,9 +102,7 @@ def test_verbs_without_a_kernel_give_the_same_on_the_gpu() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="block sizes of the interpreter, which is not used with a GPU"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="block sizes of the interpreter, which is not used with a GPU")
 @pytest.mark.parametrize(("name", "size"), [("shell", 10), ("curves", 5)])
 def test_many_small_programs(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsevox.kernels._launch.INTERPRETER_LANES", 1024)

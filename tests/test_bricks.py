@@ -21,12 +21,8 @@ kernels = pytest.importorskip("sparsevox.kernels.bricks")
 
 BATCHES = [random_batch(seed, batch_size) for seed, batch_size in ((0, 1), (1, 5), (2, 40), (3, 300))]
 HARD = {  # sets that defeat a weak hash, or leave the arrays uneven
-    "multiples of 2^12": [
-        (0, x << 12, y << 12, z << 12) for x in range(-8, 8) for y in range(4) for z in range(4)
-    ],
-    "odd and alone": [
-        (0, 2 * x + 1, 2 * y + 1, 2 * z + 1) for x in range(6) for y in range(6) for z in range(6)
-    ],
+    "multiples of 2^12": [(0, x << 12, y << 12, z << 12) for x in range(-8, 8) for y in range(4) for z in range(4)],
+    "odd and alone": [(0, 2 * x + 1, 2 * y + 1, 2 * z + 1) for x in range(6) for y in range(6) for z in range(6)],
     "one a brick": [(0, 4 * x, 4 * y, 4 * z) for x in range(6) for y in range(6) for z in range(6)],
     "full block": [(0, x, y, z) for x in range(-4, 4) for y in range(8) for z in range(8)],
     "one shape in every item": [(b, 0, 0, z) for b in range(1024) for z in (0, 4)],
@@ -93,10 +89,7 @@ def test_bounds(data: VoxelSet) -> None:
     lower, upper = ops.bounds(bricks)
     for item in range(data.batch_size):
         members = [v[1:] for v in data.voxels if v[0] == item] or [(0, 0, 0)]
-        above = [
-            max(m[a] for m in members) + (1 if any(v[0] == item for v in data.voxels) else 0)
-            for a in range(3)
-        ]
+        above = [max(m[a] for m in members) + (1 if any(v[0] == item for v in data.voxels) else 0) for a in range(3)]
         assert lower[item].tolist() == [min(m[a] for m in members) for a in range(3)]
         assert upper[item].tolist() == above
 
@@ -187,9 +180,7 @@ def test_look_up_kernels_equal_reference(batch: VoxelSet, device: torch.device) 
     table = kernels.brick_table(bricks.keys)
     coords = kernels.brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
     assert torch.equal(coords.cpu(), reference.brick_coords(*(t.cpu() for t in (*bricks[:3], bricks.rows))))
-    shifts = torch.tensor(
-        [[0, 0, 0, 0], [0, 1, 0, -1], [1, 0, 0, 0], [0, 1 << 18, 0, 0], [0, 0, 0, -(1 << 28)]]
-    )
+    shifts = torch.tensor([[0, 0, 0, 0], [0, 1, 0, -1], [1, 0, 0, 0], [0, 1 << 18, 0, 0], [0, 0, 0, -(1 << 28)]])
     queries = (coords.cpu()[:, None] + shifts).reshape(-1, 4)
     keys, masks, starts = (t.cpu() for t in bricks[:3])
     expected = reference.find_rows(queries, keys, masks, starts, None)
@@ -218,9 +209,7 @@ def test_kernels_take_nothing(device: torch.device) -> None:
         bricks = kernels.build_bricks(nothing, 3, method)
         assert_equal(tuple(t.cpu() for t in bricks), reference.build_bricks(nothing.cpu(), 3))
     table = kernels.brick_table(bricks.keys)
-    assert kernels.find_rows(
-        torch.zeros(2, 4, dtype=torch.int64, device=device), *bricks[:3], table
-    ).tolist() == [
+    assert kernels.find_rows(torch.zeros(2, 4, dtype=torch.int64, device=device), *bricks[:3], table).tolist() == [
         -1,
         -1,
     ]

@@ -24,9 +24,7 @@ def test_volume(size: tuple[int, ...], lower: tuple[int, int, int], density: flo
     assert grid.batch_size == size[0]
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1, 1, 1), (2, 5, 9, 3), (3, 4, 4, 8), (70, 2, 1, 6), (0, 3, 3, 3), (2, 0, 4, 4)]
-)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 5, 9, 3), (3, 4, 4, 8), (70, 2, 1, 6), (0, 3, 3, 3), (2, 0, 4, 4)])
 @pytest.mark.parametrize("lower", [(0, 0, 0), (-3, 5, 14), (-LIMIT, LIMIT - 9, 1)])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_kernel_equals_reference(
@@ -42,6 +40,4 @@ def test_kernel_equals_reference(
 
 def test_views_are_legal() -> None:
     mask = torch.rand(2, 6, 5, 4, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert Grid.from_dense(mask.transpose(1, 3)).same_voxels(
-        Grid.from_dense(mask.transpose(1, 3).contiguous())
-    )
+    assert Grid.from_dense(mask.transpose(1, 3)).same_voxels(Grid.from_dense(mask.transpose(1, 3).contiguous()))

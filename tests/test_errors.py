@@ -73,9 +73,7 @@ def transforms() -> list[Bad]:
             cases.append(wrong_value(f"voxel_size; positive; {value}", method, **kwargs, voxel_size=value))
         for value in (NAN, INF, (1, NAN, 1)):
             cases.append(wrong_value(f"voxel_size; finite; {value}", method, **kwargs, voxel_size=value))
-            cases.append(
-                wrong_value(f"origin; finite; {value}", method, **kwargs, voxel_size=1, origin=value)
-            )
+            cases.append(wrong_value(f"origin; finite; {value}", method, **kwargs, voxel_size=1, origin=value))
         for value in ((1.0, 2.0), (1.0,) * 4):
             cases.append(wrong_value(f"voxel_size; three; {value}", method, **kwargs, voxel_size=value))
             cases.append(wrong_value(f"origin; three; {value}", method, **kwargs, voxel_size=1, origin=value))
@@ -183,9 +181,7 @@ OTHER_CONSTRUCTORS = [
     wrong_type("grids[1]; Grid; int", "stack", [GRID, 3]),
     wrong_value("grids; one; none", "stack", []),
     wrong_value("1024; 1025", "stack", [Grid.empty(1024), Grid.empty(1)]),
-    wrong_value(
-        "grids[0]; grids[1]; voxel_size; 1.0; 2.0", "stack", [Grid.empty(), Grid.empty(voxel_size=2)]
-    ),
+    wrong_value("grids[0]; grids[1]; voxel_size; 1.0; 2.0", "stack", [Grid.empty(), Grid.empty(voxel_size=2)]),
     wrong_value("grids[0]; grids[2]; origin; 0.0; 0.0001", "stack", [GRID, GRID, Grid.empty(origin=1e-4)]),
 ]
 
@@ -351,9 +347,7 @@ def test_children_of_voxels_left_out_may_be_out_of_range() -> None:
         assert grid.subdivide(factor, torch.tensor([True, False])).num_voxels == factor**3
 
 
-@pytest.mark.parametrize(
-    ("grid", "verb"), [(Grid.empty(), "dilate"), (Grid.empty(), "erode"), (GRID, "erode")]
-)
+@pytest.mark.parametrize(("grid", "verb"), [(Grid.empty(), "dilate"), (Grid.empty(), "erode"), (GRID, "erode")])
 def test_nothing_left_ends_the_work(grid: Grid, verb: str) -> None:
     before = _readback.calls
     assert getattr(grid, verb)(2000).num_voxels == 0

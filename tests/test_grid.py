@@ -153,9 +153,7 @@ def test_a_point_on_a_face_belongs_to_the_upper_voxel(dtype: torch.dtype) -> Non
 
 
 @given(dyadic_points, dyadic_sizes, dyadic_origins, st.sampled_from([torch.float32, torch.float64]))
-def test_both_rules_for_points(
-    points: list[Triple], size: Triple, origin: Triple, dtype: torch.dtype
-) -> None:
+def test_both_rules_for_points(points: list[Triple], size: Triple, origin: Triple, dtype: torch.dtype) -> None:
     tensor = torch.tensor(points, dtype=dtype).reshape(-1, 3)
     at = (np.array(points).reshape(-1, 3) - origin) / np.array(size)
     containing = {(0, int(x), int(y), int(z)) for x, y, z in np.floor(at + 0.5)}
@@ -208,9 +206,7 @@ def test_from_dense(shape: tuple[int, ...], lower: Index3, seed: int) -> None:
     expected = [(b, x + lower[0], y + lower[1], z + lower[2]) for b, x, y, z in np.argwhere(mask).tolist()]
     assert rows(grid) == row_order(expected)
     assert (grid.batch_size, grid.voxel_size, grid.origin) == (shape[0], (2.0,) * 3, (3.0,) * 3)
-    assert_equal(
-        Grid.from_dense(torch.from_numpy(mask.T.copy().T), lower=lower, voxel_size=2, origin=3), grid
-    )
+    assert_equal(Grid.from_dense(torch.from_numpy(mask.T.copy().T), lower=lower, voxel_size=2, origin=3), grid)
 
 
 @given(small, st.tuples(*[st.integers(0, 7)] * 3), st.integers(0, 3))
@@ -242,9 +238,7 @@ def test_empty(batch_size: int) -> None:
 @given(st.lists(voxel_sets(max_voxels=40), min_size=1, max_size=4))
 def test_stack_is_along_the_batch(cases: list[VoxelSet]) -> None:
     firsts = [0, *itertools.accumulate(case.batch_size for case in cases)]
-    expected = {
-        (b + a, x, y, z) for a, case in zip(firsts, cases, strict=False) for b, x, y, z in case.voxels
-    }
+    expected = {(b + a, x, y, z) for a, case in zip(firsts, cases, strict=False) for b, x, y, z in case.voxels}
     stacked = Grid.stack([make(case, 0.5, 1.0) for case in cases])
     assert_equal(stacked, make(VoxelSet(frozenset(expected), firsts[-1]), 0.5, 1.0))
 
@@ -315,9 +309,7 @@ def test_the_position_of_a_voxel_is_its_centre(grid: Grid) -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (0, 3), (5, 3), (2, 4, 3)])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_to_the_world_and_back(
-    grid: Grid, shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator
-) -> None:
+def test_to_the_world_and_back(grid: Grid, shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> None:
     ijk = (torch.randn(shape, dtype=torch.float64, generator=random) * 100).to(dtype)
     world, back = grid.to_world(ijk), grid.to_ijk(grid.to_world(ijk))
     assert (world.shape, world.dtype) == (shape, dtype)

@@ -19,9 +19,7 @@ Results = tuple[Tensor, ...]
 Args = tuple[Any, ...]
 
 PREFIX = f"{_library.NAMESPACE}::"
-NAMES = sorted(
-    name.removeprefix(PREFIX) for name in torch._C._dispatch_get_all_op_names() if name.startswith(PREFIX)
-)
+NAMES = sorted(name.removeprefix(PREFIX) for name in torch._C._dispatch_get_all_op_names() if name.startswith(PREFIX))
 
 
 def some_grid(seed: int = 4, count: int = 60) -> Grid:

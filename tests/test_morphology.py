@@ -99,15 +99,13 @@ def test_a_full_stencil_is_a_box() -> None:
     grid = Grid.from_coords(as_coords([(0, 0, 0, 0), (0, 5, -3, 9)]))
     stencil = torch.ones(3, 2, 1, dtype=torch.bool)
     calls = _readback.calls
-    assert_holds(
-        grid.dilate(stencil=stencil), dilated({(0, 0, 0, 0), (0, 5, -3, 9)}, box([-1, 0, 0], [1, 1, 0]))
-    )
+    assert_holds(grid.dilate(stencil=stencil), dilated({(0, 0, 0, 0), (0, 5, -3, 9)}, box([-1, 0, 0], [1, 1, 0])))
     assert grid.dilate(stencil=stencil).erode(stencil=stencil).same_voxels(grid)
     assert _readback.calls == calls + 3
 
 
 def test_a_far_box_is_one_shift() -> None:
-    voxels = {(0, 0, 0, 0), (0, 5, -3, 9)}
+    voxels: set[Voxel] = {(0, 0, 0, 0), (0, 5, -3, 9)}
     grid = Grid.from_coords(as_coords(voxels))
     lower, upper = [100_000, -2000, -3], [100_002, -1999, 2]
     calls = _readback.calls
@@ -131,9 +129,7 @@ def test_erosion_at_the_border_of_the_range(data: VoxelSet, bounds: tuple[list[i
 
 
 @given(voxel_sets(max_voxels=60, limits=False), voxel_sets(max_voxels=60, limits=False), boxes)
-def test_dilation_and_erosion_are_adjoint(
-    a: VoxelSet, b: VoxelSet, bounds: tuple[list[int], list[int]]
-) -> None:
+def test_dilation_and_erosion_are_adjoint(a: VoxelSet, b: VoxelSet, bounds: tuple[list[int], list[int]]) -> None:
     lower, upper = bounds
     size = max(a.batch_size, b.batch_size)
     small = Grid.from_coords(as_coords(a.voxels), batch_size=size)

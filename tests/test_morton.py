@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from sparsevox import morton
 from sparsevox.testing import LIMIT, Voxel, as_coords, row_order
 
-coordinate = st.one_of(
-    st.integers(-LIMIT, LIMIT - 1), st.sampled_from([-LIMIT, -LIMIT + 1, -1, 0, 1, LIMIT - 1])
-)
-voxel_lists = st.lists(
-    st.tuples(st.integers(0, 1023), coordinate, coordinate, coordinate), min_size=1, max_size=50
-)
+coordinate = st.one_of(st.integers(-LIMIT, LIMIT - 1), st.sampled_from([-LIMIT, -LIMIT + 1, -1, 0, 1, LIMIT - 1]))
+voxel_lists = st.lists(st.tuples(st.integers(0, 1023), coordinate, coordinate, coordinate), min_size=1, max_size=50)
 
 
 def move(voxels: Sequence[Voxel], axis: int, distance: int) -> list[Voxel]:
@@ -44,9 +40,7 @@ def test_coarsened_codes_are_codes_of_halved_coordinates(voxels: list[Voxel], le
     codes = morton.encode(as_coords(voxels))
     for _ in range(levels):
         codes = morton.coarsen_codes(codes)
-    assert torch.equal(
-        codes, morton.encode(as_coords([(b, *(c >> levels for c in ijk)) for b, *ijk in voxels]))
-    )
+    assert torch.equal(codes, morton.encode(as_coords([(b, *(c >> levels for c in ijk)) for b, *ijk in voxels])))
 
 
 @given(voxel_lists)

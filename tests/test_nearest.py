@@ -57,9 +57,7 @@ def check(points, batch, coords, batch_size, voxel_size=UNIT):
 @st.composite
 def clouds(draw):
     """Voxels in up to three clusters of three items, one of which may stay empty; where the clusters lie."""
-    centres = draw(
-        st.lists(st.tuples(*[st.sampled_from((0, -5, 40, 1000, -(2**17) + 9, 2**17 - 9))] * 3), min_size=1)
-    )
+    centres = draw(st.lists(st.tuples(*[st.sampled_from((0, -5, 40, 1000, -(2**17) + 9, 2**17 - 9))] * 3), min_size=1))
     near = st.integers(-8, 8)
     one = st.tuples(st.integers(0, 2), st.sampled_from(centres), near, near, near)
     rows = draw(st.lists(one, max_size=60))
@@ -98,9 +96,7 @@ def test_many_points_and_voxels_in_several_items(voxel_size):
 
 def test_every_voxel_is_its_own_nearest():
     rng = np.random.default_rng(1)
-    voxels = z_order(
-        np.concatenate([rng.integers(0, 2, (500, 1)), rng.integers(-9, 9, (500, 3))], 1).tolist()
-    )
+    voxels = z_order(np.concatenate([rng.integers(0, 2, (500, 1)), rng.integers(-9, 9, (500, 3))], 1).tolist())
     places = np.array(voxels)
     np.testing.assert_array_equal(find(places[:, 1:], places[:, 0], voxels, 2), np.arange(len(voxels)))
 
@@ -124,9 +120,7 @@ def test_squares_are_summed_from_x_to_z(edge):
 
 
 def sphere(radius):
-    places = np.stack(np.meshgrid(*[np.arange(-radius - 1, radius + 2)] * 3, indexing="ij"), -1).reshape(
-        -1, 3
-    )
+    places = np.stack(np.meshgrid(*[np.arange(-radius - 1, radius + 2)] * 3, indexing="ij"), -1).reshape(-1, 3)
     shell = places[abs(np.linalg.norm(places, axis=1) - radius) < 0.6]
     return np.concatenate([np.zeros((len(shell), 1), int), shell], 1)
 

@@ -55,9 +55,7 @@ def test_the_two_commands_are_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    anchors = {
-        "#" + line.lstrip("# ").lower().replace(" ", "-") for line in TEXT.splitlines() if line[:2] == "##"
-    }
+    anchors = {"#" + line.lstrip("# ").lower().replace(" ", "-") for line in TEXT.splitlines() if line[:2] == "##"}
     links = re.findall(r"\]\(([^)]+)\)", TEXT)
     assert len(links) > 8
     for link in links:

@@ -69,10 +69,7 @@ def test_subdivide_to_chosen_children(data: VoxelSet, seed: int) -> None:
     rows = row_order(data.voxels)
     keep = torch.rand(len(rows), 8, generator=torch.Generator().manual_seed(seed)) < 0.3
     expected = {
-        c
-        for v, row in zip(rows, keep, strict=True)
-        for c, k in zip(children(v, (2, 2, 2)), row, strict=True)
-        if k
+        c for v, row in zip(rows, keep, strict=True) for c, k in zip(children(v, (2, 2, 2)), row, strict=True) if k
     }
     assert_holds(grid_of(data).subdivide(2, keep), expected)
 
@@ -104,9 +101,7 @@ def test_crop(data: VoxelSet, draw: st.DataObject) -> None:
     bound = st.one_of(near, near.map(lambda c: c + 3), st.integers(-(1 << 40), 1 << 40))
     pairs = [sorted(draw.draw(st.tuples(bound, bound))) for _ in range(3)]
     lower, upper = [p[0] for p in pairs], [p[1] for p in pairs]
-    expected = {
-        v for v in data.voxels if all(a <= c < b for a, c, b in zip(lower, v[1:], upper, strict=True))
-    }
+    expected = {v for v in data.voxels if all(a <= c < b for a, c, b in zip(lower, v[1:], upper, strict=True))}
     assert_holds(grid_of(data).crop(lower, upper), expected)
 
 

@@ -36,9 +36,7 @@ def test_exposed_faces(data: VoxelSet) -> None:
     grid = Grid.from_coords(as_coords(data.voxels), batch_size=data.batch_size)
     rows, sides = exposed_faces(grid)
     coords = grid.coords.tolist()
-    actual = [
-        (*coords[row], *DIRECTIONS[side]) for row, side in zip(rows.tolist(), sides.tolist(), strict=True)
-    ]
+    actual = [(*coords[row], *DIRECTIONS[side]) for row, side in zip(rows.tolist(), sides.tolist(), strict=True)]
     expected = {
         (b, i, j, k, *d)
         for b, i, j, k in data.voxels
@@ -186,9 +184,7 @@ def test_a_row_has_one_scale_and_titles_on_top(tmp_path) -> None:
     assert [drawn(tile)[0] for tile in np.split(picture[:, :600], 3, axis=1)] == [185, 93, 93]
     assert (picture[:, 600:] == 255).all()
 
-    render_row(
-        Grid.stack(row[:2]), tmp_path / "b.png", width=400, titles=["one", "two"], azimuth=0, elevation=0
-    )
+    render_row(Grid.stack(row[:2]), tmp_path / "b.png", width=400, titles=["one", "two"], azimuth=0, elevation=0)
     below = pixels(tmp_path / "b.png")
     head = below.shape[0] - picture.shape[0]
     assert head >= 16
@@ -254,9 +250,7 @@ def test_matplotlib_is_imported_by_drawing_and_pyplot_never(tmp_path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     root = Path(__file__).parents[1]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 

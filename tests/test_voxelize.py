@@ -229,10 +229,7 @@ def nearly_touching(rng, bits):
         step = [x - (round(share - Fraction(1, 3))) * s for x, s in zip(step, side, strict=True)]
     assert sum(a * b for a, b in zip(normal, step, strict=True)) == way
     vertex = [0.5 - x / (1 << bits) for x in step]
-    return [
-        [v + s / (1 << bits) for v, s in zip(vertex, side, strict=True)]
-        for side in ([0, 0, 0], first, second)
-    ]
+    return [[v + s / (1 << bits) for v, s in zip(vertex, side, strict=True)] for side in ([0, 0, 0], first, second)]
 
 
 def test_the_exactness_that_is_promised():

@@ -186,9 +186,7 @@ def prune_kernel(masks_ptr, starts_ptr, keep_ptr, out_masks_ptr, n_bricks, BLOCK
     tl.store(out_masks_ptr + brick, as_mask(kept, bit), mask=brick < n_bricks)
 
 
-@triton.jit(
-    do_not_specialize=["n_bricks", *(f"{name}_{axis}" for name in ("lower", "upper") for axis in "xyz")]
-)
+@triton.jit(do_not_specialize=["n_bricks", *(f"{name}_{axis}" for name in ("lower", "upper") for axis in "xyz")])
 def crop_kernel(
     keys_ptr,
     masks_ptr,
@@ -247,9 +245,7 @@ def subdivide_bricks(
     out_keys = torch.empty(rows.shape[0], dtype=torch.int64, device=keys.device)
     out_masks = torch.empty_like(out_keys)
     arrays = (keys, masks, starts, flags, out_keys, out_masks, bad)
-    launch(
-        blocks_kernel, n, *arrays, n, min(level, morton.AXIS_BITS), KEEP=keep is not None, block=8, lanes=64
-    )
+    launch(blocks_kernel, n, *arrays, n, min(level, morton.AXIS_BITS), KEEP=keep is not None, block=8, lanes=64)
     return _full_bricks(*pack(out_keys, out_masks), bad, offsets.shape[0] - 1, level - 2)
 
 
@@ -287,9 +283,7 @@ def prune_bricks(keys: Tensor, masks: Tensor, starts: Tensor, offsets: Tensor, k
     """Bricks of the voxels with `keep` [N]."""
     n = keys.shape[0]
     out_masks = torch.empty_like(masks)
-    launch(
-        prune_kernel, n, masks, starts, keep.contiguous().view(torch.int8), out_masks, n, block=16, lanes=64
-    )
+    launch(prune_kernel, n, masks, starts, keep.contiguous().view(torch.int8), out_masks, n, block=16, lanes=64)
     return finish(keys, out_masks, offsets.shape[0] - 1)
 
 

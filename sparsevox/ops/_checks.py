@@ -125,9 +125,7 @@ def voxel_size(value: object) -> tuple[float, float, float]:
     return edges
 
 
-def transform(
-    voxel_size_: object, origin: object
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def transform(voxel_size_: object, origin: object) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Edges of a voxel and the centre of voxel (0, 0, 0)."""
     return voxel_size(voxel_size_), float_triple("origin", origin)
 

@@ -46,9 +46,7 @@ def _run(stem: str, name: str, default: str, kernels: bool, *args: Any) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        raise ImportError(
-            "tensors on a GPU need Triton: install it, or set SPARSEVOX_BACKEND=reference"
-        ) from error
+        raise ImportError("tensors on a GPU need Triton: install it, or set SPARSEVOX_BACKEND=reference") from error
     results = getattr(module, name)(*args)
     return tuple(results) if isinstance(results, tuple) else results
 

@@ -46,9 +46,7 @@ _neighbor_bricks = _library.register(
 )
 
 
-def build(
-    coords: Tensor, batch_size: int | None = None, *, name: str = "coords", method: str = "sort"
-) -> Bricks:
+def build(coords: Tensor, batch_size: int | None = None, *, name: str = "coords", method: str = "sort") -> Bricks:
     """Bricks of a set of coordinates.
 
     Args:

@@ -38,9 +38,7 @@ def box_of(radius: object, lower: object, upper: object) -> tuple[list[int], lis
         raise ValueError(f"lower and upper come together, got lower={lower!r} and upper={upper!r}")
     if lower is not None:
         if _checks.int_triple("radius", radius) != [1, 1, 1]:
-            raise ValueError(
-                f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}"
-            )
+            raise ValueError(f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}")
         low, up = _checks.box(lower, upper)
     else:
         up = _checks.int_triple("radius", radius)
@@ -49,9 +47,7 @@ def box_of(radius: object, lower: object, upper: object) -> tuple[list[int], lis
         low = [-r for r in up]
     limit = 1 << morton.AXIS_BITS
     if min(low) < -limit or max(up) > limit:
-        raise ValueError(
-            f"a stencil reaches at most {limit} voxels, got lower={tuple(low)} and upper={tuple(up)}"
-        )
+        raise ValueError(f"a stencil reaches at most {limit} voxels, got lower={tuple(low)} and upper={tuple(up)}")
     return low, up
 
 
@@ -130,9 +126,7 @@ def _check_reach(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], ver
         raise _out_of_reach(voxels[row], lower, upper, verb)
 
 
-def _out_of_reach(
-    voxel: Tensor, lower: Sequence[int], upper: Sequence[int], verb: str = "dilation"
-) -> ValueError:
+def _out_of_reach(voxel: Tensor, lower: Sequence[int], upper: Sequence[int], verb: str = "dilation") -> ValueError:
     return ValueError(
         f"{verb} from {tuple(lower)} to {tuple(upper)} takes voxel (b, i, j, k) = {tuple(voxel.tolist())} out of the "
         f"range [{morton.COORD_MIN}, {morton.COORD_MAX}]"

@@ -11,9 +11,7 @@ _nearest_rows = _library.register(
     "nearest_rows(Tensor points, Tensor batch, Tensor keys, Tensor masks, Tensor starts, Tensor offsets, Tensor rows, "
     "float[3] voxel_size) -> Tensor",
     stem="nearest",
-    fake=lambda points, batch, keys, masks, starts, offsets, rows, voxel_size: batch.new_empty(
-        points.shape[0]
-    ),
+    fake=lambda points, batch, keys, masks, starts, offsets, rows, voxel_size: batch.new_empty(points.shape[0]),
     kernels=False,  # a search level by level, in tensor ops that serve every device
 )
 

@@ -21,7 +21,5 @@ def neighbor_table(grid: HasBricks) -> Tensor:
         row 13 holds every voxel's own row, and row 26 - t is the inverse of row t.
     """
     bricks = grid.bricks
-    result: Tensor = _neighbor_table(
-        bricks.keys, bricks.masks, bricks.starts, bricks.rows, walking_table(grid)
-    )
+    result: Tensor = _neighbor_table(bricks.keys, bricks.masks, bricks.starts, bricks.rows, walking_table(grid))
     return result

@@ -91,9 +91,7 @@ def _explain(points: Tensor, items: Tensor, ijk: Tensor, batch_size: int | None)
     if not bool(points[index].isfinite().all()):
         raise ValueError(f"points must be finite, got points[{index}] = {point}") from None
     if not 0 <= int(items[index]) < batches:
-        raise ValueError(
-            f"batch[{index}] = {int(items[index])} is out of range: {limits(batch_size)}"
-        ) from None
+        raise ValueError(f"batch[{index}] = {int(items[index])} is out of range: {limits(batch_size)}") from None
     raise ValueError(f"points[{index}] = {point} lies outside the grid: {limits(batch_size)}") from None
 
 

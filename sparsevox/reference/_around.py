@@ -16,9 +16,8 @@ CHUNK = 1 << 16  # voxels whose addresses stay in the cache of a CPU core
 def voxels_around(keys: Tensor, masks: Tensor, count: int) -> Tensor:
     """Row of the neighbour of each of the `count` voxels at each tap, -1 where there is none: int32 [27, N]."""
     bricks, device = keys.shape[0], keys.device
-    dtype = (
-        torch.int32 if 64 * (bricks + 1) < 1 << 31 else torch.int64
-    )  # of addresses: half the bytes where they fit
+    # Addresses take half the bytes where they fit.
+    dtype = torch.int32 if 64 * (bricks + 1) < 1 << 31 else torch.int64
     lane = lanes(masks)
     row_of_lane = torch.full((64 * (bricks + 1),), -1, dtype=torch.int32, device=device)
     row_of_lane.index_copy_(0, lane, torch.arange(count, dtype=torch.int32, device=device))

@@ -113,9 +113,7 @@ def from_sorted_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
     return keys[starts], sum_runs(single_bits(codes), starts)
 
 
-def insert(
-    keys: Tensor, masks: Tensor, new_keys: Tensor, new_masks: Tensor, place: Tensor
-) -> tuple[Tensor, Tensor]:
+def insert(keys: Tensor, masks: Tensor, new_keys: Tensor, new_masks: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     """Bricks of two lists with sorted keys, none in both, as one such list; `place` = searchsorted(keys, new_keys)."""
     total = keys.shape[0] + new_keys.shape[0]
     new = place + torch.arange(new_keys.shape[0], device=keys.device)
@@ -141,9 +139,7 @@ def unite(keys: Tensor, masks: Tensor, *others: tuple[Tensor, Tensor]) -> tuple[
     new_keys, new_masks, place = (torch.cat(part) for part in zip(*missing, strict=True))
     new_keys, order = torch.sort(new_keys)
     starts = run_starts(new_keys)
-    return insert(
-        keys, masks, new_keys[starts], or_runs(new_masks[order], starts, len(others)), place[order][starts]
-    )
+    return insert(keys, masks, new_keys[starts], or_runs(new_masks[order], starts, len(others)), place[order][starts])
 
 
 def or_runs(words: Tensor, starts: Tensor, longest: int) -> Tensor:

@@ -108,9 +108,7 @@ def brick_coords(keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor) -> T
     """Coordinates int32 [N, 4] in row order."""
     lane = lanes(masks)
     corners = morton.decode(keys << 6).int()
-    inside = morton.decode(
-        morton.encode(torch.zeros(1, 4, device=keys.device)) + torch.arange(64, device=keys.device)
-    )
+    inside = morton.decode(morton.encode(torch.zeros(1, 4, device=keys.device)) + torch.arange(64, device=keys.device))
     return corners.index_select(0, lane >> 6).add_(inside.int().index_select(0, lane & 63))
 
 

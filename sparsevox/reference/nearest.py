@@ -13,9 +13,7 @@ from torch import Tensor
 from sparsevox import morton
 from sparsevox.reference._runs import encode, popcount, run_starts, true_indices
 
-PAIRS = (
-    1 << 13
-)  # (point, node) pairs expanded at once; their 64 numbers each should stay in a processor's cache
+PAIRS = 1 << 13  # (point, node) pairs expanded at once; their 64 numbers each should stay in a processor's cache
 POINTS = 1 << 14  # points that descend together
 GPU_FACTOR = 16  # a GPU takes that many times more at once
 NO_ROW = torch.iinfo(torch.int64).max
@@ -229,9 +227,7 @@ def _near_enough(
     return point[kept], node[kept], least[kept]
 
 
-def _meet_voxels(
-    place: Tensor, point: Tensor, brick: Tensor, bricks: _Bricks, scale: Tensor, best: _Best
-) -> None:
+def _meet_voxels(place: Tensor, point: Tensor, brick: Tensor, bricks: _Bricks, scale: Tensor, best: _Best) -> None:
     """Compare each point with all voxels of a brick: all 64 places at once, in the order of the bits of the mask."""
     steps = torch.arange(4, dtype=torch.int32, device=place.device)[:, None]
     planes = bricks.corners.index_select(1, brick)[:, None] + steps  # [3, 4, Q]

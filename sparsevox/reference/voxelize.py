@@ -92,9 +92,7 @@ def _descend(corners: Tensor, base: Tensor, bits: int) -> Iterator[Tensor]:
         if owner.shape[0] > pairs:
             stack.append((level, cell_bits, owner[pairs:], cube[:, pairs:]))
             owner, cube = owner[:pairs], cube[:, :pairs]
-        touched = _touched_cells(
-            corners.index_select(2, owner), cube, 1 << cell_bits, 1 << level, 2.0**bits * SLACK
-        )
+        touched = _touched_cells(corners.index_select(2, owner), cube, 1 << cell_bits, 1 << level, 2.0**bits * SLACK)
         hits = true_indices(touched.flatten())
         cell = torch.div(hits, owner.shape[0], rounding_mode="floor")
         pair = hits - cell * owner.shape[0]
