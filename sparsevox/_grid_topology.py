@@ -127,13 +127,10 @@ class GridTopology:
             ValueError: If the radius is negative, lower exceeds upper, the stencil is empty, or a voxel would be out of
                 range.
         """
-        box = None
-        if stencil is not None:
-            offsets = _stencil_alone(stencil, radius, lower, upper)
-            box = morphology_ops.as_box(offsets)
-            if box is None:
-                return self._with(morphology_ops.dilate_stencil(self.bricks, offsets))
-        low, up = morphology_ops.box_of(radius, lower, upper) if box is None else box
+        box, offsets = morphology_ops.structuring_element(radius, lower, upper, stencil)
+        if box is None:
+            return self._with(morphology_ops.dilate_stencil(self.bricks, offsets))
+        low, up = box
         return self._remember(("dilate", *low, *up), lambda: self._with(morphology_ops.dilate(self.bricks, low, up)))
 
     def erode(
@@ -145,13 +142,10 @@ class GridTopology:
         stencil: Tensor | None = None,
     ) -> Self:
         """Grid of all x for which x + s is a voxel for every s in a box or stencil, given as to `dilate`."""
-        box = None
-        if stencil is not None:
-            offsets = _stencil_alone(stencil, radius, lower, upper)
-            box = morphology_ops.as_box(offsets)
-            if box is None:
-                return self._with(morphology_ops.erode_stencil(self.bricks, self.table, offsets))
-        low, up = morphology_ops.box_of(radius, lower, upper) if box is None else box
+        box, offsets = morphology_ops.structuring_element(radius, lower, upper, stencil)
+        if box is None:
+            return self._with(morphology_ops.erode_stencil(self.bricks, self.table, offsets))
+        low, up = box
         return self._with(morphology_ops.erode(self.bricks, brick_ops.walking_table(self), low, up))
 
     def prune(self, mask: Tensor) -> Self:
@@ -200,9 +194,3 @@ def _check_grid(name: str, value: object) -> None:
 
 def _per_axis(function: Callable[[int], float]) -> Triple:
     return function(0), function(1), function(2)
-
-
-def _stencil_alone(stencil: Tensor, radius: Index3, lower: object, upper: object) -> list[list[int]]:
-    if lower is not None or upper is not None or _checks.int_triple("radius", radius) != [1, 1, 1]:
-        raise ValueError("give a stencil or a box, not both")
-    return morphology_ops.stencil_offsets(stencil)

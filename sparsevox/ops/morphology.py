@@ -16,6 +16,8 @@ from sparsevox.ops import _checks, _library
 from sparsevox.ops.bricks import assemble, coords, find_rows
 from sparsevox.ops.topology import combine, prune
 
+Box = tuple[list[int], list[int]]
+
 MAX_STEP = 4  # a voxel moves by one brick at most
 MAX_ROWS = 1 << 24  # sums of voxels and offsets of a stencil that are sorted at once, 32 bytes each
 
@@ -32,26 +34,39 @@ _erode_bricks = _library.register(
 )
 
 
-def box_of(radius: object, lower: object, upper: object) -> tuple[list[int], list[int]]:
-    """The box that a call describes: by a radius, or by its two corners, upper inclusive."""
+def structuring_element(
+    radius: object, lower: object, upper: object, stencil: object
+) -> tuple[Box | None, list[list[int]]]:
+    """What a call describes: a box, with both corners inclusive; or, if there is no box, a set of offsets.
+
+    Raises:
+        TypeError: If bounds are not ints or the stencil not bool.
+        ValueError: If bounds contradict each other, reach too far, or come with a stencil; or if the stencil is empty.
+    """
+    alone = _checks.int_triple("radius", radius) == [1, 1, 1]
+    if stencil is not None:
+        if lower is not None or upper is not None or not alone:
+            raise ValueError("give a stencil or a box, not both")
+        offsets = _offsets(stencil)
+        return _filled_box(offsets), offsets
     if (lower is None) != (upper is None):
         raise ValueError(f"lower and upper come together, got lower={lower!r} and upper={upper!r}")
-    if lower is not None:
-        if _checks.int_triple("radius", radius) != [1, 1, 1]:
-            raise ValueError(f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}")
-        low, up = _checks.box(lower, upper)
-    else:
+    if lower is None:
         up = _checks.int_triple("radius", radius)
         if min(up) < 0:
             raise ValueError(f"radius must not be negative, got {radius!r}")
         low = [-r for r in up]
+    elif alone:
+        low, up = _checks.box(lower, upper)
+    else:
+        raise ValueError(f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}")
     limit = 1 << morton.AXIS_BITS
     if min(low) < -limit or max(up) > limit:
         raise ValueError(f"a stencil reaches at most {limit} voxels, got lower={tuple(low)} and upper={tuple(up)}")
-    return low, up
+    return (low, up), []
 
 
-def stencil_offsets(stencil: object) -> list[list[int]]:
+def _offsets(stencil: object) -> list[list[int]]:
     """Offsets of the True entries of a bool [a, b, c] from its centre, entry (size - 1) // 2 of each axis."""
     mask = _checks.booleans("stencil", _checks.shape("stencil", stencil, "a", "b", "c"))
     centre = torch.tensor([(size - 1) // 2 for size in mask.shape], device="cpu")
@@ -61,8 +76,8 @@ def stencil_offsets(stencil: object) -> list[list[int]]:
     return offsets
 
 
-def as_box(offsets: Sequence[Sequence[int]]) -> tuple[list[int], list[int]] | None:
-    """The corners of the box that the offsets fill, if they do."""
+def _filled_box(offsets: Sequence[Sequence[int]]) -> Box | None:
+    """The box that the offsets fill, if they do."""
     low, up = ([bound(axis) for axis in zip(*offsets, strict=True)] for bound in (min, max))
     volume = math.prod([b - a + 1 for a, b in zip(low, up, strict=True)])
     return (low, up) if volume == len(offsets) else None
@@ -190,9 +205,9 @@ def _minus(a: Sequence[int], b: Sequence[int]) -> list[int]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def _steps(lower: Sequence[int], upper: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def _steps(lower: Sequence[int], upper: Sequence[int]) -> list[Box]:
     """Boxes with bounds within four voxels whose Minkowski sum is the box; one at least."""
-    steps: list[tuple[list[int], list[int]]] = []
+    steps: list[Box] = []
     while not steps or any(lower) or any(upper):
         low = [min(max(bound, -MAX_STEP), MAX_STEP) for bound in lower]
         up = [min(max(bound, -MAX_STEP), MAX_STEP) for bound in upper]
