@@ -17,7 +17,7 @@ import torch
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Environment:
     """Where and with what a row was measured."""
 
@@ -40,7 +40,7 @@ def here(device: torch.device, threads: int, date: str) -> Environment:
 
 
 @dataclass
-class Row:
+class Row(Environment):
     """One contender in one case with one number of threads. MB are 10^6 bytes."""
 
     op: str
@@ -57,15 +57,6 @@ class Row:
     rounds: int
     calls: int
     quick: bool
-    device: str
-    threads: int
-    date: str
-    commit: str
-    python: str
-    torch: str
-    triton: str
-    numpy: str
-    sparsevox: str
     wanted: str = ""
     met: bool | None = None
 

@@ -26,7 +26,7 @@ TRANSFORM_TOLERANCE = 1e-5  # of a voxel
 class GridTopology:
     """Bricks, a transform, and what topology can be derived from them. Users meet it as `Grid`."""
 
-    def __init__(self, bricks: Bricks, voxel_size: Triple, origin: Triple) -> None:
+    def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
         self._bricks = bricks
         self._voxel_size = voxel_size
         self._origin = origin

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsevox._grid_topology import Device, GridTopology, Index3, Triple, _check_grid
+from sparsevox._grid_topology import Device, GridTopology, Index3, _check_grid
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks
 from sparsevox.ops import bricks as brick_ops
@@ -31,9 +31,6 @@ class Grid(GridTopology):
     Grids are made by `from_coords`, `from_points`, `from_mesh`, `from_dense`, `full`, `empty`, `stack` and by the
     verbs of other grids; the constructor itself takes finished bricks and checks nothing.
     """
-
-    def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
-        super().__init__(bricks, voxel_size, origin)
 
     # Constructors
 

@@ -82,6 +82,7 @@ def bricks(request: pytest.FixtureRequest, device: torch.device) -> Bricks:
 @pytest.fixture
 def agree() -> Callable[..., Any]:
     """Run one function of `kernels` and of `reference` and compare them bit for bit; returns the kernel's result."""
+    pytest.importorskip("triton", reason="kernels need Triton")
 
     def run(stem: str, name: str, *args: Any, read_backs: int = 1) -> Any:
         calls = _readback.calls

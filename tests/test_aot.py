@@ -18,7 +18,7 @@ import pytest
 pytestmark = pytest.mark.aot
 
 triton = pytest.importorskip("triton", reason="kernels need Triton")
-compiler = pytest.importorskip("triton.backends.compiler")
+compiler = pytest.importorskip("triton.backends.compiler", reason="kernels need Triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: this process interprets kernels", allow_module_level=True)
 

@@ -17,7 +17,11 @@ from sparsevox.ops import bricks as ops
 from sparsevox.reference import bricks as reference
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, random_batch, row_order, shuffled, voxel_sets
 
-kernels = pytest.importorskip("sparsevox.kernels.bricks")
+
+@pytest.fixture
+def kernels() -> Any:
+    return pytest.importorskip("sparsevox.kernels.bricks", reason="kernels need Triton")
+
 
 BATCHES = [random_batch(seed, batch_size) for seed, batch_size in ((0, 1), (1, 5), (2, 40), (3, 300))]
 HARD = {  # sets that defeat a weak hash, or leave the arrays uneven
@@ -138,7 +142,7 @@ def colliding_voxels(count: int) -> list[Voxel]:
     return [tuple(v) for v in morton.decode(legal << 6).tolist()]
 
 
-def test_keys_made_to_collide_are_found(device: torch.device) -> None:
+def test_keys_made_to_collide_are_found(device: torch.device, kernels: Any) -> None:
     voxels = colliding_voxels(400)
     bricks = build(VoxelSet(frozenset(voxels), 1024), device)
     table = reference.brick_table(bricks.keys.cpu())
@@ -154,7 +158,7 @@ def test_keys_made_to_collide_are_found(device: torch.device) -> None:
 
 @pytest.mark.parametrize("method", ["sort", "hash"])
 @pytest.mark.parametrize("batch", BATCHES, ids=lambda b: f"B{b.batch_size}")
-def test_build_kernels_equal_reference(batch: VoxelSet, method: str, device: torch.device) -> None:
+def test_build_kernels_equal_reference(batch: VoxelSet, method: str, device: torch.device, kernels: Any) -> None:
     rows = list(batch.voxels) + list(batch.voxels)[::3]
     random.Random(0).shuffle(rows)
     coords = as_coords(rows, torch.int32).to(device)
@@ -168,14 +172,14 @@ def test_build_kernels_equal_reference(batch: VoxelSet, method: str, device: tor
 
 @pytest.mark.parametrize("method", ["sort", "hash"])
 @pytest.mark.parametrize("name", [*HARD, *TINY])
-def test_build_kernels_on_hard_sets_and_scenes(name: str, method: str, device: torch.device) -> None:
+def test_build_kernels_on_hard_sets_and_scenes(name: str, method: str, device: torch.device, kernels: Any) -> None:
     coords = as_coords(HARD[name]) if name in HARD else scene(name, TINY[name])
     actual = kernels.build_bricks(coords.to(device), 1024, method)
     assert_equal(tuple(t.cpu() for t in actual), reference.build_bricks(coords, 1024))
 
 
 @pytest.mark.parametrize("batch", BATCHES[:3], ids=lambda b: f"B{b.batch_size}")
-def test_look_up_kernels_equal_reference(batch: VoxelSet, device: torch.device) -> None:
+def test_look_up_kernels_equal_reference(batch: VoxelSet, device: torch.device, kernels: Any) -> None:
     bricks = build(batch, device)
     table = kernels.brick_table(bricks.keys)
     coords = kernels.brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
@@ -196,14 +200,14 @@ def test_bounds_kernel_equals_reference(bricks: Bricks, agree: Callable[..., Any
 
 
 @pytest.mark.parametrize("name", HARD)
-def test_table_kernel_holds_every_brick_once(name: str, device: torch.device) -> None:
+def test_table_kernel_holds_every_brick_once(name: str, device: torch.device, kernels: Any) -> None:
     keys = reference.build_bricks(as_coords(HARD[name]), 1024).keys.to(device)
     table = kernels.brick_table(keys).cpu()
     assert sorted(table[table >= 0].tolist()) == list(range(keys.shape[0]))
     assert table.shape == reference.brick_table(keys.cpu()).shape
 
 
-def test_kernels_take_nothing(device: torch.device) -> None:
+def test_kernels_take_nothing(device: torch.device, kernels: Any) -> None:
     nothing = torch.empty(0, 4, dtype=torch.int32, device=device)
     for method in ("sort", "hash"):
         bricks = kernels.build_bricks(nothing, 3, method)
@@ -224,7 +228,7 @@ def test_kernels_take_nothing(device: torch.device) -> None:
     [(2, (2, 0, 0, 0)), (None, (1024, 0, 0, 0)), (2, (-1, 0, 0, 0)), (2, (1, 0, LIMIT, 0))],
 )
 def test_first_offender_is_named(
-    method: str, batch_size: int | None, bad: tuple[int, ...], device: torch.device
+    method: str, batch_size: int | None, bad: tuple[int, ...], device: torch.device, kernels: Any
 ) -> None:
     coords = torch.zeros(300, 4, dtype=torch.int64, device=device)
     coords[[70, 123]] = torch.tensor(bad, device=device)

@@ -204,7 +204,7 @@ def test_triton_on_the_cpu_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.triton36
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are compiled, not interpreted")
 def test_all_verbs_agree_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="kernels need Triton")
     expected = {name: verb(GRIDS["ordinary"]) for name, verb in VERBS.items()}
     monkeypatch.setenv("SPARSEVOX_BACKEND", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")

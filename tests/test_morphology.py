@@ -15,7 +15,11 @@ from sparsevox.reference import morphology as reference
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, row_order, voxel_sets
 
-kernels = pytest.importorskip("sparsevox.kernels.morphology")
+
+@pytest.fixture
+def kernels() -> Any:
+    return pytest.importorskip("sparsevox.kernels.morphology", reason="kernels need Triton")
+
 
 Offset = tuple[int, ...]
 BOXES = [
@@ -151,12 +155,12 @@ def test_kernels_equal_reference(bricks: Bricks, agree: Callable[..., Any]) -> N
 
 
 def kernels_table(keys: torch.Tensor) -> torch.Tensor:
-    return pytest.importorskip("sparsevox.kernels.bricks").brick_table(keys)
+    return pytest.importorskip("sparsevox.kernels.bricks", reason="kernels need Triton").brick_table(keys)
 
 
 @pytest.mark.parametrize("corner", [-LIMIT, LIMIT - 1])
 @pytest.mark.parametrize("axis", range(3))
-def test_dilation_stops_at_the_range(axis: int, corner: int, device: torch.device) -> None:
+def test_dilation_stops_at_the_range(axis: int, corner: int, device: torch.device, kernels: Any) -> None:
     voxel = [0, 0, 0, 0]
     voxel[axis + 1] = corner
     bricks = [t.to(device) for t in build_bricks(as_coords([tuple(voxel)]), 1)]

@@ -17,7 +17,11 @@ from sparsevox.reference import topology as reference
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, row_order, voxel_sets
 
-kernels = pytest.importorskip("sparsevox.kernels.topology")
+
+@pytest.fixture
+def kernels() -> Any:
+    return pytest.importorskip("sparsevox.kernels.topology", reason="kernels need Triton")
+
 
 factors = st.one_of(
     st.sampled_from([2, 4, 8, 16, 1 << 17]),
@@ -138,7 +142,7 @@ def test_kernels_equal_reference(bricks: Bricks, agree: Callable[..., Any]) -> N
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_children_out_of_range_name_the_first_voxel(level: int, device: torch.device) -> None:
+def test_children_out_of_range_name_the_first_voxel(level: int, device: torch.device, kernels: Any) -> None:
     edge = LIMIT >> level
     voxels = [(0, 0, 0, 0), (0, edge - 1, 0, 0), (0, edge, 0, 0), (1, 0, -edge - 1, 0), (1, 0, -edge, 0)]
     bricks = [t.to(device) for t in build_bricks(as_coords(voxels), 2)]
