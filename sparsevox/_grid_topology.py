@@ -83,11 +83,18 @@ class GridTopology:
         return self._remember(("coarsen", *factors), lambda: self._coarsened(factors))
 
     def _coarsened(self, factors: list[int]) -> Self:
+        return self._with(topology_ops.coarsen(self.bricks, factors), *self._coarse_transform(factors))
+
+    def _coarse_transform(self, factors: Sequence[int]) -> tuple[Triple, Triple]:
         size, start = self.voxel_size, self.origin
         coarse_size = _per_axis(lambda a: size[a] * factors[a])
         coarse_origin = _per_axis(lambda a: start[a] + size[a] * (factors[a] - 1) / 2)
-        transform = _checks.transform(coarse_size, coarse_origin)
-        return self._with(topology_ops.coarsen(self.bricks, factors), *transform)
+        return _checks.transform(coarse_size, coarse_origin)
+
+    def _fine_transform(self, factors: Sequence[int]) -> tuple[Triple, Triple]:
+        fine_size = _per_axis(lambda a: self.voxel_size[a] / factors[a])
+        fine_origin = _per_axis(lambda a: self.origin[a] - fine_size[a] * (factors[a] - 1) / 2)
+        return _checks.transform(fine_size, fine_origin)
 
     def subdivide(self, factor: Index3 = 2, mask: Tensor | None = None) -> Self:
         """Grid of all children, ijk * factor + [0, factor), of every voxel.
@@ -104,10 +111,7 @@ class GridTopology:
         factors = _checks.factor("factor", factor)
         if factors == [1, 1, 1]:
             return self if mask is None else self.prune(mask)
-        fine_size = _per_axis(lambda a: self.voxel_size[a] / factors[a])
-        fine_origin = _per_axis(lambda a: self.origin[a] - fine_size[a] * (factors[a] - 1) / 2)
-        transform = _checks.transform(fine_size, fine_origin)
-        return self._with(topology_ops.subdivide(self.bricks, factors, mask), *transform)
+        return self._with(topology_ops.subdivide(self.bricks, factors, mask), *self._fine_transform(factors))
 
     def dilate(
         self,

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsevox._grid_topology import Device, GridTopology, Index3, _check_grid
+from sparsevox._grid_maps import GridMaps
+from sparsevox._grid_topology import Device, Index3, _check_grid
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks
 from sparsevox.ops import bricks as brick_ops
@@ -21,7 +22,7 @@ from sparsevox.ops import voxelize as voxelize_ops
 Scale = float | Sequence[float]
 
 
-class Grid(GridTopology):
+class Grid(GridMaps):
     """A batch of sets of voxels.
 
     Voxels are kept as 4x4x4 bricks with a 64-bit mask, sorted in Z-order, so rows of features are in Z-order too:

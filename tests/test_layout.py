@@ -17,10 +17,11 @@ MAX_LINES = 400
 
 # From the bottom to the top. A module imports from its own entry and from lower rows only.
 LAYERS = (
-    {"morton", "_readback"},
+    {"morton", "_readback", "geometry"},
     {"reference", "kernels"},
     {"ops"},
     {"kernel_map", "_grid_topology"},
+    {"_grid_maps"},
     {"grid"},
     {"tensor"},
     {"nn"},

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import morton
+from sparsevox.geometry import MAX_KERNEL_SIZE, Geometry, default_padding
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -91,6 +92,21 @@ def factor(name: str, value: object) -> list[int]:
     if min(factors) < 1 or max(factors) > 1 << morton.AXIS_BITS:
         raise ValueError(f"{name} must be between 1 and {1 << morton.AXIS_BITS}, got {value!r}")
     return factors
+
+
+def geometry(kernel_size: object, stride: object, dilation: object, padding: object) -> Geometry:
+    """The geometry of a convolution; `padding=None` is `floor((kernel_size - 1) / 2) * dilation`."""
+    size = _between("kernel_size", kernel_size, 1, MAX_KERNEL_SIZE)
+    steps = _between("dilation", dilation, 1, 1 << morton.AXIS_BITS)
+    around = default_padding(size, steps) if padding is None else _between("padding", padding, 0, 1 << morton.AXIS_BITS)
+    return Geometry(size, _between("stride", stride, 1, 1 << morton.AXIS_BITS), steps, around)
+
+
+def _between(name: str, value: object, lowest: int, highest: int) -> tuple[int, int, int]:
+    x, y, z = int_triple(name, value)
+    if min(x, y, z) < lowest or max(x, y, z) > highest:
+        raise ValueError(f"{name} must be between {lowest} and {highest}, got {value!r}")
+    return x, y, z
 
 
 def box(lower: object, upper: object) -> tuple[list[int], list[int]]:

@@ -20,7 +20,15 @@ BRICKS = "(Tensor keys, Tensor masks, Tensor starts, Tensor offsets, Tensor rows
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def register(schema: str, *, stem: str, fake: Callable[..., Any], kernels: bool = True) -> Callable[..., Any]:
+def register(
+    schema: str,
+    *,
+    stem: str,
+    fake: Callable[..., Any],
+    kernels: bool = True,
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
     """Define an op and return it.
 
     Args:
@@ -28,19 +36,23 @@ def register(schema: str, *, stem: str, fake: Callable[..., Any], kernels: bool 
         stem: File of `reference/` and `kernels/` in which the function `name` lives.
         fake: Returns empty results of the right shapes and dtypes, for tracing.
         kernels: Whether a Triton version exists; if not, the reference serves every device.
+        setup_context: `(ctx, inputs, output)`, keeps what `backward` needs.
+        backward: `(ctx, *gradients)` -> a gradient for each argument. Made of differentiable ops, it can be
+            differentiated again. Without it the results have no gradients.
     """
     name = schema.split("(")[0]
     _library.define(schema)
     for key, default in (("CPU", "reference"), ("CUDA", "triton")):
         _library.impl(name, partial(_run, stem, name, default, kernels), key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     op: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return op
 
 
 def _run(stem: str, name: str, default: str, kernels: bool, *args: Any) -> Any:
-    backend = _backend(default) if kernels else "reference"
-    package = "kernels" if backend == "triton" else "reference"
+    package = "kernels" if kernels and _backend(default) == "triton" else "reference"
     try:
         module = import_module(f"sparsevox.{package}.{stem}")
     except ModuleNotFoundError as error:
@@ -49,6 +61,19 @@ def _run(stem: str, name: str, default: str, kernels: bool, *args: Any) -> Any:
         raise ImportError("tensors on a GPU need Triton: install it, or set SPARSEVOX_BACKEND=reference") from error
     results = getattr(module, name)(*args)
     return tuple(results) if isinstance(results, tuple) else results
+
+
+def uses_kernels(tensor: Tensor) -> bool:
+    """Whether ops on this tensor run Triton kernels. What they need prepared differs from what the reference needs."""
+    return _backend("reference" if tensor.device.type == "cpu" else "triton") == "triton"
+
+
+def autocast(feats: Tensor) -> Tensor:
+    """Features in the dtype that `torch.autocast` asks matrix products to run in, float64 excepted."""
+    device_type = feats.device.type
+    if not torch.is_autocast_enabled(device_type) or feats.dtype == torch.float64:
+        return feats
+    return feats.to(torch.get_autocast_dtype(device_type))
 
 
 def _backend(default: str) -> str:

@@ -1,7 +1,12 @@
 """Neighbours of voxels and of bricks: the same question, asked of two grids of which one is four times as coarse.
 
-N voxels, L bricks. A tap t stands for the offset (t // 9 - 1, t // 3 % 3 - 1, t % 3 - 1).
+N fine voxels, M coarse voxels, L bricks, K taps. At tap t of an axis, coarse voxel c meets the fine voxel
+`stride * c + t * dilation - padding`; a neighbour is the special case of stride 1 in one grid.
 """
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,58 +18,81 @@ SEARCH_LIMIT = 256  # bricks; so few are searched for one by one
 CHUNK = 1 << 16  # voxels whose addresses stay in the cache of a CPU core
 
 
-def voxels_around(keys: Tensor, masks: Tensor, count: int) -> Tensor:
-    """Row of the neighbour of each of the `count` voxels at each tap, -1 where there is none: int32 [27, N]."""
-    bricks, device = keys.shape[0], keys.device
-    # Addresses take half the bytes where they fit.
-    dtype = torch.int32 if 64 * (bricks + 1) < 1 << 31 else torch.int64
-    lane = lanes(masks)
+class Moves(NamedTuple):
+    """Where the taps of one axis lead, for each of the four positions in a coarse brick."""
+
+    steps: tuple[int, ...]  # to the fine bricks that are met, from the one at the coarse brick's corner; ascending
+    bricks: Tensor  # int64 [k, 64], by bit of the coarse voxel: which of those bricks
+    bits: Tensor  # int64 [k, 64]: the share of this axis in the bit of the fine voxel
+
+
+@cache
+def moves(axis: int, size: int, stride: int, dilation: int, padding: int, device: torch.device) -> Moves:
+    """The taps of one axis. The corner 4 * B of a coarse brick lies at the corner of the fine brick stride * B."""
+    bit = torch.arange(64, device=device)
+    position = (bit >> (5 - axis) & 1) << 1 | (bit >> (2 - axis) & 1)
+    taps = torch.arange(size, device=device)[:, None]
+    reached = stride * position + taps * dilation - padding  # [k, 64]
+    steps, bricks = torch.unique(reached >> 2, return_inverse=True)
+    bits = (reached >> 1 & 1) << (5 - axis) | (reached & 1) << (2 - axis)
+    return Moves(tuple(steps.tolist()), bricks, bits)
+
+
+def fill(out: Tensor, lane: Tensor, near: Tensor, fine_masks: Tensor, fine_count: int, axes: Sequence[Moves]) -> None:
+    """Write the table int32 [K, M] of fine rows, -1 where there is no voxel.
+
+    Args:
+        out: What is written to.
+        lane: Brick row * 64 + bit of each coarse voxel, int64 [M].
+        near: Rows of the fine bricks that each coarse brick meets, -1 where there is none: integers [R, L].
+        fine_masks: Masks of the fine bricks.
+        fine_count: N.
+        axes: The taps of the three axes.
+    """
+    bricks, device = fine_masks.shape[0], lane.device
+    # Addresses take half the bytes where they fit. Absent bricks become an extra one without voxels.
+    dtype = torch.int32 if max(64 * (bricks + 1), near.numel()) < 1 << 31 else torch.int64
     row_of_lane = torch.full((64 * (bricks + 1),), -1, dtype=torch.int32, device=device)
-    row_of_lane.index_copy_(0, lane, torch.arange(count, dtype=torch.int32, device=device))
-    # First lane of each neighbour brick. Absent ones point at an extra brick without voxels.
-    near = bricks_around(keys).flatten().to(dtype)
-    near = near.masked_fill_(near < 0, bricks).mul_(64)
-    out = torch.empty((27, count), dtype=torch.int32, device=device)
-    for first in range(0, count, CHUNK):
-        part = slice(first, min(first + CHUNK, count))
-        _fill(out[:, part], lane[part].to(dtype), near, row_of_lane)
-    return out
+    row_of_lane.index_copy_(0, lanes(fine_masks), torch.arange(fine_count, dtype=torch.int32, device=device))
+    first_lane = torch.where(near < 0, bricks, near).flatten().to(dtype).mul_(64)
+    y, z = len(axes[1].steps), len(axes[2].steps)
+    weights = [y * z * near.shape[1], z * near.shape[1], near.shape[1]]
+    far = [(axis.bricks * weight).to(dtype) for axis, weight in zip(axes, weights, strict=True)]
+    low = [axis.bits.to(dtype) for axis in axes]
+    for start in range(0, lane.shape[0], CHUNK):
+        part = slice(start, min(start + CHUNK, lane.shape[0]))
+        _fill_chunk(out[:, part], lane[part], first_lane, row_of_lane, far, low)
 
 
-def _fill(out: Tensor, lane: Tensor, near: Tensor, row_of_lane: Tensor) -> None:
-    """Write the neighbours of the voxels `lane` [M], the columns `out` [27, M] of the table."""
-    bricks = near.shape[0] // 27
-    own = (lane >> 6) + 13 * bricks
-    x_moves, y_moves, z_moves = (_moves(lane, axis, 3 ** (2 - axis) * bricks) for axis in range(3))
-    address, target = torch.empty_like(lane), torch.empty_like(lane)
+def _fill_chunk(
+    out: Tensor, lane: Tensor, first_lane: Tensor, row_of_lane: Tensor, far: list[Tensor], low: list[Tensor]
+) -> None:
+    bit, own = lane & 63, (lane >> 6).to(first_lane.dtype)
+    steps = [
+        [(b.index_select(0, bit), w.index_select(0, bit)) for b, w in zip(bricks, bits, strict=True)]
+        for bricks, bits in zip(far, low, strict=True)
+    ]
+    address, target = torch.empty_like(own), torch.empty_like(own)
     taps = iter(out)
-    for x_brick, x_bit in x_moves:
-        for y_brick, y_bit in y_moves:
-            brick, bit = own + x_brick + y_brick, x_bit + y_bit
-            for z_brick, z_bit in z_moves:
+    for x_brick, x_bit in steps[0]:
+        for y_brick, y_bit in steps[1]:
+            brick, bits = own + x_brick + y_brick, x_bit + y_bit
+            for z_brick, z_bit in steps[2]:
                 torch.add(brick, z_brick, out=address)
-                torch.index_select(near, 0, address, out=target)
-                target.add_(bit).add_(z_bit)
+                torch.index_select(first_lane, 0, address, out=target)
+                target.add_(bits).add_(z_bit)
                 torch.index_select(row_of_lane, 0, target, out=next(taps))
 
 
-def _moves(lane: Tensor, axis: int, weight: int) -> list[tuple[Tensor | int, Tensor]]:
-    """For a step of -1, 0 and 1 along an axis: by how much the brick changes, and the new bits."""
-    unit = morton.AXIS_UNITS[axis]
-    mask = 9 * unit  # an axis has two of the six bits
-    own = lane & mask
-    below, above = own - unit, (own | ~mask) + unit
-    # Negative where the step down leaves the brick, and where the step up does not.
-    sign = 8 * lane.element_size() - 1
-    return [((below >> sign) & -weight, below & mask), (0, own), (~(above >> sign) & weight, above & mask)]
-
-
 def bricks_around(keys: Tensor) -> Tensor:
-    """Row of the brick at each tap around each brick, -1 where there is none: int32 [27, L]."""
+    """Row of the brick at each of the 27 taps around each brick, -1 where there is none: int32 [27, L]."""
     if keys.shape[0] > SEARCH_LIMIT:  # a brick is a voxel of the grid four times as coarse, in the same order
         coarse_keys, coarse_masks = from_sorted_codes(morton.key_as_code(keys))
         if 2 * coarse_keys.shape[0] <= keys.shape[0]:  # scattered bricks would never become fewer
-            return voxels_around(coarse_keys, coarse_masks, keys.shape[0])
+            out = torch.empty((27, keys.shape[0]), dtype=torch.int32, device=keys.device)
+            axes = [moves(axis, 3, 1, 1, 1, keys.device) for axis in range(3)]
+            fill(out, lanes(coarse_masks), bricks_around(coarse_keys), coarse_masks, keys.shape[0], axes)
+            return out
     moved = keys[None]
     for axis in range(3):
         moved = torch.stack([morton.step_keys(moved, axis, step) for step in (-1, 0, 1)], 1).flatten(0, 1)

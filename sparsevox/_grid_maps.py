@@ -1,0 +1,137 @@
+"""What convolutions ask of a `Grid`: the voxels that they reach, and the kernel maps there.
+
+N fine voxels, M coarse voxels, K taps.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+from weakref import ref
+
+import torch
+
+from sparsevox._grid_topology import GridTopology, Index3, Triple, _check_grid
+from sparsevox.geometry import Geometry
+from sparsevox.kernel_map import KernelMap
+from sparsevox.morton import Bricks
+from sparsevox.ops import _checks, _targets
+from sparsevox.ops import neighbors as neighbor_ops
+
+RATIO_TOLERANCE = 1e-4  # of the ratio of two voxel sizes
+
+
+class GridMaps(GridTopology):
+    """A grid and its kernel maps. Users meet it as `Grid`."""
+
+    def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
+        super().__init__(bricks, voxel_size, origin)
+        # Within the grid, by geometry; to other grids, with a reference that does not keep them.
+        self._own_maps: dict[Geometry, KernelMap] = {}
+        self._maps: dict[Geometry, tuple[Callable[[], Any], KernelMap]] = {}
+
+    def kernel_map(
+        self,
+        kernel_size: Index3,
+        *,
+        stride: Index3 = 1,
+        dilation: Index3 = 1,
+        padding: Index3 | None = None,
+        target: Self | None = None,
+    ) -> KernelMap:
+        """Who is whose neighbour in a convolution from this grid to a coarser one, or within it.
+
+        At tap t, coarse voxel c meets the fine voxel `stride * c + t * dilation - padding`, on each axis; the default
+        padding is `floor((kernel_size - 1) / 2) * dilation`. Equal calls give the same map, as long as the grids live.
+
+        Args:
+            kernel_size: 1 to 7, one int or three.
+            stride: One int or three.
+            dilation: One int or three.
+            padding: One int or three.
+            target: The coarse grid. By default this grid itself for stride 1, else `strided(...)`.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If a size is out of range, or the voxel sizes, batch size or device of `target` do not fit.
+        """
+        geometry = _checks.geometry(kernel_size, stride, dilation, padding)
+        if target is None:
+            target = self if geometry.stride == (1, 1, 1) else self._strided(geometry)
+        if target is self and geometry.stride == (1, 1, 1):
+            if geometry not in self._own_maps:
+                table = neighbor_ops.kernel_table(self, self, geometry)
+                self._own_maps[geometry] = KernelMap(geometry, table, self.bricks.rows, geometry.symmetric)
+            return self._own_maps[geometry]
+        self._check_target(target, geometry)
+        return self._map_to(target, geometry)
+
+    def _map_to(self, target: Self, geometry: Geometry) -> KernelMap:
+        if torch.compiler.is_compiling():
+            return KernelMap(
+                geometry, neighbor_ops.kernel_table(self, target, geometry), self.bricks.rows, symmetric=False
+            )
+        known, kernel_map = self._maps.get(geometry, (None, None))
+        if known is None or kernel_map is None or known() is not target:
+            table = neighbor_ops.kernel_table(self, target, geometry)
+            kernel_map = KernelMap(geometry, table, self.bricks.rows, symmetric=False)
+            maps = self._maps
+            maps[geometry] = (ref(target, lambda dead: _forget(maps, geometry, dead)), kernel_map)
+        return kernel_map
+
+    def _check_target(self, target: object, geometry: Geometry) -> None:
+        _check_grid("target", target)
+        assert isinstance(target, GridMaps)
+        device, other = self.bricks.keys.device, target.bricks.keys.device
+        if device != other:
+            raise ValueError(f"target must be on the device of this grid, {device}, got {other}")
+        size, other_size = self.bricks.offsets.shape[0] - 1, target.bricks.offsets.shape[0] - 1
+        if size != other_size:
+            raise ValueError(f"target must have the batch size of this grid, {size}, got {other_size}")
+        for fine, coarse, step in zip(self.voxel_size, target.voxel_size, geometry.stride, strict=True):
+            if abs(coarse / (fine * step) - 1) > RATIO_TOLERANCE:
+                raise ValueError(
+                    f"target must have voxels of stride {geometry.stride} times {self.voxel_size}, "
+                    f"got voxel_size {target.voxel_size}"
+                )
+
+    def strided(
+        self, kernel_size: Index3, stride: Index3 = 2, *, dilation: Index3 = 1, padding: Index3 | None = None
+    ) -> Self:
+        """Grid of every coarse voxel that a convolution reaches from this one; its transform is `coarsen(stride)`'s.
+
+        Arguments and errors are those of `kernel_map`.
+        """
+        return self._strided(_checks.geometry(kernel_size, stride, dilation, padding))
+
+    def _strided(self, geometry: Geometry) -> Self:
+        if geometry.kernel_size == geometry.stride and geometry.padding == (0, 0, 0) and geometry.dilation == (1, 1, 1):
+            return self.coarsen(geometry.stride)
+        transform = self._coarse_transform(geometry.stride)
+        return self._remember(
+            ("strided", *geometry), lambda: self._with(_targets.strided(self.bricks, geometry), *transform)
+        )
+
+    def generative(
+        self, kernel_size: Index3, stride: Index3 = 2, *, dilation: Index3 = 1, padding: Index3 | None = None
+    ) -> Self:
+        """Grid of every fine voxel that a transposed convolution reaches from this one.
+
+        Its transform is `subdivide(stride)`'s. Arguments and errors are those of `kernel_map`; a voxel out of the range
+        of coordinates is a ValueError, too.
+        """
+        geometry = _checks.geometry(kernel_size, stride, dilation, padding)
+        transform = self._fine_transform(geometry.stride)
+        return self._remember(
+            ("generative", *geometry), lambda: self._with(_targets.generative(self.bricks, geometry), *transform)
+        )
+
+    def clear_cache(self) -> None:
+        """Forget all kernel maps of this grid and the grids derived from it. Who holds one keeps it."""
+        self._own_maps.clear()
+        self._maps.clear()
+        self._derived.clear()
+
+
+def _forget(maps: dict[Geometry, tuple[Callable[[], Any], KernelMap]], geometry: Geometry, dead: object) -> None:
+    """Drop the map to a grid that is gone, unless another one has taken its place."""
+    if geometry in maps and maps[geometry][0] is dead:
+        del maps[geometry]

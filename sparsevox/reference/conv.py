@@ -1,0 +1,109 @@
+"""Convolution: gather, multiply, sum, block by block of output rows.
+
+N input rows, M output rows, C input and D output channels, G groups, K taps, P pairs, T blocks of output rows.
+Weights are [K, C / G, D]: output channel d sees the input channels of its group, d // (D / G).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sparsevox.geometry import pair_block
+
+
+def conv(
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gather: Sequence[Tensor],
+    adjoint: Sequence[Tensor],
+    pairs: Sequence[Tensor],
+    symmetric: bool,
+    groups: int,
+) -> Tensor:
+    """Features [M, D]: the sum over taps t of `feats[table[t]] @ weight[t]`, absent rows left out, plus the bias.
+
+    `gather` holds the table, input rows and starts of the pairs, their order by output row and the bags.
+    """
+    table, src, starts, order, bags = gather
+    dtype = _accumulator(feats.dtype)
+    matrices = _by_group(weight.to(feats.dtype).to(dtype), groups)
+    block, edges = pair_block(table.shape[0]), bags.tolist()
+    out = feats.new_zeros((table.shape[1], weight.shape[2]))
+    for first, taps in _blocks(starts, table.shape[0], block):
+        products = feats.new_empty((taps[-1] - taps[0], weight.shape[2]), dtype=dtype)
+        for tap, (a, b) in enumerate(zip(taps[:-1], taps[1:], strict=True)):
+            if a < b:
+                rows = feats.index_select(0, src[a:b].long()).to(dtype)
+                _multiply(rows, matrices[tap], products[a - taps[0] : b - taps[0]])
+        last = min(first + block, table.shape[1])
+        bag = bags[first : last + 1] - edges[first]
+        numbers = order[edges[first] : edges[last]]
+        out[first:last] = _sum_bags(products, numbers, bag)
+    return out if bias is None else out.add_(bias.to(out.dtype))
+
+
+def conv_weight(
+    feats: Tensor,
+    grads: Tensor,
+    gather: Sequence[Tensor],
+    adjoint: Sequence[Tensor],
+    pairs: Sequence[Tensor],
+    symmetric: bool,
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient [K, C / G, D] of the weight: the sum over pairs of `feats[src]^T @ grads[dst]`, tap by tap."""
+    src, dst, starts = pairs
+    taps, exact = gather[0].shape[0], _accumulator(feats.dtype)
+    out = feats.new_zeros((taps, groups, feats.shape[1] // groups, grads.shape[1] // groups), dtype=exact)
+    for _, edges in _blocks(starts, taps, pair_block(taps)):
+        for tap, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            if a < b:
+                left = feats.index_select(0, src[a:b].long()).to(exact)
+                right = grads.index_select(0, dst[a:b].long()).to(exact)
+                if groups == 1:
+                    out[tap, 0].addmm_(left.t(), right)
+                else:
+                    out[tap].baddbmm_(_split(left, groups).transpose(1, 2), _split(right, groups))
+    return out.transpose(1, 2).flatten(2).to(dtype)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _blocks(starts: Tensor, taps: int, block: int) -> Iterator[tuple[int, list[int]]]:
+    """First output row of each block, and where the pairs of each tap start; the last entry ends them."""
+    edges = starts.tolist()
+    for number in range((len(edges) - 1) // taps):
+        yield number * block, edges[number * taps : (number + 1) * taps + 1]
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    """Matrices [K, G, C / G, D / G]."""
+    return weight.unflatten(2, (groups, -1)).transpose(1, 2).contiguous()
+
+
+def _split(rows: Tensor, groups: int) -> Tensor:
+    """Rows [P, C] by group: [G, P, C / G]."""
+    return rows.unflatten(1, (groups, -1)).transpose(0, 1)
+
+
+def _multiply(rows: Tensor, matrices: Tensor, out: Tensor) -> None:
+    """Write `rows` [P, C] times the matrix [C / G, D / G] of each group to `out` [P, D]."""
+    groups = matrices.shape[0]
+    if groups == 1:
+        torch.mm(rows, matrices[0], out=out)
+    elif matrices.shape[1] == 1:
+        torch.mul(rows[:, :, None], matrices[:, 0], out=out.unflatten(1, (groups, -1)))
+    else:
+        out.copy_(torch.bmm(_split(rows, groups), matrices).transpose(0, 1).flatten(1))
+
+
+def _sum_bags(products: Tensor, numbers: Tensor, bags: Tensor) -> Tensor:
+    """Sum of the products of each output row, in the order of taps: [rows, D]."""
+    return torch.nn.functional.embedding_bag(
+        numbers, products, bags.to(numbers.dtype), mode="sum", include_last_offset=True
+    )
