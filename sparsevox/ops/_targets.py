@@ -1,8 +1,8 @@
 """The voxels that a convolution reaches: output grids of strided convolutions, and of their transposes.
 
-On each axis coarse voxel c meets the fine voxels `stride * c + t * dilation - padding`. Where the taps leave no gap they
-are a window, and what is reached is a dilation and a coarsening, or a subdivision and a dilation. Elsewhere that is too
-much, and the kernel table tells which voxels meet none.
+On each axis coarse voxel c meets the fine voxels `stride * c + t * dilation - padding`. Where the taps leave no gap
+they are a window, and what is reached is a dilation and a coarsening, or a subdivision and a dilation. Elsewhere that
+is too much, and the kernel table tells which voxels meet none.
 """
 
 from collections.abc import Sequence

@@ -142,9 +142,9 @@ _conv_weight = _library.register(
 def conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: HasDirections, *, groups: int = 1) -> Tensor:
     """Cross-correlation of the features of fine voxels, exactly `torch.nn.functional.conv3d` on the voxels that exist.
 
-    `out[m] = bias + sum over taps t of weight[:, :, t] @ feats[fine voxel of m at t]`; taps without a voxel add nothing.
-    Sums are float32 (float64 for float64). Under `torch.autocast` features are cast first; the weight may have another
-    floating-point dtype than the features, and is cast to theirs.
+    `out[m] = bias + sum over taps t of weight[:, :, t] @ feats[fine voxel of m at t]`; taps without a voxel add
+    nothing. Sums are float32 (float64 for float64). Under `torch.autocast` features are cast first; the weight may have
+    another floating-point dtype than the features, and is cast to theirs.
 
     Args:
         feats: [N, C], rows of the fine grid.

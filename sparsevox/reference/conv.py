@@ -5,6 +5,7 @@ Weights are [K, C / G, D]: output channel d sees the input channels of its group
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def conv(
     out = feats.new_zeros((table.shape[1], weight.shape[2]))
     for first, taps in _blocks(starts, table.shape[0], block):
         products = feats.new_empty((taps[-1] - taps[0], weight.shape[2]), dtype=dtype)
-        for tap, (a, b) in enumerate(zip(taps[:-1], taps[1:], strict=True)):
+        for tap, (a, b) in enumerate(pairwise(taps)):
             if a < b:
                 rows = feats.index_select(0, src[a:b].long()).to(dtype)
                 _multiply(rows, matrices[tap], products[a - taps[0] : b - taps[0]])
@@ -59,7 +60,7 @@ def conv_weight(
     taps, exact = gather[0].shape[0], _accumulator(feats.dtype)
     out = feats.new_zeros((taps, groups, feats.shape[1] // groups, grads.shape[1] // groups), dtype=exact)
     for _, edges in _blocks(starts, taps, pair_block(taps)):
-        for tap, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for tap, (a, b) in enumerate(pairwise(edges)):
             if a < b:
                 left = feats.index_select(0, src[a:b].long()).to(exact)
                 right = grads.index_select(0, dst[a:b].long()).to(exact)

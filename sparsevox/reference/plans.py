@@ -3,6 +3,8 @@
 M output rows, N input rows, K taps, P pairs, T blocks of output rows.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ def pair_bags(dst: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[T
     count = table.shape[1]
     edges = starts[:: table.shape[0]].tolist()
     orders = [dst.new_empty(0)]
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         local = dst[first:last] % block
         if dst.device.type == "cpu":  # a radix sort of 16 bits
             orders.append(torch.from_numpy(np.argsort(local.numpy().astype(np.int16), kind="stable")).int())

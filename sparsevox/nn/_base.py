@@ -1,0 +1,23 @@
+"""What all modules share."""
+
+import torch
+
+from sparsevox.tensor import SparseTensor
+
+
+class Module(torch.nn.Module):
+    """A module that takes a SparseTensor and returns one."""
+
+    def _check_input(self, x: object) -> SparseTensor:
+        if not isinstance(x, SparseTensor):
+            raise TypeError(
+                f"{type(self).__name__} takes a sparsevox.SparseTensor, got {type(x).__name__}; "
+                "in a chain with modules of torch.nn use sparsevox.nn.Sequential"
+            )
+        return x
+
+
+def check_channels(module: torch.nn.Module, x: SparseTensor, expected: int) -> None:
+    """Raise ValueError unless x has the channels that a module was made for."""
+    if x.channels != expected:
+        raise ValueError(f"{type(module).__name__} was made for {expected} channels, got {x.channels}")

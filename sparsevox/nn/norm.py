@@ -1,0 +1,149 @@
+"""Normalisation. Group and instance norm take their statistics grid by grid, batch norm over all voxels.
+
+N voxels, B grids, C channels.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparsevox import ops
+from sparsevox.nn._base import Module, check_channels
+from sparsevox.tensor import SparseTensor
+
+
+class GroupNorm(Module):
+    """Mean and variance over the channels of a group and all voxels of a grid (Wu & He 2018, arXiv:1803.08494)."""
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(f"num_groups must divide num_channels = {num_channels}, got {num_groups}")
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        _make_affine(self, num_channels, affine, device, dtype)
+
+    def extra_repr(self) -> str:
+        """Groups and channels."""
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features [N, C]."""
+        x = self._check_input(x)
+        check_channels(self, x, self.num_channels)
+        return x.replace(ops.group_norm(x.feats, x.grid, self.num_groups, self.weight, self.bias, self.eps))
+
+
+class InstanceNorm(Module):
+    """Mean and variance over all voxels of a grid, channel by channel; `affine` is off by default, as in torch."""
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_channels, self.eps = num_channels, eps
+        _make_affine(self, num_channels, affine, device, dtype)
+
+    def extra_repr(self) -> str:
+        """Channels."""
+        return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features [N, C]."""
+        x = self._check_input(x)
+        check_channels(self, x, self.num_channels)
+        return x.replace(ops.instance_norm(x.feats, x.grid, self.weight, self.bias, self.eps))
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """Mean and variance over the channels of each voxel, as `torch.nn.LayerNorm(C)`."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
+        """Features [N, C]."""
+        return x.map(super().forward)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Root mean square over the channels of each voxel, as `torch.nn.RMSNorm(C)`."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
+        """Features [N, C]."""
+        return x.map(super().forward)
+
+
+class BatchNorm(torch.nn.BatchNorm1d):
+    """Mean and variance over all voxels of the batch, as `torch.nn.BatchNorm1d(C)`.
+
+    Fewer than two voxels have no variance: then the running statistics serve in training too, and are not updated.
+    """
+
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
+        """Features [N, C]."""
+        few = not torch.compiler.is_compiling() and x.feats.shape[0] < 2
+        if self.training and few:
+            return x.map(self._by_running_statistics)
+        return x.map(super().forward)
+
+    def _by_running_statistics(self, feats: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if mean is None or var is None:
+            mean, var = feats.new_zeros(self.num_features), feats.new_ones(self.num_features)
+        return torch.nn.functional.batch_norm(feats, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class SyncBatchNorm(BatchNorm):
+    """Batch norm over the voxels of all processes of the default group. Any backend; ranks may have no voxel."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
+        """Features [N, C]."""
+        if not self.training or not dist.is_available() or not dist.is_initialized():
+            return super().forward(x)
+        return x.map(self._over_all_ranks)
+
+    def _over_all_ranks(self, feats: Tensor) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce
+
+        exact = feats if feats.dtype == torch.float64 else feats.float()
+        totals: Tensor = all_reduce(torch.cat([exact.new_full((1,), feats.shape[0]), exact.sum(0)]))  # type: ignore[no-untyped-call]
+        count = totals[0].clamp(min=1)
+        mean = totals[1:] / count
+        var = all_reduce((exact - mean).square().sum(0)) / count  # type: ignore[no-untyped-call]
+        self._update(mean.detach(), var.detach(), count.detach())
+        scaled = (exact - mean) * torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scaled = scaled * self.weight + self.bias
+        return scaled.to(feats.dtype)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        share = share * (count > 1)  # one voxel has no variance
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), torch.as_tensor(share, device=mean.device))
+        unbiased = var * count / (count - 1).clamp(min=1)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), torch.as_tensor(share, device=mean.device))
+
+
+def _make_affine(
+    module: torch.nn.Module, channels: int, affine: bool, device: torch.device | str | None, dtype: torch.dtype | None
+) -> None:
+    """Weight of ones and bias of zeros, or None."""
+    for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
+        parameter = torch.nn.Parameter(fill(channels, device=device, dtype=dtype)) if affine else None
+        module.register_parameter(name, parameter)

@@ -1,0 +1,58 @@
+"""Modules that treat every voxel by itself, and chains of modules.
+
+N voxels, C channels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsevox.nn._base import Module, check_channels
+from sparsevox.tensor import SparseTensor
+
+
+class Sequential(torch.nn.Sequential):
+    """Modules one after the other. Those of `torch.nn` see the features [N, C] as rows.
+
+    `Sequential(sv.nn.Conv3d(3, 32, 3), torch.nn.BatchNorm1d(32), torch.nn.ReLU())`. Any other module, ours or yours, is
+    given the SparseTensor. After a `GlobalPool` there are plain rows, one a grid.
+    """
+
+    def forward(self, x: Any) -> Any:
+        """What the last module returns."""
+        for module in self:
+            rowwise = isinstance(x, SparseTensor) and type(module).__module__.split(".")[0] == "torch"
+            x = x.map(module) if rowwise else module(x)
+        return x
+
+
+class Linear(Module):
+    """A linear map of the channels, as `torch.nn.Linear`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        inner = torch.nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight, self.bias = inner.weight, inner.bias
+
+    def extra_repr(self) -> str:
+        """The channels."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features [N, out_features]."""
+        x = self._check_input(x)
+        check_channels(self, x, self.in_features)
+        return x.map(self._apply_rows)
+
+    def _apply_rows(self, feats: Tensor) -> Tensor:
+        return torch.nn.functional.linear(feats, self.weight, self.bias)
