@@ -43,7 +43,7 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 	$(VENV)/bin/ruff format
 
 NAMES ?=
-bench: $(VENV)/dev.stamp ## Measure on the CPU (NAMES="bricks topology", all by default; OUT=folder)
+bench: $(VENV)/bench.stamp ## Measure on the CPU (NAMES="bricks topology", all by default; OUT=folder)
 	$(VENV)/bin/python -m bench $(NAMES) --out $${OUT:-bench/results}
 
 # For machines on which nothing may be installed: whatever Python and Triton are there. Benches run after failed tests
@@ -76,6 +76,12 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(call environment,$(VENV),dev,constraints.txt)
+	$(call triton,$(VENV),constraints.txt)
+	@touch $@
+
+# spconv too, where there is a wheel of it; nothing in it replaces what is there.
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	$(call environment,$(VENV),dev$(comma)bench,constraints.txt)
 	$(call triton,$(VENV),constraints.txt)
 	@touch $@
 

@@ -15,7 +15,22 @@ from bench import report, scenes
 from bench.harness import Case, measure
 
 HERE = Path(__file__).parent
-BENCHES = ("bricks", "topology", "morphology", "neighbors", "dense", "voxelize", "nearest")
+BENCHES = (
+    "bricks",
+    "topology",
+    "morphology",
+    "neighbors",
+    "plans",
+    "conv",
+    "segment",
+    "pool",
+    "norm",
+    "sample",
+    "attention",
+    "dense",
+    "voxelize",
+    "nearest",
+)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ N voxels, M other voxels.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -152,3 +152,15 @@ def neighbor_table_by_symmetry(keys: Tensor) -> Tensor:
         there = found >= 0
         table[26 - tap, found[there]] = rows[there]
     return table
+
+
+def strided(keys: Tensor) -> Tensor:
+    """The voxels c of which a voxel 2 c - 1, 2 c or 2 c + 1 is there, on each axis: halves, rounded up and down."""
+    sums = [x + y + z for x, y, z in itertools.product(*([0, step] for step in STEPS))]
+    return distinct(torch.cat([(keys & ~IJK) | (keys + s >> 1 & HALVES) + BIASES // 2 for s in sums]))
+
+
+def strided_table(keys: Tensor, coarse: Tensor, steps: Sequence[int]) -> Tensor:
+    """Row int32 [K, M] of the voxel 2 c + step for every coarse voxel c and step, -1 where absent."""
+    first = (coarse & ~IJK) | ((coarse & IJK) - BIASES) * 2 + BIASES
+    return torch.stack([find(keys, first + step).int() for step in steps])

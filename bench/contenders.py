@@ -50,3 +50,37 @@ def batch_against_one(
 def _count(result: Any) -> Tensor:
     """The number of voxels of a grid, or of neighbours in a table: that both sides share."""
     return (result >= 0).sum() if isinstance(result, Tensor) else torch.tensor(result.num_voxels)
+
+
+def on_features(
+    name: str,
+    function: Callable[..., Tensor],
+    *operands: Tensor,
+    backward: bool = False,
+    baseline: bool = False,
+    nbytes: Callable[[Any], int] | None = None,
+) -> Contender:
+    """A function of floating-point operands that all contenders share; with its gradients for them, if asked for."""
+    if not backward:
+        return Contender(name, torch.no_grad()(partial(function, *operands)), torch.as_tensor, baseline, nbytes)
+    leaves = [operand.detach().clone().requires_grad_() for operand in operands]
+    with torch.no_grad():
+        shape = function(*operands).shape
+    grads = random(*shape, like=operands[0])
+
+    def run() -> tuple[Tensor, ...]:
+        output = function(*leaves)
+        return output.detach(), *torch.autograd.grad(output, leaves, grads)
+
+    return Contender(name, run, _flat, baseline, nbytes)
+
+
+def random(*shape: int, like: Tensor) -> Tensor:
+    """Normally distributed numbers, the same in every run."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+def _flat(parts: tuple[Tensor, ...]) -> Tensor:
+    """An output and gradients, those that are sums over many elements of the output made smaller."""
+    size = parts[0].numel()
+    return torch.cat([part.float().flatten() / max(1, size / part.numel()) ** 0.5 for part in parts])

@@ -1,17 +1,21 @@
-"""From a dense mask to a grid."""
+"""From a dense mask to a grid, and features between rows and dense volumes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import sparsevox as sv
 from bench import baseline
-from bench.contenders import ours, voxel_list
-from bench.harness import Case, Contender
+from bench.contenders import grid, on_features, ours, random, voxel_list
+from bench.harness import Case, Contender, close
+from sparsevox.ops import dense
+
+CHANNELS = 16
 
 
-def from_dense(coords: Tensor) -> Sequence[Contender]:
+def from_mask(coords: Tensor) -> Sequence[Contender]:
     """The scene in its bounding box, a bool a voxel."""
     ijk = (coords[:, 1:] - coords[:, 1:].amin(0)).long()
     mask = torch.zeros(1, *(ijk.amax(0) + 1).tolist(), dtype=torch.bool, device=coords.device)
@@ -19,7 +23,42 @@ def from_dense(coords: Tensor) -> Sequence[Contender]:
     return ours(sv.Grid.from_dense, mask), voxel_list(baseline.from_dense, mask)
 
 
+def features(coords: Tensor, *, out: bool, backward: bool) -> Sequence[Contender]:
+    """Features into the volume [1, C, X, Y, Z] around the scene (`out`), or out of it; plain torch knows its place."""
+    g = grid(coords)
+    lower, upper = (bound[0].tolist() for bound in g.bounds())
+    shape = [CHANNELS, *(last - first for first, last in zip(lower, upper, strict=True))]
+    x, y, z = (g.ijk - torch.tensor(lower, device=g.device)).long().unbind(1)
+    like = torch.empty(0, device=g.device)
+
+    def scatter(feats: Tensor) -> Tensor:
+        return feats.new_zeros(shape).index_put((torch.arange(CHANNELS, device=g.device)[:, None], x, y, z), feats.t())[
+            None
+        ]
+
+    def gather(volume: Tensor) -> Tensor:
+        return volume[0, :, x, y, z].t()
+
+    library: Callable[[Tensor], Tensor]
+    indexed: Callable[[Tensor], Tensor]
+    if out:
+        feats = random(g.num_voxels, CHANNELS, like=like)
+        library, indexed = partial(dense.to_dense, grid=g, lower=lower, upper=upper), scatter
+    else:
+        feats = random(1, *shape, like=like)
+        library, indexed = partial(dense.from_dense, grid=g, lower=lower), gather
+    return (
+        on_features("sparsevox", library, feats, backward=backward),
+        on_features("index", indexed, feats, backward=backward, baseline=True),
+    )
+
+
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """A volume that is almost empty and one that is full."""
-    yield Case("from_dense", "shell", 32 if quick else 256, from_dense, dtype="bool")
-    yield Case("from_dense", "block", 12 if quick else 128, from_dense, dtype="bool")
+    yield Case("from_dense", "shell", 32 if quick else 256, from_mask, dtype="bool")
+    yield Case("from_dense", "block", 12 if quick else 128, from_mask, dtype="bool")
+    for scene, size in (("shell", 32 if quick else 128), ("block", 12 if quick else 64)):
+        for out, name in ((True, "features to_dense"), (False, "features from_dense")):
+            for backward in (False, True):
+                prepare = partial(features, out=out, backward=backward)
+                yield Case(name + ", and back" * backward, scene, size, prepare, agree=close(1e-6), dtype="float32")

@@ -40,11 +40,16 @@ class Contender:
     view: Callable[[Any], Tensor]  # the result in a form that all contenders share
     baseline: bool = False
     nbytes: Callable[[Any], int] | None = None  # of a result that is kept
+    taps: Callable[[Any], float] | None = None  # of a plan: the mean number that a tile of 128 rows executes
+    beside: "Wanted | None" = (
+        None  # what ours has to reach beside this one: its "speed" or "memory", this one's being 1
+    )
+    max_threads: int | None = None  # it is right with no more
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What our contender has to reach: a bound on a column of its row."""
+    """What our contender has to reach: a bound on a column of its row, or beside another one (`Contender.beside`)."""
 
     column: str
     relation: str
@@ -58,6 +63,13 @@ class Wanted:
         return None if value is None else RELATIONS[self.relation](value, self.bound)
 
 
+def quotient(column: str, ours: Row, theirs: Row) -> float | None:
+    """Our speed, or the memory that a call of ours needs, where that of another contender is 1."""
+    if column == "speed":
+        return theirs.median_ms / ours.median_ms
+    return ours.peak_mb / theirs.peak_mb if ours.peak_mb is not None and theirs.peak_mb else None
+
+
 def same(ours: Tensor, theirs: Tensor) -> bool:
     """Equal integers, or floating-point numbers that agree to 1e-6."""
     if ours.shape != theirs.shape:
@@ -65,6 +77,17 @@ def same(ours: Tensor, theirs: Tensor) -> bool:
     if ours.is_floating_point():
         return torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
     return torch.equal(ours, theirs)
+
+
+def close(tolerance: float) -> Callable[[Tensor, Tensor], bool]:
+    """Whether the largest difference of sums in another order is within so much of the largest number."""
+
+    def agree(ours: Tensor, theirs: Tensor) -> bool:
+        if ours.shape != theirs.shape:
+            return False
+        return bool((ours.double() - theirs.double()).abs().amax() <= tolerance * theirs.double().abs().amax())
+
+    return agree
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,7 @@ class Case:
     wanted: Wanted | None = None
     agree: Callable[[Tensor, Tensor], bool] = same  # the views of the first contender and of another
     dtype: str = "int32"
+    rounds: int | None = None  # at most, where a call takes seconds
 
 
 @dataclass(frozen=True)
@@ -91,17 +115,23 @@ class Sample:
 
 
 def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, quick: bool, date: str) -> list[Row]:
-    """Rows of a case, one a contender and number of threads. Raises WrongAnswer where the contenders disagree."""
+    """Rows of a case, one a contender and number of threads. Raises WrongAnswer where the contenders disagree.
+
+    Contenders that are wrong with a number of threads are left out there.
+    """
     torch.set_num_threads(threads[0])
-    contenders = case.prepare(coords)
-    stored = check(case, contenders)
+    everyone = case.prepare(coords)
+    rounds = min(rounds, case.rounds or rounds)
     rows = []
     for count in threads:
         torch.set_num_threads(count)
+        contenders = [c for c in everyone if c.max_threads is None or count <= c.max_threads]
+        kept = check(case, contenders)
         samples = (time_cpu if coords.device.type == "cpu" else time_gpu)(contenders, rounds)
         times = [s.median_ms for s, c in zip(samples, contenders, strict=True) if c.baseline]
         environment = here(coords.device, count, date)
-        for contender, sample, nbytes in zip(contenders, samples, stored, strict=True):
+        some = []
+        for contender, sample, (nbytes, taps) in zip(contenders, samples, kept, strict=True):
             row = Row(
                 op=case.op,
                 scene=f"{case.scene} {case.size}",
@@ -114,36 +144,49 @@ def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, qui
                 bytes_per_voxel=None if nbytes is None else nbytes / max(len(coords), 1),
                 rounds=rounds,
                 quick=quick,
+                taps=taps,
                 **asdict(environment),
             )
-            rows.append(row)
-        if case.wanted and not quick and coords.device.type == "cpu":  # what is wanted is wanted of a CPU
-            first = rows[-len(contenders)]
-            first.wanted, first.met = str(case.wanted), case.wanted.met(getattr(first, case.wanted.column))
+            some.append(row)
+        if not quick and coords.device.type == "cpu":  # what is wanted is wanted of a CPU
+            judge(case, contenders, some)
+        rows += some
     return rows
 
 
-def check(case: Case, contenders: Sequence[Contender]) -> list[int | None]:
-    """Run every contender once and compare the results; return how many bytes each keeps, where that is told.
+def judge(case: Case, contenders: Sequence[Contender], rows: Sequence[Row]) -> None:
+    """Write into rows what is wanted, and whether it is met."""
+    ours = rows[0]
+    if case.wanted:
+        ours.wanted, ours.met = str(case.wanted), case.wanted.met(getattr(ours, case.wanted.column))
+    for contender, row in zip(contenders, rows, strict=True):
+        if contender.beside:
+            row.wanted = f"{ours.contender}: {contender.beside}"
+            row.met = contender.beside.met(quotient(contender.beside.column, ours, row))
+
+
+def check(case: Case, contenders: Sequence[Contender]) -> list[tuple[int | None, float | None]]:
+    """Run every contender once and compare the results; return the bytes and taps of each, where these are told.
 
     A result must die with its last user: one that is remembered would be handed out again, and that would be timed.
     """
     first: Tensor | None = None
-    stored = []
+    kept = []
     for contender in contenders:
         result = contender.run()
-        stored.append(contender.nbytes(result) if contender.nbytes else None)
+        nbytes = contender.nbytes(result) if contender.nbytes else None
+        kept.append((nbytes, contender.taps(result) if contender.taps else None))
         view = contender.view(result).clone().cpu()
         first = view if first is None else first
         if not case.agree(first, view):
             names = f"{contender.name} and {contenders[0].name}"
             raise WrongAnswer(f"{case.op} on {case.scene} {case.size}: {names} differ")
-        alive = None if isinstance(result, tuple) else weakref.ref(result)
+        alive = None if isinstance(result, (tuple, list)) else weakref.ref(result)
         del result
         gc.collect()
         if alive is not None and alive() is not None:
             raise WrongAnswer(f"{case.op} on {case.scene} {case.size}: {contender.name} remembers its result")
-    return stored
+    return kept
 
 
 def time_cpu(contenders: Sequence[Contender], rounds: int) -> list[Sample]:

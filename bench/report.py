@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+KEPT = ("stored_mb", "bytes_per_voxel")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -59,6 +60,7 @@ class Row(Environment):
     quick: bool
     wanted: str = ""
     met: bool | None = None
+    taps: float | None = None  # of a plan: the mean number that a tile of 128 rows executes
 
 
 def append(rows: Sequence[Row], path: Path) -> None:
@@ -93,11 +95,13 @@ def describe(rows: Sequence[Row]) -> str:
     first = rows[0]
     lines = [f"{first.op}: {first.scene}, {first.voxels:,} voxels, {first.dtype}"]
     for r in rows:
-        parts = [f"  {r.contender:<26}{_threads(r):>10}{r.median_ms:>11.3f} ms +-{r.iqr_ms:>8.3f}"]
+        parts = [f"  {r.contender:<30}{_threads(r):>10}{r.median_ms:>11.3f} ms +-{r.iqr_ms:>8.3f}"]
         parts.append(f"{_number(r.ratio, '.2f'):>8}x" if r.ratio is not None else " " * 9)
         parts.append(f"{_number(r.peak_mb, '.1f'):>9} MB peak")
         if r.stored_mb is not None:
             parts.append(f"{r.stored_mb:>8.2f} MB kept ={_number(r.bytes_per_voxel, '.2f'):>6} B/voxel")
+        if r.taps is not None:
+            parts.append(f"{r.taps:>8.2f} taps a tile")
         if r.wanted:
             parts.append(f"   {r.wanted}: {_verdict(r)}")
         lines.append("".join(parts))
@@ -109,7 +113,7 @@ def markdown(rows: Iterable[Row]) -> str:
     cases: dict[tuple[str, ...], list[Row]] = {}
     for r in rows:
         # A case is replaced as a whole: its ratios belong to one run. A run says its date once.
-        run = cases.setdefault((r.device, r.op, r.scene, str(r.threads)), [])
+        run = cases.setdefault((r.device, _what(r), r.scene, str(r.threads)), [])
         if r.quick or (run and run[0].date > r.date):
             continue
         if run and run[0].date < r.date:
@@ -140,7 +144,7 @@ def _section(device: str, rows: Sequence[Row]) -> str:
     lines.append("|---|---|--:|---|" + "--:|" * len(counts) + "--:|---|")
     groups: dict[tuple[str, str, str], dict[int, Row]] = {}
     for r in rows:
-        groups.setdefault((r.op, r.scene, r.contender), {})[r.threads] = r
+        groups.setdefault((_what(r), r.scene, r.contender), {})[r.threads] = r
     for (op, scene, contender), at in groups.items():
         first = at[min(at)]
         times = [_timing(at[n]) if n in at else "" for n in counts]
@@ -158,22 +162,38 @@ def _section(device: str, rows: Sequence[Row]) -> str:
     if kept:
         lines += [
             "",
-            "| memory that is kept | voxels | contender | MB | bytes a voxel | wanted |",
-            "|---|--:|---|--:|--:|---|",
+            "| memory that is kept | scene | voxels | contender | MB | bytes a voxel | wanted |",
+            "|---|---|--:|---|--:|--:|---|",
         ]
     for r in kept:
         cells = [
+            _what(r),
             r.scene,
             f"{r.voxels:,}",
             r.contender,
             _number(r.stored_mb, ".2f"),
             _number(r.bytes_per_voxel, ".2f"),
         ]
-        lines.append(f"| {' | '.join(cells)} | {_goal(r) if 'ratio' not in r.wanted else ''} |")
+        lines.append(f"| {' | '.join(cells)} | {_goal(r) if r.wanted.startswith(KEPT) else ''} |")
+    plans = [at[min(at)] for at in groups.values() if at[min(at)].taps is not None]
+    if plans:
+        lines += [
+            "",
+            "| taps that a tile executes | scene | voxels | contender | taps |",
+            "|---|---|--:|---|--:|",
+        ]
+    for r in plans:
+        cells = [_what(r), r.scene, f"{r.voxels:,}", r.contender, _number(r.taps, ".2f")]
+        lines.append(f"| {' | '.join(cells)} |")
     runs = sorted({f"{r.date}, commit {r.commit}" for r in rows})
     r = rows[-1]
     versions = f"Python {r.python}, torch {r.torch}, triton {r.triton}, numpy {r.numpy}, sparsevox {r.sparsevox}"
     return "\n".join([*lines, "", f"{versions}; median of {r.rounds} rounds. Runs: {'; '.join(runs)}."])
+
+
+def _what(r: Row) -> str:
+    """The operation, and the numbers that it is done on where these are not the usual ones."""
+    return f"{r.op}, {r.dtype}" if r.dtype in ("float16", "bfloat16", "tf32") else r.op
 
 
 def _timing(r: Row) -> str:

@@ -1,8 +1,12 @@
 """sparsevox: sparse-voxel tensors for PyTorch, with every kernel in Triton."""
 
-from sparsevox import ops
+from sparsevox import nn, ops
+from sparsevox.data import collate
 from sparsevox.grid import Grid
+from sparsevox.kernel_map import KernelMap
+from sparsevox.tensor import SparseTensor, cat, stack
+from sparsevox.tuning import tune
 
 __version__ = "0.1.0"
 
-__all__ = ["Grid", "ops"]
+__all__ = ["Grid", "KernelMap", "SparseTensor", "cat", "collate", "nn", "ops", "stack", "tune"]

@@ -1,4 +1,4 @@
-"""What convolutions ask of a `Grid`: the voxels that they reach, and the kernel maps there.
+"""What convolutions and pooling ask of a `Grid`: the voxels that they reach, and the maps to them.
 
 N fine voxels, M coarse voxels, K taps.
 """
@@ -10,23 +10,26 @@ from weakref import ref
 import torch
 
 from sparsevox._grid_topology import GridTopology, Index3, Triple, _check_grid
-from sparsevox.geometry import Geometry
+from sparsevox.child_map import ChildMap
+from sparsevox.geometry import Axes, Geometry
 from sparsevox.kernel_map import KernelMap
 from sparsevox.morton import Bricks
 from sparsevox.ops import _checks, _targets
 from sparsevox.ops import neighbors as neighbor_ops
+from sparsevox.ops import pool as pool_ops
 
 RATIO_TOLERANCE = 1e-4  # of the ratio of two voxel sizes
 
 
 class GridMaps(GridTopology):
-    """A grid and its kernel maps. Users meet it as `Grid`."""
+    """A grid and its maps to others. Users meet it as `Grid`."""
 
     def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
         super().__init__(bricks, voxel_size, origin)
         # Within the grid, by geometry; to other grids, with a reference that does not keep them.
         self._own_maps: dict[Geometry, KernelMap] = {}
         self._maps: dict[Geometry, tuple[Callable[[], Any], KernelMap]] = {}
+        self._child_maps: dict[Axes, tuple[Callable[[], Any], ChildMap]] = {}
 
     def kernel_map(
         self,
@@ -77,6 +80,39 @@ class GridMaps(GridTopology):
             maps[geometry] = (ref(target, lambda dead: _forget(maps, geometry, dead)), kernel_map)
         return kernel_map
 
+    def child_map(self, factor: Index3, target: Self | None = None) -> ChildMap:
+        """Which voxels of this grid lie in which voxel of a coarser one: the parent of voxel i is `floor(i / factor)`.
+
+        Equal calls give the same map, as long as the grids live.
+
+        Args:
+            factor: One int or three.
+            target: The coarse grid, `coarsen(factor)` by default. Any other may lack parents and have childless voxels.
+
+        Raises:
+            TypeError: If the factor is not one int or three, or the target no grid.
+            ValueError: If a factor is smaller than 1, or the voxel sizes, batch size or device of `target` do not fit.
+        """
+        x, y, z = _checks.factor("factor", factor)
+        factors = (x, y, z)
+        if target is None:
+            return self._child_map_to(self.coarsen(factors), factors, coarsened=True)
+        self._check_target(target, Geometry(factors, factors, (1, 1, 1), (0, 0, 0)))
+        if torch.compiler.is_compiling():
+            return self._child_map_to(target, factors, coarsened=False)
+        coarsened = target is (self if factors == (1, 1, 1) else self._derived.get(("coarsen", *factors)))
+        return self._child_map_to(target, factors, coarsened)
+
+    def _child_map_to(self, target: Self, factors: Axes, coarsened: bool) -> ChildMap:
+        if torch.compiler.is_compiling():
+            return ChildMap(factors, *pool_ops.parents_and_children(self, target, factors, coarsened))
+        known, child_map = self._child_maps.get(factors, (None, None))
+        if known is None or child_map is None or known() is not target:
+            child_map = ChildMap(factors, *pool_ops.parents_and_children(self, target, factors, coarsened))
+            maps = self._child_maps
+            maps[factors] = (ref(target, lambda dead: _forget(maps, factors, dead)), child_map)
+        return child_map
+
     def _check_target(self, target: object, geometry: Geometry) -> None:
         _check_grid("target", target)
         assert isinstance(target, GridMaps)
@@ -125,13 +161,14 @@ class GridMaps(GridTopology):
         )
 
     def clear_cache(self) -> None:
-        """Forget all kernel maps of this grid and the grids derived from it. Who holds one keeps it."""
+        """Forget all maps of this grid and the grids derived from it. Who holds one keeps it."""
         self._own_maps.clear()
         self._maps.clear()
+        self._child_maps.clear()
         self._derived.clear()
 
 
-def _forget(maps: dict[Geometry, tuple[Callable[[], Any], KernelMap]], geometry: Geometry, dead: object) -> None:
+def _forget(maps: dict[Any, tuple[Callable[[], Any], Any]], key: object, dead: object) -> None:
     """Drop the map to a grid that is gone, unless another one has taken its place."""
-    if geometry in maps and maps[geometry][0] is dead:
-        del maps[geometry]
+    if key in maps and maps[key][0] is dead:
+        del maps[key]

@@ -8,12 +8,14 @@ import ast
 import inspect
 import re
 import subprocess
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.aot
 
@@ -22,6 +24,8 @@ compiler = pytest.importorskip("triton.backends.compiler", reason="kernels need 
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: this process interprets kernels", allow_module_level=True)
 
+from sparsevox.geometry import TILE_ROWS  # noqa: E402  (only where kernels are compiled)
+from sparsevox.kernels._conv_configs import AMD, conv_flags, weight_flags  # noqa: E402  (as above)
 from sparsevox.kernels._launch import POINTEES, SCALARS  # noqa: E402  (only where kernels are compiled)
 
 KERNELS = Path(__file__).parents[1] / "sparsevox" / "kernels"
@@ -31,6 +35,20 @@ TARGETS = {
     "sm_100": compiler.GPUTarget("cuda", 100, 32),
     "gfx942": compiler.GPUTarget("hip", "gfx942", 64),
 }
+FLOATS = (("*bf16", "*bf16"), ("*fp16", "*fp32"), ("*fp32", "*fp32"), ("*fp64", "*fp64"))  # features in, out
+EXACT = (("*bf16", "*fp32"), ("*fp32", "*fp32"), ("*fp64", "*fp64"))  # features, and what sums of them are
+REDUCTIONS = (  # SOURCE, REDUCE, DIVIDE, WINNERS, UNROLL
+    ("rows", "sum", False, False, 4),
+    ("rows", "max", False, True, 4),
+    ("list", "sum", True, False, 4),
+    ("list", "min", False, True, 4),
+    ("table", "sum", True, False, 4),
+    ("table", "sum", False, False, 1),
+    ("table", "max", False, True, 4),
+    ("table", "place", False, False, 1),
+    ("table", "place", False, False, 4),
+)
+# What launchers compute: constants, and the dtypes of pointers that may point at several.
 FLAGS: dict[str, list[dict[str, Any]]] = {
     "coarsen_kernel": [{"HALF": half} for half in (False, True)],
     "children_kernel": [{"KEEP": flags} for flags in (1, 8)],
@@ -42,6 +60,39 @@ FLAGS: dict[str, list[dict[str, Any]]] = {
     "scatter_kernel": [{"MERGE": merge} for merge in (False, True)],
     "dilate_kernel": [{"AXIS": axis} for axis in range(3)],
     "erode_kernel": [{"AXIS": axis} for axis in range(3)],
+    "reduce_kernel": [
+        dict(zip(("SOURCE", "REDUCE", "DIVIDE", "WINNERS", "UNROLL"), words, strict=True))
+        | {"COLUMNS": 8 if i % 4 == 2 else 32, "feats_ptr": FLOATS[i % 4][0], "out_feats_ptr": FLOATS[i % 4][1]}
+        for i, words in enumerate(REDUCTIONS * 2)
+    ],
+    **{name: [{"HALF": half} for half in (False, True)] for name in ("runs_kernel", "parents_kernel")},
+    "tile_taps_kernel": [{"ROWS": TILE_ROWS}],
+    "weighted_kernel": [
+        {"SUM": total, "COLUMNS": 8 if exact == "*fp64" else 32}
+        | {"feats_ptr": feats, "weights_ptr": exact, "out_feats_ptr": exact if total else feats}
+        for total, (feats, exact) in product((False, True), EXACT)
+    ],
+    "dot_kernel": [
+        {"COLUMNS": columns, "feats_ptr": feats, "values_ptr": feats, "weights_ptr": exact}
+        for columns, (feats, exact) in zip((8, 32, 32), EXACT, strict=True)
+    ],
+    "moments_kernel": [
+        {"GRADIENT": gradient, "COLUMNS": 32}
+        | {"feats_ptr": feats, "grads_ptr": feats, "means_ptr": exact, "out_parts_ptr": exact}
+        for gradient, (feats, exact) in product((False, True), EXACT)
+    ],
+    "statistics_kernel": [
+        {"parts_ptr": exact, "out_means_ptr": exact, "out_variances_ptr": exact} for exact in ("*fp32", "*fp64")
+    ],
+    "affine_kernel": [
+        {"GRADIENT": gradient, "COLUMNS": 32, "feats_ptr": feats, "grads_ptr": feats, "out_feats_ptr": feats}
+        | {f"{name}_ptr": exact for name in ("means", "slopes", "shifts", "factors")}
+        for gradient, (feats, exact) in product((False, True), EXACT)
+    ],
+    "cells_kernel": [
+        {"GATHER": gather, "COLUMNS": 16, "feats_ptr": feats, "out_feats_ptr": feats}
+        for gather, feats in product((False, True), ("*bf16", "*fp32", "*fp64"))
+    ],
 }
 OTHER_POINTEES = {"coords_ptr": ("*i64", "*i32")}  # arguments that come in several dtypes
 WIDTHS = ("i32", "i64")  # of sizes: Triton passes what fits as i32
@@ -96,8 +147,34 @@ def variants() -> list[Any]:
     ]
 
 
+class Conv(NamedTuple):
+    """Input and output channels of a group, groups and dtype of a convolution."""
+
+    c: int
+    d: int
+    groups: int
+    dtype: torch.dtype
+    tf32: bool = False
+
+
+CONVS = [
+    Conv(64, 64, 1, torch.float16),
+    Conv(128, 128, 1, torch.bfloat16),
+    Conv(3, 32, 1, torch.float16),
+    Conv(33, 65, 1, torch.bfloat16),
+    Conv(16, 16, 4, torch.float16),
+    Conv(64, 64, 1, torch.float32, tf32=True),
+    Conv(128, 128, 1, torch.float32),
+    Conv(133, 133, 1, torch.float32),
+    Conv(1, 1, 64, torch.float32),
+    Conv(8, 24, 1, torch.float64),
+]
+CONV_KERNELS = {"conv_kernel", "conv_weight_kernel"}  # their tiles follow from channels and dtype
+POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
 def test_every_kernel_is_launched() -> None:
-    assert {launch.kernel for launch in launches()} == set(kernels())
+    assert {launch.kernel for launch in launches()} | CONV_KERNELS == set(kernels())
     assert set(FLAGS) <= set(kernels())
 
 
@@ -105,20 +182,76 @@ def test_every_kernel_is_launched() -> None:
 @pytest.mark.parametrize(("launch", "flags"), variants())
 def test_kernel_compiles_without_spills(launch: Launch, flags: dict[str, Any], target: str, tmp_path: Path) -> None:
     kernel = getattr(import_module(f"sparsevox.kernels.{launch.module}"), launch.kernel)
+    constants = {"BLOCK": launch.block, **{name: flag for name, flag in flags.items() if name.isupper()}}
+    pointees = {name: pointee for name, pointee in flags.items() if name.endswith("_ptr")}
+    several = [name for name in OTHER_POINTEES if name in inspect.signature(kernel.fn).parameters]
+    for width, *choice in product(WIDTHS, *(OTHER_POINTEES[name] for name in several)):
+        types = pointees | dict(zip(several, choice, strict=True))
+        options = {"num_warps": launch.num_warps}
+        assert spills(build(kernel, width, types, constants, target, options, tmp_path), tmp_path) == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", CONVS, ids=str)
+@pytest.mark.parametrize("name", sorted(CONV_KERNELS))
+def test_convolutions_compile_without_spills(name: str, case: Conv, target: str, tmp_path: Path, tf32: None) -> None:
+    assert spills(build_conv(name, case, target, tmp_path), tmp_path) == 0
+
+
+def test_convolutions_run_on_matrix_units_in_a_pipeline(tmp_path: Path) -> None:
+    ptx = {
+        target: build_conv("conv_kernel", CONVS[0], target, tmp_path).asm["ptx"] for target in TARGETS if "sm" in target
+    }
+    units = {"sm_80": "mma.sync.aligned", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+    for target, unit in units.items():
+        assert unit in ptx[target]
+        assert re.search(r"cp\.async\.cg\.shared\.global \[.*\], \[.*\], 0x10", ptx[target])
+
+
+@pytest.fixture
+def tf32(case: Conv) -> Iterator[None]:
+    """The precision of float32 products that a case asks for."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if case.tf32 else "ieee"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def build_conv(name: str, case: Conv, target: str, folder: Path) -> Any:
+    """A kernel of `kernels/conv.py` in its default tile."""
+    c, d, groups, dtype, _ = case
+    architecture = AMD if target == "gfx942" else int(target.removeprefix("sm_"))
+    if name == "conv_kernel":
+        *_, flags = conv_flags(c, d, groups, dtype, bias=True, architecture=architecture)
+    else:
+        *_, flags = weight_flags(c, d, groups, dtype, architecture)
+    options = {option: flags.pop(option) for option in ("num_warps", "num_stages")}
+    types = dict.fromkeys(("feats_ptr", "weight_ptr", "grads_ptr", "out_feats_ptr"), POINTERS[dtype])
+    types |= {"bias_ptr": "*fp32", "partials_ptr": "*fp64" if dtype == torch.float64 else "*fp32"}
+    kernel = getattr(import_module("sparsevox.kernels.conv"), name)
+    return build(kernel, WIDTHS[0], types, flags, target, options, folder)
+
+
+def build(
+    kernel: Any,
+    width: str,
+    pointees: dict[str, str],
+    constants: dict[str, Any],
+    target: str,
+    options: dict[str, int],
+    folder: Path,
+) -> Any:
+    """Compile a kernel with sizes of a width, and with what launchers see of its pointers."""
     names = list(inspect.signature(kernel.fn).parameters)
-    constants = {"BLOCK": launch.block, **flags}
-    several = [name for name in OTHER_POINTEES if name in names]
+    sizes = {name: width if kind == "i64" else kind for name, kind in SCALARS.items()}
+    types = POINTEES | sizes | pointees
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    # PyTorch aligns its tensors, and without this loads would be scalar.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t[0] == "*"}
+    source = triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path)  # a cached binary would hide a change
-        for width, *choice in product(WIDTHS, *(OTHER_POINTEES[name] for name in several)):
-            sizes = {name: width if kind == "i64" else kind for name, kind in SCALARS.items()}
-            types = POINTEES | sizes | dict(zip(several, choice, strict=True))
-            signature = {name: "constexpr" if name in constants else types[name] for name in names}
-            # What the launchers see: PyTorch aligns its tensors, and without this loads would be scalar.
-            aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t[0] == "*"}
-            source = triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-            compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": launch.num_warps})
-            assert spills(compiled, tmp_path) == 0
+        triton.knobs.cache.dir = str(folder)  # a cached binary would hide a change
+        return triton.compile(source, target=TARGETS[target], options=options)
 
 
 def spills(compiled: Any, folder: Path) -> int:

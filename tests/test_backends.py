@@ -10,6 +10,7 @@ from bench.scenes import TINY, scene
 from sparsevox import Grid, _readback, ops
 from sparsevox.morton import Bricks
 from sparsevox.ops import bricks as brick_ops
+from sparsevox.ops import neighbors as neighbor_ops
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.testing import LIMIT, as_coords, random_batch
 
@@ -77,7 +78,8 @@ def test_scattered_grids_up_to_the_limits(seed: int, device: torch.device, agree
     agree("topology", "prune_bricks", a.keys, a.masks, a.starts, a.offsets, keep)
     table = brick_ops.table(a)
     agree("morphology", "erode_bricks", *arrays, table, [-1, 0, -4], [0, 1, 4])
-    agree("neighbors", "neighbor_table", a.keys, a.masks, a.starts, a.rows, table, read_backs=0)
+    whole = (a.keys, a.masks, a.starts, a.rows)
+    agree("neighbors", "kernel_table", *whole, table, *whole, *neighbor_ops.CUBE, read_backs=0)
     agree("bricks", "brick_bounds", *arrays, read_backs=0)
 
 

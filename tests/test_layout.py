@@ -26,12 +26,13 @@ LAYERS = (
     {"_gather"},
     {"tensor"},
     {"nn"},
-    {"data", "io", "testing", "viz"},
+    {"data", "io", "testing", "tuning", "viz"},
     {"__init__"},
 )
 
 # Stems that a folder lacks, each with the reason.
 NO_KERNEL = {
+    "attention": "PyTorch has fused attention for every device, and for ragged rows on NVIDIA GPUs",
     "nearest": "a search level by level in tensor ops, chunk by chunk, serves every device",
     "voxelize": "triangle tests are wide elementwise float64 arithmetic, which PyTorch runs on every device as it is",
 }

@@ -67,11 +67,61 @@ def cases(grid: Grid) -> dict[str, list[Args]]:
         "neighbor_bricks": [(keys, None), (keys, table)],
         "neighbor_table": [(keys, masks, starts, rows, None), (keys, masks, starts, rows, table)],
         "prune_bricks": [(keys, masks, starts, offsets, keep)],
+        **reductions(grid),
+        **features(grid),
         "subdivide_bricks": [
             (keys, masks, starts, offsets, rows, 1, None),
             (keys, masks, starts, offsets, rows, 2, keep),
             (keys, masks, starts, offsets, rows, 1, keep[:, None].expand(-1, 8).contiguous()),
         ],
+    }
+
+
+def reductions(grid: Grid) -> dict[str, list[Args]]:
+    """Those of pooling, with gradients: of the fine rows `x`, and `y` and `z` of coarse ones."""
+    child_map, window = grid.child_map(2), grid.kernel_map(3, stride=2)
+    ranges, parents, down, up = child_map.ranges, child_map.parents, window.down.table, window.up.table
+    children, divisors = torch.arange(grid.num_voxels).int(), ranges.diff().long()
+    winners = down[12:15].t().contiguous()
+    sizes = (grid.num_voxels, down.shape[1], child_map.num_coarse)
+    x, y, z = (torch.ones(n, 3, requires_grad=True) for n in sizes)
+    half = x.detach().half().requires_grad_()
+    return {
+        "child_ranges": [(*grid.bricks[:3], grid.bricks.rows, grid.coarsen(n).bricks.rows, n // 2) for n in (1, 2, 4)],
+        "extreme_ranges": [(x, ranges, None, parents, True, 8), (x, ranges, children, parents, False, 0)],
+        "max_table": [(x, down, up), (x.detach(), down, None)],
+        "place_rows": [(y, winners, up)],
+        "sum_ranges": [(x, ranges, None, parents, None, 8), (half, ranges, children, parents, divisors, 0)],
+        "sum_table": [
+            (x, down, [up], None, False, 0),
+            (z, parents[None], [ranges], divisors, True, 8),
+        ],
+        "take_rows": [(x, winners, up)],
+    }
+
+
+def features(grid: Grid) -> dict[str, list[Args]]:
+    """Those of norms, samples, volumes and attention, with gradients."""
+    offsets, cells = grid.offsets, torch.arange(grid.num_voxels) - 1
+    feats = torch.linspace(-1, 1, 4 * grid.num_voxels).reshape(-1, 4).requires_grad_()
+    corners = torch.stack([grid.index(grid.coords + step) for step in (0, 1)], 1).int()
+    weights = torch.linspace(0, 1, corners.numel()).reshape(corners.shape).requires_grad_()
+    channel, statistics = torch.arange(1.0, 5).requires_grad_(), torch.ones(grid.batch_size, 2)
+    space = torch.linspace(-1, 1, 20 * grid.num_voxels).reshape(1, 4, 1, grid.num_voxels, 5).requires_grad_()
+    plain, heads = feats.detach(), feats.detach().reshape(-1, 2, 2).requires_grad_()
+    return {
+        "dot_rows": [(feats, corners, feats)],
+        "gather_dense": [(space, cells)],
+        "gather_rows": [(feats, corners, weights)],
+        "group_norm": [
+            (feats, offsets, channel, channel, 2, 1e-5),
+            (plain.half(), offsets, None, None, 4, 1e-3),
+        ],
+        "group_norm_backward": [(plain, plain, offsets, w, statistics, statistics) for w in (plain.new_ones(4), None)],
+        "ragged_attention": [(heads, heads, heads, offsets, offsets, 0.5)],
+        "ragged_attention_backward": [(*[heads.detach()] * 4, offsets, offsets, 0.5)],
+        "scatter_dense": [(feats, cells, 1, [1, grid.num_voxels, 5])],
+        "sum_rows": [(feats, corners, weights, grid.num_voxels + 1)],
     }
 
 

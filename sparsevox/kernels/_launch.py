@@ -19,11 +19,25 @@ POINTEES = {
     "places_ptr": "*i64",  # where each item goes, or stands, in another array
     "starts_ptr": "*i32",
     "table_ptr": "*i32",
-    "bricks_ptr": "*i32",  # rows of the 27 neighbours of each brick, [L, 27]
-    "neighbors_ptr": "*i32",  # rows of the 27 neighbours of each voxel, [27, N]
+    "other_starts_ptr": "*i32",
+    "bricks_ptr": "*i32",  # rows of the bricks at certain places around each brick, [L, places]
+    "steps_ptr": "*i64",
+    "moves_ptr": "*i64",
+    "targets_ptr": "*i32",  # output rows
+    "ranks_ptr": "*i64",
+    "order_ptr": "*i32",  # output rows in the order of tiles
+    "taps_ptr": "*i32",  # taps of each tile
+    "lengths_ptr": "*i32",  # how many
     "coords_ptr": "*i64",  # or int32
     "out_coords_ptr": "*i32",
     "rows_ptr": "*i64",
+    "sources_ptr": "*i32",  # input rows that output rows read: a list, or a table [K, M]
+    "ranges_ptr": "*i32",  # offsets into rows or into a list of them, [M + 1]
+    "parents_ptr": "*i32",
+    "winners_ptr": "*i32",  # input rows of largest or smallest elements, [M, C]
+    "out_winners_ptr": "*i32",
+    "divisors_ptr": "*i64",
+    "offsets_ptr": "*i64",  # first row of each item of a batch, [B + 1]
     "keep_ptr": "*i8",  # bool
     "volume_ptr": "*i8",  # bool
     "lower_ptr": "*i64",  # smallest and largest coordinates of each grid, [B, 3]
@@ -38,6 +52,14 @@ SCALARS = {
     "n_others": "i64",
     "n_pairs": "i64",
     "n_rows": "i64",
+    "n_items": "i64",
+    "taps": "i32",
+    "length": "i32",
+    "places": "i32",
+    **{f"stride_{axis}": "i32" for axis in "xyz"},
+    "channels": "i32",
+    "groups": "i32",
+    "n_cells": "i64",
     "capacity": "i64",
     "batch_size": "i32",
     "level": "i32",
@@ -56,15 +78,30 @@ def launch(
     *args: torch.Tensor | int,
     block: int,
     lanes: int = 1,
+    parts: int = 1,
     num_warps: int = 4,
     **flags: int | str | bool,
 ) -> None:
-    """Run `kernel` over `n` items, `block` a program, each `lanes` lanes wide. No items, no launch."""
-    if n == 0:
+    """Run `kernel` over `n` items, `block` a program, each `lanes` lanes wide. No items, no launch.
+
+    `parts` programs, one after the other, share a block of items.
+    """
+    if n * parts == 0:
         return
     tensor = args[0]
     assert isinstance(tensor, torch.Tensor)
     if not tensor.is_cuda:
         block = INTERPRETER_LANES // lanes
     with torch.cuda.device_of(tensor):
-        kernel[(triton.cdiv(n, block),)](*args, BLOCK=block, num_warps=num_warps, **flags)
+        kernel[(triton.cdiv(n, block) * parts,)](*args, BLOCK=block, num_warps=num_warps, **flags)
+
+
+def launch_programs(
+    kernel: triton.JITFunction, programs: int, *args: torch.Tensor | int, **options: int | str | bool
+) -> None:
+    """Run `programs` programs of `kernel`, whose flags and sizes depend on the data and do not stand in the source."""
+    tensor = args[0]
+    assert isinstance(tensor, torch.Tensor)
+    if programs:
+        with torch.cuda.device_of(tensor):
+            kernel[(programs,)](*args, **options)

@@ -1,4 +1,6 @@
-"""Dense volumes to bricks. B grids, X Y Z voxels an axis."""
+"""Dense volumes, their voxels and their features. B grids, N voxels, C channels, X Y Z voxels an axis."""
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -13,6 +15,7 @@ from sparsevox.kernels._launch import launch
 from sparsevox.morton import Bricks, VoxelError
 
 MAX_BATCH = tl.constexpr(morton.MAX_BATCH)
+COLUMNS = 16
 
 
 @triton.jit(
@@ -62,6 +65,34 @@ def dense_kernel(
         tl.atomic_min(bad_ptr, bad, sem="relaxed")
 
 
+@triton.jit(do_not_specialize=["n_pairs", "n_cells"])
+def cells_kernel(
+    feats_ptr,
+    places_ptr,
+    out_feats_ptr,
+    n_pairs,
+    n_cells,
+    channels,
+    GATHER: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows to elements of a volume, or with GATHER back, where 0 stands for no element; an item is COLUMNS channels."""
+    i = items(BLOCK)
+    blocks = tl.cdiv(channels, COLUMNS)
+    row = i // blocks
+    column = ((i % blocks) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
+    wanted = (i < n_pairs)[:, None] & (column < channels)
+    cell = tl.load(places_ptr + row, mask=i < n_pairs, other=-1)[:, None]
+    met = wanted & (cell >= 0)
+    own = row[:, None] * channels + column
+    element = (cell // n_cells * channels + column) * n_cells + cell % n_cells
+    if GATHER:
+        tl.store(out_feats_ptr + own, tl.load(feats_ptr + element, mask=met, other=0), mask=wanted)
+    else:
+        tl.store(out_feats_ptr + element, tl.load(feats_ptr + own, mask=met, other=0), mask=met)
+
+
 def dense_bricks(mask: Tensor, lower: list[int]) -> Bricks:
     """Bricks of the True voxels of `mask` bool [B, X, Y, Z], whose first voxel is `lower`."""
     volume = mask.contiguous().view(torch.int8)
@@ -77,3 +108,24 @@ def dense_bricks(mask: Tensor, lower: list[int]) -> Bricks:
     except VoxelError as error:
         # Rows are those of `mask.nonzero()`.
         raise VoxelError(read_back(volume.flatten()[: error.index].sum())[0]) from None
+
+
+def scatter_dense(feats: Tensor, cells: Tensor, batch_size: int, size: Sequence[int]) -> Tensor:
+    """Volume [B, C, X, Y, Z] of rows [N, C] whose elements of [B, X, Y, Z] are `cells`, -1 for none; 0 elsewhere."""
+    out = feats.new_zeros((batch_size, feats.shape[1], *size))
+    _move(feats, cells, out, size, feats.shape[1], False)
+    return out
+
+
+def gather_dense(volume: Tensor, cells: Tensor) -> Tensor:
+    """Rows [N, C] of a volume [B, C, X, Y, Z] at elements of [B, X, Y, Z], 0 where that is -1."""
+    out = volume.new_empty((cells.shape[0], volume.shape[1]))
+    _move(volume, cells, out, volume.shape[2:], volume.shape[1], True)
+    return out
+
+
+def _move(feats: Tensor, cells: Tensor, out: Tensor, size: Sequence[int], channels: int, gather: bool) -> None:
+    n = cells.shape[0] * triton.cdiv(channels, COLUMNS)
+    n_cells = max(size[0] * size[1] * size[2], 1)
+    arguments = (feats.contiguous(), cells, out, n, n_cells, channels)
+    launch(cells_kernel, n, *arguments, GATHER=gather, COLUMNS=COLUMNS, block=32, lanes=COLUMNS)

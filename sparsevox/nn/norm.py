@@ -82,7 +82,8 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Features [N, C]."""
-        return x.map(super().forward)
+        weight = None if self.weight is None else self.weight.to(x.dtype)  # which under autocast torch does not do
+        return x.map(lambda feats: torch.nn.functional.rms_norm(feats, self.normalized_shape, weight, self.eps))
 
 
 class BatchNorm(torch.nn.BatchNorm1d):
@@ -93,8 +94,11 @@ class BatchNorm(torch.nn.BatchNorm1d):
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Features [N, C]."""
-        few = not torch.compiler.is_compiling() and x.feats.shape[0] < 2
-        if self.training and few:
+        check_channels(self, x, self.num_features)
+        if torch.compiler.is_compiling() and self.training:
+            # torch's batch norm looks at the number of rows, which a graph that builds grids does not know.
+            return x.map(self._by_sums)
+        if self.training and x.feats.shape[0] < 2:
             return x.map(self._by_running_statistics)
         return x.map(super().forward)
 
@@ -104,6 +108,33 @@ class BatchNorm(torch.nn.BatchNorm1d):
             mean, var = feats.new_zeros(self.num_features), feats.new_ones(self.num_features)
         return torch.nn.functional.batch_norm(feats, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
+    def _by_sums(self, feats: Tensor) -> Tensor:
+        exact = feats if feats.dtype == torch.float64 else feats.float()
+        totals = self._total(torch.cat([exact.new_ones(1) * feats.shape[0], exact.sum(0)]))
+        count = totals[0].clamp(min=1)
+        mean = totals[1:] / count
+        var = self._total((exact - mean).square().sum(0)) / count
+        self._update(mean.detach(), var.detach(), count.detach())
+        normal = (exact - mean) * torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            normal = normal * self.weight + self.bias
+        return normal.to(feats.dtype)
+
+    def _total(self, sums: Tensor) -> Tensor:
+        """Of all processes that share statistics: here, of this one."""
+        return sums
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        share = share * (count > 1).to(mean.dtype)  # one voxel has no variance
+        unbiased = var * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share.to(self.running_var.dtype))
+
 
 class SyncBatchNorm(BatchNorm):
     """Batch norm over the voxels of all processes of the default group. Any backend; ranks may have no voxel."""
@@ -112,32 +143,14 @@ class SyncBatchNorm(BatchNorm):
         """Features [N, C]."""
         if not self.training or not dist.is_available() or not dist.is_initialized():
             return super().forward(x)
-        return x.map(self._over_all_ranks)
+        check_channels(self, x, self.num_features)
+        return x.map(self._by_sums)
 
-    def _over_all_ranks(self, feats: Tensor) -> Tensor:
+    def _total(self, sums: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce
 
-        exact = feats if feats.dtype == torch.float64 else feats.float()
-        totals: Tensor = all_reduce(torch.cat([exact.new_full((1,), feats.shape[0]), exact.sum(0)]))  # type: ignore[no-untyped-call]
-        count = totals[0].clamp(min=1)
-        mean = totals[1:] / count
-        var = all_reduce((exact - mean).square().sum(0)) / count  # type: ignore[no-untyped-call]
-        self._update(mean.detach(), var.detach(), count.detach())
-        scaled = (exact - mean) * torch.rsqrt(var + self.eps)
-        if self.weight is not None:
-            scaled = scaled * self.weight + self.bias
-        return scaled.to(feats.dtype)
-
-    @torch.no_grad()
-    def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked += 1
-        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        share = share * (count > 1)  # one voxel has no variance
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), torch.as_tensor(share, device=mean.device))
-        unbiased = var * count / (count - 1).clamp(min=1)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), torch.as_tensor(share, device=mean.device))
+        result: Tensor = all_reduce(sums)  # type: ignore[no-untyped-call]
+        return result
 
 
 def _make_affine(

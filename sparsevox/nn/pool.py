@@ -13,6 +13,7 @@ from sparsevox import ops
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module
 from sparsevox.ops import _checks
+from sparsevox.ops.pool import Window
 from sparsevox.tensor import SparseTensor
 
 Index3 = int | Sequence[int]
@@ -44,7 +45,7 @@ class _Pool(Module):
     def _words(self) -> list[tuple[str, tuple[int, int, int]]]:
         return list(self.geometry._asdict().items())
 
-    def _window(self, x: SparseTensor, grid: Grid | None) -> tuple[Grid, ops.Window]:
+    def _window(self, x: SparseTensor, grid: Grid | None) -> tuple[Grid, Window]:
         """The coarse grid and the way to it."""
         if self.factor:
             grid = x.grid.coarsen(self.factor) if grid is None else grid

@@ -3,7 +3,7 @@
 N fine voxels, M coarse voxels, C input and D output channels, G groups, K taps.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -137,6 +137,16 @@ _conv_weight = _library.register(
     setup_context=_weight_context,
     backward=_weight_backward,
 )
+
+
+class Tunable(NamedTuple):
+    """What `sv.tune` has to know of an op."""
+
+    name: str
+    groups: int  # which argument holds them
+
+
+TUNABLE = {_conv: Tunable("conv", 7), _conv_weight: Tunable("conv_weight", 6)}
 
 
 def conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: HasDirections, *, groups: int = 1) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsevox.geometry import MASK_TAPS, TILE_ROWS, WINDOW_ROWS
 from sparsevox.reference._runs import true_indices
 
 
@@ -27,17 +28,20 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Pairs are sorted by block of output rows, then tap, then output row.
     """
-    sources, targets, counts = [], [], [torch.zeros(1, dtype=torch.int64, device=table.device)]
+    taps, device = table.shape[0], table.device
+    sources, targets, starts, total = [table.new_empty(0)], [table.new_empty(0)], [], 0
     for first in range(0, table.shape[1], block):
-        part = table[:, first : first + block]
-        slots = part.flatten()
-        numbers = torch.arange(first, first + part.shape[1], dtype=torch.int32, device=table.device)
+        slots = table[:, first : first + block]
+        width = slots.shape[1]
+        slots = slots.flatten()
         found = true_indices(slots >= 0)
+        rows = torch.arange(first, first + width, dtype=torch.int32, device=device).repeat(taps)
         sources.append(slots.index_select(0, found))
-        targets.append(numbers.repeat(table.shape[0]).index_select(0, found))
-        counts.append((part >= 0).sum(1))
-    empty = table.new_empty(0)
-    return torch.cat([empty, *sources]), torch.cat([empty, *targets]), torch.cat(counts).cumsum(0)
+        targets.append(rows.index_select(0, found))
+        starts.append(torch.searchsorted(found, width * torch.arange(taps, device=device)) + total)
+        total += found.shape[0]
+    starts.append(torch.tensor([total], device=device))
+    return torch.cat(sources), torch.cat(targets), torch.cat(starts)
 
 
 def pair_bags(dst: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -57,3 +61,26 @@ def pair_bags(dst: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[T
     bags = torch.zeros(count + 1, dtype=torch.int64, device=table.device)
     torch.cumsum((table >= 0).sum(0), 0, out=bags[1:])
     return torch.cat(orders), bags
+
+
+def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows in the order of tiles, int32 [M]; the taps of each tile, int32 [tiles, K]; and how many, int32 [tiles].
+
+    In windows of rows, those with similar taps come together: they are sorted by their place in the Gray sequence,
+    where the rarest tap has the highest bit, and equal ones stay in order.
+    """
+    has = table >= 0
+    (taps, count), device = has.shape, table.device
+    order = torch.arange(count, device=device)
+    if taps <= MASK_TAPS:
+        words = torch.zeros(count, dtype=torch.int64, device=device)
+        for tap in torch.sort(has.sum(1), stable=True).indices.tolist():  # the next digit of a Gray code is a parity
+            words = words << 1 | ((words & 1) ^ has[tap])
+        windows = [torch.sort(part, stable=True).indices for part in words.split(WINDOW_ROWS)]
+        order = torch.cat([part + i * WINDOW_ROWS for i, part in enumerate(windows)])
+    padded = torch.nn.functional.pad(has[:, order], (0, -count % TILE_ROWS))
+    active = padded.unflatten(1, (padded.shape[1] // TILE_ROWS, TILE_ROWS)).any(2).t()
+    # Stable: the taps of a tile come first, and stay in order.
+    lists, lengths = torch.sort((~active).int(), dim=1, stable=True).indices, active.sum(1)
+    lists[torch.arange(taps, device=device) >= lengths[:, None]] = 0
+    return order.int(), lists.int(), lengths.int()

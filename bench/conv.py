@@ -1,0 +1,197 @@
+"""Convolution of features: with the kernel map at hand, with the search for it, and a step of training."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sparsevox as sv
+from bench import baseline, peers, plain
+from bench.contenders import grid
+from bench.harness import Case, Contender, Wanted, close
+
+CHANNELS = (32, 64)
+# How far sums of some hundred to some thousand products may lie apart, of the largest of them.
+TOLERANCES = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A 3x3x3 convolution within a grid. `dtype` is a torch dtype, or "tf32"."""
+
+    grid: sv.Grid
+    feats: Tensor  # [N, C]
+    weight: Tensor  # [C, C, 3, 3, 3]
+    grads: Tensor  # [N, C]
+    tf32: bool
+
+    @classmethod
+    def on(cls, coords: Tensor, channels: int, dtype: str) -> "Problem":
+        """Random features, weights and gradients of about 1 on a scene."""
+        generator = torch.Generator().manual_seed(0)
+        g = grid(coords)
+        kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+        shape = (g.num_voxels, channels)
+
+        def random(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator).to(coords.device, kind)
+
+        weight = random(channels, channels, 3, 3, 3) / math.sqrt(10 * channels)
+        return cls(g, random(*shape), weight, random(*shape), dtype == "tf32")
+
+    @property
+    def matrices(self) -> Tensor:
+        """The weight as plain torch has it: [27, C, C]."""
+        return self.weight.flatten(2).permute(2, 1, 0).contiguous()
+
+    def precisely(self, run: Callable[..., Any], *operands: Any) -> Callable[[], Any]:
+        """A call with the precision of float32 products that is asked for."""
+
+        def call() -> Any:
+            with products("tf32" if self.tf32 else "ieee"):
+                return run(*operands)
+
+        return call if self.grid.device.type == "cuda" else functools.partial(run, *operands)
+
+    def flat(self, result: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The results of a step, of about the same size each, the gradient of the weight in our layout."""
+        output, d_feats, d_weight = result
+        if d_weight.ndim == 3:
+            d_weight = d_weight.permute(2, 1, 0).unflatten(2, (3, 3, 3))
+        parts = (output, d_feats, d_weight / math.sqrt(len(self.feats)))
+        return torch.cat([part.float().flatten() for part in parts])
+
+
+@contextlib.contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Set how float32 is multiplied on a GPU."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def forward(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender]:
+    """Everybody has their map at hand."""
+    p = Problem.on(coords, channels, dtype)
+    the_map = p.grid.kernel_map(3)
+    pairs = plain.pairs(the_map.table)
+    contenders = [
+        Contender("sparsevox", p.precisely(no_grad(sv.ops.conv3d), p.feats, p.weight, None, the_map), torch.as_tensor),
+        Contender(
+            "plain torch, tap by tap",
+            p.precisely(no_grad(plain.conv), p.feats, p.matrices, pairs, len(p.feats)),
+            torch.as_tensor,
+            baseline=True,
+            beside=Wanted("speed", ">=", 1.5),
+        ),
+        Contender(
+            "plain torch, middle as it is",
+            p.precisely(no_grad(plain.conv_within), p.feats, p.matrices, pairs),
+            torch.as_tensor,
+            baseline=True,
+        ),
+    ]
+    if theirs := peers.convolution(p.grid, p.weight, p.tf32):
+        run = p.precisely(no_grad(theirs.cached), p.feats)
+        contenders.append(peers.contender(p.grid.device, run, torch.as_tensor, Wanted("speed", ">=", 1.8)))
+    return contenders
+
+
+def with_map(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender]:
+    """From a grid, or its sorted keys, and features."""
+    p = Problem.on(coords, channels, dtype)
+    g, keys = p.grid, baseline.keys_of(p.grid)
+    rows = g.index(baseline.decode(keys))  # the list has another order
+    listed = p.feats[rows]
+
+    @no_grad
+    def ours() -> Tensor:
+        g.clear_cache()
+        return sv.ops.conv3d(p.feats, p.weight, None, g.kernel_map(3))
+
+    @no_grad
+    def searched() -> Tensor:
+        pairs = plain.pairs(baseline.neighbor_table_by_symmetry(keys))
+        return plain.conv_within(listed, p.matrices, pairs)
+
+    contenders = [
+        Contender("sparsevox", p.precisely(ours), torch.as_tensor),
+        Contender(
+            "voxel list, tap by tap", p.precisely(searched), lambda y: torch.empty_like(y).index_copy_(0, rows, y), True
+        ),
+    ]
+    if theirs := peers.convolution(g, p.weight, p.tf32):
+        contenders.append(peers.contender(g.device, p.precisely(no_grad(theirs.fresh), p.feats), torch.as_tensor))
+    return contenders
+
+
+def step(
+    coords: Tensor, *, channels: int, dtype: str, speed: Wanted | None = None, memory: Wanted | None = None
+) -> Sequence[Contender]:
+    """Forward and backward, with the gradients of features and weight; everybody has their map at hand."""
+    p = Problem.on(coords, channels, dtype)
+    the_map = p.grid.kernel_map(3)
+    pairs = plain.pairs(the_map.table)
+    feats, weight, matrices = (leaf.clone().requires_grad_() for leaf in (p.feats, p.weight, p.matrices))
+
+    def train(output: Tensor, operand: Tensor) -> tuple[Tensor, ...]:
+        return output.detach(), *torch.autograd.grad(output, (feats, operand), p.grads)
+
+    def ours() -> tuple[Tensor, ...]:
+        return train(sv.ops.conv3d(feats, weight, None, the_map), weight)
+
+    def tap_by_tap() -> tuple[Tensor, ...]:
+        return train(plain.conv_within(feats, matrices, pairs), matrices)
+
+    contenders = [
+        Contender("sparsevox", p.precisely(ours), p.flat),
+        Contender("plain torch, middle as it is", p.precisely(tap_by_tap), p.flat, baseline=True, beside=memory),
+    ]
+    if theirs := peers.convolution(p.grid, p.weight, p.tf32):
+        run = p.precisely(theirs.step, feats, p.grads)
+        contenders.append(peers.contender(p.grid.device, run, p.flat, speed))
+    return contenders
+
+
+def no_grad(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same without a graph."""
+    return torch.no_grad()(run)
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    """A shell of 100k voxels and a LiDAR sweep; the memory of a step on 1M voxels; on a GPU, all dtypes and more."""
+
+    def case(name: str, prepare: Callable[..., Sequence[Contender]], scene: str, size: int, **options: Any) -> Case:
+        channels, dtype, rounds = options["channels"], options["dtype"], options.pop("rounds", None)
+        prepared = functools.partial(prepare, **options)
+        agree = close(TOLERANCES[dtype])
+        return Case(
+            name.format(f"{channels}->{channels}"), scene, size, prepared, agree=agree, dtype=dtype, rounds=rounds
+        )
+
+    if device.type == "cuda":
+        scenes = [("shell", 48)] if quick else [("shell", 565), ("shell", 1024), ("lidar", 8192)]
+        for dtype in ("float16", "bfloat16", "tf32", "float32"):
+            for scene, size in scenes:
+                for channels in CHANNELS:
+                    at: dict[str, Any] = {"channels": channels, "dtype": dtype}
+                    yield case("conv3d {}", forward, scene, size, **at)
+                    yield case("conv3d {}, and back", step, scene, size, **at)
+        return
+    wanted = Wanted("speed", ">=", 1.5)
+    for scene, size in (("shell", 32 if quick else 180), ("lidar", 64 if quick else 2048)):
+        for channels in CHANNELS:
+            at = {"channels": channels, "dtype": "float32"}
+            yield case("conv3d {}", forward, scene, size, **at)
+            yield case("map and conv3d {}", with_map, scene, size, **at)
+            yield case("conv3d {}, and back", step, scene, size, **at, speed=wanted)
+    big = {"channels": 64, "dtype": "float32", "rounds": 1, "memory": Wanted("memory", "<=", 0.5)}
+    yield case("conv3d {}, and back", step, "shell", 48 if quick else 565, **big)

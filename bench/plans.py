@@ -1,0 +1,149 @@
+"""Kernel tables in the orders of convolutions: pairs, bags, the other direction, and rows by the taps that they have.
+
+The last one has no time to beat but work to save: a tile of rows executes every tap that one of its rows has.
+M output rows, K taps, P pairs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench import plain
+from bench.contenders import grid
+from bench.harness import Case, Contender
+from sparsevox.geometry import TILE_ROWS, pair_block
+from sparsevox.kernel_map import KernelMap
+from sparsevox.ops.plans import adjoint_table, pair_bags, pair_lists, row_plan
+
+
+def strided_map(coords: Tensor) -> KernelMap:
+    """3x3x3 by 2, whose two directions differ."""
+    return grid(coords).kernel_map(3, stride=2)
+
+
+def lists(coords: Tensor) -> Sequence[Contender]:
+    """The pairs of all taps; plain torch has them tap by tap, without blocks."""
+    table = grid(coords).kernel_map(3).table
+    taps, block = len(table), pair_block(len(table))
+
+    def numbers(tap: Tensor, dst: Tensor, src: Tensor) -> Tensor:
+        return ((tap * table.shape[1] + dst.long()) * table.shape[1] + src.long()).sort().values
+
+    def ours(found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        src, dst, starts = found
+        part = torch.repeat_interleave(starts.diff())
+        assert bool((part // taps == dst // block).all())
+        return numbers(part % taps, dst, src)
+
+    def theirs(found: plain.Pairs) -> Tensor:
+        src, dst = (torch.cat(rows) for rows in zip(*found, strict=True))
+        sizes = torch.tensor([len(rows) for rows, _ in found], device=src.device)
+        return numbers(torch.repeat_interleave(sizes), dst, src)
+
+    return (
+        Contender("sparsevox", partial(pair_lists, table), ours),
+        Contender("nonzero, tap by tap", partial(plain.pairs, table), theirs, baseline=True),
+    )
+
+
+def bags(coords: Tensor) -> Sequence[Contender]:
+    """The pairs of each output row."""
+    the_map = grid(coords).kernel_map(3)
+    _, dst, starts = the_map.down.pairs
+    block, count = pair_block(the_map.geometry.taps), the_map.num_coarse
+
+    def sort() -> tuple[Tensor, Tensor]:
+        order = torch.sort(dst, stable=True).indices
+        return order, torch.nn.functional.pad(torch.bincount(dst, minlength=count).cumsum(0), (1, 0))
+
+    def ours(found: tuple[Tensor, Tensor]) -> Tensor:
+        order, edges = found
+        rows = torch.repeat_interleave(edges.diff())
+        return torch.cat([order + edges[rows // block * block], edges])
+
+    return (
+        Contender("sparsevox", partial(pair_bags, dst, starts, the_map.table), ours),
+        Contender("sort", sort, torch.cat, baseline=True),
+    )
+
+
+def adjoint(coords: Tensor) -> Sequence[Contender]:
+    """The table of the way back."""
+    the_map = strided_map(coords)
+    fine = torch.empty(the_map.num_fine, device=coords.device)
+
+    def tap_by_tap() -> Tensor:
+        result = torch.full((the_map.geometry.taps, len(fine)), -1, dtype=torch.int32, device=fine.device)
+        for row, (src, dst) in zip(result, plain.pairs(the_map.table), strict=True):
+            row[src] = dst.int()
+        return result
+
+    return (
+        Contender("sparsevox", partial(adjoint_table, the_map.table, fine), torch.as_tensor),
+        Contender("nonzero, tap by tap", tap_by_tap, torch.as_tensor, baseline=True),
+    )
+
+
+def order(coords: Tensor) -> Sequence[Contender]:
+    """Rows in the order in which tiles take them, and the taps that each tile executes.
+
+    Beside ours: no sorting, one sort of all masks, one of their places in the Gray sequence (as FlexGEMM does), and a
+    sort for each plane of nine taps, whose three passes add up. The ideal would be a tile of one row.
+    """
+    table = grid(coords).kernel_map(3).table
+    has = table >= 0
+
+    def sort(key: Callable[[Tensor], Tensor], planes: int = 1) -> tuple[Tensor, ...]:
+        return tuple(key(masks(part)).sort().indices for part in (table >= 0).chunk(planes))
+
+    def executed(orders: tuple[Tensor, ...]) -> float:
+        parts = zip(has.chunk(len(orders)), orders, strict=True)
+        return sum(float(tile_masks(part[:, rows.long()]).sum(0).double().mean()) for part, rows in parts)
+
+    def contender(name: str, run: Callable[[], tuple[Tensor, ...]], baseline: bool = False) -> Contender:
+        return Contender(name, run, lambda orders: orders[0].long().sort().values, baseline, taps=executed)
+
+    rows = torch.arange(table.shape[1], device=table.device)
+    ideal = Contender("ideal", rows.clone, torch.as_tensor, taps=lambda _: float(has.sum(0).double().mean()))
+    return (
+        replace(contender("sparsevox", lambda: row_plan(table)), taps=lambda plan: executed(plan[:1])),
+        contender("Z-order as it is", lambda: (rows.clone(),)),
+        contender("sort of masks", lambda: sort(torch.as_tensor), True),
+        contender("sort of Gray codes", lambda: sort(gray), True),
+        contender("three planes, Gray codes", lambda: sort(gray, 3)),
+        ideal,
+    )
+
+
+def masks(has: Tensor) -> Tensor:
+    """The taps of each row as bits: int64 [M], of bool [K, M]."""
+    bits = 1 << torch.arange(len(has), device=has.device)
+    return (has * bits[:, None]).sum(0)
+
+
+def tile_masks(has: Tensor) -> Tensor:
+    """Whether some row of a tile has a tap: bool [K, tiles], of bool [K, M] in the order of the tiles."""
+    padded = torch.nn.functional.pad(has, (0, -has.shape[1] % TILE_ROWS))
+    return padded.unflatten(1, (-1, TILE_ROWS)).any(2)
+
+
+def gray(words: Tensor) -> Tensor:
+    """The place of each mask of 27 bits in the Gray sequence."""
+    for shift in (1, 2, 4, 8, 16):
+        words = words ^ words >> shift
+    return words
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    """A shell of 100k voxels, a LiDAR sweep and a height field."""
+    scenes = [("shell", 32), ("lidar", 64)] if quick else [("shell", 180), ("lidar", 2048)]
+    for scene, size in scenes:
+        yield Case("pair_lists", scene, size, lists)
+        if device.type == "cpu":
+            yield Case("pair_bags", scene, size, bags)
+        yield Case("adjoint_table", scene, size, adjoint)
+    for scene, size in [*scenes, ("terrain", 24 if quick else 320)]:
+        yield Case("row_plan", scene, size, order)

@@ -1,0 +1,132 @@
+"""Which cells of the map hold a car: an encoder as in SECOND and CenterPoint, with a head in bird's-eye view.
+
+    python examples/birdseye.py --seconds 60 --out demo
+
+The encoder halves the resolution three times with residual blocks in between (as VoxelResBackBone8x), then folds the
+height into channels; the rest is `torch.nn.Conv2d`. It needs `pip install 'sparsevox[viz]'`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot
+from scenes import CLASSES, batch_of, street
+from torch import Tensor, nn
+
+import sparsevox as sv
+
+VOXEL = (0.15, 0.15, 0.2)  # metres
+LOWER, UPPER = (-12.0, -12.0, -0.6), (12.0, 12.0, 7.4)
+SIZE = tuple(round((up - low) / edge) for low, up, edge in zip(LOWER, UPPER, VOXEL, strict=True))  # 160 x 160 x 40
+CELL = 8  # voxels an edge of a cell of the map
+CELLS = SIZE[0] // CELL
+
+
+class Block(nn.Module):
+    """Two sub-manifold convolutions and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = sv.nn.Sequential(
+            *(sv.nn.Conv3d(channels, channels, 3), sv.nn.BatchNorm(channels), nn.ReLU()),
+            *(sv.nn.Conv3d(channels, channels, 3), sv.nn.BatchNorm(channels)),
+        )
+
+    def forward(self, x: sv.SparseTensor) -> sv.SparseTensor:
+        """The same voxels and channels."""
+        return (self.inner(x) + x).map(torch.relu)
+
+
+def stage(channels: int, out: int, padding: tuple[int, int, int] = (1, 1, 1)) -> sv.nn.Sequential:
+    """A convolution of stride 2 and two blocks."""
+    down = sv.nn.Conv3d(channels, out, 3, stride=2, padding=padding, bias=False)
+    return sv.nn.Sequential(down, sv.nn.BatchNorm(out), nn.ReLU(), Block(out), Block(out))
+
+
+class Network(nn.Module):
+    """Points to a logit for each cell [B, CELLS, CELLS]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stem = (sv.nn.Conv3d(4, 16, 3, bias=False), sv.nn.BatchNorm(16), nn.ReLU(), Block(16), Block(16))
+        squeeze = sv.nn.Conv3d(128, 128, (1, 1, 3), stride=(1, 1, 2), padding=0, bias=False)
+        self.encoder = sv.nn.Sequential(
+            *(*stem, stage(16, 32), stage(32, 64), stage(64, 128, padding=(1, 1, 0))),
+            *(squeeze, sv.nn.BatchNorm(128), nn.ReLU()),
+        )
+        self.head = nn.Sequential(
+            *(nn.Conv2d(2 * 128, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 1, 1))
+        )
+
+    def forward(self, x: sv.SparseTensor) -> Tensor:
+        """Features of a column, one above the other, become channels."""
+        volume = self.encoder(x).dense(0, (CELLS, CELLS, 2))
+        return self.head(volume.permute(0, 1, 4, 2, 3).flatten(1, 2)).squeeze(1)
+
+
+def batch(seeds: list[int]) -> tuple[sv.SparseTensor, Tensor]:
+    """Streets, and which cells hold points of a car: bool [B, CELLS, CELLS]."""
+    clouds = [street(seed) for seed in seeds]
+    points, index = batch_of([cloud for cloud, _ in clouds])
+    classes = torch.cat([labels for _, labels in clouds])
+    inside = ((points >= torch.tensor(LOWER)) & (points < torch.tensor(UPPER))).all(1)
+    points, index, classes = points[inside], index[inside], classes[inside]
+    ijk = torch.floor((points - torch.tensor(LOWER)) / torch.tensor(VOXEL))
+    feats = torch.cat([(points - torch.tensor(LOWER)) / torch.tensor(VOXEL) - ijk, points[:, 2:]], 1)
+    x = sv.SparseTensor.from_points(points, feats, index, voxel_size=VOXEL, lower=LOWER, batch_size=len(seeds))
+    cars = torch.zeros(len(seeds), CELLS, CELLS, dtype=torch.bool)
+    car = classes == CLASSES.index("car")
+    cell = (ijk[car, :2] // CELL).long().clamp(max=CELLS - 1)
+    cars[index[car], cell[:, 0], cell[:, 1]] = True
+    return x, cars
+
+
+def train(model: nn.Module, seconds: float) -> int:
+    """Train on new streets until the time is over; the number of steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    start, step = time.monotonic(), 0
+    weight = torch.tensor(4.0)  # cars are rare
+    while (spent := time.monotonic() - start) < seconds:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * max(0.02, 1 - spent / seconds)
+        x, cars = batch([2 * step, 2 * step + 1])
+        loss = nn.functional.binary_cross_entropy_with_logits(model(x), cars.float(), pos_weight=weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 10 == 0:
+            print(f"step {step:4}  {spent:5.0f} s  loss {loss.item():.3f}  {x.grid.num_voxels:,} voxels", flush=True)
+        step += 1
+    return step
+
+
+def main() -> None:
+    """Train, measure on streets that were not trained on, draw two."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60, help="of training (default: 60)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the picture (default: demo)")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = Network()
+    steps = train(model, options.seconds)
+    model.eval()
+    with torch.no_grad():
+        x, truth = batch([1_000_000 + n for n in range(8)])
+        found = model(x) > 0
+    right = (found & truth).sum().item()
+    precision, recall = right / max(found.sum().item(), 1), right / truth.sum().item()
+    print(f"after {steps} steps, cells with a car on 8 new streets: precision {precision:.2f}, recall {recall:.2f}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    _, axes = pyplot.subplots(1, 4, figsize=(16, 4.4))
+    for column in range(2):
+        for axis, cells, title in zip(axes[2 * column :], (truth, found), ("truth", "found"), strict=False):
+            axis.imshow(cells[column].float().t(), origin="lower", cmap="Blues")
+            axis.set(title=f"street {column + 1}: {title}", xticks=[], yticks=[])
+    pyplot.savefig(options.out / "birdseye.png", dpi=100, bbox_inches="tight")
+    print(f"wrote {options.out / 'birdseye.png'}")
+
+
+if __name__ == "__main__":
+    main()

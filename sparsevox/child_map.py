@@ -1,0 +1,54 @@
+"""ChildMap: which fine voxels lie in which coarse voxel.
+
+N fine voxels, M coarse voxels.
+"""
+
+import torch
+from torch import Tensor
+
+from sparsevox.geometry import Axes
+
+
+class ChildMap:
+    """The families of voxels that pooling and upsampling connect: the parent of voxel i is `floor(i / factor)`.
+
+    The map holds tensors only, never a grid. `Grid.child_map` makes maps and remembers them.
+
+    factor: Fine voxels of a coarse voxel, an axis.
+    parents: Coarse row of each fine voxel, -1 where the coarse grid lacks it: int32 [N].
+    children: Fine rows sorted by parent, in order; those without a parent come first, outside of all ranges: int32 [N].
+        None where they are 0 to N - 1, since the children of a voxel are neighbours in Z-order.
+    ranges: Where the children of each coarse voxel begin, among `children` or the fine rows, and where the last ones
+        end: int32 [M + 1].
+    """
+
+    def __init__(self, factor: Axes, parents: Tensor, children: Tensor | None, ranges: Tensor) -> None:
+        self.factor = factor
+        self.parents = parents
+        self.children = children
+        self.ranges = ranges
+
+    @property
+    def num_fine(self) -> int:
+        """N."""
+        return self.parents.shape[0]
+
+    @property
+    def num_coarse(self) -> int:
+        """M."""
+        return self.ranges.shape[0] - 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the map lies."""
+        return self.ranges.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = [self.parents, self.ranges] + ([] if self.children is None else [self.children])
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def __repr__(self) -> str:
+        factor = self.factor[0] if len(set(self.factor)) == 1 else self.factor
+        return f"ChildMap(factor={factor}, N={self.num_fine:,}, M={self.num_coarse:,}, {self.device})"

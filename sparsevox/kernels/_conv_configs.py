@@ -1,0 +1,134 @@
+"""How convolutions are cut into tiles: defaults by channels, dtype and device, and what `sv.tune` put in their place.
+
+What decides the order in which floats are added (input channels of a step, pairs of a step, splits) follows from shapes
+and dtype alone. A `Config` holds the rest: whatever it says, the results are the same bits.
+C input and D output channels of a group, K taps, T blocks of output rows.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from sparsevox.geometry import TILE_ROWS
+
+AMD = 0  # the architecture of every AMD GPU; those of NVIDIA are 80, 90, ...
+SPLIT_PROGRAMS = 1024  # about as many programs a weight gradient has: some for every processor of a large GPU
+SPLIT_ELEMENTS = 1 << 24  # the most elements that the parts of a weight gradient have together
+
+
+class Config(NamedTuple):
+    """What may differ without changing a result.
+
+    rows: Output rows of a tile (conv), or input channels (conv_weight).
+    columns: Output channels of a tile.
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+# By op ("conv" or "conv_weight"), C, D and dtype.
+tuned: dict[tuple[str, int, int, torch.dtype], Config] = {}
+
+
+def arch(device: torch.device) -> int:
+    """The architecture of a GPU; for the interpreter a usual one."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return AMD if torch.version.hip else 10 * major + minor
+
+
+def uses_dot(c: int, groups: int, dtype: torch.dtype) -> bool:
+    """Whether matrix units do the work. They take 16 input channels at least, and no float64 on most devices."""
+    return dtype != torch.float64 and (groups == 1 or c >= 8)
+
+
+def precision(dtype: torch.dtype, architecture: int) -> str:
+    """How float32 is multiplied: as PyTorch multiplies matrices."""
+    # It tells what the older switches say too. Of AMD GPUs, few have it.
+    if architecture != AMD and dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return "ieee"
+
+
+def step_channels(c: int, dtype: torch.dtype) -> int:
+    """Input channels of a step: a power of two from 16 on, of which few are wasted."""
+    widest = 64 if dtype.itemsize == 2 else 32
+    sizes = [size for size in (64, 32, 16) if size <= widest]
+    least = triton.cdiv(c, 16) * 16
+    return next(size for size in sizes if triton.cdiv(c, size) * size * 4 <= least * 5 or size == 16)
+
+
+def step_pairs(c: int, d: int, dtype: torch.dtype, dot: bool) -> int:
+    """Pairs of a step of the gradient of the weight."""
+    if not dot:
+        return 16
+    return 64 if dtype.itemsize == 2 and not _one_by_one(c, d) else 32
+
+
+def config(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> Config:
+    """The tuned tile, or the default one."""
+    known = tuned.get((op, c, d, dtype))
+    if known is not None:
+        return known
+    if not uses_dot(c, groups, dtype):
+        return Config(32 if op == "conv" else 1, _power(d * groups, 16, 64), num_warps=4, num_stages=2)
+    # Products of float32 without a matrix unit take registers; so do channels that are loaded one by one.
+    scalar = _one_by_one(c, d)
+    exact = dtype == torch.float32 and precision(dtype, architecture) == "ieee"
+    widest = (64 if op == "conv" else 32) if scalar else 64 if exact else 128
+    columns = _power(d, 16, widest)
+    rows = min(widest, TILE_ROWS) if op == "conv" else _power(c, 16, widest)
+    warps = 8 if rows * columns > (1 << 11 if scalar else 1 << 13) else 4
+    # A list leads to the table and the table to the rows: of four stages, rows get two.
+    return Config(rows, columns, warps, 2 if architecture == AMD else 4 if op == "conv" else 3)
+
+
+def conv_flags(
+    c: int, d: int, groups: int, dtype: torch.dtype, bias: bool, architecture: int
+) -> tuple[int, int, dict[str, Any]]:
+    """Rows of a tile, tiles beside each other, and flags and options of `conv_kernel`."""
+    flags, beside, rows = _common("conv", c, d, groups, dtype, architecture)
+    rows = min(rows, TILE_ROWS)
+    channels = step_channels(c, dtype) if flags["DOT"] else 1
+    return rows, beside, flags | {"BIAS": bias, "TILE": TILE_ROWS, "ROWS": rows, "CHANNELS": channels}
+
+
+def weight_flags(c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> tuple[int, dict[str, Any]]:
+    """Tiles of the gradient of one tap, and flags and options of `conv_weight_kernel`."""
+    flags, beside, rows = _common("conv_weight", c, d, groups, dtype, architecture)
+    channels = rows if flags["DOT"] else 1
+    pairs = step_pairs(c, d, dtype, flags["DOT"])
+    return triton.cdiv(c, channels) * beside, flags | {"PAIRS": pairs, "CHANNELS": channels}
+
+
+def _common(
+    op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int
+) -> tuple[dict[str, Any], int, int]:
+    """Flags and options that both kernels have, tiles beside each other, and rows."""
+    rows, columns, warps, stages = config(op, c, d, groups, dtype, architecture)
+    dot, how = uses_dot(c, groups, dtype), precision(dtype, architecture)
+    beside = groups * triton.cdiv(d, columns) if dot else triton.cdiv(d * groups, columns)
+    flags = {"C": c, "D": d, "GROUPS": groups, "DOT": dot, "PRECISION": how, "COLUMNS": columns}
+    return flags | {"num_warps": warps, "num_stages": stages}, beside, rows
+
+
+def split_blocks(blocks: int, taps: int, c: int, d: int, groups: int) -> int:
+    """Blocks of pairs that one program of the gradient of the weight adds up: a function of shapes only."""
+    tiles = taps * groups * triton.cdiv(c, 128) * triton.cdiv(d, 128)
+    elements = taps * c * d * groups
+    splits = max(1, min(SPLIT_PROGRAMS // max(tiles, 1), SPLIT_ELEMENTS // max(elements, 1)))
+    return max(1, triton.cdiv(blocks, splits))
+
+
+def _one_by_one(c: int, d: int) -> bool:
+    """Whether the channels of a row are loaded one by one: rows do not begin where vectors may."""
+    return c % 8 != 0 or d % 8 != 0
+
+
+def _power(number: int, least: int, most: int) -> int:
+    return min(max(triton.next_power_of_2(number), least), most)

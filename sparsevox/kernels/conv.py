@@ -1,0 +1,228 @@
+"""Convolution as implicit matrix products: gathered rows times the weight of a tap, tile by tile of output rows.
+
+N input rows, M output rows, K taps, P pairs, T blocks of output rows. Tensors have C input and D output channels in G
+groups; the flags of kernels are the channels of one group.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsevox.geometry import pair_block
+from sparsevox.kernels._conv_configs import arch, conv_flags, split_blocks, weight_flags
+from sparsevox.kernels._launch import launch_programs
+
+# The interpreter multiplies the bits of bfloat16 as if they were integers.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def multiply_add(a, b, acc, PRECISION: tl.constexpr):
+    """`acc + a @ b`."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["n_rows", "taps"])
+def conv_kernel(
+    feats_ptr,
+    weight_ptr,
+    bias_ptr,
+    table_ptr,
+    order_ptr,
+    taps_ptr,
+    lengths_ptr,
+    out_feats_ptr,
+    n_rows,
+    taps,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BIAS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """ROWS output rows times COLUMNS output channels: of one group (DOT), or of all (else one product at a time).
+
+    One loop runs over the taps of the plan's tile and the input channels, CHANNELS a step. No branch breaks the
+    pipeline. TILE rows share a list of taps.
+    """
+    exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
+    wide: tl.constexpr = D if DOT else D * GROUPS
+    beside: tl.constexpr = (wide + COLUMNS - 1) // COLUMNS
+    steps: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
+    programs: tl.constexpr = beside * GROUPS if DOT else beside
+    # Programs that share rows run side by side.
+    group = tl.program_id(0) % programs // beside
+    tile = (tl.program_id(0) // programs).to(tl.int64)
+    place = tile * ROWS + tl.arange(0, ROWS)
+    row = tl.load(order_ptr + place, mask=place < n_rows, other=0).to(tl.int64)
+    plan = tile * ROWS // TILE
+    length = tl.load(lengths_ptr + plan)
+    d = tl.program_id(0) % beside * COLUMNS + tl.arange(0, COLUMNS)
+    out_channel = group * D + d
+    acc = tl.zeros([ROWS, COLUMNS], exact)
+    for step in range(length * steps):
+        tap = tl.load(taps_ptr + plan * taps + step // steps).to(tl.int64)
+        source = tl.load(table_ptr + tap * n_rows + row, mask=place < n_rows, other=-1).to(tl.int64)
+        present = (source >= 0)[:, None]
+        weight_row = weight_ptr + tap * (C * D * GROUPS)
+        if DOT:
+            c = step % steps * CHANNELS + tl.arange(0, CHANNELS)
+            a_mask = present
+            if C % CHANNELS != 0:
+                a_mask = present & (c < C)[None, :]
+            a = tl.load(feats_ptr + source[:, None] * (C * GROUPS) + (group * C + c)[None, :], mask=a_mask, other=0.0)
+            b_ptr = weight_row + c[:, None] * (D * GROUPS) + out_channel[None, :]
+            if C % CHANNELS != 0 or D % COLUMNS != 0:
+                b = tl.load(b_ptr, mask=(c < C)[:, None] & (d < D)[None, :], other=0.0)
+            else:
+                b = tl.load(b_ptr)
+            acc = multiply_add(a, b, acc, PRECISION)
+        else:
+            c = step % steps
+            inside = d < wide
+            a_ptr = feats_ptr + source[:, None] * (C * GROUPS) + (d // D * C + c)[None, :]
+            a = tl.load(a_ptr, mask=present & inside[None, :], other=0.0)
+            b = tl.load(weight_row + c * (D * GROUPS) + d, mask=inside, other=0.0)
+            acc += a.to(exact) * b.to(exact)[None, :]
+    if BIAS:
+        acc += tl.load(bias_ptr + out_channel, mask=d < wide, other=0.0).to(exact)[None, :]
+    out_ptr = out_feats_ptr + row[:, None] * (D * GROUPS) + out_channel[None, :]
+    mask = (place < n_rows)[:, None] & (d < wide)[None, :]
+    tl.store(out_ptr, acc.to(out_feats_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["n_items", "taps", "length"])
+def conv_weight_kernel(
+    feats_ptr,
+    grads_ptr,
+    sources_ptr,
+    targets_ptr,
+    places_ptr,
+    partials_ptr,
+    n_items,
+    taps,
+    length,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    GROUPS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """CHANNELS input channels times COLUMNS output channels of one tap, summed over the pairs of `length` blocks.
+
+    `places_ptr` tells where the pairs of each of `n_items` blocks and each tap start. Without DOT, CHANNELS is 1.
+    """
+    exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
+    wide: tl.constexpr = D if DOT else D * GROUPS
+    beside: tl.constexpr = (wide + COLUMNS - 1) // COLUMNS
+    below: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
+    programs: tl.constexpr = beside * below * (GROUPS if DOT else 1)
+    # Taps of the same blocks run side by side.
+    tile = tl.program_id(0) % programs
+    tap = (tl.program_id(0) // programs % taps).to(tl.int64)
+    split = (tl.program_id(0) // programs // taps).to(tl.int64)
+    group = tile // (beside * below)
+    c = tile // beside % below * CHANNELS + tl.arange(0, CHANNELS)
+    d = tile % beside * COLUMNS + tl.arange(0, COLUMNS)
+    channel, out_channel = group * C + c, group * D + d
+    if DOT:
+        acc = tl.zeros([CHANNELS, COLUMNS], exact)
+    else:
+        acc = tl.zeros([PAIRS, COLUMNS], exact)
+        channel = d // D * C + tile // beside
+    for block in range(split * length, tl.minimum((split + 1) * length, n_items)):
+        first = tl.load(places_ptr + block * taps + tap)
+        last = tl.load(places_ptr + block * taps + tap + 1)
+        for start in range(first, last, PAIRS):
+            pair = start + tl.arange(0, PAIRS)
+            source = tl.load(sources_ptr + pair, mask=pair < last, other=0).to(tl.int64)
+            target = tl.load(targets_ptr + pair, mask=pair < last, other=0).to(tl.int64)
+            active = pair < last
+            b_ptr = grads_ptr + target[:, None] * (D * GROUPS) + out_channel[None, :]
+            b = tl.load(b_ptr, mask=active[:, None] & (d < wide)[None, :], other=0.0)
+            if DOT:
+                a_ptr = feats_ptr + source[None, :] * (C * GROUPS) + channel[:, None]
+                a = tl.load(a_ptr, mask=active[None, :] & (c < C)[:, None], other=0.0)
+                acc = multiply_add(a, b, acc, PRECISION)
+            else:
+                a_ptr = feats_ptr + source[:, None] * (C * GROUPS) + channel[None, :]
+                a = tl.load(a_ptr, mask=active[:, None] & (d < wide)[None, :], other=0.0)
+                acc += a.to(exact) * b.to(exact)
+    out_ptr = partials_ptr + (split * taps + tap) * (C * D * GROUPS)
+    mask = (c < C)[:, None] & (d < wide)[None, :]
+    if DOT == 0:
+        acc = tl.sum(acc, axis=0)[None, :]
+    tl.store(out_ptr + c[:, None] * (D * GROUPS) + out_channel[None, :], acc, mask=mask)
+
+
+def conv(
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gather: Sequence[Tensor],
+    adjoint: Sequence[Tensor],
+    pairs: Sequence[Tensor],
+    symmetric: bool,
+    groups: int,
+) -> Tensor:
+    """Features [M, D]: the sum over taps t of `feats[table[t]] @ weight[t]`, absent rows left out, plus the bias.
+
+    `gather` holds the table, the order of output rows, the taps of each tile of 128 of them, and how many.
+    """
+    table, order, lists, lengths = gather
+    (taps, c, wide), n = weight.shape, table.shape[1]
+    out = feats.new_empty((n, wide))
+    if c == 0:
+        return out.zero_() if bias is None else out.copy_(bias)
+    rows, beside, flags = conv_flags(c, wide // groups, groups, feats.dtype, bias is not None, arch(feats.device))
+    launch_programs(
+        conv_kernel,
+        triton.cdiv(n, rows) * beside,
+        *(feats.contiguous(), weight.to(feats.dtype).contiguous(), lengths if bias is None else bias.contiguous()),
+        *(table, order, lists, lengths, out, n, taps),
+        **flags,
+    )
+    return out
+
+
+def conv_weight(
+    feats: Tensor,
+    grads: Tensor,
+    gather: Sequence[Tensor],
+    adjoint: Sequence[Tensor],
+    pairs: Sequence[Tensor],
+    symmetric: bool,
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient [K, C / G, D] of the weight: the sum over pairs of `feats[src]^T @ grads[dst]`, tap by tap."""
+    src, dst, starts = pairs
+    taps, c, wide = gather[0].shape[0], feats.shape[1] // groups, grads.shape[1]
+    blocks = triton.cdiv(gather[0].shape[1], pair_block(taps))
+    length = split_blocks(blocks, taps, c, wide // groups, groups)
+    exact = torch.float64 if feats.dtype == torch.float64 else torch.float32
+    # No blocks, no pairs: the sum of no parts.
+    partials = feats.new_empty((triton.cdiv(blocks, length), taps, c, wide), dtype=exact)
+    tiles, flags = weight_flags(c, wide // groups, groups, feats.dtype, arch(feats.device))
+    launch_programs(
+        conv_weight_kernel,
+        partials.shape[0] * taps * tiles,
+        *(feats.contiguous(), grads.to(feats.dtype).contiguous(), src, dst, starts, partials, blocks, taps, length),
+        **flags,
+    )
+    return partials.sum(0).to(dtype)

@@ -1,0 +1,103 @@
+"""Attention within the items of a ragged batch.
+
+N query rows, M key rows, B items, H heads, D channels of queries and keys, E of values.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsevox.ops import _checks, _library
+from sparsevox.reference.attention import attend
+
+_ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets, float scale"
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_ragged_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+# For compiled graphs, which cannot look at the lengths of items. Else PyTorch differentiates its own attention.
+_ragged_attention = _library.register(
+    f"ragged_attention({_ARGUMENTS}) -> Tensor",
+    stem="attention",
+    kernels=False,  # PyTorch's attention is fused on every device
+    fake=lambda q, k, v, *rest: q.new_empty((*q.shape[:2], v.shape[2])),
+    setup_context=_context,
+    backward=_backward,
+)
+_ragged_attention_backward = _library.register(
+    f"ragged_attention_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor d_q, Tensor d_k, Tensor d_v)",
+    stem="attention",
+    kernels=False,
+    fake=lambda grad, q, k, v, *rest: tuple(x.new_empty(x.shape) for x in (q, k, v)),
+)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax over the keys of the same item of `scale * q @ k`, times v: `scaled_dot_product_attention`, item by item.
+
+    Queries without keys, and rows of no item, get 0, and so do their gradients. The lengths of items travel to the
+    host. Memory grows with the number of rows, not with that of pairs, where PyTorch has a fused kernel for the dtype.
+    There is no second derivative. Under `torch.autocast` all three are cast first.
+
+    Args:
+        q: [N, H, D].
+        k: [M, H, D].
+        v: [M, H, E].
+        q_offsets: First query of each item, then the end: ascending integers [B + 1] between 0 and N.
+        k_offsets: The same for keys and values; by default `q_offsets`, and then M = N.
+        scale: 1 / sqrt(D) by default.
+
+    Returns:
+        [N, H, E] in the dtype of the queries.
+
+    Raises:
+        TypeError: If q, k or v is not floating-point, their dtypes differ, or offsets are not integers.
+        ValueError: If shapes or devices do not fit, or offsets do not ascend between 0 and the number of rows.
+    """
+    q, k, v = _check_rows(q, k, v)
+    q_edges = _check_offsets("q_offsets", q_offsets, q.device)
+    k_edges = q_edges if k_offsets is None else _check_offsets("k_offsets", k_offsets, q.device)
+    if k_offsets is None and k.shape[0] != q.shape[0]:
+        raise ValueError(f"k must have {q.shape[0]} rows, those of q, or offsets of its own, got {list(k.shape)}")
+    if k_edges.shape != q_edges.shape:
+        raise ValueError(f"k_offsets must have shape {list(q_edges.shape)}, got {list(k_edges.shape)}")
+    factor = 1 / math.sqrt(max(q.shape[2], 1)) if scale is None else _checks.float_triple("scale", scale)[0]
+    run = _ragged_attention if torch.compiler.is_compiling() else attend
+    result: Tensor = run(q, k, v, q_edges, k_edges, factor)
+    return result
+
+
+def _check_rows(q: object, k: object, v: object) -> tuple[Tensor, Tensor, Tensor]:
+    queries = _checks.floats("q", _checks.shape("q", q, "N", "H", "D"))
+    keys = _checks.floats("k", _checks.shape("k", k, "M", queries.shape[1], queries.shape[2]))
+    values = _checks.floats("v", _checks.shape("v", v, keys.shape[0], queries.shape[1], "E"))
+    cast = [_library.autocast(x) for x in (queries, keys, values)]
+    for name, value in zip("kv", cast[1:], strict=True):
+        _checks.same_device(name, value, "q", cast[0].device)
+        if value.dtype != cast[0].dtype:
+            raise TypeError(f"{name} must have the dtype of q, {cast[0].dtype}, got {value.dtype}")
+    return cast[0], cast[1], cast[2]
+
+
+def _check_offsets(name: str, value: object, device: torch.device) -> Tensor:
+    offsets = _checks.integers(name, _checks.shape(name, value, "B + 1"))
+    _checks.same_device(name, offsets, "q", device)
+    if offsets.shape[0] == 0:
+        raise ValueError(f"{name} must have shape [B + 1], got [0]")
+    return offsets

@@ -1,0 +1,162 @@
+"""Group and instance norm, with the statistics of each grid of a batch.
+
+N voxels, B grids, C channels, G groups.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsevox.ops import _checks, _library, _reduce
+from sparsevox.ops.bricks import HasBricks
+from sparsevox.ops.segment import _segment_of_rows
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def _exact(feats: Tensor) -> torch.dtype:
+    return torch.float64 if feats.dtype == torch.float64 else torch.float32
+
+
+def _fake(
+    feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (offsets.shape[0] - 1, num_groups)
+    mean, rstd = (feats.new_empty(statistics, dtype=_exact(feats)) for _ in range(2))
+    return feats.new_empty(feats.shape), mean, rstd
+
+
+def _fake_backward(grad: Tensor, feats: Tensor, offsets: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
+    d_weight, d_bias = (feats.new_empty(feats.shape[1], dtype=_exact(feats)) for _ in range(2))
+    return feats.new_empty(feats.shape), d_weight, d_bias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    feats, offsets, weight, bias, ctx.num_groups, ctx.eps = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(feats, offsets, weight, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
+    """Of the normalised features; mean and rstd stay inside and have none."""
+    feats, offsets, weight, mean, rstd = ctx.saved_tensors
+    if torch.is_grad_enabled():  # somebody will differentiate this
+        d_feats, d_weight, d_bias = _differentiable(grad, feats, offsets, weight, ctx.num_groups, ctx.eps)
+    else:
+        d_feats, d_weight, d_bias = _group_norm_backward(grad, feats, offsets, weight, mean, rstd)
+    return (
+        d_feats,
+        None,
+        None if weight is None else d_weight.to(weight.dtype),
+        None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype),
+        None,
+        None,
+    )
+
+
+_group_norm = _library.register(
+    "group_norm(Tensor feats, Tensor offsets, Tensor? weight, Tensor? bias, int num_groups, float eps)"
+    " -> (Tensor out, Tensor mean, Tensor rstd)",
+    stem="norm",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_group_norm_backward = _library.register(
+    "group_norm_backward(Tensor grad, Tensor feats, Tensor offsets, Tensor? weight, Tensor mean, Tensor rstd)"
+    " -> (Tensor d_feats, Tensor d_weight, Tensor d_bias)",
+    stem="norm",
+    fake=_fake_backward,
+)
+
+
+def group_norm(
+    feats: Tensor,
+    grid: HasBricks,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise over the channels of a group and all voxels of a grid: `torch.nn.functional.group_norm` grid by grid.
+
+    Statistics are float32 (float64 for float64), and the variance is that of centred values. A grid without voxels has
+    nothing to normalise. Derivatives of any order.
+
+    Args:
+        feats: [N, C], rows of the grid.
+        grid: A batch of B grids.
+        num_groups: G, divides C.
+        weight: [C] or None, of any floating-point dtype.
+        bias: [C] or None.
+        eps: Added to the variance.
+
+    Returns:
+        [N, C] in the dtype of the features.
+
+    Raises:
+        TypeError: If a tensor is not floating-point, `num_groups` no int or `eps` no number.
+        ValueError: If shapes or devices do not fit, the groups do not divide the channels, or `eps` is negative.
+    """
+    offsets, x = grid.bricks.offsets, _check_feats(feats, grid)
+    groups, channels = _checks.integer("num_groups", num_groups), x.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"num_groups must be at least 1 and divide the {channels} channels of feats, got {groups}")
+    return _normalise(x, offsets, groups, weight, bias, eps)
+
+
+def instance_norm(
+    feats: Tensor, grid: HasBricks, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Normalise each channel over all voxels of a grid: group norm with one channel a group.
+
+    Arguments, result and errors are those of `group_norm`.
+    """
+    x = _check_feats(feats, grid)
+    return _normalise(x, grid.bricks.offsets, max(x.shape[1], 1), weight, bias, eps)
+
+
+def _normalise(
+    feats: Tensor, offsets: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            checked = _checks.floats(name, _checks.shape(name, value, feats.shape[1]))
+            _checks.same_device(name, checked, "the grid", offsets.device)
+    (epsilon, _, _) = _checks.float_triple("eps", eps)
+    if epsilon < 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    out: Tensor = _group_norm(feats, offsets, weight, bias, groups, epsilon)[0]
+    return out
+
+
+def _check_feats(feats: object, grid: HasBricks) -> Tensor:
+    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
+    _checks.same_device("feats", x, "the grid", grid.bricks.offsets.device)
+    rows = grid.bricks.rows.shape[0]
+    if x.shape[0] != rows:
+        raise ValueError(f"feats must have {rows} rows, one a voxel of the grid, got {list(x.shape)}")
+    return x
+
+
+def _differentiable(
+    grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `group_norm_backward`, of differentiable ops."""
+    g, x = grad.to(_exact(feats)), feats.to(_exact(feats))
+    ranges, parents = offsets.int(), _segment_of_rows(offsets.int(), feats)
+    group = feats.shape[1] // num_groups
+    size = offsets.diff()[:, None].clamp(min=1) * group
+
+    def mean(rows: Tensor) -> Tensor:
+        """The mean over its item and group, in place of each element of [N, C]."""
+        sums = _reduce.sum_ranges(rows, ranges, None, parents, None, 0).unflatten(1, (num_groups, group)).sum(2)
+        return _reduce.sum_table((sums / size).repeat_interleave(group, 1), parents[None], [ranges], None, False, 0)
+
+    centred = x - mean(x)
+    rstd = (mean(centred.square()) + eps).rsqrt()
+    normal = centred * rstd
+    weighted = g if weight is None else g * weight
+    d_feats = rstd * (weighted - mean(weighted) - normal * mean(weighted * normal))
+    return d_feats.to(feats.dtype), (g * normal).sum(0), g.sum(0)

@@ -1,0 +1,217 @@
+"""Features at points: trilinear and nearest samples of a grid, and the splat of values onto it.
+
+All of it is one trilinear form, the sum over points p, corners t and channels c of
+`weights[p, t] * values[p, c] * feats[rows[p, t], c]`: its gradients for values, feats and weights are the three ops
+below, and each is made of the other two when it is differentiated. Rows of -1 add nothing.
+
+N voxels, P points, C channels, T corners a point.
+"""
+
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sparsevox import morton
+from sparsevox.ops import _checks, _library
+from sparsevox.ops.bricks import HasBricks
+from sparsevox.ops.voxelize import OUTSIDE, check_points
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class HasVoxels(HasBricks, Protocol):
+    """What sampling needs of a grid."""
+
+    def to_ijk(self, xyz: Tensor) -> Tensor:
+        """Continuous voxel coordinates float64 [..., 3] of world positions."""
+
+    def index(self, coords: Tensor) -> Tensor:
+        """Row of each voxel [M, 4], -1 where there is none."""
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.count = inputs[0].shape[0]
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> Gradients:
+    feats, rows, weights = ctx.saved_tensors
+    d_feats = _sum_rows(grad, rows, weights, ctx.count) if ctx.needs_input_grad[0] else None
+    d_weights = _dot_rows(feats, rows, grad) if ctx.needs_input_grad[2] else None
+    return d_feats, None, d_weights
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> Gradients:
+    values, rows, weights = ctx.saved_tensors
+    d_values = _gather_rows(grad, rows, weights) if ctx.needs_input_grad[0] else None
+    d_weights = _dot_rows(grad, rows, values) if ctx.needs_input_grad[2] else None
+    return d_values, None, d_weights, None
+
+
+def _dot_backward(ctx: Any, grad: Tensor) -> Gradients:
+    feats, rows, values = ctx.saved_tensors
+    d_feats = _sum_rows(values, rows, grad, ctx.count) if ctx.needs_input_grad[0] else None
+    d_values = _gather_rows(feats, rows, grad) if ctx.needs_input_grad[2] else None
+    return d_feats, None, d_values
+
+
+# Features [N, C] to values [P, C]. Rows are int32 [P, T]; weights [P, T] are float64 for float64 features, float32 for
+# others.
+_gather_rows = _library.register(
+    "gather_rows(Tensor feats, Tensor rows, Tensor weights) -> Tensor",
+    stem="sample",
+    fake=lambda feats, rows, weights: feats.new_empty((rows.shape[0], feats.shape[1])),
+    setup_context=_context,
+    backward=_gather_backward,
+)
+# Values [P, C] to features [N, C]: the sums, in the order of points and corners, of what meets each of `count` rows.
+_sum_rows = _library.register(
+    "sum_rows(Tensor values, Tensor rows, Tensor weights, SymInt count) -> Tensor",
+    stem="sample",
+    fake=lambda values, rows, weights, count: values.new_empty((count, values.shape[1])),
+    setup_context=_context,
+    backward=_sum_backward,
+)
+# Features [N, C] and values [P, C] to weights [P, T]: the scalar products of what meets.
+_dot_rows = _library.register(
+    "dot_rows(Tensor feats, Tensor rows, Tensor values) -> Tensor",
+    stem="sample",
+    fake=lambda feats, rows, values: feats.new_empty(rows.shape, dtype=_weight_dtype(feats)),
+    setup_context=_context,
+    backward=_dot_backward,
+)
+
+
+def sample_trilinear(
+    feats: Tensor,
+    grid: HasVoxels,
+    points: Tensor,
+    batch: Tensor | None = None,
+    *,
+    outside: Literal["zero", "renormalize"] = "zero",
+) -> Tensor:
+    """Interpolate between the eight voxels whose centres enclose each point; any order of derivatives.
+
+    Voxels that do not exist count as 0, or, with `outside="renormalize"`, are left out: the weights of those that do
+    exist are scaled to sum to 1. A point with no such voxel, not finite or of no batch item gets 0. The gradient with
+    respect to the points is that of the cell which begins at `floor`, in the coordinates of voxels.
+
+    Args:
+        feats: [N, C], rows of the grid.
+        grid: Where they lie.
+        points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
+        batch: Batch item of each point, integers [P], 0 by default.
+        outside: "zero" or "renormalize".
+
+    Returns:
+        [P, C] in the dtype of the features. Sums are float32 (float64 for float64).
+
+    Raises:
+        TypeError: If features or points are not floating-point, or batch indices not integers.
+        ValueError: If shapes or devices do not fit, or `outside` is unknown.
+    """
+    if outside not in ("zero", "renormalize"):
+        raise ValueError(f"outside must be 'zero' or 'renormalize', got {outside!r}")
+    x = _check_feats("feats", feats, grid, grid.bricks.rows.shape[0])
+    rows, weights = _corners(grid, *_check_points(points, batch, grid))
+    if outside == "renormalize":
+        present = weights.masked_fill(rows < 0, 0)
+        total = present.sum(1, keepdim=True)
+        weights = present / torch.where(total > 0, total, 1)
+    result: Tensor = _gather_rows(x, rows, weights.to(_weight_dtype(x)))
+    return result
+
+
+def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor | None = None) -> Tensor:
+    """Value of the voxel whose box contains each point, `floor(p + 0.5)` in voxel coordinates; 0 if it does not exist.
+
+    Only that voxel is looked at: the nearest of those that exist is `feats[grid.nearest(points, batch)]`.
+
+    Args:
+        feats: [N, C], rows of the grid.
+        grid: Where they lie.
+        points: World positions, floating point [P, 3]; they get no gradient.
+        batch: Batch item of each point, integers [P], 0 by default.
+
+    Returns:
+        [P, C] in the dtype of the features.
+
+    Raises:
+        TypeError: If features or points are not floating-point, or batch indices not integers.
+        ValueError: If shapes or devices do not fit.
+    """
+    x = _check_feats("feats", feats, grid, grid.bricks.rows.shape[0])
+    positions, items = _check_points(points, batch, grid)
+    voxels, _ = _voxels((grid.to_ijk(positions.detach()) + 0.5).floor())
+    rows = grid.index(torch.cat([items[:, None], voxels], 1)).int()[:, None]
+    result: Tensor = _gather_rows(x, rows, torch.ones(rows.shape, dtype=_weight_dtype(x), device=x.device))
+    return result
+
+
+def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tensor | None = None) -> Tensor:
+    """Add each value, times its trilinear weight, to those of the eight voxels around its point that exist.
+
+    A weighted sum, not a mean: nothing is normalised, and what falls on no voxel is lost. The adjoint of
+    `sample_trilinear(..., outside="zero")`. Sums run in the order of the points, so equal input gives equal bits.
+
+    Args:
+        points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
+        values: [P, C].
+        grid: The voxels that receive.
+        batch: Batch item of each point, integers [P], 0 by default.
+
+    Returns:
+        [N, C], rows of the grid, in the dtype of the values. Sums are float32 (float64 for float64).
+
+    Raises:
+        TypeError: If points or values are not floating-point, or batch indices not integers.
+        ValueError: If shapes or devices do not fit.
+    """
+    positions, items = _check_points(points, batch, grid)
+    v = _check_feats("values", values, grid, positions.shape[0])
+    rows, weights = _corners(grid, positions, items)
+    result: Tensor = _sum_rows(v, rows, weights.to(_weight_dtype(v)), grid.bricks.rows.shape[0])
+    return result
+
+
+def _corners(grid: HasVoxels, points: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows int32 [P, 8] of the voxels whose centres enclose each point, and their weights float64 [P, 8]; z fastest."""
+    ijk = grid.to_ijk(points)
+    base, inside = _voxels(ijk.detach().floor())
+    first = torch.cat([items[:, None], base], 1)
+    corners = [(0, x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    rows = torch.stack([grid.index(_moved(first, corner)).int() for corner in corners], 1)
+    part = torch.where(inside, ijk - base, 0)  # in a row of OUTSIDE all is 0, so that no NaN enters a gradient
+    x, y, z = torch.stack([1 - part, part], 2).unbind(1)  # [P, 2] each
+    return rows, (x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]).flatten(1)
+
+
+def _moved(coords: Tensor, step: tuple[int, ...]) -> Tensor:
+    """Coordinates [P, 4] moved by a step."""
+    return torch.stack([column + s for column, s in zip(coords.unbind(1), step, strict=True)], 1)
+
+
+def _voxels(ijk: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers float64 [P, 3] as int64, and which points have them [P, 1]; OUTSIDE where one is far off or NaN."""
+    inside = ((ijk >= morton.COORD_MIN - 1) & (ijk <= morton.COORD_MAX)).all(1, keepdim=True)  # NaN compares False
+    return torch.where(inside, ijk, OUTSIDE).long(), inside
+
+
+def _weight_dtype(feats: Tensor) -> torch.dtype:
+    return torch.float64 if feats.dtype == torch.float64 else torch.float32
+
+
+def _check_feats(name: str, value: object, grid: HasVoxels, rows: int) -> Tensor:
+    checked = _checks.floats(name, _checks.shape(name, value, "N" if name == "feats" else "P", "C"))
+    if checked.shape[0] != rows:
+        owner = "one a voxel of the grid" if name == "feats" else "one a point"
+        raise ValueError(f"{name} must have {rows} rows, {owner}, got {list(checked.shape)}")
+    _checks.same_device(name, checked, "the grid", grid.bricks.keys.device)
+    return checked
+
+
+def _check_points(points: object, batch: object, grid: HasVoxels) -> tuple[Tensor, Tensor]:
+    positions, items = check_points(points, batch)
+    _checks.same_device("points", positions, "the grid", grid.bricks.keys.device)
+    return positions, items

@@ -1,0 +1,118 @@
+"""Segments: features reduced over consecutive rows, such as those of each grid of a batch.
+
+N rows, S segments, C channels, B grids.
+"""
+
+import torch
+from torch import Tensor
+
+from sparsevox.ops import _checks, _reduce
+from sparsevox.ops.bricks import HasBricks
+
+REDUCTIONS = ("sum", "mean", "max", "min")
+
+
+def segment_reduce(feats: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
+    """Reduce rows offsets[s] to offsets[s + 1], exclusive, for every segment s.
+
+    Sums are float32 (float64 for float64). NaN is larger and smaller than anything; the gradient of equal elements goes
+    to the lowest row. Empty segments give 0. Rows in no segment are left out.
+
+    Args:
+        feats: [N, C].
+        offsets: Ascending integers [S + 1] between 0 and N. On a GPU nobody looks whether they are.
+        reduce: "sum", "mean", "max" or "min".
+
+    Returns:
+        [S, C], in the dtype of the features.
+
+    Raises:
+        TypeError: If `feats` is not floating-point or `offsets` does not hold integers.
+        ValueError: If shapes or devices do not fit, offsets do not ascend from 0 to N, or the reduction is unknown.
+    """
+    _check_reduce(reduce)
+    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
+    edges = _checks.integers("offsets", _checks.shape("offsets", offsets, "S + 1"))
+    _checks.same_device("offsets", edges, "feats", x.device)
+    if edges.shape[0] == 0:
+        raise ValueError("offsets must have shape [S + 1], got [0]")
+    if edges.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+        _check_ascending(edges, x.shape[0])
+    return _reduce_segments(x, edges.int(), reduce)
+
+
+def broadcast(values: Tensor, grid: HasBricks) -> Tensor:
+    """The row of each grid of a batch, for every voxel of that grid; the gradient sums over voxels.
+
+    Args:
+        values: [B, C].
+        grid: A batch of B grids.
+
+    Returns:
+        [N, C].
+
+    Raises:
+        TypeError: If `values` is not floating-point.
+        ValueError: If there is not one row a grid, or the devices differ.
+    """
+    offsets = grid.bricks.offsets
+    x = _checks.floats("values", _checks.shape("values", values, "B", "C"))
+    _checks.same_device("values", x, "the grid", offsets.device)
+    if x.shape[0] != offsets.shape[0] - 1:
+        raise ValueError(f"values must have {offsets.shape[0] - 1} rows, one a grid, got {list(x.shape)}")
+    ranges = offsets.int()
+    parents = _segment_of_rows(ranges, grid.bricks.rows)[None]
+    adjoint = [ranges] if _reduce.needs_gradient(x) else []
+    result: Tensor = _reduce.sum_table(x, parents, adjoint, None, False, 0)
+    return result
+
+
+def global_pool(feats: Tensor, grid: HasBricks, reduce: str = "mean") -> Tensor:
+    """Reduce the voxels of each grid of a batch to one row, as `segment_reduce` does.
+
+    Args:
+        feats: [N, C], rows of the grid.
+        grid: A batch of B grids.
+        reduce: "sum", "mean", "max" or "min".
+
+    Returns:
+        [B, C], 0 for grids without a voxel.
+
+    Raises:
+        TypeError: If `feats` is not floating-point.
+        ValueError: If there is not one row a voxel, the devices differ, or the reduction is unknown.
+    """
+    _check_reduce(reduce)
+    offsets, rows = grid.bricks.offsets, grid.bricks.rows
+    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
+    _checks.same_device("feats", x, "the grid", offsets.device)
+    if x.shape[0] != rows.shape[0]:
+        raise ValueError(f"feats must have {rows.shape[0]} rows, one a voxel, got {list(x.shape)}")
+    return _reduce_segments(x, offsets.int(), reduce)
+
+
+def _check_reduce(reduce: object) -> None:
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduce!r}")
+
+
+def _check_ascending(offsets: Tensor, rows: int) -> None:
+    if offsets[0] < 0 or offsets[-1] > rows or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"offsets must ascend between 0 and {rows}, the rows of feats, got {offsets}")
+
+
+def _segment_of_rows(ranges: Tensor, rows: Tensor) -> Tensor:
+    """The segment that holds each row, -1 if none does: int32 [N]."""
+    numbers = torch.arange(rows.shape[0], dtype=torch.int32, device=ranges.device)
+    segments = torch.searchsorted(ranges, numbers, right=True, out_int32=True) - 1
+    return segments.masked_fill(segments == ranges.shape[0] - 1, -1)
+
+
+def _reduce_segments(feats: Tensor, ranges: Tensor, reduce: str) -> Tensor:
+    parents = _segment_of_rows(ranges, feats) if _reduce.needs_gradient(feats) else None
+    if reduce in ("max", "min"):
+        extremes: Tensor = _reduce.extreme_ranges(feats, ranges, None, parents, reduce == "max", 0)[0]
+        return extremes
+    divisors = ranges.diff().clamp(min=1).long() if reduce == "mean" else None
+    result: Tensor = _reduce.sum_ranges(feats, ranges, None, parents, divisors, 0)
+    return result

@@ -1,0 +1,177 @@
+"""Group norm over the rows of each item of a batch: sums over chunks of rows, block by block.
+
+N voxels, B grids, C channels, G groups, T chunks: up to CHUNK rows of one item.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 128  # rows that one sum adds up, where a block has several items
+BLOCK = 32 * CHUNK  # rows that are looked at together: what a CPU core keeps in its cache
+
+
+class Block(NamedTuple):
+    """Rows from first to last, exclusive. Those of one item are one chunk."""
+
+    first: int
+    last: int
+    items: Tensor  # of the chunks
+    lengths: Tensor  # of the chunks
+    owners: Tensor | None  # chunks of the rows, where there are several
+
+    def spread_chunks(self, values: Tensor) -> Tensor:
+        """The row of [chunks, C] of every row of the block: [rows, C], or [1, C] if it is the same for all."""
+        return values if self.owners is None else values.index_select(0, self.owners)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The row of [B, C], or of [1, C], of every row of the block."""
+        return values if values.shape[0] == 1 else self.spread_chunks(values.index_select(0, self.items))
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Sums over the rows [rows, C] of each chunk."""
+        if self.owners is None:
+            return rows.sum(0, keepdim=True)
+        return _bags(rows, torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)))
+
+
+def group_norm(
+    feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised features [N, C], and mean and 1 / deviation of each item and group [B, G]; 0 in empty items."""
+    exact, channels = _exact(feats), feats.shape[1]
+    mean, rstd = (part.to(exact) for part in _statistics(feats, offsets, num_groups, eps))
+    scale = _by_channel(rstd, channels)
+    scale = scale if weight is None else scale * weight
+    shift = None if bias is None else bias.to(exact)[None]
+    return _affine(feats, None, offsets, _by_channel(mean, channels), (None, scale.to(exact), shift)), mean, rstd
+
+
+def group_norm_backward(
+    grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the features [N, C], and of weight and bias, in the dtype of the statistics [C]."""
+    channels, num_groups = feats.shape[1], mean.shape[1]
+    size = offsets.diff()[:, None].clamp(min=1) * (channels // num_groups)
+    centre, scale = _by_channel(mean, channels), _by_channel(rstd, channels)
+    total, product = _gradient_sums(grad, feats, centre, offsets)
+    product = product * scale
+    factor = scale if weight is None else scale * weight
+    weighted = [part if weight is None else part * weight for part in (total, product)]
+    shift, slope = (_by_channel(_group_sums(part, num_groups) / size, channels) * -scale for part in weighted)
+    coefficients = (factor.to(mean.dtype), (slope * scale).to(mean.dtype), shift.to(mean.dtype))
+    d_feats = _affine(feats, grad, offsets, centre, coefficients)
+    return d_feats, product.sum(0).to(mean.dtype), total.sum(0).to(mean.dtype)
+
+
+def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation float64 [B, G]: those of chunks, centred, and then of the chunks of an item."""
+    counts, means, squares, items = [], [], [], [offsets[:0]]
+    buffer = _buffer(feats)
+    for block in _blocks(offsets, feats.shape[0]):
+        x = feats[block.first : block.last].to(buffer.dtype)
+        length = block.lengths[:, None]
+        means.append(block.sums(x) / length)
+        centred = torch.sub(x, block.spread_chunks(means[-1]), out=buffer[: x.shape[0]])
+        squares.append(block.sums(centred.mul_(centred)))
+        counts.append(length)
+        items.append(block.items)
+    size = offsets.diff()[:, None] * (feats.shape[1] // num_groups)
+    if not counts:
+        return (torch.zeros((size.shape[0], num_groups), dtype=torch.float64, device=feats.device),) * 2
+    item, count = torch.cat(items), torch.cat(counts)
+    ranges = _ranges(item, offsets)
+    chunk_means = torch.cat(means).double()
+    mean = _group_sums(_bags(chunk_means * count, ranges), num_groups) / size.clamp(min=1)
+    apart = chunk_means - _by_channel(mean, feats.shape[1])[item]
+    square = _group_sums(_bags(torch.cat(squares) + apart * apart * count, ranges), num_groups)
+    return mean, torch.where(size > 0, (square / size.clamp(min=1) + eps).rsqrt(), 0)
+
+
+def _gradient_sums(grad: Tensor, feats: Tensor, centre: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums float64 [B, C] over the rows of each item of the gradients g, and of `g * (x - centre)`."""
+    totals, products, items = [], [], [offsets[:0]]
+    buffer = _buffer(feats)
+    for block in _blocks(offsets, feats.shape[0]):
+        x, g = feats[block.first : block.last], grad[block.first : block.last].to(buffer.dtype)
+        totals.append(block.sums(g))
+        products.append(block.sums(torch.sub(x, block.spread(centre), out=buffer[: x.shape[0]]).mul_(g)))
+        items.append(block.items)
+    nothing, ranges = centre[:0], _ranges(torch.cat(items), offsets)
+    return _bags(torch.cat([nothing, *totals]).double(), ranges), _bags(
+        torch.cat([nothing, *products]).double(), ranges
+    )
+
+
+def _affine(
+    feats: Tensor,
+    grad: Tensor | None,
+    offsets: Tensor,
+    centre: Tensor,
+    coefficients: tuple[Tensor | None, Tensor, Tensor | None],
+) -> Tensor:
+    """Rows [N, C] of `grad * factor + (feats - centre) * slope + shift`, all of these [B, C] or [1, C]."""
+    factor, slope, shift = coefficients
+    out = torch.empty(feats.shape, dtype=feats.dtype, device=feats.device)
+    buffer = _buffer(feats)
+    for block in _blocks(offsets, feats.shape[0]):
+        rows = slice(block.first, block.last)
+        result = out[rows] if out.dtype == buffer.dtype else buffer[: block.last - block.first]
+        torch.sub(feats[rows], block.spread(centre), out=result)
+        if shift is None:
+            result.mul_(block.spread(slope))
+        else:
+            torch.addcmul(block.spread(shift), result, block.spread(slope), out=result)
+        if grad is not None and factor is not None:
+            result.addcmul_(grad[rows].to(result.dtype), block.spread(factor))
+        if out.dtype != buffer.dtype:
+            out[rows] = result
+    return out
+
+
+def _blocks(offsets: Tensor, rows: int) -> Iterator[Block]:
+    """The rows in blocks, and the chunks of each: those between multiples of CHUNK and the bounds of items."""
+    starts = torch.arange(0, rows, BLOCK, device=offsets.device)
+    bounds = torch.cat([torch.arange(0, rows, CHUNK, device=offsets.device), offsets]).unique()
+    items = torch.searchsorted(offsets, bounds[:-1], right=True) - 1
+    edges = [*torch.searchsorted(bounds, starts).tolist(), bounds.shape[0] - 1]
+    for number, first in enumerate(range(0, rows, BLOCK)):
+        mine = items[edges[number] : edges[number + 1]]
+        last = min(first + BLOCK, rows)
+        if mine[0] == mine[-1]:
+            yield Block(first, last, mine[:1], starts.new_tensor([last - first]), None)
+        else:
+            lengths = bounds[edges[number] : edges[number + 1] + 1].diff()
+            yield Block(first, last, mine, lengths, torch.repeat_interleave(lengths, output_size=last - first))
+
+
+def _bags(values: Tensor, bounds: Tensor) -> Tensor:
+    """Sums over the rows from bounds[t] to bounds[t + 1]: [T, C]."""
+    rows = torch.arange(values.shape[0], device=values.device)
+    return torch.nn.functional.embedding_bag(rows, values, bounds, mode="sum", include_last_offset=True)
+
+
+def _ranges(items: Tensor, offsets: Tensor) -> Tensor:
+    """The first chunk of each item, and the end, of the ascending items of the chunks: [B + 1]."""
+    return torch.searchsorted(items, torch.arange(offsets.shape[0], device=offsets.device))
+
+
+def _buffer(feats: Tensor) -> Tensor:
+    """Room for the rows of a block."""
+    return torch.empty((min(BLOCK, feats.shape[0]), feats.shape[1]), dtype=_exact(feats), device=feats.device)
+
+
+def _group_sums(sums: Tensor, num_groups: int) -> Tensor:
+    """Sums [B, G] of [B, C]."""
+    return sums.unflatten(1, (num_groups, -1)).sum(2)
+
+
+def _by_channel(values: Tensor, channels: int) -> Tensor:
+    """Values [B, C] of [B, G]."""
+    return values.repeat_interleave(channels // values.shape[1], 1)
+
+
+def _exact(feats: Tensor) -> torch.dtype:
+    return torch.float64 if feats.dtype == torch.float64 else torch.float32

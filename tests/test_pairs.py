@@ -1,0 +1,108 @@
+"""Pairs of kernel maps: tables of Python lists, turned round, listed and bagged by loops."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsevox import Grid
+from sparsevox.ops import plans
+
+Table = list[list[int]]
+
+
+def some_table(taps: int, rows: int, sources: int, density: float, seed: int = 0) -> Table:
+    """Source of each row at each tap, -1 for none; at one tap no source comes twice."""
+    rng = random.Random(f"{taps} {rows} {sources} {density} {seed}")
+    table = []
+    for _ in range(taps):
+        drawn = iter(rng.sample(range(sources), min(rows, sources)))
+        table.append([next(drawn, -1) if rng.random() < density else -1 for _ in range(rows)])
+    return table
+
+
+def as_table(table: Table) -> Tensor:
+    return torch.tensor(table, dtype=torch.int32).reshape(len(table), -1)
+
+
+def pairs_of(table: Table, block: int) -> tuple[list[int], list[int], list[int]]:
+    """Sources, rows and starts: by block of rows, then tap, then row."""
+    src: list[int] = []
+    dst: list[int] = []
+    starts = []
+    rows = len(table[0])
+    for first in range(0, rows, block):
+        for tap in table:
+            starts.append(len(src))
+            for row in range(first, min(first + block, rows)):
+                if tap[row] >= 0:
+                    src.append(tap[row])
+                    dst.append(row)
+    return src, dst, [*starts, len(src)]
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Table, int]:
+    sizes = [draw(st.integers(low, high)) for low, high in ((1, 27), (0, 40), (0, 40))]
+    density = draw(st.sampled_from((0.0, 0.1, 0.6, 1.0)))
+    return some_table(sizes[0], sizes[1], sizes[2], density, draw(st.integers(0, 99))), sizes[2]
+
+
+@given(tables())
+def test_the_adjoint_is_the_inverse(case: tuple[Table, int]) -> None:
+    table, sources = case
+    adjoint = plans.adjoint_table(as_table(table), torch.empty(sources, 0))
+    expected = [[tap.index(source) if source in tap else -1 for source in range(sources)] for tap in table]
+    assert adjoint.dtype == torch.int32
+    assert adjoint.tolist() == expected
+    assert plans.adjoint_table(adjoint, torch.empty(len(table[0]), 0)).tolist() == table
+
+
+@given(tables(), st.sampled_from((1, 4, 8, 64)))
+def test_pairs_are_those_of_the_table_in_order(case: tuple[Table, int], block: int) -> None:
+    table, _ = case
+    results = torch.ops.sparsevox.pair_lists(as_table(table), block)
+    assert [r.dtype for r in results] == [torch.int32, torch.int32, torch.int64]
+    assert [r.tolist() for r in results] == list(pairs_of(table, block))
+
+
+@given(tables(), st.sampled_from((1, 4, 8, 64)))
+def test_bags_hold_the_pairs_of_each_row_by_tap(case: tuple[Table, int], block: int) -> None:
+    table, _ = case
+    src, dst, starts = (torch.tensor(part) for part in pairs_of(table, block))
+    order, bags = torch.ops.sparsevox.pair_bags(dst.int(), starts, as_table(table), block)
+    assert (order.dtype, bags.dtype) == (torch.int32, torch.int64)
+    rows = range(len(table[0]))
+    counts = [sum(tap[row] >= 0 for tap in table) for row in rows]
+    assert bags.tolist() == [sum(counts[:row]) for row in range(len(rows) + 1)]
+    edges = starts[:: len(table)].tolist()
+    for row in rows:
+        numbers = [edges[row // block] + n for n in order[bags[row] : bags[row + 1]].tolist()]
+        assert [int(dst[n]) for n in numbers] == [row] * counts[row]
+        assert [int(src[n]) for n in numbers] == [tap[row] for tap in table if tap[row] >= 0]
+
+
+@pytest.mark.parametrize(("taps", "block"), [(1, 8192), (8, 8192), (27, 4096), (125, 512), (343, 256)])
+def test_blocks_of_pairs(taps: int, block: int) -> None:
+    """The last block is not full; the size of a block depends on the number of taps only."""
+    table = some_table(taps, block + 100, 500, 0.02)
+    src, dst, starts = plans.pair_lists(as_table(table))
+    assert [part.tolist() for part in (src, dst, starts)] == list(pairs_of(table, block))
+    order, bags = plans.pair_bags(dst, starts, as_table(table))
+    again = torch.ops.sparsevox.pair_bags(dst, starts, as_table(table), block)
+    assert torch.equal(order, again[0])
+    assert torch.equal(bags, again[1])
+    assert src.numel() > 100
+
+
+def test_a_direction_makes_plans_once() -> None:
+    grid = Grid.full(0, 5)
+    kernel_map = grid.kernel_map(3, target=grid.crop(1, 9))
+    for direction in (kernel_map.down, kernel_map.up):
+        assert direction.pairs is direction.pairs
+        assert direction.gather is direction.gather
+        assert [t.tolist() for t in direction.pairs] == list(pairs_of(direction.table.tolist(), 4096))
+    assert kernel_map.up is kernel_map.up

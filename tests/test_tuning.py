@@ -1,0 +1,79 @@
+"""`sv.tune`, in the interpreter or on a GPU: other tiles, the same bits."""
+
+import pytest
+import torch
+from torch import nn
+
+import sparsevox as sv
+
+pytest.importorskip("triton", reason="kernels need Triton")
+
+from sparsevox import tuning  # noqa: E402  (only where there are kernels)
+from sparsevox.kernels import _conv_configs as configs  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEVOX_BACKEND", "triton")
+    monkeypatch.setattr(configs, "tuned", {})
+
+
+def some_tensor(device: torch.device) -> sv.SparseTensor:
+    torch.manual_seed(0)
+    grid = sv.Grid.from_coords(torch.randint(-4, 4, (150, 3), device=device))
+    return sv.SparseTensor(grid, torch.randn(grid.num_voxels, 16, device=device))
+
+
+def run(model: nn.Module, x: sv.SparseTensor) -> list[torch.Tensor]:
+    feats = x.feats.clone().requires_grad_()
+    y = model(x.replace(feats)).feats
+    y.square().sum().backward()
+    assert feats.grad is not None
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return [y.detach(), feats.grad, *grads]
+
+
+def test_tuned_results_are_the_same_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sv.nn.Sequential(sv.nn.Conv3d(16, 32, 3), nn.ReLU(), sv.nn.Conv3d(32, 16, 2, stride=2)).to(device)
+    x = some_tensor(device)
+    before = run(model, x)
+    monkeypatch.setattr(tuning, "_candidates", lambda op: [configs.Config(64, 32, 4, 2), configs.Config(32, 16, 4, 3)])
+    # Every candidate seems faster than what came before it.
+    clock = iter(range(1000, 0, -1))
+    monkeypatch.setattr(tuning, "_milliseconds", lambda call: float(next(clock)))
+    report = sv.tune(model, x)
+    assert {(r.op, r.in_channels, r.out_channels) for r in report} == {
+        *(("conv", 16, 32), ("conv", 32, 16)),  # of both layers, forward and backward
+        *(("conv_weight", 16, 32), ("conv_weight", 32, 16)),
+    }
+    assert all(r.tried == 2 and r.best_ms < r.default_ms for r in report)
+    assert set(configs.tuned.values()) == {configs.Config(32, 16, 4, 3)}
+    assert all(torch.equal(a, b) for a, b in zip(before, run(model, x), strict=True))
+
+
+def test_a_candidate_that_changes_results_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = 3 * torch.cartesian_prod(*[torch.arange(6)] * 3)
+    block = 50 + torch.cartesian_prod(*[torch.arange(5)] * 3)
+    grid = sv.Grid.from_coords(torch.cat([alone, block]).to(device))
+    x = sv.SparseTensor(grid, torch.randn(grid.num_voxels, 16, device=device))
+    model = sv.nn.Conv3d(16, 16, 3).to(device).eval()
+    # Tiles of more rows than the plan lists taps for: voxels alone need one tap, those of the block all.
+    monkeypatch.setattr(tuning, "_candidates", lambda op: [configs.Config(256, 16, 4, 2)])
+    clock = iter(range(1000, 0, -1))
+    monkeypatch.setattr(tuning, "_milliseconds", lambda call: float(next(clock)))
+    (found,) = sv.tune(model, x)
+    assert (found.tried, found.best_ms) == (1, found.default_ms)
+    assert not configs.tuned
+
+
+def test_the_budget_is_kept(device: torch.device) -> None:
+    (found,) = sv.tune(sv.nn.Conv3d(16, 16, 3).to(device).eval(), some_tensor(device), budget_s=0)
+    assert found.tried == 0
+    with pytest.raises(ValueError, match="budget_s must not be negative, got -1"):
+        sv.tune(nn.Identity(), budget_s=-1)
+
+
+def test_the_reference_has_nothing_to_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEVOX_BACKEND", "reference")
+    assert sv.tune(sv.nn.Conv3d(16, 16, 3), some_tensor(torch.device("cpu"))) == []
