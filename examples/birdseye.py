@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import sparsevox as sv
 
-VOXEL = (0.15, 0.15, 0.2)  # metres
+VOXEL = (0.2, 0.2, 0.2)  # metres
 LOWER, UPPER = (-12.0, -12.0, -0.6), (12.0, 12.0, 7.4)
-SIZE = tuple(round((up - low) / edge) for low, up, edge in zip(LOWER, UPPER, VOXEL, strict=True))  # 160 x 160 x 40
+SIZE = tuple(round((up - low) / edge) for low, up, edge in zip(LOWER, UPPER, VOXEL, strict=True))  # 120 x 120 x 40
 CELL = 8  # voxels an edge of a cell of the map
 CELLS = SIZE[0] // CELL
 

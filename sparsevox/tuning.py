@@ -41,7 +41,7 @@ class _Calls(TorchDispatchMode):
     """Keeps the arguments of the first convolution of each kind, and lets all of them happen."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: dict[tuple[str, int, int, torch.dtype], tuple[Callable[..., Tensor], tuple[Any, ...]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -119,7 +119,7 @@ def test_one_tap_may_be_a_matrix(source: str) -> None:
 
 
 def test_bad_weights_are_named() -> None:
-    with pytest.raises(ValueError, match="source must be one of 'spconv'.*got 'me'"):
+    with pytest.raises(ValueError, match=r"source must be one of 'spconv'.*got 'me'"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3), "me")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weight of spconv must have 5 axes .*got \[27, 2, 3\]"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3), "spconv")

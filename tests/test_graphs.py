@@ -92,4 +92,5 @@ def test_autocast_runs_convolutions_in_half() -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         model.eval()(x)
     assert seen == [torch.bfloat16, torch.bfloat16]
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)

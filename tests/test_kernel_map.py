@@ -142,6 +142,17 @@ def test_odd_kernels_with_the_default_padding_are_symmetric(data: VoxelSet, kern
 def test_which_maps_are_symmetric(kernel: Any, options: dict[str, Any], expected: bool) -> None:
     assert Grid.full(0, 3).kernel_map(kernel, **options).symmetric == expected
     assert not Grid.full(0, 3).kernel_map(kernel, **options, target=Grid.full(0, 3)).symmetric
+    assert not Grid.full(0, 3).kernel_map(kernel, **options).geometry._replace(stride=(1, 2, 1)).symmetric
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (6, 2), (7, 3)])
+def test_the_default_padding(kernel: int, padding: int) -> None:
+    grid = Grid.full(0, 4)
+    assert grid.kernel_map(kernel, dilation=(1, 2, 3)).geometry.padding == (padding, 2 * padding, 3 * padding)
+    assert grid.kernel_map(kernel) is grid.kernel_map(kernel, padding=padding)
+    for verb in (grid.strided, grid.generative):
+        made = verb(kernel, 2)
+        assert made is verb(kernel, 2, padding=padding)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -205,7 +205,7 @@ def test_results_are_deterministic() -> None:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-# Graphs
+# Kernels and graphs
 
 VERBS: dict[str, Callable[[Grid, Tensor], Tensor]] = {
     "children": lambda g, x: max_pool3d(x, g.child_map(2)),
@@ -231,6 +231,22 @@ def test_pools_compile_into_one_graph_for_all_sizes(name: str) -> None:
             results.append((out, *torch.autograd.grad(out.square().sum(), feats)))
         assert all(close(a, b) for a, b in zip(*results, strict=True))
     assert counter.frame_count <= 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are compiled, not interpreted")
+@pytest.mark.parametrize("name", VERBS)
+def test_backends_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="kernels need Triton")
+    results = []
+    for backend in ("reference", "triton"):
+        monkeypatch.setenv("SPARSEVOX_BACKEND", backend)
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        grid = near_origin(7)
+        feats = features(grid.num_voxels).requires_grad_()
+        out = VERBS[name](grid, feats)
+        (first,) = torch.autograd.grad(out.square().sum(), feats, create_graph=True)
+        results.append((out, first, *torch.autograd.grad(first.square().sum(), feats)))
+    assert all(close(a, b) for a, b in zip(*results, strict=True))
 
 
 # Errors

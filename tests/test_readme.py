@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 import sparsevox as sv
 from bench.scenes import scene
@@ -45,6 +46,31 @@ def test_every_public_name_of_a_grid_is_there() -> None:
     internal = {"bricks", "table"}
     public = {name for name in dir(sv.Grid.empty()) if not name.startswith("_")} - internal
     assert public <= named, f"not in the README: {sorted(public - named)}"
+
+
+def test_every_operation_and_module_is_in_the_tables() -> None:
+    features = TEXT.split("## Features")[1].split("\n## ")[0]
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", features))))
+    for catalogue in (sv.ops, sv.nn, sv):
+        public = set(catalogue.__all__) - {"Grid", "KernelMap"}
+        assert public <= named, f"not in the README: {sorted(public - named)}"
+    attributes = {name for name in dir(sv.SparseTensor) if not name.startswith("_")}
+    assert attributes <= named, f"not in the README: {sorted(attributes - named)}"
+
+
+def test_what_users_of_other_libraries_are_pointed_to_exists() -> None:
+    table = TEXT.split("## Coming from")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[-1] for line in table.splitlines() if line.startswith("| ")][2:]
+    pointers = [name for row in rows for name in re.findall(r"(?:nn|SparseTensor|Grid)\.\w+", row)]
+    assert len(pointers) > 15
+    for name in pointers:
+        owner, attribute = name.split(".")
+        assert hasattr(getattr(sv, owner), attribute), name
+    grid, x = sv.Grid.empty(), sv.SparseTensor(sv.Grid.empty(), torch.zeros(0, 1))
+    for name in [word for row in rows for word in re.findall(r"\b(?:x|grid)\.\w+", row)]:
+        assert hasattr({"x": x, "grid": grid}[name.split(".")[0]], name.split(".")[1]), name
+    for source in re.findall(r'`"(\w+)"`', table):
+        assert sv.nn.convert_weight(torch.zeros(2, 3), source).shape[2:] == (1, 1, 1)
 
 
 def test_the_two_commands_are_there() -> None:

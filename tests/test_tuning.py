@@ -8,8 +8,8 @@ import sparsevox as sv
 
 pytest.importorskip("triton", reason="kernels need Triton")
 
-from sparsevox import tuning  # noqa: E402  (only where there are kernels)
-from sparsevox.kernels import _conv_configs as configs  # noqa: E402
+from sparsevox import tuning
+from sparsevox.kernels import _conv_configs as configs
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def config(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architectur
     # Products of float32 without a matrix unit take registers; so do channels that are loaded one by one.
     scalar = _one_by_one(c, d)
     exact = dtype == torch.float32 and precision(dtype, architecture) == "ieee"
-    widest = (64 if op == "conv" else 32) if scalar else 64 if exact else 128
+    widest = 128 >> (scalar + exact + (scalar and op == "conv_weight"))
     columns = _power(d, 16, widest)
     rows = min(widest, TILE_ROWS) if op == "conv" else _power(c, 16, widest)
     warps = 8 if rows * columns > (1 << 11 if scalar else 1 << 13) else 4

@@ -120,7 +120,7 @@ def reduce_rows(
     out_winners = torch.empty((n if keep_winners else 0, channels), dtype=torch.int32, device=feats.device)
     columns = NARROW if channels <= NARROW else WIDE
     # What a kernel does not read may be anything.
-    arrays = [feats if a is None else a.contiguous() for a in (sources, ranges, winners, divisors)]
+    arrays: list[Tensor] = [feats if a is None else a.contiguous() for a in (sources, ranges, winners, divisors)]
     launch(
         reduce_kernel,
         n,

@@ -68,6 +68,6 @@ def _cut(ranges: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     counts = (ranges.diff().clamp(min=0) + PIECE - 1) // PIECE
     groups = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
     number = torch.arange(rows // PIECE + counts.shape[0] + 1, device=ranges.device)
-    owner = (torch.searchsorted(groups, number, right=True) - 1).clamp(max=counts.shape[0] - 1)
+    owner = (torch.searchsorted(groups.long(), number, right=True) - 1).clamp(max=counts.shape[0] - 1)
     pieces = ranges[owner] + (number - groups[owner]) * PIECE
     return torch.minimum(pieces, ranges[owner + 1]).int(), groups

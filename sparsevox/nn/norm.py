@@ -15,6 +15,9 @@ from sparsevox.tensor import SparseTensor
 class GroupNorm(Module):
     """Mean and variance over the channels of a group and all voxels of a grid (Wu & He 2018, arXiv:1803.08494)."""
 
+    weight: torch.nn.Parameter | None
+    bias: torch.nn.Parameter | None
+
     def __init__(
         self,
         num_groups: int,
@@ -44,6 +47,9 @@ class GroupNorm(Module):
 
 class InstanceNorm(Module):
     """Mean and variance over all voxels of a grid, channel by channel; `affine` is off by default, as in torch."""
+
+    weight: torch.nn.Parameter | None
+    bias: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -149,7 +155,7 @@ class SyncBatchNorm(BatchNorm):
     def _total(self, sums: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce
 
-        result: Tensor = all_reduce(sums)  # type: ignore[no-untyped-call]
+        result: Tensor = all_reduce(sums)
         return result
 
 

@@ -31,7 +31,8 @@ def sum_table(
     exact = torch.promote_types(feats.dtype, torch.float32)
     values = feats / divisors[:, None].to(exact) if divisors is not None and before else feats
     if table.shape[0] == 1 and feats.shape[0]:
-        out = values.index_select(0, table[0].clamp(min=0)).masked_fill_((table[0] < 0)[:, None], 0)
+        out, absent = values.index_select(0, table[0].clamp(min=0)), true_indices(table[0] < 0)
+        out.index_fill_(0, absent, 0)
     else:
         out = feats.new_zeros((table.shape[1], feats.shape[1]), dtype=exact)
         for rows, sources in _taps(table):
@@ -60,6 +61,9 @@ def place_rows(values: Tensor, winners: Tensor, table: Tensor) -> Tensor:
     """Sum over taps of the elements whose winner is the output row: [table.shape[1], C]."""
     exact = torch.promote_types(values.dtype, torch.float32)
     out = values.new_zeros((table.shape[1], values.shape[1]), dtype=exact)
+    if table.shape[0] == 1 and table.shape[1]:  # no element has two winners: there is nothing to add up
+        out.scatter_add_(0, winners.clamp(min=0).long(), values.to(exact).masked_fill(winners < 0, 0))
+        return out.to(values.dtype)
     for rows, sources in _taps(table):
         own = winners.index_select(0, sources) == rows[:, None]
         out.index_add_(0, rows, values.index_select(0, sources).to(exact).masked_fill_(~own, 0))

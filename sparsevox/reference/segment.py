@@ -3,9 +3,10 @@
 N input rows, M output rows, C channels.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from sparsevox.reference._runs import true_indices
 
 SUM_PIECE = 64  # rows that one sum adds up at most
 EXTREME_PIECE = 8  # steps of one loop over the rows of ranges at most
@@ -72,10 +73,13 @@ def _extremes(feats: Tensor, ranges: Tensor, children: Tensor | None, largest: b
     """The values alone."""
     if feats.numel() == 0 or ranges.shape[0] == 1:
         return feats.new_zeros((ranges.shape[0] - 1, feats.shape[1]))
-    listed = feats if children is None else feats.index_select(0, children)
-    word = "max" if largest else "min"
-    out: Tensor = torch.segment_reduce(listed, word, offsets=ranges.long(), axis=0, unsafe=True)
-    return out.masked_fill_((ranges.diff() == 0)[:, None], 0)
+    values, empty = feats if children is None else feats.index_select(0, children), ranges.diff() == 0
+    groups: Tensor | None = ranges
+    while groups is not None:
+        pieces, groups = _cut(groups, SUM_PIECE)
+        word = "max" if largest else "min"
+        values = torch.segment_reduce(values, word, offsets=pieces.long(), axis=0, unsafe=True)
+    return values.masked_fill_(empty[:, None], 0)
 
 
 def _first_extremes(feats: Tensor, rows: Tensor, ranges: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
@@ -83,8 +87,7 @@ def _first_extremes(feats: Tensor, rows: Tensor, ranges: Tensor, largest: bool) 
     winners = torch.full(out.shape, -1, dtype=torch.int32, device=feats.device)
     lengths = ranges.diff()
     for first in range(0, out.shape[0], BLOCK):
-        part = slice(first, first + BLOCK)
-        some = torch.from_numpy(np.flatnonzero(lengths[part].numpy())) + first
+        some = true_indices(lengths[first : first + BLOCK] > 0) + first
         if some.shape[0]:
             values, places = _look_through(feats, rows, ranges[some], lengths[some], largest)
             out[some], winners[some] = values, places

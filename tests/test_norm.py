@@ -1,0 +1,222 @@
+"""Group and instance norm: the formula item by item, reference, kernels."""
+
+from importlib import import_module
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsevox import Grid
+from sparsevox.ops import group_norm, instance_norm
+from sparsevox.reference import norm as reference
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Relative to the largest element. Triton's interpreter rounds bfloat16 towards zero.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# Voxels of the items: blocks of the reference have 4096 rows, chunks of the kernels 512.
+SIZES = {
+    "no items": [],
+    "no voxels": [0, 0],
+    "one voxel": [0, 1],
+    "holes": [0, 5, 0, 0, 70, 3, 0],
+    "several chunks": [600, 0, 513, 512, 1],
+    "several blocks": [3, 5000, 0, 4090, 7],
+}
+SPLITS = ((1, 1), (3, 3), (6, 2), (33, 11))  # channels, groups
+
+
+def ragged(sizes: list[int]) -> Grid:
+    """A grid whose items have these many voxels."""
+    steps = [(b, n % 16, n // 16 % 16, n // 256) for b, size in enumerate(sizes) for n in range(size)]
+    return Grid.from_coords(torch.tensor(steps).reshape(-1, 4), batch_size=len(sizes))
+
+
+def values(rows: int, channels: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    feats = torch.randn(rows, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (feats * 2 + 3).to(dtype)
+
+
+def by_hand(
+    feats: Tensor, sizes: list[int], groups: int, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """`torch.nn.functional.group_norm` of [1, C, n] for every item, in float64."""
+    parts = []
+    double = [None if x is None else x.double() for x in (weight, bias)]
+    for a, b in pairwise(accumulate(sizes, initial=0)):
+        part = feats[a:b].double().t()[None]
+        if part.numel() == groups:  # one element a group, which torch refuses
+            normal = part * 0 if double[0] is None else part * 0 * double[0][:, None]
+            parts.append((normal + (0 if double[1] is None else double[1][:, None]))[0].t())
+        elif a < b:
+            parts.append(torch.nn.functional.group_norm(part, groups, *double)[0].t())
+    return torch.cat([feats[:0].double(), *parts])
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """The largest error, relative to the largest element or 1."""
+    assert actual.shape == expected.shape
+    if actual.numel() == 0:
+        return 0.0
+    worst = (actual.detach().double() - expected.detach().double()).abs().max()
+    return float(worst / expected.detach().abs().max().clamp(min=1))
+
+
+@pytest.mark.parametrize(("channels", "groups"), SPLITS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_every_item_is_normalised_alone(sizes: str, channels: int, groups: int) -> None:
+    grid = ragged(SIZES[sizes])
+    feats = values(grid.num_voxels, channels).requires_grad_()
+    weight, bias = (values(channels, 1, seed=s).squeeze(1).requires_grad_() for s in (1, 2))
+    for affine in ((weight, bias), (None, bias), (None, None)):
+        actual = group_norm(feats, grid, groups, *affine)
+        expected = by_hand(feats, SIZES[sizes], groups, *affine)
+        assert error(actual, expected) < 1e-12
+        given_ = [x for x in (feats, *affine) if x is not None]
+        grad = values(grid.num_voxels, channels, seed=3)
+        expected = expected + 0 * sum(x.sum() for x in given_)
+        found, wanted = (torch.autograd.grad(y, given_, grad) for y in (actual, expected))
+        assert max(map(error, found, wanted)) < 1e-10
+
+
+@given(st.lists(st.integers(0, 30), max_size=6), st.integers(0, 99))
+def test_any_sizes(sizes: list[int], seed: int) -> None:
+    feats = values(sum(sizes), 4, seed=seed)
+    assert error(group_norm(feats, ragged(sizes), 2), by_hand(feats, sizes, 2)) < 1e-12
+
+
+def test_instance_norm_is_one_channel_a_group() -> None:
+    sizes = [9, 0, 30]
+    feats, weight = values(39, 3), values(3, 1).squeeze(1)
+    expected = [
+        torch.nn.functional.instance_norm(part.t()[None], weight=weight)[0].t() for part in (feats[:9], feats[9:])
+    ]
+    assert error(instance_norm(feats, ragged(sizes), weight), torch.cat(expected)) < 1e-12
+
+
+def test_many_items() -> None:
+    sizes = [b * 7 % 11 for b in range(1024)]
+    feats = values(sum(sizes), 6)
+    assert error(group_norm(feats, ragged(sizes), 3), by_hand(feats, sizes, 3)) < 1e-12
+
+
+def test_a_large_mean_costs_no_more_than_its_rounding() -> None:
+    for sizes in ([40], [5000, 0, 300]):
+        feats = (values(sum(sizes), 8) / 2 + 1e4).float()
+        result = group_norm(feats, ragged(sizes), 2)
+        # The mean, too, is rounded to a multiple of 2^-10.
+        assert (result.double() - by_hand(feats, sizes, 2)).abs().max() < 1e-3
+        variance = torch.stack([part.double().var(0, correction=0) for part in result.split([n for n in sizes if n])])
+        assert (variance.unflatten(1, (2, 4)).mean(2) - 1).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(dtype: torch.dtype) -> None:
+    sizes, grid = SIZES["holes"], ragged(SIZES["holes"])
+    feats, grad = values(78, 6, dtype).requires_grad_(), values(78, 6, dtype, seed=1)
+    weight = values(6, 1, torch.float32, seed=2).squeeze(1).requires_grad_()
+    exact, exact_weight = feats.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    result, expected = group_norm(feats, grid, 2, weight), by_hand(exact, sizes, 2, exact_weight)
+    assert result.dtype == dtype
+    assert error(result, expected) < TOLERANCE[dtype] / 2
+    found = torch.autograd.grad(result, (feats, weight), grad)
+    wanted = torch.autograd.grad(expected, (exact, exact_weight), grad.double())
+    assert [x.dtype for x in found] == [dtype, torch.float32]
+    assert error(found[0], wanted[0]) < TOLERANCE[dtype]
+    assert error(found[1], wanted[1]) < 1e-5
+
+
+def test_first_and_second_derivatives() -> None:
+    grid = ragged([4, 0, 1, 6])
+    feats, weight, bias = values(11, 4), values(4, 1, seed=1).squeeze(1), values(4, 1, seed=2).squeeze(1)
+    inputs = tuple(x.requires_grad_() for x in (feats, weight, bias))
+
+    def function(*args: Tensor) -> Tensor:
+        return group_norm(args[0], grid, 2, *args[1:])
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(lambda x: instance_norm(x, grid), (inputs[0],))
+
+
+def test_both_ways_to_the_gradient_agree() -> None:
+    grid = ragged(SIZES["several chunks"])
+    feats = values(grid.num_voxels, 6).requires_grad_()
+    grad = values(grid.num_voxels, 6, seed=1)
+    fused, composed = (
+        torch.autograd.grad(group_norm(feats, grid, 3), feats, grad, create_graph=graph)[0] for graph in (False, True)
+    )
+    assert composed.requires_grad
+    assert error(fused, composed) < 1e-12
+
+
+def test_equal_input_gives_equal_bits() -> None:
+    grid = ragged(SIZES["several blocks"])
+    feats = values(grid.num_voxels, 33, torch.float32).requires_grad_()
+    runs = []
+    for _ in range(2):
+        result = group_norm(feats, grid, 3)
+        runs.append((result, *torch.autograd.grad(result.square().sum(), feats)))
+    assert all(map(torch.equal, *runs))
+
+
+@pytest.mark.triton36
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (33, 11), (40, 2)])
+def test_kernels_equal_the_reference(
+    channels: int, groups: int, sizes: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    pytest.importorskip("triton", reason="kernels need Triton")
+    kernels = import_module("sparsevox.kernels.norm")
+    offsets = torch.tensor(list(accumulate(SIZES[sizes], initial=0)))
+    feats, grad = values(int(offsets[-1]), channels, dtype), values(int(offsets[-1]), channels, dtype, seed=1)
+    weight, bias = (values(channels, 1, torch.float32, seed=s).squeeze(1) for s in (2, 3))
+    for affine in ((weight, bias), (None, None)):
+        placed = [None if x is None else x.to(device) for x in (feats, offsets, *affine)]
+        expected = reference.group_norm(feats, offsets, *affine, groups, 1e-5)
+        actual = kernels.group_norm(*placed, groups, 1e-5)
+        statistics = [x.to(device) for x in expected[1:]]
+        expected += reference.group_norm_backward(grad, feats, offsets, affine[0], *expected[1:])
+        actual += kernels.group_norm_backward(grad.to(device), *placed[:3], *statistics)
+        for a, b in zip(actual, expected, strict=True):
+            assert a.dtype == b.dtype
+            assert error(a.cpu(), b) < TOLERANCE[dtype]
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")
+def test_as_recorded() -> None:
+    with np.load(GOLDEN) as arrays:
+        names = ("in/coords", "in/feat", "groupnorm3/weight", "groupnorm3/bias", "groupnorm3/out")
+        coords, feats, weight, bias, expected = (torch.from_numpy(arrays[name]) for name in names)
+    grid = Grid.from_coords(coords)
+    rows = grid.index(coords)
+    placed = torch.empty_like(feats).index_copy_(0, rows, feats)
+    assert error(group_norm(placed, grid, 3, weight, bias)[rows], expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "exception", "message"),
+    [
+        ({"feats": [1.0]}, TypeError, "feats must be a torch.Tensor, got list"),
+        ({"feats": torch.zeros(9, 4).int()}, TypeError, "feats must hold floating-point numbers, got torch.int32"),
+        ({"feats": torch.zeros(8, 4)}, ValueError, r"feats must have 9 rows, one a voxel of the grid, got \[8, 4\]"),
+        ({"num_groups": 3}, ValueError, "num_groups must be at least 1 and divide the 4 channels of feats, got 3"),
+        ({"num_groups": 0}, ValueError, "num_groups must be at least 1 and divide the 4 channels of feats, got 0"),
+        ({"num_groups": 2.0}, TypeError, "num_groups must be an int, got 2.0"),
+        ({"weight": torch.zeros(3)}, ValueError, r"weight must have shape \[4\], got \[3\]"),
+        ({"bias": torch.zeros(4).int()}, TypeError, "bias must hold floating-point numbers, got torch.int32"),
+        ({"weight": torch.zeros(4, device="meta")}, ValueError, "weight must be on the device of the grid, cpu, got"),
+        ({"eps": -1.0}, ValueError, "eps must not be negative, got -1.0"),
+        ({"eps": "no"}, TypeError, "eps must hold numbers, got 'no'"),
+    ],
+)
+def test_errors(change: dict[str, object], exception: type[Exception], message: str) -> None:
+    arguments = {"feats": torch.zeros(9, 4), "grid": ragged([9]), "num_groups": 2} | change
+    with pytest.raises(exception, match=message):
+        group_norm(**arguments)  # type: ignore[arg-type]
