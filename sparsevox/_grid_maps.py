@@ -3,9 +3,8 @@
 N fine voxels, M coarse voxels, K taps.
 """
 
-from collections.abc import Callable
-from typing import Any, Self
-from weakref import ref
+from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -14,7 +13,7 @@ from sparsevox.child_map import ChildMap
 from sparsevox.geometry import Axes, Geometry
 from sparsevox.kernel_map import KernelMap
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _targets
+from sparsevox.ops import _checks, _library, _targets
 from sparsevox.ops import neighbors as neighbor_ops
 from sparsevox.ops import pool as pool_ops
 
@@ -26,10 +25,10 @@ class GridMaps(GridTopology):
 
     def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
         super().__init__(bricks, voxel_size, origin)
-        # Within the grid, by geometry; to other grids, with a reference that does not keep them.
+        # Within the grid, and to other grids, which are not kept for that.
         self._own_maps: dict[Geometry, KernelMap] = {}
-        self._maps: dict[Geometry, tuple[Callable[[], Any], KernelMap]] = {}
-        self._child_maps: dict[Axes, tuple[Callable[[], Any], ChildMap]] = {}
+        self._maps: WeakKeyDictionary[Self, dict[Geometry, KernelMap]] = WeakKeyDictionary()
+        self._child_maps: WeakKeyDictionary[Self, dict[Axes, ChildMap]] = WeakKeyDictionary()
 
     def kernel_map(
         self,
@@ -61,24 +60,23 @@ class GridMaps(GridTopology):
             target = self if geometry.stride == (1, 1, 1) else self._strided(geometry)
         if target is self and geometry.stride == (1, 1, 1):
             if geometry not in self._own_maps:
-                table = neighbor_ops.kernel_table(self, self, geometry)
-                self._own_maps[geometry] = KernelMap(geometry, table, self.bricks.rows, geometry.symmetric)
+                self._own_maps[geometry] = self._new_map(self, geometry, geometry.symmetric)
             return self._own_maps[geometry]
         self._check_target(target, geometry)
         return self._map_to(target, geometry)
 
     def _map_to(self, target: Self, geometry: Geometry) -> KernelMap:
         if torch.compiler.is_compiling():
-            return KernelMap(
-                geometry, neighbor_ops.kernel_table(self, target, geometry), self.bricks.rows, symmetric=False
-            )
-        known, kernel_map = self._maps.get(geometry, (None, None))
-        if known is None or kernel_map is None or known() is not target:
+            return self._new_map(target, geometry, symmetric=False)
+        maps = self._maps.setdefault(target, {})
+        if geometry not in maps:
+            maps[geometry] = self._new_map(target, geometry, symmetric=False)
+        return maps[geometry]
+
+    def _new_map(self, target: Self, geometry: Geometry, symmetric: bool) -> KernelMap:
+        with _library.lasting():
             table = neighbor_ops.kernel_table(self, target, geometry)
-            kernel_map = KernelMap(geometry, table, self.bricks.rows, symmetric=False)
-            maps = self._maps
-            maps[geometry] = (ref(target, lambda dead: _forget(maps, geometry, dead)), kernel_map)
-        return kernel_map
+        return KernelMap(geometry, table, self.bricks.rows, symmetric)
 
     def child_map(self, factor: Index3, target: Self | None = None) -> ChildMap:
         """Which voxels of this grid lie in which voxel of a coarser one: the parent of voxel i is `floor(i / factor)`.
@@ -106,12 +104,12 @@ class GridMaps(GridTopology):
     def _child_map_to(self, target: Self, factors: Axes, coarsened: bool) -> ChildMap:
         if torch.compiler.is_compiling():
             return ChildMap(factors, *pool_ops.parents_and_children(self, target, factors, coarsened))
-        known, child_map = self._child_maps.get(factors, (None, None))
-        if known is None or child_map is None or known() is not target:
-            child_map = ChildMap(factors, *pool_ops.parents_and_children(self, target, factors, coarsened))
-            maps = self._child_maps
-            maps[factors] = (ref(target, lambda dead: _forget(maps, factors, dead)), child_map)
-        return child_map
+        maps = self._child_maps.setdefault(target, {})
+        if factors not in maps:
+            with _library.lasting():
+                parts = pool_ops.parents_and_children(self, target, factors, coarsened)
+            maps[factors] = ChildMap(factors, *parts)
+        return maps[factors]
 
     def _check_target(self, target: object, geometry: Geometry) -> None:
         _check_grid("target", target)
@@ -166,9 +164,3 @@ class GridMaps(GridTopology):
         self._maps.clear()
         self._child_maps.clear()
         self._derived.clear()
-
-
-def _forget(maps: dict[Any, tuple[Callable[[], Any], Any]], key: object, dead: object) -> None:
-    """Drop the map to a grid that is gone, unless another one has taken its place."""
-    if key in maps and maps[key][0] is dead:
-        del maps[key]

@@ -27,6 +27,9 @@ class GridTopology:
     """Bricks, a transform, and what topology can be derived from them. Users meet it as `Grid`."""
 
     def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
+        if not torch.compiler.is_compiling() and bricks.keys.is_inference():
+            with torch.inference_mode(False):  # so that the grid may serve training, too
+                bricks = Bricks(*(array.clone() for array in bricks))
         self._bricks = bricks
         self._voxel_size = voxel_size
         self._origin = origin

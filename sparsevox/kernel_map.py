@@ -23,19 +23,23 @@ class Direction:
     def pairs(self) -> list[Tensor]:
         """Input rows, output rows and starts of all pairs, as `ops.plans.pair_lists` has them."""
         if self._pairs is None:
-            self._pairs = list(plan_ops.pair_lists(self.table))
+            with _library.lasting():
+                self._pairs = list(plan_ops.pair_lists(self.table))
         return self._pairs
 
     @property
     def gather(self) -> list[Tensor]:
         """The table, and for kernels the order of rows and the taps of each tile, for the reference pairs and bags."""
         if self._gather is None:
-            if _library.uses_kernels(self.table):
-                self._gather = [self.table, *plan_ops.row_plan(self.table)]
-            else:
-                src, dst, starts = self.pairs
-                self._gather = [self.table, src, starts, *plan_ops.pair_bags(dst, starts, self.table)]
+            with _library.lasting():
+                self._gather = [self.table, *self._plan()]
         return self._gather
+
+    def _plan(self) -> tuple[Tensor, ...]:
+        if _library.uses_kernels(self.table):
+            return plan_ops.row_plan(self.table)
+        src, dst, starts = self.pairs
+        return (src, starts, *plan_ops.pair_bags(dst, starts, self.table))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -71,7 +75,8 @@ class KernelMap:
     def up(self) -> Direction:
         """From coarse to fine voxels: the adjoint."""
         if self._up is None:
-            self._up = Direction(plan_ops.adjoint_table(self.table, self._fine_rows))
+            with _library.lasting():
+                self._up = Direction(plan_ops.adjoint_table(self.table, self._fine_rows))
         return self._up
 
     @property

@@ -96,6 +96,7 @@ def test_equal_calls_give_one_map() -> None:
     assert grid.child_map([2, 2, 2], target=coarse) is first
     assert grid.child_map(2, third) is not first
     assert grid.child_map(2, third) is grid.child_map(2, third)
+    assert grid.child_map(2, coarse) is first
     assert grid.child_map(1) is grid.child_map((1, 1, 1), grid)
     one = grid.child_map(2)
     grid.clear_cache()
@@ -118,9 +119,12 @@ def test_a_child_map_keeps_no_grid() -> None:
         assert gone() is None
         del child_map
         assert parents() is None
-        gone, kept = weakref.ref(grid), grid.child_map(3)
+        gone, kept, coarse = weakref.ref(grid), grid.child_map(3), grid.coarsen(2)
+        parents = weakref.ref(grid.child_map(2, coarse))
+        grid.child_map(1)
         del grid
         assert gone() is None
+        assert parents() is None
         assert kept.num_fine == kept.parents.shape[0]
     finally:
         gc.enable()

@@ -233,6 +233,7 @@ def test_pools_compile_into_one_graph_for_all_sizes(name: str) -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.triton36
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are compiled, not interpreted")
 @pytest.mark.parametrize("name", VERBS)
 def test_backends_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,9 @@ def test_a_full_grid_is_sampled_like_an_image() -> None:
 
 
 def test_derivatives() -> None:
-    grid = some_grid()
-    feats, data = (values(n, 3, seed=n).requires_grad_() for n in (grid.num_voxels, 20))
-    points, batch = some_points(grid, 20)
+    grid = some_grid(count=20)
+    feats, data = (values(n, 3, seed=n).requires_grad_() for n in (grid.num_voxels, 8))
+    points, batch = some_points(grid, 8)
     points = (points + 0.01).requires_grad_()  # off the centres, where there are kinks
     checks: list[Any] = [
         (lambda f, p: sample_trilinear(f, grid, p, batch), (feats, points)),

@@ -120,11 +120,12 @@ def reduce_rows(
     out_winners = torch.empty((n if keep_winners else 0, channels), dtype=torch.int32, device=feats.device)
     columns = NARROW if channels <= NARROW else WIDE
     # What a kernel does not read may be anything.
-    arrays: list[Tensor] = [feats if a is None else a.contiguous() for a in (sources, ranges, winners, divisors)]
+    arrays = [feats if a is None else a.contiguous() for a in (sources, ranges, winners, divisors)]
     launch(
         reduce_kernel,
         n,
-        *(feats, *arrays, out, out_winners, n, feats.shape[0], channels, taps),
+        *(feats, *arrays, out, out_winners),
+        *(n, feats.shape[0], channels, taps),
         SOURCE=source,
         REDUCE=reduce,
         DIVIDE=divisors is not None,

@@ -7,6 +7,7 @@ TRITON_INTERPRET=1 the Triton kernels run on CPU tensors too.
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -66,6 +67,11 @@ def _run(stem: str, name: str, default: str, kernels: bool, *args: Any) -> Any:
 def uses_kernels(tensor: Tensor) -> bool:
     """Whether ops on this tensor run Triton kernels. What they need prepared differs from what the reference needs."""
     return _backend("reference" if tensor.device.type == "cpu" else "triton") == "triton"
+
+
+def lasting() -> AbstractContextManager[Any]:
+    """Where maps and grids are made that outlive the call: what inference mode makes could not serve training."""
+    return nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
 
 
 def autocast(feats: Tensor) -> Tensor:

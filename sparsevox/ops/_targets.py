@@ -1,21 +1,26 @@
 """The voxels that a convolution reaches: output grids of strided convolutions, and of their transposes.
 
 On each axis coarse voxel c meets the fine voxels `stride * c + t * dilation - padding`. Where the taps leave no gap
-they are a window, and what is reached is a dilation and a coarsening, or a subdivision and a dilation. Elsewhere that
-is too much, and the kernel table tells which voxels meet none.
+they are a window, and what is reached is a dilation and a coarsening, or a subdivision and a dilation, which take the
+bit path. Elsewhere, and at the border of the range, all taps of all voxels are listed.
+N voxels, K taps.
 """
 
-from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from sparsevox import morton
+from sparsevox._readback import send
 from sparsevox.geometry import Geometry
 from sparsevox.morton import Bricks
 from sparsevox.ops import morphology, topology
-from sparsevox.ops.bricks import table
+from sparsevox.ops.bricks import assemble, coords, table
 from sparsevox.ops.neighbors import kernel_table
-from sparsevox.ops.plans import adjoint_table
+
+MAX_ROWS = 1 << 22  # coordinates that are listed at once
 
 
 class _Bare(NamedTuple):
@@ -30,34 +35,69 @@ class _Bare(NamedTuple):
 
 
 def strided(bricks: Bricks, geometry: Geometry) -> Bricks:
-    """Every coarse voxel that meets a voxel of `bricks` at one tap at least."""
+    """Every coarse voxel that meets a voxel of `bricks` at a tap. Raises ValueError if one is out of range."""
     if _gapless(geometry):
         # The window [s * c - p, s * c - p + k - 1] is the block [s * c, s * c + s - 1], widened.
         lower = [p + s - k for k, s, _, p in zip(*geometry, strict=True)]
         try:
             return topology.coarsen(morphology.dilate(bricks, lower, geometry.padding), geometry.stride)
-        except ValueError:  # at the border of the range the wider fine grid does not exist; the coarse one does
+        except ValueError:  # the wider fine grid leaves the range; the coarse one need not
             pass
-    lower = [-(((k - 1) * d - p) // s) for k, s, d, p in zip(*geometry, strict=True)]
-    upper = [(s - 1 + p) // s for _, s, _, p in zip(*geometry, strict=True)]
-    coarse = morphology.dilate(topology.coarsen(bricks, geometry.stride), *_box(lower, upper))
-    return topology.prune(coarse, (kernel_table(_Bare(bricks), _Bare(coarse), geometry) >= 0).any(0))
+    listed = _listed(bricks, geometry, up=False)
+    if not torch.compiler.is_compiling():
+        return listed
+    # In a graph, voxels that no tap meets exactly are listed too.
+    return topology.prune(listed, (kernel_table(_Bare(bricks), _Bare(listed), geometry) >= 0).any(0))
 
 
 def generative(bricks: Bricks, geometry: Geometry) -> Bricks:
-    """Every fine voxel that a voxel of `bricks` meets at one tap at least. Raises ValueError if one is out of range."""
-    lower = [-p for p in geometry.padding]
-    upper = [(k - 1) * d + 1 - s - p for k, s, d, p in zip(*geometry, strict=True)]
-    fine = morphology.dilate(topology.subdivide(bricks, geometry.stride), *_box(lower, upper))
+    """Every fine voxel that a voxel of `bricks` meets at a tap. Raises ValueError if one is out of range."""
     if _gapless(geometry):
-        return fine
-    found = kernel_table(_Bare(fine), _Bare(bricks), geometry)
-    return topology.prune(fine, (adjoint_table(found, fine.rows) >= 0).any(0))
+        lower = [-p for p in geometry.padding]
+        upper = [k - s - p for k, s, _, p in zip(*geometry, strict=True)]
+        try:
+            return morphology.dilate(topology.subdivide(bricks, geometry.stride), lower, upper)
+        except ValueError:  # children that leave the range may come back with the padding
+            pass
+    return _listed(bricks, geometry, up=True)
 
 
 def _gapless(geometry: Geometry) -> bool:
     return all((d == 1 or k == 1) and k >= s for k, s, d, _ in zip(*geometry, strict=True))
 
 
-def _box(lower: Sequence[int], upper: Sequence[int]) -> tuple[list[int], list[int]]:
-    return list(lower), [max(a, b) for a, b in zip(lower, upper, strict=True)]
+def _listed(bricks: Bricks, geometry: Geometry, *, up: bool) -> Bricks:
+    """Voxels from their coordinates, tap by tap, as many at once as memory takes."""
+    voxels, items = coords(bricks).long(), bricks.offsets.shape[0] - 1
+    _, _, dilation, padding = geometry
+    taps = [
+        [0, *(t * d - p for t, d, p in zip(tap, dilation, padding, strict=True))]
+        for tap in product(*map(range, geometry.kernel_size))
+    ]
+    stride = send([1, *geometry.stride], voxels.device)
+    at_once = len(taps) if torch.compiler.is_compiling() else max(1, MAX_ROWS // max(1, voxels.shape[0]))
+    parts = []
+    for first in range(0, len(taps), at_once):
+        steps = send(taps[first : first + at_once], voxels.device)
+        reached = voxels[:, None] * stride + steps if up else _coarse(voxels[:, None] - steps, stride)
+        parts.append(_assembled(reached.reshape(-1, 4), items))
+    united = parts[0]
+    for part in parts[1:]:
+        united = topology.combine(united, part, "or")
+    return united
+
+
+def _coarse(fine: Tensor, stride: Tensor) -> Tensor:
+    """Quotients; outside of compiled graphs only those without a remainder."""
+    quotients = torch.div(fine, stride, rounding_mode="floor")
+    return quotients if torch.compiler.is_compiling() else quotients[(quotients * stride == fine).all(-1)]
+
+
+def _assembled(voxels: Tensor, items: int) -> Bricks:
+    try:
+        return assemble(voxels, items)
+    except morton.VoxelError as error:
+        reached = tuple(voxels[error.index].tolist())
+        raise ValueError(
+            f"a tap reaches voxel (b, i, j, k) = {reached} out of the range [{morton.COORD_MIN}, {morton.COORD_MAX}]"
+        ) from None

@@ -87,9 +87,10 @@ def _check_rows(q: object, k: object, v: object) -> tuple[Tensor, Tensor, Tensor
     queries = _checks.floats("q", _checks.shape("q", q, "N", "H", "D"))
     keys = _checks.floats("k", _checks.shape("k", k, "M", queries.shape[1], queries.shape[2]))
     values = _checks.floats("v", _checks.shape("v", v, keys.shape[0], queries.shape[1], "E"))
+    for name, value in (("k", keys), ("v", values)):
+        _checks.same_device(name, value, "q", queries.device)
     cast = [_library.autocast(x) for x in (queries, keys, values)]
     for name, value in zip("kv", cast[1:], strict=True):
-        _checks.same_device(name, value, "q", cast[0].device)
         if value.dtype != cast[0].dtype:
             raise TypeError(f"{name} must have the dtype of q, {cast[0].dtype}, got {value.dtype}")
     return cast[0], cast[1], cast[2]

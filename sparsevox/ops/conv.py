@@ -173,7 +173,7 @@ def conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: HasDi
     _check(feats, weight, bias, kernel_map, groups, rows=kernel_map.num_fine, channels=(1, 0))
     feats, k = _library.autocast(feats), kernel_map
     matrices = weight.flatten(2).permute(2, 1, 0).contiguous()
-    return _run(feats, matrices, bias, k, k.down, None if k.symmetric else k.up, groups)
+    return _run(feats, matrices, bias, k, groups, up=False)
 
 
 def conv_transpose3d(
@@ -200,8 +200,8 @@ def conv_transpose3d(
     # [C, D / G, k0, k1, k2] -> [K, C / G, D]
     matrices = weight.flatten(2).unflatten(0, (groups, -1)).permute(3, 1, 0, 2).flatten(2)
     if k.symmetric:
-        return _run(feats, matrices.flip(0), bias, k, k.down, None, groups)
-    return _run(feats, matrices.contiguous(), bias, k, k.up, k.down, groups)
+        return _run(feats, matrices.flip(0), bias, k, groups, up=False)
+    return _run(feats, matrices.contiguous(), bias, k, groups, up=True)
 
 
 def _run(
@@ -209,14 +209,18 @@ def _run(
     matrices: Tensor,
     bias: Tensor | None,
     kernel_map: HasDirections,
-    direction: Direction,
-    opposite: Direction | None,
     groups: int,
+    *,
+    up: bool,
 ) -> Tensor:
-    training = torch.is_grad_enabled()
-    pairs = direction.pairs if training and matrices.requires_grad else []
-    adjoint = opposite.gather if opposite and training and feats.requires_grad else []
-    result: Tensor = _conv(feats, matrices, bias, direction.gather, adjoint, pairs, kernel_map.symmetric, groups)
+    """Along one direction of the map. What only gradients need is made only for them."""
+    training, symmetric = torch.is_grad_enabled(), kernel_map.symmetric
+    here = kernel_map.up if up else kernel_map.down
+    pairs = here.pairs if training and matrices.requires_grad else []
+    adjoint: list[Tensor] = []
+    if training and feats.requires_grad and not symmetric:
+        adjoint = (kernel_map.down if up else kernel_map.up).gather
+    result: Tensor = _conv(feats, matrices, bias, here.gather, adjoint, pairs, symmetric, groups)
     return result
 
 

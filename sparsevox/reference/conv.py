@@ -31,18 +31,22 @@ def conv(
     dtype = _accumulator(feats.dtype)
     matrices = _by_group(weight.to(feats.dtype).to(dtype), groups)
     block, edges = pair_block(table.shape[0]), bags.tolist()
-    out = feats.new_zeros((table.shape[1], weight.shape[2]))
+    out = feats.new_empty((table.shape[1], weight.shape[2]))
+    # Buffers that live as long as the call: fresh memory costs as much as the work.
+    most = max((taps[-1] - taps[0] for _, taps in _blocks(starts, table.shape[0], block)), default=0)
+    products = feats.new_empty((most, weight.shape[2]), dtype=dtype)
+    rows = feats.new_empty((block, feats.shape[1]))
     for first, taps in _blocks(starts, table.shape[0], block):
-        products = feats.new_empty((taps[-1] - taps[0], weight.shape[2]), dtype=dtype)
         for tap, (a, b) in enumerate(pairwise(taps)):
             if a < b:
-                rows = feats.index_select(0, src[a:b].long()).to(dtype)
-                _multiply(rows, matrices[tap], products[a - taps[0] : b - taps[0]])
+                torch.index_select(feats, 0, src[a:b].long(), out=rows[: b - a])
+                _multiply(rows[: b - a].to(dtype), matrices[tap], products[a - taps[0] : b - taps[0]])
         last = min(first + block, table.shape[1])
         bag = bags[first : last + 1] - edges[first]
         numbers = order[edges[first] : edges[last]]
-        out[first:last] = _sum_bags(products, numbers, bag)
-    return out if bias is None else out.add_(bias.to(out.dtype))
+        sums = _sum_bags(products[: taps[-1] - taps[0]], numbers, bag)
+        out[first:last] = sums if bias is None else sums.add_(bias.to(dtype))
+    return out
 
 
 def conv_weight(
@@ -59,11 +63,13 @@ def conv_weight(
     src, dst, starts = pairs
     taps, exact = gather[0].shape[0], _accumulator(feats.dtype)
     out = feats.new_zeros((taps, groups, feats.shape[1] // groups, grads.shape[1] // groups), dtype=exact)
+    left_rows = feats.new_empty((pair_block(taps), feats.shape[1]))
+    right_rows = grads.new_empty((pair_block(taps), grads.shape[1]))
     for _, edges in _blocks(starts, taps, pair_block(taps)):
         for tap, (a, b) in enumerate(pairwise(edges)):
             if a < b:
-                left = feats.index_select(0, src[a:b].long()).to(exact)
-                right = grads.index_select(0, dst[a:b].long()).to(exact)
+                left = torch.index_select(feats, 0, src[a:b].long(), out=left_rows[: b - a]).to(exact)
+                right = torch.index_select(grads, 0, dst[a:b].long(), out=right_rows[: b - a]).to(exact)
                 if groups == 1:
                     out[tap, 0].addmm_(left.t(), right)
                 else:

@@ -33,7 +33,7 @@ def kernel_table(
     geometry = zip(range(3), kernel_size, stride, dilation, padding, strict=True)
     axes = [moves(*axis, keys.device) for axis in geometry]
     one_grid = keys.data_ptr() == coarse_keys.data_ptr() and keys.shape == coarse_keys.shape
-    adjacent = all({*axis.steps} <= {-1, 0, 1} for axis in axes)
+    adjacent = all({*axis.steps} <= {-1, 0, 1} and axis.steps != (-1, 1) for axis in axes)
     if one_grid and adjacent and tuple(stride) == (1, 1, 1):
         x, y, z = (slice(axis.steps[0] + 1, axis.steps[-1] + 2) for axis in axes)
         near = bricks_around(keys).view(3, 3, 3, keys.shape[0])[x, y, z].flatten(0, 2)
