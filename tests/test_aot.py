@@ -78,11 +78,11 @@ FLAGS: dict[str, list[dict[str, Any]]] = {
     ],
     "moments_kernel": [
         {"GRADIENT": gradient, "COLUMNS": 32}
-        | {"feats_ptr": feats, "grads_ptr": feats, "means_ptr": exact, "out_parts_ptr": exact}
+        | {"feats_ptr": feats, "grads_ptr": feats, "means_ptr": exact, "out_parts_ptr": exact if gradient else "*fp64"}
         for gradient, (feats, exact) in product((False, True), EXACT)
     ],
     "statistics_kernel": [
-        {"parts_ptr": exact, "out_means_ptr": exact, "out_variances_ptr": exact} for exact in ("*fp32", "*fp64")
+        {"parts_ptr": "*fp64", "out_means_ptr": exact, "out_variances_ptr": exact} for exact in ("*fp32", "*fp64")
     ],
     "affine_kernel": [
         {"GRADIENT": gradient, "COLUMNS": 32, "feats_ptr": feats, "grads_ptr": feats, "out_feats_ptr": feats}

@@ -28,8 +28,8 @@ LENGTHS: dict[str, tuple[list[int], list[int]]] = {
 }
 
 
-def offsets_of(lengths: list[int]) -> Tensor:
-    return torch.tensor(list(accumulate(lengths, initial=0)))
+def offsets_of(*lengths: list[int]) -> list[Tensor]:
+    return [torch.tensor(list(accumulate(part, initial=0))) for part in lengths]
 
 
 def operands(
@@ -62,10 +62,10 @@ def error(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_every_item_attends_to_itself(lengths: str, d: int, e: int) -> None:
     q, k, v = operands(*LENGTHS[lengths], d, e)
-    offsets = [offsets_of(part) for part in LENGTHS[lengths]]
+    q_offsets, k_offsets = offsets_of(*LENGTHS[lengths])
     for scale in (None, 0.3):
-        result = attention(q, k, v, *offsets, scale)
-        expected = by_hand(q, k, v, *offsets, 1 / math.sqrt(d) if scale is None else scale)
+        result = attention(q, k, v, q_offsets, k_offsets, scale)
+        expected = by_hand(q, k, v, q_offsets, k_offsets, 1 / math.sqrt(d) if scale is None else scale)
         assert error(result, expected) < 1e-12
         grad = torch.randn(result.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         found, wanted = (torch.autograd.grad(y, (q, k, v), grad) for y in (result, expected))
@@ -76,8 +76,8 @@ def test_every_item_attends_to_itself(lengths: str, d: int, e: int) -> None:
 def test_any_lengths(lengths: list[tuple[int, int]]) -> None:
     parts = [q for q, _ in lengths], [k for _, k in lengths]
     q, k, v = operands(*parts)
-    offsets = [offsets_of(part) for part in parts]
-    assert error(attention(q, k, v, *offsets), by_hand(q, k, v, *offsets, 0.5)) < 1e-12
+    q_offsets, k_offsets = offsets_of(*parts)
+    assert error(attention(q, k, v, q_offsets, k_offsets), by_hand(q, k, v, q_offsets, k_offsets, 0.5)) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,8 +85,11 @@ def test_dtypes(dtype: torch.dtype) -> None:
     lengths = LENGTHS["short and long"]
     inputs = operands(*lengths, 8, 8, dtype)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    offsets = [offsets_of(part) for part in lengths]
-    result, expected = attention(*inputs, *offsets), by_hand(exact[0], exact[1], exact[2], *offsets, 8**-0.5)
+    q_offsets, k_offsets = offsets_of(*lengths)
+    result, expected = (
+        attention(inputs[0], inputs[1], inputs[2], q_offsets, k_offsets),
+        by_hand(exact[0], exact[1], exact[2], q_offsets, k_offsets, 8**-0.5),
+    )
     assert result.dtype == dtype
     assert error(result, expected) < TOLERANCE[dtype]
     grad = torch.ones_like(result)
@@ -98,9 +101,9 @@ def test_dtypes(dtype: torch.dtype) -> None:
 def test_the_op_for_graphs_agrees(lengths: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "SCORES", 999)  # several blocks of queries
     q, k, v = operands(*LENGTHS[lengths], 3, 5)
-    offsets = [offsets_of(part) for part in LENGTHS[lengths]]
-    eager = attention(q, k, v, *offsets, 0.7)
-    compiled = torch.ops.sparsevox.ragged_attention(q, k, v, *offsets, 0.7)
+    q_offsets, k_offsets = offsets_of(*LENGTHS[lengths])
+    eager = attention(q, k, v, q_offsets, k_offsets, 0.7)
+    compiled = torch.ops.sparsevox.ragged_attention(q, k, v, q_offsets, k_offsets, 0.7)
     assert error(compiled, eager) < 1e-12
     grad = torch.randn(eager.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found, wanted = (torch.autograd.grad(y, (q, k, v), grad) for y in (compiled, eager))
@@ -110,9 +113,9 @@ def test_the_op_for_graphs_agrees(lengths: str, monkeypatch: pytest.MonkeyPatch)
 def test_it_compiles() -> None:
     torch._dynamo.reset()
     q, k, v = operands([3, 0, 5], [4, 2, 0])
-    offsets = offsets_of([3, 0, 5]), offsets_of([4, 2, 0])
+    q_offsets, k_offsets = offsets_of([3, 0, 5], [4, 2, 0])
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
-    results = [function(q, k, v, *offsets) for function in (compiled, attention)]
+    results = [function(q, k, v, q_offsets, k_offsets) for function in (compiled, attention)]
     assert error(*results) < 1e-12
     assert max(map(error, *(torch.autograd.grad(y.sum(), (q, k, v)) for y in results))) < 1e-12
 
@@ -120,10 +123,10 @@ def test_it_compiles() -> None:
 def test_items_do_not_see_each_other() -> None:
     lengths = LENGTHS["short and long"]
     q, k, v = operands(*lengths)
-    offsets = [offsets_of(part) for part in lengths]
+    q_offsets, k_offsets = offsets_of(*lengths)
     with torch.no_grad():
         k[:1], v[:1] = math.nan, math.inf  # those of the first item
-    result = attention(q, k, v, *offsets)
+    result = attention(q, k, v, q_offsets, k_offsets)
     assert result[0].isnan().all()
     assert result[1:].isfinite().all()
     gradients = torch.autograd.grad(result[1:].sum(), (q, k, v))
@@ -144,10 +147,10 @@ def test_rows_of_no_item() -> None:
 def test_equal_input_gives_equal_bits() -> None:
     lengths = LENGTHS["short and long"]
     inputs = operands(*lengths, dtype=torch.float32)
-    offsets = [offsets_of(part) for part in lengths]
+    q_offsets, k_offsets = offsets_of(*lengths)
     runs = []
     for _ in range(2):
-        result = attention(*inputs, *offsets)
+        result = attention(inputs[0], inputs[1], inputs[2], q_offsets, k_offsets)
         runs.append((result, *torch.autograd.grad(result.square().sum(), inputs)))
     assert all(map(torch.equal, *runs))
 

@@ -15,6 +15,8 @@ from sparsevox import Grid, _readback
 from sparsevox.ops import from_dense, to_dense
 from sparsevox.testing import LIMIT, VoxelSet, as_coords, row_order, voxel_sets
 
+HALF: Any = 1.5  # which a type checker would not let pass
+LETTER: Any = "a"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
 
 sizes = st.tuples(st.integers(0, 3), *[st.integers(0, 9)] * 3)
@@ -76,8 +78,9 @@ def test_features_in_a_box(case: VoxelSet, box: Any, channels: int) -> None:
     feats, volume = values(grid.num_voxels, channels), values(case.batch_size, channels, *size, seed=1)
     dense, rows = torch.zeros_like(volume), torch.zeros_like(feats)
     for row, (b, *place) in in_the_box(grid, lower, upper).items():
-        dense[(b, slice(None), *place)] = feats[row]
-        rows[row] = volume[(b, slice(None), *place)]
+        x, y, z = place
+        dense[b, :, x, y, z] = feats[row]
+        rows[row] = volume[b, :, x, y, z]
     calls = _readback.calls
     assert torch.equal(to_dense(feats, grid, lower, upper), dense)
     assert torch.equal(from_dense(volume, grid, lower), rows)
@@ -164,7 +167,7 @@ def test_as_recorded() -> None:
         (lambda g: to_dense(torch.zeros(7, 2), g), ValueError, r"feats must have 8 rows, one a voxel of the grid, got"),
         (lambda g: to_dense(torch.zeros(8, 2), g, 3, 1), ValueError, "lower must not exceed upper"),
         (lambda g: to_dense(torch.zeros(8, 2), g, (1, 2)), ValueError, "lower must be one number or three"),
-        (lambda g: to_dense(torch.zeros(8, 2), g, 0, 1.5), TypeError, "upper must be an int, got 1.5"),
+        (lambda g: to_dense(torch.zeros(8, 2), g, 0, HALF), TypeError, "upper must be an int, got 1.5"),
         (
             lambda g: to_dense(torch.zeros(8, 2), g, 1 << 40, 1 << 41),
             ValueError,
@@ -182,9 +185,9 @@ def test_as_recorded() -> None:
         ),
         (lambda g: from_dense(torch.zeros(2, 2, 3, 3, 3), g), ValueError, r"volume must have shape \[1, C, X, Y, Z\]"),
         (lambda g: from_dense(torch.zeros(1, 2, 3, 3, 3).bool(), g), TypeError, "volume must hold floating-point"),
-        (lambda g: from_dense(torch.zeros(1, 2, 3, 3, 3), g, "a"), TypeError, "lower must be an int, got 'a'"),
+        (lambda g: from_dense(torch.zeros(1, 2, 3, 3, 3), g, LETTER), TypeError, "lower must be an int, got 'a'"),
     ],
 )
-def test_errors(call: Callable[[Grid], Tensor], exception: type[Exception], message: str) -> None:
+def test_errors(call: Callable[[Any], Tensor], exception: type[Exception], message: str) -> None:
     with pytest.raises(exception, match=message):
         call(Grid.full(0, 2))

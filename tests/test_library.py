@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sparsevox import Grid, _readback
+from sparsevox.geometry import pair_block
 from sparsevox.ops import _library, neighbor_table
 from sparsevox.ops import bricks as brick_ops
 from sparsevox.reference import topology as reference_topology
@@ -65,8 +66,8 @@ def cases(grid: Grid) -> dict[str, list[Args]]:
         ],
         "nearest_rows": [(points, batch, *grid.bricks, [1.0, 0.5, 2.0])],
         "neighbor_bricks": [(keys, None), (keys, table)],
-        "neighbor_table": [(keys, masks, starts, rows, None), (keys, masks, starts, rows, table)],
         "prune_bricks": [(keys, masks, starts, offsets, keep)],
+        **convolutions(grid),
         **reductions(grid),
         **features(grid),
         "subdivide_bricks": [
@@ -74,6 +75,35 @@ def cases(grid: Grid) -> dict[str, list[Args]]:
             (keys, masks, starts, offsets, rows, 2, keep),
             (keys, masks, starts, offsets, rows, 1, keep[:, None].expand(-1, 8).contiguous()),
         ],
+    }
+
+
+def convolutions(grid: Grid) -> dict[str, list[Args]]:
+    """Those of kernel maps and convolutions, with gradients of features, weight and bias."""
+    coarse = grid.strided(3, 2)
+    down, own = grid.kernel_map(3, stride=2, target=coarse), grid.kernel_map((1, 3, 1))
+    _, dst, starts = down.down.pairs
+    geometry = (*own.geometry,)
+    block = pair_block(27)
+    feats = torch.randn(grid.num_voxels, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(27, 2, 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    lone = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
+    grads = torch.randn(coarse.num_voxels, 6, dtype=torch.float64, requires_grad=True)
+    both = (down.down.gather, down.up.gather, down.down.pairs, False, 2)
+    alone = (own.down.gather, [], own.down.pairs, True, 1)
+    bricks = (*grid.bricks[:3], grid.bricks.rows)
+    return {
+        "adjoint_table": [(down.table, grid.bricks.rows)],
+        "conv": [(feats, weight, bias, *both), (feats, lone, None, *alone)],
+        "conv_weight": [
+            (feats, grads, *both, torch.float64),
+            (feats, feats.detach()[:, :2], *alone, torch.float32),
+        ],
+        "kernel_table": [(*bricks, grid.table, *bricks, *geometry), (*bricks, None, *bricks, *geometry)],
+        "pair_bags": [(dst, starts, down.table, block)],
+        "pair_lists": [(down.table, block), (own.table, 64)],
+        "row_plan": [(down.table,)],
     }
 
 

@@ -173,7 +173,7 @@ def test_points_that_are_nowhere() -> None:
     batch = torch.tensor([0, 0, 0, 0, 1, -1, 1 << 40])  # item 1 is empty, the others do not exist
     feats = torch.ones(grid.num_voxels, 2, requires_grad=True)
     for outside in ("zero", "renormalize"):
-        result = sample_trilinear(feats, grid, points, batch, outside=outside)  # type: ignore[arg-type]
+        result = sample_trilinear(feats, grid, points, batch, outside=outside)
         gradients = torch.autograd.grad(result.sum(), (feats, points))
         assert all((x == 0).all() for x in (result, *gradients))
     assert (sample_nearest(feats, grid, points, batch) == 0).all()
@@ -282,7 +282,8 @@ def test_as_recorded() -> None:
     ],
 )
 def test_errors(change: dict[str, Any], exception: type[Exception], message: str) -> None:
-    arguments = {"feats": torch.zeros(8, 2), "grid": Grid.full(0, 2), "points": torch.zeros(3, 3)} | change
+    arguments: dict[str, Any] = {"feats": torch.zeros(8, 2), "grid": Grid.full(0, 2), "points": torch.zeros(3, 3)}
+    arguments |= change
     with pytest.raises(exception, match=message):
         sample_trilinear(**arguments)
     del arguments["feats"]

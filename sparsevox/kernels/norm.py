@@ -49,9 +49,10 @@ def moments_kernel(
 ):
     """Two numbers for each chunk and channel; a program is COLUMNS channels of one chunk, BLOCK is 1.
 
-    Mean and sum of squared deviations from it; or, with GRADIENT, sums of g and of g * (x - mean of its item).
+    Mean and sum of squared deviations from it, float64; or, with GRADIENT, sums of g and of g * (x - mean of its item).
     """
-    exact: tl.constexpr = out_parts_ptr.dtype.element_ty
+    exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
+    wide: tl.constexpr = out_parts_ptr.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, COLUMNS)
     number = program // blocks
@@ -68,20 +69,28 @@ def moments_kernel(
             met = (row < last)[:, None] & wanted[None, :]
             x = tl.load(feats_ptr + row[:, None] * channels + column[None, :], mask=met, other=0)
             left += tl.sum(x.to(exact), axis=0)
-        left = left / tl.maximum(last - first, 1).to(exact)
-        centre = left
+        length = tl.maximum(last - first, 1).to(wide)
+        share = 1.0 / length  # the only division: sm_80 calls a function for it, which wants a stack
+        centre = left * share.to(exact)
+        left = tl.zeros([COLUMNS], exact)
     for start in range(0, last - first, ROWS):  # the same rows again, which the caches still hold
         row = first + start + tl.arange(0, ROWS)
         met = (row < last)[:, None] & wanted[None, :]
         place = row[:, None] * channels + column[None, :]
         x = tl.load(feats_ptr + place, mask=met, other=0).to(exact)
         other = tl.where(met, x - centre[None, :], 0.0)
+        g = other
         if GRADIENT:
             g = tl.load(grads_ptr + place, mask=met, other=0).to(exact)
-            left += tl.sum(g, axis=0)
-            right += tl.sum(g * other, axis=0)
-        else:
-            right += tl.sum(other * other, axis=0)
+        left += tl.sum(g, axis=0)
+        right += tl.sum(g * other, axis=0)
+    if GRADIENT:
+        left = left.to(wide)
+        right = right.to(wide)
+    else:
+        off = left.to(wide) * share  # by rounding, which counts where the mean is large
+        left = centre.to(wide) + off
+        right = right.to(wide) - off * off * length
     out = number * 2 * channels + column
     tl.store(out_parts_ptr + out, left, mask=wanted)
     tl.store(out_parts_ptr + out + channels, right, mask=wanted)
@@ -108,7 +117,6 @@ def statistics_kernel(
     number = start // CHUNK + item
     chunks = tl.cdiv(length, CHUNK)
     size = tl.maximum(length * wide, 1).to(tl.float64)
-    # Few numbers: float64 costs nothing.
     total = tl.zeros([ROWS, COLUMNS], tl.float64)
     for first in range(0, chunks, ROWS):
         chunk = first + tl.arange(0, ROWS)
@@ -117,7 +125,7 @@ def statistics_kernel(
             column = begin + tl.arange(0, COLUMNS)
             met = (chunk < chunks)[:, None] & (column < wide)[None, :]
             place = (number + chunk)[:, None] * 2 * channels + ((program % groups) * wide + column)[None, :]
-            total += tl.load(parts_ptr + place, mask=met, other=0).to(tl.float64) * count[:, None]
+            total += tl.load(parts_ptr + place, mask=met, other=0) * count[:, None]
     mean = tl.sum(tl.sum(total, axis=1), axis=0) / size
     square = tl.zeros([ROWS, COLUMNS], tl.float64)
     for first in range(0, chunks, ROWS):
@@ -127,8 +135,8 @@ def statistics_kernel(
             column = begin + tl.arange(0, COLUMNS)
             met = (chunk < chunks)[:, None] & (column < wide)[None, :]
             place = (number + chunk)[:, None] * 2 * channels + ((program % groups) * wide + column)[None, :]
-            apart = tl.load(parts_ptr + place, mask=met, other=0).to(tl.float64) - mean
-            inner = tl.load(parts_ptr + place + channels, mask=met, other=0).to(tl.float64)
+            apart = tl.load(parts_ptr + place, mask=met, other=0) - mean
+            inner = tl.load(parts_ptr + place + channels, mask=met, other=0)
             square += tl.where(met, inner + apart * apart * count[:, None], 0.0)
     variance = tl.where(length > 0, tl.sum(tl.sum(square, axis=1), axis=0) / size, float("inf"))
     exact: tl.constexpr = out_means_ptr.dtype.element_ty
@@ -225,7 +233,8 @@ def _moments(feats: Tensor, grad: Tensor | None, offsets: Tensor, mean: Tensor) 
     """What `moments_kernel` says of every chunk: [T, 2, C]."""
     items, channels = offsets.shape[0] - 1, feats.shape[1]
     chunks = feats.shape[0] // CHUNK.value + items
-    parts = torch.empty((chunks, 2, channels), dtype=mean.dtype, device=feats.device)
+    dtype = torch.float64 if grad is None else mean.dtype
+    parts = torch.empty((chunks, 2, channels), dtype=dtype, device=feats.device)
     n = chunks * triton.cdiv(channels, COLUMNS)
     arguments = (feats, feats if grad is None else grad, offsets, mean, parts, n, channels, mean.shape[1], items)
     flags = {"GRADIENT": grad is not None, "COLUMNS": COLUMNS}

@@ -73,9 +73,11 @@ def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> 
     for block in _blocks(offsets, feats.shape[0]):
         x = feats[block.first : block.last].to(buffer.dtype)
         length = block.lengths[:, None]
-        means.append(block.sums(x) / length)
-        centred = torch.sub(x, block.spread_chunks(means[-1]), out=buffer[: x.shape[0]])
-        squares.append(block.sums(centred.mul_(centred)))
+        rough = block.sums(x) / length
+        centred = torch.sub(x, block.spread_chunks(rough), out=buffer[: x.shape[0]])
+        off = block.sums(centred).double() / length  # by rounding, which counts where the mean is large
+        means.append(rough.double() + off)
+        squares.append(block.sums(centred.mul_(centred)).double() - off * off * length)
         counts.append(length)
         items.append(block.items)
     size = offsets.diff()[:, None] * (feats.shape[1] // num_groups)
@@ -83,7 +85,7 @@ def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> 
         return (torch.zeros((size.shape[0], num_groups), dtype=torch.float64, device=feats.device),) * 2
     item, count = torch.cat(items), torch.cat(counts)
     ranges = _ranges(item, offsets)
-    chunk_means = torch.cat(means).double()
+    chunk_means = torch.cat(means)
     mean = _group_sums(_bags(chunk_means * count, ranges), num_groups) / size.clamp(min=1)
     apart = chunk_means - _by_channel(mean, feats.shape[1])[item]
     square = _group_sums(_bags(torch.cat(squares) + apart * apart * count, ranges), num_groups)

@@ -83,4 +83,4 @@ def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Stable: the taps of a tile come first, and stay in order.
     lists, lengths = torch.sort((~active).int(), dim=1, stable=True).indices, active.sum(1)
     lists[torch.arange(taps, device=device) >= lengths[:, None]] = 0
-    return order.int(), lists.int(), lengths.int()
+    return order.int(), lists.int().contiguous(), lengths.int()
