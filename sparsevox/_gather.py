@@ -19,7 +19,7 @@ REDUCTIONS = ("error", "sum", "mean", "max", "first")
 
 
 def rows_or(feats: Tensor, rows: Tensor, fill: float) -> Tensor:
-    """`feats[rows]`, and `fill` where the row is -1: [M, C]. Indexing sums gradients in a fixed order."""
+    """`feats[rows]`, and `fill` where the row is -1: [M, C]. No row may come twice: gradients of such would add up."""
     padded = torch.nn.functional.pad(feats, (0, 0, 0, 1), value=fill)
     return padded[torch.where(rows < 0, feats.shape[0], rows)]
 

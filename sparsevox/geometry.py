@@ -11,7 +11,7 @@ Axes = tuple[int, int, int]
 
 MAX_KERNEL_SIZE = 7
 PAIR_ROWS = 1 << 13  # the most rows of a block of pairs
-PAIR_SLOTS = 27 << 12  # about as many (tap, row) slots has a block of pairs: what the CPU keeps in its cache
+PAIR_SLOTS = 27 << 13  # about as many (tap, row) slots has a block of pairs: what the CPU keeps in its cache
 TILE_ROWS = 128  # output rows that share a list of taps
 WINDOW_ROWS = 1 << 14  # output rows among which tiles choose theirs: they lie close together, so what they read does
 MASK_TAPS = 62  # taps that fit in a word; where there are more, rows stay in Z-order

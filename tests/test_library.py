@@ -91,7 +91,7 @@ def convolutions(grid: Grid) -> dict[str, list[Args]]:
     lone = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
     grads = torch.randn(coarse.num_voxels, 6, dtype=torch.float64, requires_grad=True)
     both = (down.down.gather, down.up.gather, down.down.pairs, False, 2)
-    alone = (own.down.gather, [], own.down.pairs, True, 1)
+    alone: Args = (own.down.gather, [], own.down.pairs, True, 1)
     bricks = (*grid.bricks[:3], grid.bricks.rows)
     return {
         "adjoint_table": [(down.table, grid.bricks.rows)],

@@ -229,6 +229,22 @@ def test_equal_input_gives_equal_bits_on_many_threads() -> None:
         assert all(map(torch.equal, runs[0], run))
 
 
+def test_it_compiles() -> None:
+    def function(feats: Tensor, points: Tensor, batch: Tensor) -> Tensor:
+        sampled = sample_trilinear(feats, grid, points, batch, outside="renormalize")
+        return splat_trilinear(points, sampled + sample_nearest(feats, grid, points, batch), grid, batch)
+
+    torch._dynamo.reset()
+    grid = some_grid()
+    feats, (points, batch) = values(grid.num_voxels, 3).requires_grad_(), some_points(grid, 20)
+    points.requires_grad_()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = [run(feats, points, batch) for run in (compiled, function)]
+    assert error(*results) < 1e-12
+    gradients = [torch.autograd.grad(y.square().sum(), (feats, points)) for y in results]
+    assert max(map(error, *gradients)) < 1e-12
+
+
 @pytest.mark.triton36
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(

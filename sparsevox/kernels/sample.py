@@ -14,6 +14,7 @@ from sparsevox.kernels.segment import _cut, sum_ranges
 
 NARROW = 8  # channels of a program, where there are no more
 WIDE = 32
+MAX_PAIRS = (1 << 31) - 1  # whose numbers fit into an int32
 
 
 @triton.jit(do_not_specialize=["n_pairs", "taps"])
@@ -109,6 +110,8 @@ def sum_rows(values: Tensor, rows: Tensor, weights: Tensor, count: int) -> Tenso
 
     Those of a row are cut in pieces, as many as there may be, so that nothing has to wait for the longest list.
     """
+    if rows.numel() > MAX_PAIRS:
+        raise ValueError(f"points and corners must make at most {MAX_PAIRS} pairs, got {rows.numel()}")
     values, weights = values.contiguous(), weights.contiguous()
     if rows.numel() == 0 or count == 0:
         return values.new_zeros((count, values.shape[1]))
