@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="kernels need Triton")
 
 from sparsevox import tuning
 from sparsevox.kernels import _conv_configs as configs
+from sparsevox.kernels import conv as kernels
 
 
 @pytest.fixture(autouse=True)
