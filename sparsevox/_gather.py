@@ -12,6 +12,8 @@ from torch import Tensor
 from sparsevox import ops
 from sparsevox.grid import Grid
 from sparsevox.ops import _checks
+from sparsevox.ops._reduce import needs_gradient, sum_table
+from sparsevox.ops.plans import adjoint_table
 
 T = TypeVar("T")
 
@@ -19,9 +21,11 @@ REDUCTIONS = ("error", "sum", "mean", "max", "first")
 
 
 def rows_or(feats: Tensor, rows: Tensor, fill: float) -> Tensor:
-    """`feats[rows]`, and `fill` where the row is -1: [M, C]. No row may come twice: gradients of such would add up."""
-    padded = torch.nn.functional.pad(feats, (0, 0, 0, 1), value=fill)
-    return padded[torch.where(rows < 0, feats.shape[0], rows)]
+    """`feats[rows]`, and `fill` where the row is -1: [M, C]. No row may come twice."""
+    table = rows.int()[None]
+    adjoint = [adjoint_table(table, feats)] if needs_gradient(feats) else []
+    found: Tensor = sum_table(feats, table, adjoint, None, False, 0)
+    return found if fill == 0 else torch.where(rows[:, None] < 0, fill, found)
 
 
 def containing_rows(grid: Grid, points: Tensor, batch: Tensor | None) -> Tensor:

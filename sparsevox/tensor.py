@@ -96,6 +96,10 @@ class SparseTensor:
         """
         if grid is not None and mask is not None:
             raise ValueError("grid and mask both say which voxels to take; give one of them")
+        if grid is not None and (voxel_size, origin) != (1.0, 0.0):
+            raise ValueError(
+                f"grid says where the voxels lie; do not give voxel_size={voxel_size!r} and origin={origin!r} beside it"
+            )
         _checks.floats("volume", _checks.shape("volume", volume, "B", "C", "X", "Y", "Z"))
         if grid is None:
             if mask is None:

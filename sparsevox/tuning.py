@@ -26,15 +26,20 @@ STAGES = (2, 3, 4, 5)
 
 
 class Tuned(NamedTuple):
-    """What came of one convolution: "conv" or "conv_weight", its channels a group, and milliseconds."""
+    """What came of one kind of convolution: "conv" or "conv_weight", its channels of a group, and milliseconds."""
 
     op: str
     in_channels: int
     out_channels: int
+    groups: int
     dtype: torch.dtype
     default_ms: float
     best_ms: float
     tried: int
+
+
+Kind = tuple[str, int, int, int, torch.dtype]  # the first fields of Tuned
+Call = tuple[Callable[..., Tensor], tuple[Any, ...]]
 
 
 class _Calls(TorchDispatchMode):
@@ -42,12 +47,11 @@ class _Calls(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: dict[tuple[str, int, int, torch.dtype], tuple[Callable[..., Tensor], tuple[Any, ...]]] = {}
+        self.seen: dict[Kind, Call] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in conv_ops.TUNABLE:
-            name, key = _key(func, args)
-            self.seen.setdefault((name, *key), (func, args))
+            self.seen.setdefault(_kind(func, args), (func, args))
         return func(*args, **(kwargs or {}))
 
 
@@ -55,7 +59,8 @@ def tune(model: torch.nn.Module, *sample: Any, budget_s: float = 60.0) -> list[T
     """Find the fastest tiles for the convolutions of a model, and use them from now on in this process.
 
     Runs `model(*sample)` once, and if the model is in training mode the backward of the sum of what it returns, and
-    measures the convolutions that it meets. Results stay the same bits. Where no Triton kernel runs, as on a CPU, there
+    measures the convolutions that it meets. Parameters, their gradients and buffers stay as they are. A tile that
+    changes a bit of what a convolution gives on the sample is refused. Where no Triton kernel runs, as on a CPU, there
     is nothing to tune.
 
     Args:
@@ -72,51 +77,60 @@ def tune(model: torch.nn.Module, *sample: Any, budget_s: float = 60.0) -> list[T
     if budget_s < 0:
         raise ValueError(f"budget_s must not be negative, got {budget_s}")
     calls = _Calls()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.autograd.set_multithreading_enabled(False), calls:
-        output = model(*sample)
-        if model.training and torch.is_grad_enabled():
-            sum(t.float().sum() for t in _tensors(output) if t.requires_grad).backward()  # type: ignore[union-attr]
-            model.zero_grad()
+        _run(model, sample)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
     deadline = time.monotonic() + budget_s
-    results = [
-        _tune_one(key, func, args, deadline)
-        for key, (func, args) in calls.seen.items()
-        if _library.uses_kernels(args[0])
-    ]
+    seen = [item for item in calls.seen.items() if _library.uses_kernels(item[1][1][0])]
+    results = [_tune_one(kind, call, deadline) for kind, call in seen]
     gain = sum(r.default_ms for r in results) / max(sum(r.best_ms for r in results), 1e-9)
     log.info("tuned %d convolutions, %.2fx as fast", len(results), gain if results else 1.0)
     return results
 
 
-def _key(func: Any, args: tuple[Any, ...]) -> tuple[str, tuple[int, int, torch.dtype]]:
-    """Name of the op, channels of a group and dtype of a call."""
-    feats, second, groups = args[0], args[1], args[conv_ops.TUNABLE[func].groups]
-    name = conv_ops.TUNABLE[func].name
-    return name, (feats.shape[1] // groups, second.shape[-1] // groups, feats.dtype)
+def _run(model: torch.nn.Module, sample: tuple[Any, ...]) -> None:
+    output = model(*sample)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    results = [t for t in _tensors(output) if t.requires_grad]
+    if model.training and parameters and results:
+        total = torch.stack([t.float().sum() for t in results]).sum()
+        torch.autograd.grad(total, parameters, allow_unused=True)
 
 
-def _tune_one(
-    key: tuple[str, int, int, torch.dtype], func: Callable[..., Tensor], args: tuple[Any, ...], deadline: float
-) -> Tuned:
+def _kind(func: Any, args: tuple[Any, ...]) -> Kind:
+    name, place = conv_ops.TUNABLE[func]
+    feats, second, groups = args[0], args[1], args[place]
+    return name, feats.shape[1] // groups, second.shape[-1] // groups, groups, feats.dtype
+
+
+def _tune_one(kind: Kind, call: Call, deadline: float) -> Tuned:
     from sparsevox.kernels import _conv_configs as configs
 
-    known = configs.tuned.pop(key, None)
+    func, args = call
+    key = configs.key(*kind, configs.arch(args[0].device))
+    best = configs.tuned.pop(key, None)
+    candidates = [*([best] if best else []), *_candidates(kind[0])]
+    best, tried = None, 0
     with torch.no_grad():
         expected = func(*args)
-        default = best = _milliseconds(lambda: func(*args))
-        tried = 0
-        for candidate in _candidates(key[0]):
-            if time.monotonic() > deadline:
-                break
-            configs.tuned[key] = candidate
-            tried += 1
-            taken = _try(lambda: func(*args), expected)
-            if taken is not None and taken < best:
-                known, best = candidate, taken
-        configs.tuned.pop(key, None)
-        if known is not None and best < default:
-            configs.tuned[key] = known
-    return Tuned(*key, default, best, tried)
+        default_ms = best_ms = _milliseconds(lambda: func(*args))
+        try:
+            for candidate in candidates:
+                if time.monotonic() > deadline:
+                    break
+                configs.tuned[key] = candidate
+                tried += 1
+                taken = _try(lambda: func(*args), expected)
+                if taken is not None and taken < best_ms:
+                    best, best_ms = candidate, taken
+        finally:
+            configs.tuned.pop(key, None)
+            if best is not None:
+                configs.tuned[key] = best
+    return Tuned(*kind, default_ms, best_ms, tried)
 
 
 def _candidates(op: str) -> Iterator[Any]:
@@ -128,12 +142,11 @@ def _candidates(op: str) -> Iterator[Any]:
 
 def _try(run: Callable[[], Tensor], expected: Tensor) -> float | None:
     """Milliseconds of a candidate; None if it does not fit the device or gives other bits."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
+    from triton.errors import TritonError
 
     try:
         result = run()
-    except (OutOfResources, CompilationError):
+    except (TritonError, RuntimeError):
         return None
     same = torch.equal(result.nan_to_num(), expected.nan_to_num()) and torch.equal(result.isnan(), expected.isnan())
     return _milliseconds(run) if same else None

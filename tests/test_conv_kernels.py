@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsevox import Grid, ops
+from sparsevox import Grid, geometry, ops
 from sparsevox.geometry import pair_block
 from sparsevox.ops.plans import pair_lists, row_plan
 from sparsevox.testing import as_coords, random_batch
@@ -188,7 +188,7 @@ def test_a_tuned_tile_takes_the_place_of_the_default(
     run: Callable[[], Tensor] = (lambda: run_conv(p, 1)) if op == "conv" else (lambda: run_weight(p, 1, SINGLE))
     default = run()
     chosen = configs.Config(rows=32, columns=32, num_warps=4, num_stages=2)
-    monkeypatch.setitem(configs.tuned, (op, 40, 72, SINGLE), chosen)
+    monkeypatch.setitem(configs.tuned, configs.key(op, 40, 72, 1, SINGLE, configs.arch(device)), chosen)
     assert configs.config(op, 40, 72, 1, SINGLE, 90) == chosen
     if device.type == "cuda":
         assert torch.equal(run(), default)
@@ -288,3 +288,25 @@ def test_tf32_is_used_where_it_is_allowed(allow_tf32: Callable[[bool], None], mo
     rough = run_conv(p, 1)
     assert torch.version.hip or not torch.equal(rough, exact)
     assert_near(rough, expected_conv(p.feats, p.weight, p.gather[0], 1), scale, 2**-10)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_second_derivatives_of_several_blocks(device: torch.device, monkeypatch: pytest.MonkeyPatch, up: bool) -> None:
+    """Input and output rows fill different numbers of blocks."""
+    monkeypatch.setattr(geometry, "PAIR_ROWS", 64)
+    torch.manual_seed(0)
+    bricks = Grid.from_coords(torch.randint(-4, 4, (300, 3), device=device)).bricks
+    weight = torch.randn(4, 4, 3, 3, 3, device=device)
+    results = []
+    for backend in ("triton", "reference"):
+        monkeypatch.setenv("SPARSEVOX_BACKEND", backend)
+        fine = Grid(bricks)
+        coarse = fine.strided(3, 2)
+        kernel_map = fine.kernel_map(3, stride=2, target=coarse)
+        feats = torch.sin(torch.arange(4.0 * (coarse if up else fine).num_voxels, device=device)).reshape(-1, 4)
+        x, w = feats.requires_grad_(), weight.clone().requires_grad_()
+        out = (ops.conv_transpose3d if up else ops.conv3d)(x, w, None, kernel_map)
+        d_x, d_w = torch.autograd.grad(out.square().sum(), (x, w), create_graph=True)
+        results.append(torch.autograd.grad(d_x.square().sum() + d_w.square().sum(), (x, w)))
+    for actual, expected in zip(*results, strict=True):
+        assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()

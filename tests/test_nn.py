@@ -70,7 +70,7 @@ def test_a_module_takes_and_returns_a_sparse_tensor(name: str) -> None:
     assert x.feats.grad is not None
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
     if not isinstance(module, nn.Sequential):
-        with pytest.raises((TypeError, AttributeError)):
+        with pytest.raises(TypeError, match=r"takes a sparsevox\.SparseTensor, got Tensor"):
             module(x.feats)
 
 
@@ -275,6 +275,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: sv.nn.Attention(8, 3), "num_heads must divide channels = 8, got 3"),
     (lambda: sv.nn.Attention(8, 2, window=4, shift=4), "shift must be at least 0 and less than window = 4, got 4"),
     (lambda: sv.nn.Upsample(0), "factor must be between 1"),
+    (lambda: sv.nn.SpaceToChannel(8), "factor must be between 1 and 7, got 8"),
+    (lambda: sv.nn.LayerNorm(3)(ragged()), "LayerNorm was made for 3 channels, got 8"),
 ]
 
 
@@ -287,6 +289,22 @@ def test_bad_arguments_are_named(make: Callable[[], Any], message: str) -> None:
 def test_a_tensor_in_place_of_a_sparse_tensor_is_named() -> None:
     with pytest.raises(TypeError, match=r"Conv3d takes a sparsevox.SparseTensor, got Tensor; .*nn.Sequential"):
         sv.nn.Conv3d(8, 4, 3)(torch.zeros(3, 8))
+
+
+def test_defaults_may_be_spelled_as_triples() -> None:
+    x = ragged()
+    for kernel in (2, 3):
+        plain = sv.nn.MaxPool3d(kernel)(x)
+        spelled = sv.nn.MaxPool3d((kernel,) * 3, (kernel,) * 3, (0, 0, 0), (1, 1, 1))(x)
+        assert spelled.grid is plain.grid
+        assert torch.equal(spelled.feats, plain.feats)
+
+
+def test_wrappers_of_torch_around_our_modules_are_ours() -> None:
+    x = ragged()
+    wrapped = nn.utils.parametrizations.spectral_norm(sv.nn.Linear(8, 4))
+    chain = sv.nn.Sequential(wrapped, nn.Sequential(sv.nn.Linear(4, 3)), nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
+    assert chain(x).shape == (x.shape[0], 2)
 
 
 def test_modules_print_themselves() -> None:

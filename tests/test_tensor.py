@@ -91,6 +91,8 @@ def test_from_dense_and_dense_are_inverse() -> None:
     assert torch.equal(x.dense(0, (4, 5, 6)), volume * mask[:, None])
     again = sv.SparseTensor.from_dense(volume, grid=x.grid)
     assert again.grid is x.grid
+    with pytest.raises(ValueError, match=r"grid says where the voxels lie; do not give voxel_size=2.0"):
+        sv.SparseTensor.from_dense(volume, grid=x.grid, voxel_size=2.0)
     assert torch.equal(again.feats, x.feats)
 
 

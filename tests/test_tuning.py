@@ -38,12 +38,13 @@ def run(model: nn.Module, x: sv.SparseTensor) -> list[torch.Tensor]:
 def test_tuned_results_are_the_same_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     model = sv.nn.Sequential(sv.nn.Conv3d(16, 32, 3), nn.ReLU(), sv.nn.Conv3d(32, 16, 2, stride=2)).to(device)
     x = some_tensor(device)
-    before = run(model, x)
+    before, state = run(model, x), [value.clone() for value in model.state_dict().values()]
     monkeypatch.setattr(tuning, "_candidates", lambda op: [configs.Config(64, 32, 4, 2), configs.Config(32, 16, 4, 3)])
     # Every candidate seems faster than what came before it.
     clock = iter(range(1000, 0, -1))
     monkeypatch.setattr(tuning, "_milliseconds", lambda call: float(next(clock)))
     report = sv.tune(model, x)
+    assert all(torch.equal(a, b) for a, b in zip(state, model.state_dict().values(), strict=True))
     assert {(r.op, r.in_channels, r.out_channels) for r in report} == {
         *(("conv", 16, 32), ("conv", 32, 16)),  # of both layers, forward and backward
         *(("conv_weight", 16, 32), ("conv_weight", 32, 16)),

@@ -30,8 +30,10 @@ class Config(NamedTuple):
     num_stages: int
 
 
-# By op ("conv" or "conv_weight"), C, D and dtype.
-tuned: dict[tuple[str, int, int, torch.dtype], Config] = {}
+# Op ("conv" or "conv_weight"), C, D, groups, dtype, precision and architecture.
+Key = tuple[str, int, int, int, torch.dtype, str, int]
+
+tuned: dict[Key, Config] = {}
 
 
 def arch(device: torch.device) -> int:
@@ -70,9 +72,14 @@ def step_pairs(c: int, d: int, dtype: torch.dtype, dot: bool) -> int:
     return 64 if dtype.itemsize == 2 and not _one_by_one(c, d) else 32
 
 
+def key(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> Key:
+    """What a tile is tuned for."""
+    return op, c, d, groups, dtype, precision(dtype, architecture), architecture
+
+
 def config(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> Config:
     """The tuned tile, or the default one."""
-    known = tuned.get((op, c, d, dtype))
+    known = tuned.get(key(op, c, d, groups, dtype, architecture))
     if known is not None:
         return known
     if not uses_dot(c, groups, dtype):

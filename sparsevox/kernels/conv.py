@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsevox.geometry import pair_block
 from sparsevox.kernels._conv_configs import arch, conv_flags, split_blocks, weight_flags
 from sparsevox.kernels._launch import launch_programs
 
@@ -213,7 +212,8 @@ def conv_weight(
     """Gradient [K, C / G, D] of the weight: the sum over pairs of `feats[src]^T @ grads[dst]`, tap by tap."""
     src, dst, starts = pairs
     taps, c, wide = gather[0].shape[0], feats.shape[1] // groups, grads.shape[1]
-    blocks = triton.cdiv(gather[0].shape[1], pair_block(taps))
+    # Not of `gather`: in a second derivative the pairs are those of the other direction.
+    blocks = (starts.shape[0] - 1) // taps
     length = split_blocks(blocks, taps, c, wide // groups, groups)
     exact = torch.float64 if feats.dtype == torch.float64 else torch.float32
     # No blocks, no pairs: the sum of no parts.

@@ -9,12 +9,17 @@ class Module(torch.nn.Module):
     """A module that takes a SparseTensor and returns one."""
 
     def _check_input(self, x: object) -> SparseTensor:
-        if not isinstance(x, SparseTensor):
-            raise TypeError(
-                f"{type(self).__name__} takes a sparsevox.SparseTensor, got {type(x).__name__}; "
-                "in a chain with modules of torch.nn use sparsevox.nn.Sequential"
-            )
-        return x
+        return check_sparse(self, x)
+
+
+def check_sparse(module: torch.nn.Module, x: object) -> SparseTensor:
+    """`x`, if it is a SparseTensor; else a TypeError that says what to do."""
+    if not isinstance(x, SparseTensor):
+        raise TypeError(
+            f"{type(module).__name__} takes a sparsevox.SparseTensor, got {type(x).__name__}; "
+            "in a chain with modules of torch.nn use sparsevox.nn.Sequential"
+        )
+    return x
 
 
 def check_channels(module: torch.nn.Module, x: SparseTensor, expected: int) -> None:

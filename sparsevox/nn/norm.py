@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsevox import ops
-from sparsevox.nn._base import Module, check_channels
+from sparsevox.nn._base import Module, check_channels, check_sparse
 from sparsevox.tensor import SparseTensor
 
 
@@ -80,6 +80,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Features [N, C]."""
+        check_channels(self, check_sparse(self, x), self.normalized_shape[-1])
         return x.map(super().forward)
 
 
@@ -88,6 +89,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Features [N, C]."""
+        check_channels(self, check_sparse(self, x), self.normalized_shape[-1])
         weight = None if self.weight is None else self.weight.to(x.dtype)  # which under autocast torch does not do
         return x.map(lambda feats: torch.nn.functional.rms_norm(feats, self.normalized_shape, weight, self.eps))
 
@@ -100,9 +102,8 @@ class BatchNorm(torch.nn.BatchNorm1d):
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Features [N, C]."""
-        check_channels(self, x, self.num_features)
+        check_channels(self, check_sparse(self, x), self.num_features)
         if torch.compiler.is_compiling() and self.training:
-            # torch's batch norm looks at the number of rows, which a graph that builds grids does not know.
             return x.map(self._by_sums)
         if self.training and x.feats.shape[0] < 2:
             return x.map(self._by_running_statistics)
@@ -120,8 +121,13 @@ class BatchNorm(torch.nn.BatchNorm1d):
         count = totals[0].clamp(min=1)
         mean = totals[1:] / count
         var = self._total((exact - mean).square().sum(0)) / count
+        old_mean, old_var = self.running_mean, self.running_var
+        if old_mean is None or old_var is None:
+            old_mean, old_var = torch.zeros_like(mean), torch.ones_like(var)
+        mean_used, var_used = torch.where(count > 1, mean, old_mean), torch.where(count > 1, var, old_var)
+        normal = (exact - mean_used) * torch.rsqrt(var_used + self.eps)
         self._update(mean.detach(), var.detach(), count.detach())
-        normal = (exact - mean) * torch.rsqrt(var + self.eps)
+        # = (exact - mean) * torch.rsqrt(var + self.eps)
         if self.weight is not None:
             normal = normal * self.weight + self.bias
         return normal.to(feats.dtype)
@@ -134,9 +140,10 @@ class BatchNorm(torch.nn.BatchNorm1d):
     def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        self.num_batches_tracked.add_(1)
-        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        share = share * (count > 1).to(mean.dtype)  # one voxel has no variance
+        several = count > 1  # one voxel has no variance
+        self.num_batches_tracked.add_(several.to(self.num_batches_tracked.dtype))
+        share = 1 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+        share = share * several.to(mean.dtype)
         unbiased = var * count / (count - 1).clamp(min=1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share.to(self.running_var.dtype))
@@ -149,7 +156,7 @@ class SyncBatchNorm(BatchNorm):
         """Features [N, C]."""
         if not self.training or not dist.is_available() or not dist.is_initialized():
             return super().forward(x)
-        check_channels(self, x, self.num_features)
+        check_channels(self, check_sparse(self, x), self.num_features)
         return x.map(self._by_sums)
 
     def _total(self, sums: Tensor) -> Tensor:

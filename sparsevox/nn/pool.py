@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sparsevox import ops
+from sparsevox._gather import rows_or
+from sparsevox.geometry import MAX_KERNEL_SIZE
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module
 from sparsevox.ops import _checks
@@ -33,7 +35,8 @@ class _Pool(Module):
         self.factor: list[int] | None = None
         size = _checks.factor("kernel_size", kernel_size)
         step = size if stride is None else _checks.factor("stride", stride)
-        if step == size and padding in (None, 0) and dilation == 1:
+        unpadded = padding is None or _checks.int_triple("padding", padding) == [0, 0, 0]
+        if step == size and unpadded and _checks.int_triple("dilation", dilation) == [1, 1, 1]:
             self.factor = size
         else:
             self.geometry = _checks.geometry(size, step, dilation, padding)
@@ -154,6 +157,14 @@ class Prune(Module):
         return self._check_input(x).prune(mask)
 
 
+def _small_factor(factor: Index3) -> list[int]:
+    """Factors whose children a kernel reaches."""
+    factors = _checks.factor("factor", factor)
+    if max(factors) > MAX_KERNEL_SIZE:
+        raise ValueError(f"factor must be between 1 and {MAX_KERNEL_SIZE}, got {factor!r}")
+    return factors
+
+
 class SpaceToChannel(Module):
     """Blocks of `factor`^3 voxels become one voxel with as many times the channels; absent voxels are 0 there.
 
@@ -162,16 +173,15 @@ class SpaceToChannel(Module):
 
     def __init__(self, factor: Index3 = 2) -> None:
         super().__init__()
-        self.factor = _checks.factor("factor", factor)
+        self.factor = _small_factor(factor)
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
         """Features [M, factor^3 * C] on the coarse voxels."""
         x = self._check_input(x)
         coarse = x.grid.coarsen(self.factor) if grid is None else grid
         table = x.grid.kernel_map(self.factor, stride=self.factor, padding=0, target=coarse).table
-        padded = torch.nn.functional.pad(x.feats, (0, 0, 0, 1))
-        children = padded[torch.where(table < 0, x.feats.shape[0], table).t()]  # [M, K, C]
-        return SparseTensor(coarse, children.flatten(1))
+        children = rows_or(x.feats, table.t().flatten(), 0.0)  # [M * K, C]
+        return SparseTensor(coarse, children.unflatten(0, (-1, table.shape[0])).flatten(1))
 
 
 class ChannelToSpace(Module):
@@ -179,7 +189,7 @@ class ChannelToSpace(Module):
 
     def __init__(self, factor: Index3 = 2) -> None:
         super().__init__()
-        self.factor = _checks.factor("factor", factor)
+        self.factor = _small_factor(factor)
 
     def forward(self, x: SparseTensor, mask: Tensor | None = None, grid: Grid | None = None) -> SparseTensor:
         """Features [N, C / factor^3]; `mask` and `grid` as of `Upsample`."""
@@ -192,6 +202,5 @@ class ChannelToSpace(Module):
         fine = x.grid.subdivide(self.factor, mask) if grid is None else grid
         kernel_map = fine.kernel_map(self.factor, stride=self.factor, padding=0, target=x.grid)
         parents, tap = kernel_map.up.table.max(0)  # one tap at most has a parent
-        shares = torch.nn.functional.pad(x.feats.unflatten(1, (taps, -1)).flatten(0, 1), (0, 0, 0, 1))
-        rows = torch.where(parents < 0, shares.shape[0] - 1, parents.long() * taps + tap)
-        return SparseTensor(fine, shares[rows])
+        shares = x.feats.unflatten(1, (taps, -1)).flatten(0, 1)
+        return SparseTensor(fine, rows_or(shares, torch.where(parents < 0, -1, parents.long() * taps + tap), 0.0))

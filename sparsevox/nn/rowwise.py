@@ -22,9 +22,16 @@ class Sequential(torch.nn.Sequential):
     def forward(self, x: Any) -> Any:
         """What the last module returns."""
         for module in self:
-            rowwise = isinstance(x, SparseTensor) and type(module).__module__.split(".")[0] == "torch"
-            x = x.map(module) if rowwise else module(x)
+            x = x.map(module) if isinstance(x, SparseTensor) and _is_rowwise(module) else module(x)
         return x
+
+
+def _is_rowwise(module: torch.nn.Module) -> bool:
+    """Whether a module is torch's own, and no wrapper around one of ours."""
+    if type(module).__module__.split(".")[0] != "torch":
+        return False
+    classes = [c.__module__ for part in module.modules() for c in type(part).__mro__]
+    return not any(name.startswith("sparsevox.") for name in classes)
 
 
 class Linear(Module):

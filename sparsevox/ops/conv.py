@@ -97,7 +97,7 @@ def _conv_backward(ctx: Any, grad: Tensor) -> Gradients:
     if ctx.needs_input_grad[1]:
         d_weight = _conv_weight(feats, grad, *here, weight.dtype)
     if ctx.needs_input_grad[2]:
-        d_bias = grad.sum(0, dtype=ctx.bias_dtype)
+        d_bias = grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(ctx.bias_dtype)
     return d_feats, d_weight, d_bias, *_no_gradients(ctx)
 
 

@@ -28,7 +28,8 @@ def segment_reduce(feats: Tensor, offsets: Tensor, reduce: str = "sum") -> Tenso
 
     Raises:
         TypeError: If `feats` is not floating-point or `offsets` does not hold integers.
-        ValueError: If shapes or devices do not fit, offsets do not ascend from 0 to N, or the reduction is unknown.
+        ValueError: If shapes or devices do not fit, offsets on the CPU do not ascend between 0 and N, or the
+            reduction is unknown.
     """
     _check_reduce(reduce)
     x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
