@@ -30,21 +30,21 @@ def conv(
     table, src, starts, order, bags = gather
     dtype = _accumulator(feats.dtype)
     matrices = _by_group(weight.to(feats.dtype).to(dtype), groups)
-    block, edges = pair_block(table.shape[0]), bags.tolist()
+    block = pair_block(table.shape[0])
     out = feats.new_empty((table.shape[1], weight.shape[2]))
     # Buffers that live as long as the call: fresh memory costs as much as the work.
     most = max((taps[-1] - taps[0] for _, taps in _blocks(starts, table.shape[0], block)), default=0)
     products = feats.new_empty((most, weight.shape[2]), dtype=dtype)
     rows = feats.new_empty((block, feats.shape[1]))
     for first, taps in _blocks(starts, table.shape[0], block):
+        begin, end = taps[0], taps[-1]
+        sources = src[begin:end].long()
         for tap, (a, b) in enumerate(pairwise(taps)):
             if a < b:
-                torch.index_select(feats, 0, src[a:b].long(), out=rows[: b - a])
-                _multiply(rows[: b - a].to(dtype), matrices[tap], products[a - taps[0] : b - taps[0]])
+                torch.index_select(feats, 0, sources[a - begin : b - begin], out=rows[: b - a])
+                _multiply(rows[: b - a].to(dtype), matrices[tap], products[a - begin : b - begin])
         last = min(first + block, table.shape[1])
-        bag = bags[first : last + 1] - edges[first]
-        numbers = order[edges[first] : edges[last]]
-        sums = _sum_bags(products[: taps[-1] - taps[0]], numbers, bag)
+        sums = _sum_bags(products[: end - begin], order[begin:end], bags[first : last + 1] - begin)
         out[first:last] = sums if bias is None else sums.add_(bias.to(dtype))
     return out
 
@@ -66,10 +66,13 @@ def conv_weight(
     left_rows = feats.new_empty((pair_block(taps), feats.shape[1]))
     right_rows = grads.new_empty((pair_block(taps), grads.shape[1]))
     for _, edges in _blocks(starts, taps, pair_block(taps)):
+        begin, end = edges[0], edges[-1]
+        sources, targets = src[begin:end].long(), dst[begin:end].long()
         for tap, (a, b) in enumerate(pairwise(edges)):
             if a < b:
-                left = torch.index_select(feats, 0, src[a:b].long(), out=left_rows[: b - a]).to(exact)
-                right = torch.index_select(grads, 0, dst[a:b].long(), out=right_rows[: b - a]).to(exact)
+                pair = slice(a - begin, b - begin)
+                left = torch.index_select(feats, 0, sources[pair], out=left_rows[: b - a]).to(exact)
+                right = torch.index_select(grads, 0, targets[pair], out=right_rows[: b - a]).to(exact)
                 if groups == 1:
                     out[tap, 0].addmm_(left.t(), right)
                 else:
