@@ -3,6 +3,7 @@
 Trains one step of a small network on the batch items of its rank and leaves gradients and statistics in the folder.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
     torch.save(step(DistributedDataParallel(network()), item(rank)), folder / f"{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # torch leaves threads behind, and now and then a process aborts when it ends with them
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 N voxels, B grids, C channels.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -160,10 +162,24 @@ class SyncBatchNorm(BatchNorm):
         return x.map(self._by_sums)
 
     def _total(self, sums: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
+        total: Tensor = _SumOverRanks.apply(sums)  # type: ignore[no-untyped-call]
+        return total
 
-        result: Tensor = all_reduce(sums)
-        return result
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of the gradients of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def _make_affine(
