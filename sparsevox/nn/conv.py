@@ -5,6 +5,7 @@ N voxels, C input and D output channels.
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ Index3 = int | Sequence[int]
 class _Conv(Module):
     """Parameters and geometry of both directions."""
 
+    transposed: ClassVar[bool]
     bias: torch.nn.Parameter | None
 
     def __init__(
@@ -34,9 +36,8 @@ class _Conv(Module):
         groups: int = 1,
         bias: bool = True,
         *,
-        transposed: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.geometry = _checks.geometry(kernel_size, stride, dilation, padding)
@@ -48,7 +49,7 @@ class _Conv(Module):
                 f"groups must divide in_channels and out_channels, got {groups} for {in_channels} and {out_channels}"
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        first, second = (in_channels, out_channels) if transposed else (out_channels, in_channels)
+        first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         shape = (first, second // groups, *self.geometry.kernel_size)
         self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if bias:
@@ -93,24 +94,7 @@ class Conv3d(_Conv):
         dtype: Of the parameters.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Index3,
-        stride: Index3 = 1,
-        padding: Index3 | None = None,
-        dilation: Index3 = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation)
-        super().__init__(
-            in_channels, out_channels, *geometry, groups, bias, transposed=False, device=device, dtype=dtype
-        )
+    transposed = False
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
         """Features [M, D] on the coarse voxels. Raises ValueError if channels or the given grid do not fit."""
@@ -137,24 +121,7 @@ class ConvTranspose3d(_Conv):
     Arguments are those of `Conv3d`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Index3,
-        stride: Index3 = 1,
-        padding: Index3 | None = None,
-        dilation: Index3 = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation)
-        super().__init__(
-            in_channels, out_channels, *geometry, groups, bias, transposed=True, device=device, dtype=dtype
-        )
+    transposed = True
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
         """Features [N, D] on the fine voxels. Raises ValueError if channels or the given grid do not fit."""
