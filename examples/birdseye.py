@@ -7,13 +7,14 @@ height into channels; the rest is `torch.nn.Conv2d`. It needs `pip install 'spar
 """
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from matplotlib import pyplot
 from scenes import CLASSES, batch_of, street
 from torch import Tensor, nn
+from training import train
 
 import sparsevox as sv
 
@@ -83,23 +84,10 @@ def batch(seeds: list[int]) -> tuple[sv.SparseTensor, Tensor]:
     return x, cars
 
 
-def train(model: nn.Module, seconds: float) -> int:
-    """Train on new streets until the time is over; the number of steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    start, step = time.monotonic(), 0
-    weight = torch.tensor(4.0)  # cars are rare
-    while (spent := time.monotonic() - start) < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * max(0.02, 1 - spent / seconds)
-        x, cars = batch([2 * step, 2 * step + 1])
-        loss = nn.functional.binary_cross_entropy_with_logits(model(x), cars.float(), pos_weight=weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 10 == 0:
-            print(f"step {step:4}  {spent:5.0f} s  loss {loss.item():.3f}  {x.grid.num_voxels:,} voxels", flush=True)
-        step += 1
-    return step
+def step_loss(model: nn.Module, step: int) -> Tensor:
+    """On two new streets; cars are rare."""
+    x, cars = batch([2 * step, 2 * step + 1])
+    return nn.functional.binary_cross_entropy_with_logits(model(x), cars.float(), pos_weight=torch.tensor(4.0))
 
 
 def main() -> None:
@@ -110,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     model = Network()
-    steps = train(model, options.seconds)
+    steps = train(model, partial(step_loss, model), options.seconds, rate=2e-3)
     model.eval()
     with torch.no_grad():
         x, truth = batch([1_000_000 + n for n in range(8)])

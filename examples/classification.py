@@ -6,12 +6,13 @@ It needs `pip install 'sparsevox[viz]'`.
 """
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from scenes import SHAPES, batch_of, shape
 from torch import Tensor, nn
+from training import train
 
 import sparsevox as sv
 from sparsevox.viz import render_row
@@ -41,24 +42,10 @@ def batch(seeds: range) -> tuple[sv.SparseTensor, Tensor]:
     return x, torch.tensor(labels)
 
 
-def train(model: nn.Module, seconds: float, size: int = 16) -> int:
-    """Train on new shapes until the time is over; the number of steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    start, step = time.monotonic(), 0
-    while (spent := time.monotonic() - start) < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * max(0.02, 1 - spent / seconds)
-        x, labels = batch(range(size * step, size * (step + 1)))
-        logits = model(x)
-        loss = nn.functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 20 == 0:
-            right = (logits.argmax(1) == labels).float().mean().item()
-            print(f"step {step:4}  {spent:5.0f} s  loss {loss.item():.3f}  accuracy {right:.2f}", flush=True)
-        step += 1
-    return step
+def step_loss(model: nn.Module, step: int, size: int = 16) -> Tensor:
+    """On new shapes."""
+    x, labels = batch(range(size * step, size * (step + 1)))
+    return nn.functional.cross_entropy(model(x), labels)
 
 
 def main() -> None:
@@ -69,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     model = network(len(SHAPES))
-    steps = train(model, options.seconds)
+    steps = train(model, partial(step_loss, model), options.seconds, rate=3e-3)
     model.eval()
     with torch.no_grad():
         x, truth = batch(range(1_000_000, 1_000_200))

@@ -7,12 +7,13 @@ them. It needs `pip install 'sparsevox[viz]'`.
 """
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from scenes import CLASSES, PALETTE, batch_of, street, voxel_labels
 from torch import Tensor, nn
+from training import train
 
 import sparsevox as sv
 from sparsevox.viz import render_row
@@ -94,22 +95,10 @@ def mean_iou(found: Tensor, truth: Tensor) -> tuple[float, list[float]]:
     return sum(each) / len(each), each
 
 
-def train(model: nn.Module, seconds: float) -> int:
-    """Train on new streets until the time is over; the number of steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    start, step = time.monotonic(), 0
-    while (spent := time.monotonic() - start) < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * max(0.02, 1 - spent / seconds)
-        x, labels = scene([2 * step, 2 * step + 1])
-        loss = nn.functional.cross_entropy(model(x).feats, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 10 == 0:
-            print(f"step {step:4}  {spent:5.0f} s  loss {loss.item():.3f}  {x.grid.num_voxels:,} voxels", flush=True)
-        step += 1
-    return step
+def step_loss(model: nn.Module, step: int) -> Tensor:
+    """On two new streets."""
+    x, labels = scene([2 * step, 2 * step + 1])
+    return nn.functional.cross_entropy(model(x).feats, labels)
 
 
 def main() -> None:
@@ -122,7 +111,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = MinkUNet(4, len(CLASSES), options.width)
     print(f"MinkUNet, width {options.width}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    steps = train(model, options.seconds)
+    steps = train(model, partial(step_loss, model), options.seconds, rate=2e-3)
     model.eval()
     with torch.no_grad():
         x, truth = scene([1_000_000 + n for n in range(8)])

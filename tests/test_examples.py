@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture(autouse=True)
 def _examples_import_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
-    for name in ("scenes", "segmentation", "birdseye", "classification"):
+    for name in ("scenes", "training", "segmentation", "birdseye", "classification"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
