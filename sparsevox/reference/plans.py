@@ -47,20 +47,19 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
 def pair_bags(dst: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """The pairs of each output row: their numbers in the block, int32 [P], and where each row starts, int64 [M + 1].
 
-    Rows are in order, and the pairs of a row in the order of taps.
+    Rows are in order, and the pairs of a row in the order of taps. `block` is a power of two.
     """
-    count = table.shape[1]
     edges = starts[:: table.shape[0]].tolist()
-    orders = [dst.new_empty(0)]
+    local, order = (dst & (block - 1)).short(), torch.empty_like(dst)
     for first, last in pairwise(edges):
-        local = dst[first:last] % block
-        if dst.device.type == "cpu":  # a radix sort of 16 bits
-            orders.append(torch.from_numpy(np.argsort(local.numpy().astype(np.int16), kind="stable")).int())
+        part = local[first:last]
+        if dst.device.type == "cpu":  # a radix sort
+            order[first:last] = torch.from_numpy(np.argsort(part.numpy(), kind="stable"))
         else:
-            orders.append(torch.sort(local, stable=True).indices.int())
-    bags = torch.zeros(count + 1, dtype=torch.int64, device=table.device)
-    torch.cumsum((table >= 0).sum(0), 0, out=bags[1:])
-    return torch.cat(orders), bags
+            order[first:last] = torch.sort(part, stable=True).indices
+    bags = torch.zeros(table.shape[1] + 1, dtype=torch.int64, device=table.device)
+    torch.cumsum(torch.bincount(dst, minlength=table.shape[1]), 0, out=bags[1:])
+    return order, bags
 
 
 def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
