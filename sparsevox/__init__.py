@@ -4,9 +4,23 @@ from sparsevox import nn, ops
 from sparsevox.data import collate
 from sparsevox.grid import Grid
 from sparsevox.kernel_map import KernelMap
+from sparsevox.shapes import Mesh, Points, Voxels
 from sparsevox.tensor import SparseTensor, cat, stack
 from sparsevox.tuning import tune
 
 __version__ = "0.1.0"
 
-__all__ = ["Grid", "KernelMap", "SparseTensor", "cat", "collate", "nn", "ops", "stack", "tune"]
+__all__ = [
+    "Grid",
+    "KernelMap",
+    "Mesh",
+    "Points",
+    "SparseTensor",
+    "Voxels",
+    "cat",
+    "collate",
+    "nn",
+    "ops",
+    "stack",
+    "tune",
+]

@@ -25,6 +25,7 @@ LAYERS = (
     {"grid"},
     {"_gather"},
     {"tensor"},
+    {"shapes"},
     {"nn"},
     {"data", "io", "testing", "tuning", "viz"},
     {"__init__"},

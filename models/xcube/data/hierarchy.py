@@ -1,0 +1,169 @@
+"""Hierarchies: one shape at several resolutions, as the cascade learns them (section 3 of the paper).
+
+R voxels along the box, N voxels of a level.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import sparsevox as sv
+from sparsevox.grid import Grid
+from sparsevox.io import fit, sample_surface, splat_attributes
+from sparsevox.shapes import Mesh, Points, Shape, Voxels
+from xcube.tree import enclosing_coarsen
+
+Outside = Literal["error", "clip", "rescale"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where shapes live: a box around the world's origin, cut into voxels at each level.
+
+    Voxel (0, 0, 0) of every level begins at the origin, so its centre, the `origin` of grids, lies at half a voxel, and
+    the corners of all levels meet.
+
+    levels: Voxels along the first axis of the box, from the coarsest level to the finest; each is the one before times
+        a power of two, and the coarsest is even.
+    size: Edges of the box, world units; multiples of two voxels of the coarsest level.
+
+    Raises:
+        ValueError: If the levels or the size break these rules.
+    """
+
+    levels: tuple[int, ...]
+    size: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not self.levels or self.levels[0] < 2 or self.levels[0] % 2:
+            raise ValueError(f"levels must begin with an even number of voxels, got {self.levels}")
+        for coarse, fine in zip(self.levels, self.levels[1:], strict=False):
+            factor = fine // coarse
+            if fine != coarse * factor or factor < 2 or factor & (factor - 1):
+                raise ValueError(f"each of levels must be the one before times a power of two, got {self.levels}")
+        for edge in self.size:
+            pairs = edge / (2 * self.voxel_size(0))
+            if not edge > 0 or abs(pairs - round(pairs)) > 1e-6 or round(pairs) < 1:
+                raise ValueError(f"size must be multiples of two voxels of {self.voxel_size(0)}, got {self.size}")
+
+    def voxel_size(self, level: int) -> float:
+        """Edge of a voxel. Level 0 is the coarsest."""
+        return self.size[0] / self.levels[level]
+
+    def shape(self, level: int) -> tuple[int, int, int]:
+        """Voxels along each axis of the box."""
+        x, y, z = (round(edge / self.voxel_size(level)) for edge in self.size)
+        return x, y, z
+
+    @property
+    def margin(self) -> float:
+        """How far from the border a shape has to stay, so that no level leaves the box."""
+        return self.voxel_size(0) / 2 if len(self.levels) > 1 else 0.0
+
+
+def build_hierarchy(
+    shape: Shape,
+    box: Box,
+    *,
+    samples: int = 1_000_000,
+    seed: int = 0,
+    outside: Outside = "error",
+) -> list[Voxels]:
+    """One shape at every level of a box, the coarsest first.
+
+    The finest level holds the voxels that touch the mesh or contain a point (the containing rule). Every coarser level
+    is made from the centres of the next finer one by the enclosing rule. That is the grid on which an autoencoder of
+    the finer level has its latents, so the cascade is trained on what it will meet, voxel for voxel.
+
+    Attributes of every level come from the same points: samples on the surface of a mesh, the points themselves, or the
+    centres of the voxels; `sv.io.splat_attributes` says how.
+
+    Args:
+        shape: A mesh, points, or the voxels of the finest level.
+        box: Its levels and its size.
+        samples: Points on the surface of a mesh.
+        seed: Of these points.
+        outside: What to do with a shape that comes closer to the border than `box.margin`: raise an error, leave out
+            the voxels there, or move and scale the shape until it fits.
+
+    Returns:
+        A `Voxels` of one item for each level.
+
+    Raises:
+        ImportError: If the shape is a mesh and trimesh is not installed.
+        TypeError: If the shape is of another type.
+        ValueError: If the shape is empty or not finite, does not fit and `outside` is "error", `outside` is unknown, or
+            voxels do not lie on the finest level of the box.
+    """
+    if outside not in ("error", "clip", "rescale"):
+        raise ValueError(f"outside must be 'error', 'clip' or 'rescale', got {outside!r}")
+    finest = len(box.levels) - 1
+    if isinstance(shape, Voxels):
+        fine = _aligned(shape, box, finest)
+        points = Points(fine.to_world(fine.ijk), shape.attributes)
+    else:
+        if outside == "rescale":
+            shape = _rescaled(shape, box)
+        size = box.voxel_size(finest)
+        if isinstance(shape, Mesh):
+            fine = Grid.from_mesh(shape.vertices, shape.faces, voxel_size=size, origin=size / 2)
+            points = sample_surface(shape, samples, seed=seed)
+        elif isinstance(shape, Points):
+            fine = Grid.from_points(shape.positions, voxel_size=size, origin=size / 2)
+            points = shape
+        else:
+            raise TypeError(f"shape must be a Mesh, Points or Voxels, got {type(shape).__name__}")
+    fine = _inside(fine, box, outside)
+    if not fine.num_voxels:
+        raise ValueError(f"shape has no voxel in the box: {shape}")
+    grids = [fine]
+    for level in reversed(range(finest)):
+        grids.insert(0, enclosing_coarsen(grids[0], box.levels[level + 1] // box.levels[level]))
+    return [splat_attributes(points, grid) for grid in grids]
+
+
+def _aligned(voxels: Voxels, box: Box, level: int) -> Grid:
+    size, grid = box.voxel_size(level), voxels.grid
+    expected = sv.Grid.empty(1, voxel_size=size, origin=size / 2)
+    if grid.batch_size != 1:
+        raise ValueError(f"shape must be one grid, got a batch of {grid.batch_size}")
+    for name, got, want in (
+        ("voxel_size", grid.voxel_size, expected.voxel_size),
+        ("origin", grid.origin, expected.origin),
+    ):
+        if max(abs(a - b) for a, b in zip(got, want, strict=True)) > 1e-5 * size:
+            raise ValueError(f"shape must have {name} {want}, that of the finest level of the box, got {got}")
+    return grid
+
+
+def _rescaled(shape: Mesh | Points, box: Box) -> Mesh | Points:
+    # One fine voxel more, so that a side that ends on a border of voxels does not touch the next one.
+    half = [edge / 2 - box.margin - box.voxel_size(-1) for edge in box.size]
+    return fit(shape, (-half[0], -half[1], -half[2]), (half[0], half[1], half[2]))
+
+
+def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
+    size = box.voxel_size(-1)
+    upper = [round((edge / 2 - box.margin) / size) for edge in box.size]
+    lower = [-u for u in upper]
+    ijk: Tensor = fine.ijk
+    beyond = ((ijk < torch.tensor(lower, device=ijk.device)) | (ijk >= torch.tensor(upper, device=ijk.device))).any(1)
+    if not bool(beyond.any()):
+        return fine
+    if outside == "clip":
+        return fine.crop(lower, upper)
+    row = int(beyond.int().argmax())
+    raise ValueError(
+        f"shape must stay {box.margin} away from the border of the box {box.size}, got {int(beyond.sum())} voxels "
+        f"beyond, the first at {tuple(fine.to_world(fine.ijk[row : row + 1])[0].tolist())}; outside='clip' leaves them "
+        "out, outside='rescale' makes the shape fit"
+    )
+
+
+def as_box(levels: Sequence[int], size: float | Sequence[float] = 1.0) -> Box:
+    """A box of a size given by one number, for a cube, or by three."""
+    x, y, z = (size, size, size) if isinstance(size, int | float) else size
+    return Box(tuple(levels), (float(x), float(y), float(z)))

@@ -1,0 +1,100 @@
+"""Points on the surface of a mesh, by trimesh, and shapes moved into a box."""
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsevox.io._trimesh import library, to_trimesh
+from sparsevox.ops import _checks
+from sparsevox.shapes import Mesh, Points
+
+S = TypeVar("S", bound=Mesh | Points)
+
+
+def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
+    """Points spread evenly over the surface, each with the "normal" of its face.
+
+    Other attributes go along: those of faces as they are, those of vertices interpolated (integers: from the nearest
+    corner).
+
+    Args:
+        mesh: Faces without an area get no points. A mesh without any area gives no points.
+        count: How many points.
+        seed: Equal seeds give equal points.
+
+    Returns:
+        Points float64, on the device of the mesh.
+
+    Raises:
+        ImportError: If trimesh is not installed.
+        ValueError: If `count` is negative, or a vertex is not finite.
+    """
+    if _checks.integer("count", count) < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    check_finite("mesh.vertices", mesh.vertices)
+    surface = to_trimesh(mesh)
+    if not len(mesh.faces) or not surface.area > 0:
+        count = 0
+    faces, where = np.zeros(0, np.int64), np.zeros((0, 3))
+    if count:
+        where, faces = library().sample.sample_surface(surface, count, seed=seed)[:2]
+    row, positions = torch.from_numpy(np.array(faces, np.int64)), torch.from_numpy(np.array(where, np.float64))
+    device = mesh.device
+    attributes = {"normal": torch.from_numpy(surface.face_normals[faces].astype(np.float32)).to(device)}
+    attributes |= {name: value[row.to(device)] for name, value in mesh.face_attributes.items()}
+    if mesh.vertex_attributes:
+        corners = mesh.faces[row.to(device)]
+        weights = torch.from_numpy(library().triangles.points_to_barycentric(surface.triangles[faces], where))
+        for name, value in mesh.vertex_attributes.items():
+            if name != "normal":
+                attributes[name] = _interpolated(value, corners, weights.to(device))
+    return Points(positions.to(device), attributes)
+
+
+def _interpolated(value: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value[corners.gather(1, weights.argmax(1, keepdim=True)).squeeze(1)]
+    columns = value.reshape(len(value), -1)[corners]  # [P, 3, C]
+    return (columns * weights[:, :, None].to(value.dtype)).sum(1).reshape(len(corners), *value.shape[1:])
+
+
+def fit(
+    shape: S, lower: float | tuple[float, float, float] = -0.5, upper: float | tuple[float, float, float] = 0.5
+) -> S:
+    """The shape moved to the middle of a box and scaled, all axes alike, until it fills it.
+
+    A shape without extent is moved only.
+
+    Raises:
+        ValueError: If the box is empty or a position is not finite.
+    """
+    low, high = (
+        torch.tensor(_checks.float_triple(n, v), dtype=torch.float64) for n, v in (("lower", lower), ("upper", upper))
+    )
+    if not bool((low < high).all()):
+        raise ValueError(f"lower must lie below upper on every axis, got {low.tolist()} and {high.tolist()}")
+    positions = _positions(shape)
+    check_finite("shape", positions)
+    if not len(positions):
+        return shape
+    bounds = shape.bounds.double()
+    low, high = low.to(bounds.device), high.to(bounds.device)
+    extent = bounds[1] - bounds[0]
+    scale = float(torch.where(extent > 0, (high - low) / extent, torch.inf).min())
+    scale = 1.0 if scale == float("inf") else scale
+    middle, target = bounds.mean(0), (low + high) / 2
+    return shape.transform(lambda p: ((p - middle) * scale + target).to(p.dtype))
+
+
+def _positions(shape: Mesh | Points) -> Tensor:
+    return shape.vertices if isinstance(shape, Mesh) else shape.positions
+
+
+def check_finite(name: str, positions: Tensor) -> None:
+    """Raise for the first position [., 3] that is not finite."""
+    finite = positions.isfinite().all(1)
+    if not bool(finite.all()):
+        row = int((~finite).int().argmax())
+        raise ValueError(f"{name} must be finite, got {tuple(positions[row].tolist())} in row {row}")
