@@ -10,7 +10,7 @@ from sparsevox.io._trimesh import library, to_trimesh
 from sparsevox.ops import _checks
 from sparsevox.shapes import Mesh, Points
 
-S = TypeVar("S", bound=Mesh | Points)
+S = TypeVar("S", Mesh, Points)
 
 
 def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:

@@ -5,7 +5,7 @@ R voxels along the box, N voxels of a level.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -101,21 +101,19 @@ def build_hierarchy(
     if outside not in ("error", "clip", "rescale"):
         raise ValueError(f"outside must be 'error', 'clip' or 'rescale', got {outside!r}")
     finest = len(box.levels) - 1
+    size = box.voxel_size(finest)
     if isinstance(shape, Voxels):
         fine = _aligned(shape, box, finest)
         points = Points(fine.to_world(fine.ijk), shape.attributes)
+    elif isinstance(shape, Mesh):
+        mesh = _rescaled(shape, box) if outside == "rescale" else shape
+        fine = Grid.from_mesh(mesh.vertices, mesh.faces, voxel_size=size, origin=size / 2)
+        points = sample_surface(mesh, samples, seed=seed)
+    elif isinstance(shape, Points):
+        points = _rescaled(shape, box) if outside == "rescale" else shape
+        fine = Grid.from_points(points.positions, voxel_size=size, origin=size / 2)
     else:
-        if outside == "rescale":
-            shape = _rescaled(shape, box)
-        size = box.voxel_size(finest)
-        if isinstance(shape, Mesh):
-            fine = Grid.from_mesh(shape.vertices, shape.faces, voxel_size=size, origin=size / 2)
-            points = sample_surface(shape, samples, seed=seed)
-        elif isinstance(shape, Points):
-            fine = Grid.from_points(shape.positions, voxel_size=size, origin=size / 2)
-            points = shape
-        else:
-            raise TypeError(f"shape must be a Mesh, Points or Voxels, got {type(shape).__name__}")
+        raise TypeError(f"shape must be a Mesh, Points or Voxels, got {type(shape).__name__}")
     fine = _inside(fine, box, outside)
     if not fine.num_voxels:
         raise ValueError(f"shape has no voxel in the box: {shape}")
@@ -139,7 +137,10 @@ def _aligned(voxels: Voxels, box: Box, level: int) -> Grid:
     return grid
 
 
-def _rescaled(shape: Mesh | Points, box: Box) -> Mesh | Points:
+S = TypeVar("S", Mesh, Points)
+
+
+def _rescaled(shape: S, box: Box) -> S:
     # One fine voxel more, so that a side that ends on a border of voxels does not touch the next one.
     half = [edge / 2 - box.margin - box.voxel_size(-1) for edge in box.size]
     return fit(shape, (-half[0], -half[1], -half[2]), (half[0], half[1], half[2]))
