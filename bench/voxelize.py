@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 import sparsevox as sv
 from bench import baseline
 from bench.contenders import ours, voxel_list
-from bench.harness import Case, Contender
+from bench.harness import Case, Contender, Wanted
 from bench.scenes import sphere_mesh
 
 
@@ -26,9 +27,10 @@ def from_points(coords: Tensor) -> Sequence[Contender]:
     return ours(lambda p: sv.Grid.from_points(p, voxel_size=0.1), points), voxel_list(build, points)
 
 
-def from_mesh(coords: Tensor) -> Sequence[Contender]:
-    """A sphere of triangles, half as many as its shell has voxels; against trimesh where it is installed."""
-    vertices, faces = sphere_mesh(radius=float(coords.max()), rings=max(4, round((len(coords) / 8) ** 0.5)))
+def from_mesh(coords: Tensor, triangles: int | None = None) -> Sequence[Contender]:
+    """A sphere of triangles, by default half as many as its shell has voxels; against trimesh where it is installed."""
+    rings = max(4, round(((triangles or len(coords) / 2) / 4) ** 0.5))
+    vertices, faces = sphere_mesh(radius=float(coords.max()), rings=rings)
     vertices, faces = vertices.to(coords.device), faces.to(coords.device)
     contenders = [ours(lambda: sv.Grid.from_mesh(vertices, faces, voxel_size=1.0))]
     if importlib.util.find_spec("trimesh"):
@@ -45,10 +47,20 @@ def covers(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """The points of 1M voxels, and a sphere mesh as large as the shell of 100k voxels."""
+    """The points of 1M voxels, and sphere meshes: as large as the shell of 100k voxels, and 70k triangles at 512^3."""
     yield Case("from_points", "shell", 32 if quick else 565, from_points, dtype="float32")
     yield Case("from_points", "lidar", 64 if quick else 2048, from_points, dtype="float32")
     yield Case("from_mesh", "shell", 32 if quick else 180, from_mesh, agree=covers, dtype="float64")
+    yield Case(
+        "from_mesh, 70k faces",
+        "shell",
+        34 if quick else 510,
+        partial(from_mesh, triangles=70_000),
+        agree=covers,
+        dtype="float64",
+        rounds=3,
+        wanted=Wanted("ratio", ">=", 10),
+    )
 
 
 def _trimesh_keys(voxels: Any) -> Tensor:

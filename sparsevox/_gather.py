@@ -79,6 +79,12 @@ def check_partner(grid: Grid, other: object, name: str) -> None:
         raise ValueError(f"{name} must have the batch size of the tensor, {grid.batch_size}, got {other.batch_size}")
 
 
+def _differing(grid: Grid, other: Grid) -> str:
+    if grid.batch_size != other.batch_size:
+        return ""
+    return f", {int((~grid.contains(other.coords)).sum()) + int((~other.contains(grid.coords)).sum())} voxels apart"
+
+
 def check_same_voxels(grid: Grid, other: Grid, names: str) -> None:
     """Raise unless two grids hold the same voxels. A compiled graph knows no more than that their sizes agree."""
     if grid is other:
@@ -88,6 +94,6 @@ def check_same_voxels(grid: Grid, other: Grid, names: str) -> None:
         return
     if not grid.same_voxels(other):
         raise ValueError(
-            f"{names} must be on the same voxels, got {grid} and {other}; align them first, "
+            f"{names} must be on the same voxels, got {grid} and {other}{_differing(grid, other)}; align them first, "
             "for instance with y.to_grid(x.grid)"
         )

@@ -3,7 +3,7 @@
 N voxels, M other voxels, P points, B grids, C channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -155,7 +155,19 @@ class SparseTensor:
         return self._grid.batch_size
 
     def __len__(self) -> int:
+        """B, as there are B items to iterate over."""
         return self.batch_size
+
+    def __getitem__(self, index: int | slice) -> "SparseTensor":
+        """One item of the batch, or the batch of a slice of them."""
+        grid = self._grid[index]
+        items = range(self.batch_size)[index]
+        first = items if isinstance(items, int) else items.start
+        start = int(self._grid.offsets[first])
+        return SparseTensor(grid, self._feats[start : start + grid.num_voxels])
+
+    def __iter__(self) -> Iterator["SparseTensor"]:
+        return iter(self.unbind())
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

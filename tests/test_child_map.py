@@ -155,5 +155,5 @@ def test_errors_of_child_maps() -> None:
         grid.child_map(2, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="target must have the batch size of this grid, 2, got 3"):
         grid.child_map(2, Grid.full(0, 4, batch_size=3, voxel_size=2))
-    with pytest.raises(ValueError, match=r"target must have voxels of stride \(2, 2, 2\) times .*, got voxel_size"):
+    with pytest.raises(ValueError, match=r"must have voxels \(2, 2, 2\) times those of the fine one.*, got voxel_size"):
         grid.child_map(2, grid)

@@ -127,3 +127,13 @@ def test_bad_weights_are_named() -> None:
         sv.nn.convert_weight(torch.zeros(9, 2, 3), "minkowski")
     with pytest.raises(TypeError, match="weight must hold floating-point numbers"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3, dtype=torch.int64), "minkowski")
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_spconv_reads_a_kernel_of_one_tap_as_its_layer_does(strided: bool) -> None:
+    """Its layers of stride 1 multiply by `weight.view(C, D)`, though the weight has the shape [D, 1, 1, 1, C]."""
+    weight = torch.randn(D, 1, 1, 1, C)
+    expected = weight[:, 0, 0, 0] if strided else weight.view(C, D).t()
+    converted = sv.nn.convert_weight(weight, "spconv", strided=strided)
+    assert converted.shape == (D, C, 1, 1, 1)
+    assert torch.equal(converted[..., 0, 0, 0], expected)

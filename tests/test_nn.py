@@ -311,3 +311,36 @@ def test_modules_print_themselves() -> None:
     assert repr(sv.nn.Conv3d(8, 4, 3, stride=2, bias=False)) == (
         "Conv3d(8, 4, kernel_size=3, stride=2, dilation=1, padding=1, bias=False)"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("make", [
+    lambda: sv.nn.Linear(8, 4),
+    lambda: sv.nn.Conv3d(8, 4, 1),
+    lambda: sv.nn.Conv3d(8, 4, 3),
+    lambda: sv.nn.LayerNorm(8),
+    lambda: sv.nn.RMSNorm(8),
+    lambda: sv.nn.GroupNorm(2, 8),
+    lambda: sv.nn.Attention(8, 2),
+])  # fmt: skip
+def test_features_decide_the_dtype(make: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    module, x = make(), ragged(dtype=dtype)
+    result = module(x)
+    assert result.dtype == dtype
+    expected = module.to(dtype)(x)
+    torch.testing.assert_close(result.feats, expected.feats, rtol=2e-2 if dtype.itemsize == 2 else 1e-6, atol=1e-2)
+
+
+def test_batch_norm_of_float64_needs_parameters_of_float64() -> None:
+    with pytest.raises(ValueError, match="BatchNorm has parameters of another dtype than its float64 features"):
+        sv.nn.BatchNorm(8)(ragged(dtype=torch.float64))
+    assert sv.nn.BatchNorm(8).double()(ragged(dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("module", [sv.nn.Conv3d(8, 4, 3), sv.nn.ConvTranspose3d(8, 4, 2, stride=2), sv.nn.MaxPool3d(2),
+                                    sv.nn.Upsample(2), sv.nn.SpaceToChannel(2), sv.nn.ChannelToSpace(2)])  # fmt: skip
+def test_a_tensor_in_place_of_a_grid_is_named(module: nn.Module) -> None:
+    x = ragged()
+    message = f"grid of {type(module).__name__} must be a sparsevox.Grid, got a SparseTensor; give its .grid"
+    with pytest.raises(TypeError, match=message):
+        module(x, grid=x)

@@ -232,6 +232,31 @@ def test_a_grid_is_needed() -> None:
         sv.SparseTensor(X.coords, X.feats)  # type: ignore[arg-type]
 
 
+# Items
+
+
+@pytest.mark.parametrize("index", [0, 1, -1, slice(1, 3), slice(0, 0), slice(None)])
+def test_items_and_slices_are_those_of_the_grid(index: int | slice) -> None:
+    item = X[index]
+    chosen = range(len(X))[index]
+    wanted = {chosen} if isinstance(chosen, int) else set(chosen)
+    rows = [row for row, voxel in enumerate(X.coords.tolist()) if voxel[0] in wanted]
+    assert item.grid.same_voxels(X.grid[index])
+    assert torch.equal(item.feats, X.feats[rows])
+
+
+def test_iteration_is_unbind() -> None:
+    assert [part.shape for part in X] == [part.shape for part in X.unbind()]
+    assert len(list(X)) == len(X) == X.batch_size
+
+
+def test_errors_say_how_far_apart_grids_are() -> None:
+    a = sv.SparseTensor(sv.Grid.full((0, 0, 0), (2, 2, 2)), torch.ones(8, 1))
+    b = sv.SparseTensor(sv.Grid.full((0, 0, 1), (2, 2, 3)), torch.ones(8, 1))
+    with pytest.raises(ValueError, match=", 8 voxels apart; align them"):
+        _ = a + b
+
+
 # Copies and files
 
 
@@ -261,3 +286,8 @@ def test_collate_stacks_what_is_sparse() -> None:
     assert batch["name"] == ["a", "a", "a"]
     assert batch["pair"][0].same_voxels(X.grid)
     assert batch["pair"][1].shape == (3, 3)
+
+
+def test_collate_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="samples must hold one sample at least"):
+        sv.collate([])

@@ -2,6 +2,7 @@
 
 import torch
 
+from sparsevox.grid import Grid
 from sparsevox.tensor import SparseTensor
 
 
@@ -20,6 +21,14 @@ def check_sparse(module: torch.nn.Module, x: object) -> SparseTensor:
             "in a chain with modules of torch.nn use sparsevox.nn.Sequential"
         )
     return x
+
+
+def check_grid(module: torch.nn.Module, grid: object) -> None:
+    """Raise TypeError unless `grid` is None or a grid."""
+    if isinstance(grid, SparseTensor):
+        raise TypeError(f"grid of {type(module).__name__} must be a sparsevox.Grid, got a SparseTensor; give its .grid")
+    if grid is not None and not isinstance(grid, Grid):
+        raise TypeError(f"grid of {type(module).__name__} must be a sparsevox.Grid, got {type(grid).__name__}")
 
 
 def check_channels(module: torch.nn.Module, x: SparseTensor, expected: int) -> None:

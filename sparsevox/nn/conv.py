@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from sparsevox import ops
 from sparsevox.grid import Grid
-from sparsevox.nn._base import Module, check_channels
+from sparsevox.nn._base import Module, check_channels, check_grid
+from sparsevox.nn.rowwise import linear
 from sparsevox.ops import _checks
 from sparsevox.tensor import SparseTensor
 
@@ -100,9 +100,10 @@ class Conv3d(_Conv):
         """Features [M, D] on the coarse voxels. Raises ValueError if channels or the given grid do not fit."""
         x = self._check_input(x)
         check_channels(self, x, self.in_channels)
+        check_grid(self, grid)
         geometry = self.geometry
         if grid is None and geometry.taps == 1 and geometry.symmetric and self.groups == 1:
-            return x.replace(_linear(x.feats, self.weight.flatten(1), self.bias))
+            return x.replace(linear(x.feats, self.weight.flatten(1), self.bias))
         strided = geometry.stride != (1, 1, 1)
         options = {"stride": geometry.stride, "dilation": geometry.dilation, "padding": geometry.padding}
         if grid is None:
@@ -127,14 +128,10 @@ class ConvTranspose3d(_Conv):
         """Features [N, D] on the fine voxels. Raises ValueError if channels or the given grid do not fit."""
         x = self._check_input(x)
         check_channels(self, x, self.in_channels)
+        check_grid(self, grid)
         geometry = self.geometry
         options = {"stride": geometry.stride, "dilation": geometry.dilation, "padding": geometry.padding}
         if grid is None:
             grid = x.grid.generative(geometry.kernel_size, **options)
         kernel_map = grid.kernel_map(geometry.kernel_size, **options, target=x.grid)
         return SparseTensor(grid, ops.conv_transpose3d(x.feats, self.weight, self.bias, kernel_map, groups=self.groups))
-
-
-def _linear(feats: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of one tap is a linear map, with weights in another dtype if need be."""
-    return torch.nn.functional.linear(feats, weight.to(feats.dtype), None if bias is None else bias.to(feats.dtype))

@@ -20,6 +20,7 @@ def convert_weight(
     *,
     kernel_size: int | tuple[int, int, int] | None = None,
     transposed: bool = False,
+    strided: bool = False,
 ) -> Tensor:
     """The weight of a convolution of another library, as `Conv3d` or `ConvTranspose3d` takes it.
 
@@ -32,13 +33,15 @@ def convert_weight(
     | fvdb | [D, C, k0, k1, k2], as ours |
     | fvdb2024 | [D, C, k2, k1, k0]: fVDB before its move to fvdb-core, and the released XCube networks |
 
-    Kernels of one tap may come as matrices: [C, D] from minkowski and torchsparse, [D, C] from the others.
+    Kernels of one tap may come as matrices: [C, D] from minkowski and torchsparse, [D, C] from the others. The 1x1x1
+    kernel of a layer of stride 1 spconv stores as [D, 1, 1, 1, C] like any other, but reads as [C, D].
 
     Args:
         weight: Their tensor.
         source: Where it is from.
         kernel_size: Needed for [K, C, D] if the kernel is no cube.
         transposed: Whether it is the weight of a transposed convolution.
+        strided: Whether their layer has a stride; only spconv's 1x1x1 kernels depend on it.
 
     Returns:
         [D, C, k0, k1, k2], or [C, D, k0, k1, k2] if transposed; contiguous.
@@ -57,6 +60,8 @@ def convert_weight(
         converted = _from_flat(w, source, kernel_size)
     elif w.ndim != 5:
         raise ValueError(f"weight of {source} must have 5 axes (or 2, for one tap), got {list(w.shape)}")
+    elif source == "spconv" and w.shape[1:4].numel() == 1 and not strided:
+        converted = w.reshape(w.shape[4], w.shape[0]).t()[:, :, None, None, None]
     elif source in ("spconv", "flexgemm"):
         converted = w.permute(0, 4, 1, 2, 3)
     else:

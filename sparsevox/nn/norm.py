@@ -83,7 +83,8 @@ class LayerNorm(torch.nn.LayerNorm):
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Features [N, C]."""
         check_channels(self, check_sparse(self, x), self.normalized_shape[-1])
-        return x.map(super().forward)
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+        return x.map(lambda f: torch.nn.functional.layer_norm(f, self.normalized_shape, weight, bias, self.eps))
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -105,6 +106,8 @@ class BatchNorm(torch.nn.BatchNorm1d):
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Features [N, C]."""
         check_channels(self, check_sparse(self, x), self.num_features)
+        if x.dtype == torch.float64 and any(p.dtype != x.dtype for p in self.parameters()):
+            raise ValueError(f"{type(self).__name__} has parameters of another dtype than its float64 features")
         if torch.compiler.is_compiling() and self.training:
             return x.map(self._by_sums)
         if self.training and x.feats.shape[0] < 2:

@@ -13,7 +13,7 @@ from sparsevox import ops
 from sparsevox._gather import rows_or
 from sparsevox.geometry import MAX_KERNEL_SIZE
 from sparsevox.grid import Grid
-from sparsevox.nn._base import Module
+from sparsevox.nn._base import Module, check_grid
 from sparsevox.ops import _checks
 from sparsevox.ops.pool import Window
 from sparsevox.tensor import SparseTensor
@@ -50,6 +50,7 @@ class _Pool(Module):
 
     def _window(self, x: SparseTensor, grid: Grid | None) -> tuple[Grid, Window]:
         """The coarse grid and the way to it."""
+        check_grid(self, grid)
         if self.factor:
             grid = x.grid.coarsen(self.factor) if grid is None else grid
             return grid, x.grid.child_map(self.factor, target=grid)
@@ -145,6 +146,7 @@ class Upsample(Module):
         x = self._check_input(x)
         if mask is not None and grid is not None:
             raise ValueError("mask and grid both say which voxels come out; give one of them")
+        check_grid(self, grid)
         fine = x.grid.subdivide(self.factor, mask) if grid is None else grid
         return SparseTensor(fine, ops.upsample(x.feats, fine.child_map(self.factor, target=x.grid)))
 
@@ -178,6 +180,7 @@ class SpaceToChannel(Module):
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
         """Features [M, factor^3 * C] on the coarse voxels."""
         x = self._check_input(x)
+        check_grid(self, grid)
         coarse = x.grid.coarsen(self.factor) if grid is None else grid
         table = x.grid.kernel_map(self.factor, stride=self.factor, padding=0, target=coarse).table
         children = rows_or(x.feats, table.t().flatten(), 0.0)  # [M * K, C]
@@ -199,6 +202,7 @@ class ChannelToSpace(Module):
             raise ValueError(f"ChannelToSpace needs a multiple of {taps} channels, got {x.channels}")
         if mask is not None and grid is not None:
             raise ValueError("mask and grid both say which voxels come out; give one of them")
+        check_grid(self, grid)
         fine = x.grid.subdivide(self.factor, mask) if grid is None else grid
         kernel_map = fine.kernel_map(self.factor, stride=self.factor, padding=0, target=x.grid)
         parents, tap = kernel_map.up.table.max(0)  # one tap at most has a parent

@@ -62,4 +62,9 @@ class Linear(Module):
         return x.map(self._apply_rows)
 
     def _apply_rows(self, feats: Tensor) -> Tensor:
-        return torch.nn.functional.linear(feats, self.weight, self.bias)
+        return linear(feats, self.weight, self.bias)
+
+
+def linear(feats: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map in the dtype of the features, whatever that of the weights, as in convolutions."""
+    return torch.nn.functional.linear(feats, weight.to(feats.dtype), None if bias is None else bias.to(feats.dtype))
