@@ -1,10 +1,16 @@
-"""Early dilation: the coarse grids of one level of XCube, all made from its finest grid (section 3.4 of the paper)."""
+"""Grids at all depths of one level of XCube, made from its finest grid."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 from sparsevox import Grid
 
+Dilation = Literal["all", "latent", "none"]
+Triple = tuple[int, int, int]
+
 
 def enclosing_coarsen(grid: Grid, factor: int) -> Grid:
-    """The coarse voxels whose centres enclose the centre of some voxel of the grid: eight for each.
+    """Early dilation (section 3.4 of the paper): the eight coarse voxels whose centres enclose that of each voxel.
 
     Equal to `Grid.from_points(centres, mode="enclosing")` at `factor` times the voxel size, for voxels whose corners
     meet: half a coarse voxel is a whole number of fine ones.
@@ -22,5 +28,22 @@ def enclosing_coarsen(grid: Grid, factor: int) -> Grid:
 
 
 def hash_tree(grid: Grid, depth: int) -> list[Grid]:
-    """Grids at depth 0, which is the grid itself, to `depth`; each is twice as coarse as the one before."""
+    """Grids at depth 0, which is the grid itself, to `depth`, all dilated from depth 0 directly."""
     return [enclosing_coarsen(grid, 1 << d) for d in range(depth + 1)]
+
+
+def pooling_tree(grid: Grid, strides: Sequence[Triple], dilation: Dilation) -> list[Grid]:
+    """The grids onto which an encoder pools, depth 0 to `len(strides)`."""
+    if dilation == "all":
+        return hash_tree(grid, len(strides))
+    tree = [grid]
+    for stride in strides:
+        tree.append(tree[-1].coarsen(stride))
+    if dilation == "latent":
+        tree[-1] = enclosing_coarsen(grid, 1 << len(strides))
+    return tree
+
+
+def truth_tree(grid: Grid, strides: Sequence[Triple], dilation: Dilation) -> list[Grid]:
+    """The grids that a decoder should predict, depth 0 to `len(strides)`: dilated only with "all"."""
+    return pooling_tree(grid, strides, "all" if dilation == "all" else "none")
