@@ -1,6 +1,7 @@
-"""One process of tests/test_distributed.py: `python tests/ranks.py RANK WORLD_SIZE FOLDER`.
+"""One process of tests/test_distributed.py: `python tests/ranks.py RANK FOLDER COUNT...`.
 
 Trains one step of a small network on the batch items of its rank and leaves gradients and statistics in the folder.
+There are as many processes as counts: of points, from which the voxels of the batch item of each rank are made.
 """
 
 import os
@@ -15,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsevox as sv
 
 CHANNELS = 4
-COUNTS = (50, 0)  # voxels of the batch item of each rank: the second one has nothing to do
 
 
 def network() -> nn.Module:
@@ -32,10 +32,10 @@ def network() -> nn.Module:
     ).double()
 
 
-def item(rank: int) -> sv.SparseTensor:
+def item(rank: int, count: int) -> sv.SparseTensor:
     """The batch item of a rank."""
     generator = torch.Generator().manual_seed(rank)
-    grid = sv.Grid.from_coords(torch.randint(-4, 4, (COUNTS[rank], 3), generator=generator))
+    grid = sv.Grid.from_coords(torch.randint(-4, 4, (count, 3), generator=generator))
     return sv.SparseTensor(grid, torch.randn(grid.num_voxels, 3, dtype=torch.float64, generator=generator))
 
 
@@ -48,10 +48,10 @@ def step(model: nn.Module, x: sv.SparseTensor) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Join the others, take one step, write it down."""
-    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, folder, counts = int(sys.argv[1]), Path(sys.argv[2]), [int(count) for count in sys.argv[3:]]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    torch.save(step(DistributedDataParallel(network()), item(rank)), folder / f"{rank}.pt")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(counts))
+    torch.save(step(DistributedDataParallel(network()), item(rank, counts[rank])), folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # torch leaves threads behind, and now and then a process aborts when it ends with them

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparsevox import Grid
+from sparsevox.nn.attention import window_offsets
 from sparsevox.ops import attention
 from sparsevox.reference import attention as reference
 
@@ -110,6 +112,19 @@ def test_the_op_for_graphs_agrees(lengths: str, monkeypatch: pytest.MonkeyPatch)
     assert max(map(error, found, wanted)) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_the_op_for_graphs_are_rounded_once(dtype: torch.dtype) -> None:
+    lengths = LENGTHS["short and long"]
+    inputs = operands(*lengths, 8, 8, dtype)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    q_offsets, k_offsets = offsets_of(*lengths)
+    result = torch.ops.sparsevox.ragged_attention(*inputs, q_offsets, k_offsets, 8**-0.5)
+    expected = by_hand(exact[0], exact[1], exact[2], q_offsets, k_offsets, 8**-0.5)
+    found = torch.autograd.grad(result, inputs, torch.ones_like(result))
+    wanted = torch.autograd.grad(expected, exact, torch.ones_like(expected))
+    assert max(map(error, found, wanted)) < torch.finfo(dtype).eps / 2
+
+
 def test_it_compiles() -> None:
     torch._dynamo.reset()
     q, k, v = operands([3, 0, 5], [4, 2, 0])
@@ -142,6 +157,19 @@ def test_rows_of_no_item() -> None:
     assert error(result[2:6], alone) < 1e-12
     gradients = torch.autograd.grad(result.sum(), (q, k, v))
     assert all((x[0] == 0).all() for x in gradients)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "window", "shift"), [([2] * 5, 3, 2), ([1, 0, 1, 0], 4, 3), ([0], 1, 0), ([], 2, 1), ([5, 2, 0, 9], 4, 1)]
+)
+def test_windows_end_with_their_grid(sizes: list[int], window: int, shift: int) -> None:
+    grids = [Grid.full(0, (1, 1, size)) for size in sizes]
+    grid = Grid.stack(grids) if sizes else Grid.empty(0)
+    edges, start = {0}, 0
+    for size in sizes:
+        edges |= {start, *range(start + window - shift, start + size, window), start + size}
+        start += size
+    assert window_offsets(grid, window, shift).unique_consecutive().tolist() == sorted(edges)
 
 
 def test_equal_input_gives_equal_bits() -> None:
@@ -178,6 +206,11 @@ def test_autocast() -> None:
         ),
         ({"k": torch.zeros(5, 2, 4, device="meta")}, ValueError, "k must be on the device of q, cpu, got meta"),
         ({"q_offsets": torch.zeros(2)}, TypeError, "q_offsets must hold integers"),
+        (
+            {"k_offsets": torch.zeros(2, device="meta").int()},
+            ValueError,
+            "k_offsets must be on the device of q, cpu, got meta",
+        ),
         ({"q_offsets": torch.zeros(0).long()}, ValueError, r"q_offsets must have shape \[B \+ 1\], got \[0\]"),
         ({"q_offsets": torch.tensor([0, 6])}, ValueError, "q_offsets must ascend between 0 and 5, the number of rows"),
         ({"q_offsets": torch.tensor([0, 3, 2])}, ValueError, "q_offsets must ascend between 0 and 5"),

@@ -105,6 +105,9 @@ def test_equal_calls_give_one_map() -> None:
     assert torch.equal(again.parents, one.parents)  # though nobody remembers how `coarse` was made
     assert repr(grid.child_map(1)) == f"ChildMap(factor=1, N={grid.num_voxels}, M={grid.num_voxels}, cpu)"
     assert one.nbytes == 4 * (grid.num_voxels + coarse.num_voxels + 1)
+    listed = grid.child_map((2, 2, 1))
+    assert repr(listed).startswith("ChildMap(factor=(2, 2, 1), N=")
+    assert listed.nbytes == 4 * (2 * grid.num_voxels + listed.num_coarse + 1)
 
 
 def test_a_child_map_keeps_no_grid() -> None:
@@ -157,3 +160,8 @@ def test_errors_of_child_maps() -> None:
         grid.child_map(2, Grid.full(0, 4, batch_size=3, voxel_size=2))
     with pytest.raises(ValueError, match=r"must have voxels \(2, 2, 2\) times those of the fine one.*, got voxel_size"):
         grid.child_map(2, grid)
+    with pytest.raises(ValueError, match=r"must have voxels \(2, 2, 2\) times those of the fine one.*, got voxel_size"):
+        grid.child_map(2, Grid.full(0, 2, batch_size=2, voxel_size=2.001))
+    with pytest.raises(ValueError, match="target must be on the device of this grid, cpu, got meta"):
+        grid.child_map(2, grid.coarsen(2).to("meta"))
+    grid.child_map(2, Grid.full(0, 2, batch_size=2, voxel_size=2.00001))  # as rounding in a file would have it

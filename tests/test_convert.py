@@ -63,6 +63,7 @@ CASES: dict[str, tuple[str, Rule, Triple]] = {
     "minkowski (3, 1, 5)": ("minkowski", first_axis_fastest, (3, 1, 5)),
     "torchsparse 3": ("torchsparse", first_axis_fastest, (3, 3, 3)),
     "torchsparse 2": ("torchsparse", last_axis_fastest, (2, 2, 2)),
+    "torchsparse (3, 1, 2)": ("torchsparse", last_axis_fastest, (3, 1, 2)),  # even is what has an even number of taps
     "fvdb 3": ("fvdb", kernel_last, (3, 3, 3)),
     "fvdb (3, 1, 5)": ("fvdb", kernel_last, (3, 1, 5)),
     "fvdb2024 3": ("fvdb2024", kernel_last_reversed, (3, 3, 3)),

@@ -1,6 +1,7 @@
 """Dense volumes, grids and features: Python loops, reference, kernels."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsevox import Grid, _readback
+from sparsevox.morton import VoxelError
 from sparsevox.ops import from_dense, to_dense
 from sparsevox.testing import LIMIT, VoxelSet, as_coords, row_order, voxel_sets
 
@@ -46,9 +48,23 @@ def test_kernel_equals_reference(
     agree("dense", "dense_bricks", mask, list(lower))
 
 
+@pytest.mark.parametrize("backend", ["kernels", "reference"])
+def test_the_first_voxel_out_of_range_is_named(backend: str, device: torch.device) -> None:
+    pytest.importorskip("triton", reason="kernels need Triton")
+    mask = torch.ones(2, 4, 3, 3, dtype=torch.bool)
+    mask[0, 1] = False
+    with pytest.raises(VoxelError) as caught:
+        import_module(f"sparsevox.{backend}.dense").dense_bricks(mask.to(device), [LIMIT - 2, 0, 0])
+    assert caught.value.index == 9  # the row among the True voxels; two planes are within, one of them empty
+
+
 def test_views_are_legal() -> None:
     mask = torch.rand(2, 6, 5, 4, generator=torch.Generator().manual_seed(0)) < 0.5
     assert Grid.from_dense(mask.transpose(1, 3)).same_voxels(Grid.from_dense(mask.transpose(1, 3).contiguous()))
+
+
+def test_a_volume_without_voxels_may_lie_anywhere() -> None:
+    assert Grid.from_dense(torch.zeros(2, 0, 3, 3, dtype=torch.bool), lower=1 << 40).batch_size == 2
 
 
 # Features
@@ -146,6 +162,13 @@ def test_feature_kernels_equal_the_reference(
     agree("dense", "gather_dense", volume, cells, read_backs=0)
 
 
+def test_feature_kernels_take_strided_rows(device: torch.device, agree: Callable[..., Any]) -> None:
+    feats, volume = values(5, 6).to(device)[:, ::2], values(2, 2, 3, 4, 6).to(device)[..., ::2]
+    cells = torch.tensor([3, -1, 40, 71, 0], device=device)
+    agree("dense", "scatter_dense", feats, cells, 2, [3, 4, 3], read_backs=0)
+    agree("dense", "gather_dense", volume, cells, read_backs=0)
+
+
 @pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")
 def test_as_recorded() -> None:
     with np.load(GOLDEN) as arrays:
@@ -185,6 +208,11 @@ def test_as_recorded() -> None:
         ),
         (lambda g: from_dense(torch.zeros(2, 2, 3, 3, 3), g), ValueError, r"volume must have shape \[1, C, X, Y, Z\]"),
         (lambda g: from_dense(torch.zeros(1, 2, 3, 3, 3).bool(), g), TypeError, "volume must hold floating-point"),
+        (
+            lambda g: from_dense(torch.zeros(1, 2, 3, 3, 3), g, 1 << 40),
+            ValueError,
+            r"a box must lie in \[-2\^31, 2\^31\]",
+        ),
         (lambda g: from_dense(torch.zeros(1, 2, 3, 3, 3), g, LETTER), TypeError, "lower must be an int, got 'a'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Two processes, one of them with an empty batch, give the gradients of one process."""
+"""Two processes, also where one of them has an empty batch, give the gradients of one process."""
 
 import importlib.util
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import sparsevox as sv
@@ -13,20 +14,21 @@ import sparsevox as sv
 WORKER = Path(__file__).parent / "ranks.py"
 
 
-def test_two_ranks_of_which_one_is_empty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counts", [(50, 0), (50, 30)], ids=["one is empty", "both have voxels"])
+def test_two_ranks(counts: tuple[int, int], tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("ranks", WORKER)
     assert spec is not None
     assert spec.loader is not None
     ranks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ranks)
-    commands = [[sys.executable, str(WORKER), str(rank), "2", str(tmp_path)] for rank in range(2)]
+    commands = [[sys.executable, str(WORKER), str(rank), str(tmp_path), *map(str, counts)] for rank in range(2)]
     env = {**os.environ, "PYTHONPATH": str(WORKER.parents[1])}
     processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True, env=env) for c in commands]
     errors = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
 
     model = ranks.network()
-    whole = ranks.step(model, sv.stack([ranks.item(0), ranks.item(1)]))
+    whole = ranks.step(model, sv.stack([ranks.item(rank, counts[rank]) for rank in range(2)]))
     parameters = dict(model.named_parameters())
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

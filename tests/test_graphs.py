@@ -1,5 +1,7 @@
 """Networks under `torch.compile`: one graph, few of them for grids of many sizes, the same results and gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -94,3 +96,20 @@ def test_autocast_runs_convolutions_in_half() -> None:
     assert seen == [torch.bfloat16, torch.bfloat16]
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"momentum": 0.3, "eps": 0.5, "affine": False}], ids=str)
+def test_batch_norm_in_a_graph_is_torchs(options: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    ours, theirs = sv.nn.BatchNorm(4, **options).double(), nn.BatchNorm1d(4, **options).double()
+    compiled = torch.compile(ours, fullgraph=True, backend="eager")
+    for seed in range(3):
+        x = tensor(seed).to(torch.float64)
+        torch.testing.assert_close(compiled(x).feats, theirs(x.feats))
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    # One voxel has no variance: the running statistics serve, and stay.
+    before = [value.clone() for value in ours.state_dict().values()]
+    one = sv.SparseTensor(sv.Grid.full(0, 1), torch.full((1, 4), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(compiled(one).feats, theirs.eval()(one.feats))
+    assert all(map(torch.equal, before, ours.state_dict().values()))

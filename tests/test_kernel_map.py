@@ -225,6 +225,20 @@ def test_the_default_target_is_the_grid_or_what_is_reached() -> None:
     assert (kernel_map.table >= 0).any(0).all()
 
 
+def test_a_coarse_grid_may_share_the_bricks_of_the_fine_one() -> None:
+    rows = row_order(cloud("clustered", 60, 3))
+    fine, geometry = grid_of(rows, 1), Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+    kernel_map = fine.kernel_map(3, stride=2, target=Grid(fine.bricks, voxel_size=(2.0, 2.0, 2.0)))
+    check_map(kernel_map, rows, rows, geometry)
+
+
+def test_two_grids_may_have_as_many_bricks() -> None:
+    fine: list[Voxel] = [(0, 3, 0, 0)]
+    coarse: list[Voxel] = [(0, 4, 0, 0)]
+    kernel_map = grid_of(fine, 1).kernel_map(3, target=grid_of(coarse, 1))
+    check_map(kernel_map, fine, coarse, Geometry((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)))
+
+
 def test_repr_says_what_it_is() -> None:
     text = repr(Grid.full(0, 10).kernel_map((3, 1, 1), stride=2))
     assert text == "KernelMap(kernel_size=(3, 1, 1), stride=2, dilation=1, padding=(1, 0, 0), N=1,000, M=150, cpu)"
@@ -241,3 +255,5 @@ def test_nbytes_counts_what_is_there() -> None:
     assert kernel_map.nbytes == table + 2 * pairs + starts
     assert kernel_map.up.table.shape == (27, 1000)
     assert kernel_map.nbytes == 2 * table + 2 * pairs + starts
+    assert len(kernel_map.down.gather) == 5  # the table, two of the pairs, their order and the bags of 1000 rows
+    assert kernel_map.nbytes == 2 * table + 3 * pairs + starts + 1001 * 8

@@ -106,6 +106,7 @@ CONVS: list[dict[str, Any]] = [
     {"kernel_size": 5, "padding": 2, "groups": 2},
     {"kernel_size": (1, 3, 3), "padding": (0, 1, 1), "bias": False},
     {"kernel_size": 1},
+    {"kernel_size": 1, "groups": 2},
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": 2, "stride": 2},
     {"kernel_size": (3, 1, 1), "stride": (2, 1, 1)},
@@ -145,6 +146,14 @@ def test_initialisation_is_torchs() -> None:
     assert torch.equal(ours.bias, theirs.bias)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_weights_may_have_another_dtype_than_features(kernel: int) -> None:
+    conv, x = sv.nn.Conv3d(8, 4, kernel), ragged()
+    y = conv(x.to(torch.float64))
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y.feats.float(), conv(x).feats)
+
+
 def test_encoder_and_decoder_share_one_map() -> None:
     x = ragged()
     down, up = sv.nn.Conv3d(8, 8, 2, stride=2), sv.nn.ConvTranspose3d(8, 8, 2, stride=2)
@@ -175,6 +184,9 @@ def test_pools_are_torchs(kernel: Any) -> None:
         (sv.nn.AvgPool3d(kernel), F.avg_pool3d(volume, kernel)),
         (sv.nn.AvgPool3d(kernel, count="window"), F.avg_pool3d(volume, kernel)),
         (sv.nn.MaxPool3d(3, stride=2, padding=1), F.max_pool3d(volume, 3, 2, 1)),
+        (sv.nn.MaxPool3d(3, stride=2, padding=0), F.max_pool3d(volume, 3, 2)),
+        (sv.nn.MaxPool3d((3, 1, 1), stride=(2, 1, 1)), F.max_pool3d(volume, (3, 1, 1), (2, 1, 1), (1, 0, 0))),
+        (sv.nn.MaxPool3d(2, dilation=2), F.max_pool3d(volume, 2, dilation=2)),
     ):
         torch.testing.assert_close(module(x).dense(0, expected.shape[2:]), expected)
 
@@ -203,13 +215,30 @@ def test_space_to_channel_and_back() -> None:
         sv.nn.ChannelToSpace(2)(ragged(9))
 
 
+@pytest.mark.parametrize("factor", [2, 3, (1, 2, 4)], ids=str)
+def test_space_to_channel_and_back_on_other_grids(factor: Any) -> None:
+    x = ragged()
+    down, up = sv.nn.SpaceToChannel(factor), sv.nn.ChannelToSpace(factor)
+    deep = down(x)
+    target, wide = deep.grid.dilate(1), x.grid.dilate(4)  # with voxels that have no children, or no parent
+    assert torch.equal(down(x, grid=target).feats, deep.to_grid(target).feats)
+    assert torch.equal(up(deep, grid=wide).feats, x.to_grid(wide).feats)
+    has_parent = deep.grid.contains(torch.cat([wide.coords[:, :1], wide.ijk // torch.tensor(down.factor)], 1))
+    assert not has_parent.all()
+    assert torch.equal(up(deep.map(torch.ones_like), grid=wide).feats, has_parent[:, None].float().expand(-1, 8))
+    mask = deep.grid.ijk[:, 0] > 0
+    some = up(deep, mask=mask)
+    assert some.grid.same_voxels(deep.grid.subdivide(factor, mask))
+    assert torch.equal(some.feats, x.to_grid(some.grid).feats)
+
+
 # Norms
 
 
 def test_norms_are_torchs_item_by_item() -> None:
     torch.manual_seed(0)
     x = ragged(dtype=torch.float64)
-    group, instance = sv.nn.GroupNorm(2, 8).double(), sv.nn.InstanceNorm(8)
+    group, instance = sv.nn.GroupNorm(2, 8, eps=0.3).double(), sv.nn.InstanceNorm(8, eps=0.3)
     assert group.weight is not None
     assert group.bias is not None
     nn.init.normal_(group.weight)
@@ -217,8 +246,18 @@ def test_norms_are_torchs_item_by_item() -> None:
     for part, g, i in zip(x.unbind(), group(x).unbind(), instance(x).unbind(), strict=True):
         rows = part.feats.t()[None]
         if rows.shape[2] > 1:
-            torch.testing.assert_close(g.feats.t()[None], F.group_norm(rows, 2, group.weight, group.bias))
-            torch.testing.assert_close(i.feats.t()[None], F.instance_norm(rows))
+            torch.testing.assert_close(g.feats.t()[None], F.group_norm(rows, 2, group.weight, group.bias, 0.3))
+            torch.testing.assert_close(i.feats.t()[None], F.instance_norm(rows, eps=0.3))
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_norms_of_a_voxel_are_torchs(name: str) -> None:
+    ours, theirs, x = getattr(sv.nn, name)(8, eps=0.3), getattr(nn, name)(8, eps=0.3), ragged()
+    nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x).feats, theirs(x.feats))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -237,13 +276,15 @@ def test_batch_norm_of_too_few_voxels_uses_running_statistics(count: int) -> Non
     module.running_mean.add_(2)
     x = sv.SparseTensor(sv.Grid.full(0, 1) if count else sv.Grid.empty(), torch.full((count, 3), 4.0))
     torch.testing.assert_close(module(x).feats, torch.full((count, 3), 2.0), rtol=1e-4, atol=0)
+    without = sv.nn.BatchNorm(3, track_running_stats=False)
+    torch.testing.assert_close(without(x).feats, x.feats, rtol=1e-4, atol=0)
     assert module.running_mean.tolist() == [2.0] * 3
 
 
 # Attention
 
 
-@pytest.mark.parametrize(("window", "shift"), [(None, 0), (1, 0), (7, 0), (16, 8), (1000, 500)])
+@pytest.mark.parametrize(("window", "shift"), [(None, 0), (1, 0), (7, 0), (16, 8), (16, 5), (1000, 500)])
 def test_attention_stays_in_its_window(window: int | None, shift: int) -> None:
     torch.manual_seed(0)
     x = ragged(dtype=torch.float64)
@@ -305,6 +346,13 @@ def test_wrappers_of_torch_around_our_modules_are_ours() -> None:
     wrapped = nn.utils.parametrizations.spectral_norm(sv.nn.Linear(8, 4))
     chain = sv.nn.Sequential(wrapped, nn.Sequential(sv.nn.Linear(4, 3)), nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
     assert chain(x).shape == (x.shape[0], 2)
+
+
+def test_modules_of_others_are_given_the_tensor() -> None:
+    theirs, seen = type("Theirs", (nn.Identity,), {"__module__": "torchlike.nn"})(), []
+    theirs.register_forward_pre_hook(lambda module, args: seen.append(type(args[0])))
+    sv.nn.Sequential(theirs)(ragged())
+    assert seen == [sv.SparseTensor]
 
 
 def test_modules_print_themselves() -> None:

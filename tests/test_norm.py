@@ -101,6 +101,14 @@ def test_instance_norm_is_one_channel_a_group() -> None:
     assert error(instance_norm(feats, ragged(sizes), weight), torch.cat(expected)) < 1e-12
 
 
+@pytest.mark.parametrize("eps", [0, 0.5])
+def test_eps_is_added_to_the_variance(eps: float) -> None:
+    feats = values(12, 2)
+    expected = (feats - feats.mean(0)) / (feats.var(0, correction=0) + eps).sqrt()
+    assert error(group_norm(feats, ragged([12]), 2, eps=eps), expected) < 1e-12
+    assert error(instance_norm(feats, ragged([12]), eps=eps), expected) < 1e-12
+
+
 def test_many_items() -> None:
     sizes = [b * 7 % 11 for b in range(1024)]
     feats = values(sum(sizes), 6)
@@ -115,6 +123,16 @@ def test_a_large_mean_costs_no_more_than_its_rounding() -> None:
         assert (result.double() - by_hand(feats, sizes, 2)).abs().max() < 6e-4
         for part in result.double().split([n for n in sizes if n]):
             assert (part.unflatten(1, (2, 4)).var((0, 2), correction=0) - 1).abs().max() < 3e-5
+
+
+@pytest.mark.parametrize("sizes", [[40], [5000, 0, 300]], ids=str)
+def test_a_small_variance_beside_a_large_mean(sizes: list[int]) -> None:
+    feats = (values(sum(sizes), 1) / 400 + 1e4).float()
+    result = group_norm(feats, ragged(sizes), 1)
+    for part, exact in zip(result.double().split(sizes), feats.double().split(sizes), strict=True):
+        if len(exact):
+            variance = float(exact.var(correction=0))
+            assert float(part.var(correction=0)) == pytest.approx(variance / (variance + 1e-5), rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -148,13 +166,15 @@ def test_first_and_second_derivatives() -> None:
 
 def test_both_ways_to_the_gradient_agree() -> None:
     grid = ragged(SIZES["several chunks"])
-    feats = values(grid.num_voxels, 6).requires_grad_()
+    feats, weight, bias = values(grid.num_voxels, 6), values(6, 1, seed=2).squeeze(1), values(6, 1, seed=3).squeeze(1)
+    inputs = [x.requires_grad_() for x in (feats, weight, bias)]
     grad = values(grid.num_voxels, 6, seed=1)
     fused, composed = (
-        torch.autograd.grad(group_norm(feats, grid, 3), feats, grad, create_graph=graph)[0] for graph in (False, True)
+        torch.autograd.grad(group_norm(feats, grid, 3, weight, bias, 0.5), inputs, grad, create_graph=graph)
+        for graph in (False, True)
     )
-    assert composed.requires_grad
-    assert error(fused, composed) < 1e-12
+    assert composed[0].requires_grad
+    assert max(map(error, fused, composed)) < 1e-12
 
 
 def test_equal_input_gives_equal_bits() -> None:
@@ -192,6 +212,21 @@ def test_kernels_equal_the_reference(
         for part, wanted in zip(actual, expected, strict=True):
             assert part.dtype == wanted.dtype
             assert error(part.cpu(), wanted) < tolerance
+
+
+def test_kernels_take_strided_rows(device: torch.device) -> None:
+    pytest.importorskip("triton", reason="kernels need Triton")
+    kernels = import_module("sparsevox.kernels.norm")
+    offsets = torch.tensor([0, 9, 20], device=device)
+    feats, grad = values(20, 6).to(device)[:, ::2], torch.ones(1, 3, dtype=torch.float64, device=device).expand(20, 3)
+    out, *statistics = kernels.group_norm(feats, offsets, None, None, 3, 0.5)
+    expected, *_ = kernels.group_norm(feats.contiguous(), offsets, None, None, 3, 0.5)
+    assert torch.equal(out, expected)
+    by_reference, *_ = reference.group_norm(feats.cpu(), offsets.cpu(), None, None, 3, 0.5)
+    assert error(out.cpu(), by_reference) < 1e-12
+    found = kernels.group_norm_backward(grad, feats, offsets, None, *statistics)
+    wanted = kernels.group_norm_backward(grad.contiguous(), feats.contiguous(), offsets, None, *statistics)
+    assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsevox import Grid
+from sparsevox import Grid, SparseTensor
 from sparsevox.kernel_map import KernelMap
+from sparsevox.nn import AvgPool3d
 from sparsevox.ops import avg_pool3d, max_pool3d, sum_pool3d
 from sparsevox.reference import pool as reference
 
@@ -123,6 +124,30 @@ def test_equal_voxels_of_windows_give_the_gradient_to_the_lowest_row(name: str) 
     assert feats.grad.flatten().tolist() == expected
 
 
+def test_a_mean_of_the_window_counts_absent_voxels() -> None:
+    volume, mask = torch.randn(2, 3, 6, 6, 6), torch.rand(2, 6, 6, 6) < 0.5
+    x = SparseTensor.from_dense(volume, mask)
+    found = AvgPool3d(2, count="window")(x).dense(0, 3)
+    torch.testing.assert_close(found, functional.avg_pool3d(volume * mask[:, None], 2))
+
+
+def test_windows_are_summed_in_float32() -> None:
+    """There and back: bfloat16 would not count beyond 256."""
+    grid = Grid.full(0, 13)
+    feats = (grid.ijk == 6).all(1, keepdim=True).bfloat16().requires_grad_()
+    max_pool3d(feats, grid.kernel_map(7)).sum().backward()
+    assert feats.grad is not None
+    total = sum_pool3d(torch.ones_like(feats), grid.kernel_map(7))
+    assert feats.grad.max() == total.max() == torch.tensor(343).bfloat16()
+
+
+def test_the_lowest_row_of_several_nan_wins() -> None:
+    table = torch.tensor([[2, 1], [0, 2]], dtype=torch.int32)  # taps, output rows
+    out, winners = reference.max_table(torch.full((3, 1), math.nan), table, table)
+    assert out.isnan().all()
+    assert winners.tolist() == [[0], [1]]
+
+
 # Kernels
 
 
@@ -149,6 +174,14 @@ def test_kernels_equal_reference(channels: int, dtype: torch.dtype, device: torc
         result = kernels.place_rows(values.to(device), winners, up.to(device))
         assert close(result.cpu(), reference.place_rows(values.double(), winners.cpu(), up), eps)
     agree("pool", "sum_table", feats.to(device), up[:1].to(device), [], None, False, 0, read_backs=0)
+
+
+def test_kernels_take_strided_rows(device: torch.device, agree: Callable[..., Any]) -> None:
+    grid = near_origin(5)
+    table = grid.kernel_map(3).table.to(device)
+    feats = features(grid.num_voxels, 6).to(device)[:, ::2]
+    agree("pool", "max_table", feats, table, table, read_backs=0)
+    agree("pool", "sum_table", feats, table, [], None, False, 0, read_backs=0)  # of quarters: exact
 
 
 def test_max_kernel_sees_nan_and_equals(device: torch.device, agree: Callable[..., Any]) -> None:

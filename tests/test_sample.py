@@ -131,8 +131,11 @@ def test_a_full_grid_is_sampled_like_an_image() -> None:
 def test_derivatives() -> None:
     grid = some_grid(count=20)
     feats, data = (values(n, 3, seed=n).requires_grad_() for n in (grid.num_voxels, 8))
-    points, batch = some_points(grid, 8)
-    points = (points + 0.01).requires_grad_()  # off the centres, where there are kinks
+    near = torch.arange(8) * 2 % grid.num_voxels
+    off = torch.rand(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+    points, batch = grid.to_world(grid.ijk[near] - off), grid.batch[near]  # not at centres, where there are kinks
+    assert all(corners(grid, points, batch))
+    points.requires_grad_()
     checks: list[Any] = [
         (lambda f, p: sample_trilinear(f, grid, p, batch), (feats, points)),
         (lambda f, p: sample_trilinear(f, grid, p, batch, outside="renormalize"), (feats, points)),
@@ -229,6 +232,14 @@ def test_equal_input_gives_equal_bits_on_many_threads() -> None:
         assert all(map(torch.equal, runs[0], run))
 
 
+def test_products_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "BLOCK", 16)  # two points
+    feats, data = values(4, 3), values(7, 3, seed=1)
+    rows = torch.randint(-1, 4, (7, 8), generator=torch.Generator().manual_seed(0)).int()
+    expected = [[float(feats[r] @ data[p]) if r >= 0 else 0.0 for r in mine] for p, mine in enumerate(rows.tolist())]
+    assert error(reference.dot_rows(feats, rows, data), torch.tensor(expected, dtype=torch.float64)) < 1e-12
+
+
 def test_it_compiles() -> None:
     def function(feats: Tensor, points: Tensor, batch: Tensor) -> Tensor:
         sampled = sample_trilinear(feats, grid, points, batch, outside="renormalize")
@@ -271,6 +282,21 @@ def test_kernels_equal_the_reference(
         assert actual.dtype == expected.dtype
         assert error(actual.cpu(), expected) < TOLERANCE[expected.dtype]
         assert torch.equal(actual, getattr(kernels, name)(*placed))
+
+
+def test_kernels_take_strided_rows(device: torch.device) -> None:
+    pytest.importorskip("triton", reason="kernels need Triton")
+    kernels = import_module("sparsevox.kernels.sample")
+    feats, data = values(5, 6).to(device)[:, ::2], torch.ones(1, 3, dtype=torch.float64, device=device).expand(4, 3)
+    rows = torch.randint(-1, 5, (4, 8), generator=torch.Generator().manual_seed(0)).int().to(device)
+    weights = values(4, 8).to(device)
+    for name, args in (
+        ("gather_rows", (feats, rows, weights)),
+        ("sum_rows", (data, rows, weights, 5)),
+        ("dot_rows", (feats, rows, data)),
+    ):
+        packed = [x.contiguous() if isinstance(x, Tensor) else x for x in args]
+        assert torch.equal(getattr(kernels, name)(*args), getattr(kernels, name)(*packed))
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")

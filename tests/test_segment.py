@@ -172,10 +172,31 @@ def test_gradients(reduce: str, lengths: list[int]) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("reduce", ["max", "min"])
+def test_winners_block_by_block(reduce: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "BLOCK", 4)
+    offsets = offsets_of(LENGTHS["mixed"])
+    feats = values(int(offsets[-1]), 2).requires_grad_()
+    result = segment_reduce(feats, offsets, reduce)
+    assert_close(result.detach(), by_hand(feats.detach(), offsets, reduce), 1e-14)
+    (grad,) = torch.autograd.grad(result.sum(), feats)
+    assert float(grad.sum()) == 2 * sum(length > 0 for length in LENGTHS["mixed"])
+    assert torch.equal((grad * feats).sum(), result.sum())
+
+
 def test_float16_sums_are_float32() -> None:
     feats = torch.full((80_000, 1), 3.0, dtype=torch.float16)
     assert segment_reduce(feats, torch.tensor([0, 80_000]), "mean").item() == 3
     assert segment_reduce(feats, torch.tensor([0, 20_000])).item() == 60_000
+
+
+def test_float16_sums_of_kernels_are_float32(device: torch.device) -> None:
+    pytest.importorskip("triton", reason="kernels need Triton")
+    kernels = import_module("sparsevox.kernels.segment")
+    feats, ranges = torch.full((1024, 1), 3000.0, dtype=torch.float16), torch.tensor([0, 1024], dtype=torch.int32)
+    divisors = ranges[1:].long().to(device)
+    result = kernels.sum_ranges(feats.to(device), ranges.to(device), None, None, divisors, 0)
+    assert result.item() == 3000  # float16 ends before the sum of the rows that a piece holds
 
 
 def test_one_long_sum_is_accurate() -> None:
@@ -271,3 +292,5 @@ def test_errors_of_grids() -> None:
         broadcast(torch.ones(24, 2), grid)
     with pytest.raises(TypeError, match=r"values must hold floating-point numbers, got torch\.int64"):
         broadcast(torch.ones(3, 2).long(), grid)
+    with pytest.raises(ValueError, match="values must be on the device of the grid, cpu, got meta"):
+        broadcast(torch.ones(3, 2, device="meta"), grid)

@@ -96,6 +96,38 @@ def test_from_dense_and_dense_are_inverse() -> None:
     assert torch.equal(again.feats, x.feats)
 
 
+def test_constructors_pass_on_where_the_voxels_lie() -> None:
+    where: dict[str, Any] = {"voxel_size": (0.5, 1.0, 2.0), "origin": (3.0, -1.0, 0.25)}
+    made = [
+        sv.SparseTensor.from_coords(torch.tensor([[1, 2, 3]]), torch.ones(1, 1), batch_size=2, **where),
+        sv.SparseTensor.from_points(torch.tensor([[3.5, 1.0, 6.25]]), torch.ones(1, 1), batch_size=2, **where),
+        sv.SparseTensor.from_dense(torch.ones(2, 1, 1, 1, 1), lower=(1, 2, 3), **where),
+    ]
+    for x in made:
+        assert x.coords[0].tolist() == [0, 1, 2, 3]
+        assert (x.batch_size, x.grid.voxel_size, x.grid.origin) == (2, *where.values())
+
+
+def test_from_points_with_a_corner() -> None:
+    points = torch.tensor([[1.1, 2.1, 3.1], [1.9, 2.1, 3.1]])
+    x = sv.SparseTensor.from_points(points, torch.tensor([[1.0], [2.0]]), voxel_size=0.5, lower=(1.0, 2.0, 2.0))
+    assert as_dict(x) == {(0, 0, 0, 2): [1.0], (0, 1, 0, 2): [2.0]}
+
+
+def test_constructors_name_what_does_not_fit() -> None:
+    volume, grid = torch.zeros(1, 1, 2, 2, 2), sv.Grid.full(0, 2)
+    with pytest.raises(ValueError, match="grid and mask both say which voxels to take"):
+        sv.SparseTensor.from_dense(volume, torch.ones(1, 2, 2, 2).bool(), grid=grid)
+    with pytest.raises(ValueError, match=r"do not give voxel_size=1.0 and origin=2.0 beside it"):
+        sv.SparseTensor.from_dense(volume, grid=grid, origin=2.0)
+    with pytest.raises(ValueError, match=r"mask must have shape \[1, 2, 2, 2\], .*, got \[1, 2, 2, 3\]"):
+        sv.SparseTensor.from_dense(volume, torch.ones(1, 2, 2, 3).bool())
+    with pytest.raises(ValueError, match="feats must have 8 rows, one for each of coords, got 9"):
+        sv.SparseTensor.from_coords(grid.coords, torch.zeros(9, 1))
+    with pytest.raises(ValueError, match="feats must be on the device of coords, cpu, got meta"):
+        sv.SparseTensor.from_coords(grid.coords, torch.zeros(8, 1, device="meta"))
+
+
 # Features
 
 
@@ -158,6 +190,25 @@ def test_prune() -> None:
     pruned = X.prune(mask)
     assert pruned.grid.same_voxels(X.grid.prune(mask))
     assert torch.equal(pruned.feats, X.feats[mask])
+
+
+def test_to_grid_needs_a_grid_of_the_same_batch() -> None:
+    with pytest.raises(TypeError, match=r"grid must be a sparsevox.Grid, got Tensor"):
+        X.to_grid(X.coords)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="grid must have the batch size of the tensor, 3, got 2"):
+        X.to_grid(sv.Grid.full(0, 2, batch_size=2))
+    with pytest.raises(ValueError, match="grid must be on the device of the tensor, cpu, got meta"):
+        X.to_grid(X.grid.to("meta"))
+
+
+def test_sample() -> None:
+    coords = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
+    x = sv.SparseTensor.from_coords(coords, torch.tensor([[1.0], [3.0], [5.0]]))
+    points, batch = torch.tensor([[0.25, 0.0, 0.0], [0.25, 0.0, 0.0]]), torch.tensor([0, 1])
+    assert x.sample(points, batch).tolist() == [[1.5], [3.75]]
+    assert x.sample(points, batch, mode="nearest").tolist() == [[1.0], [5.0]]
+    with pytest.raises(ValueError, match="mode must be 'trilinear' or 'nearest', got 'linear'"):
+        x.sample(points, batch, mode="linear")  # type: ignore[arg-type]
 
 
 # Arithmetic
