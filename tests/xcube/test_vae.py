@@ -1,0 +1,316 @@
+"""The VAE: its switches, its limits, and that it learns."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from xcube.blocks import Head
+from xcube.config import VAEConfig
+from xcube.decoder import existence, per_item
+from xcube.losses import LossConfig, normal_angle, vae_losses, voxel_iou
+from xcube.tree import pooling_tree, truth_tree
+from xcube.vae import VAE
+
+from sparsevox import Grid, SparseTensor, Voxels
+
+SIZE = 1 / 32
+SMALL: dict[str, Any] = {"voxel_size": SIZE, "channels": (8, 8, 16), "latent_channels": 4, "hidden": 8}
+
+
+def sphere(radius: float, item: int = 0) -> Tensor:
+    axis = torch.arange(-15, 15)
+    ijk = torch.cartesian_prod(axis, axis, axis)
+    distance = (ijk + 0.5).square().sum(1).sqrt()
+    shell = ijk[(distance - radius).abs() < 0.8]
+    return torch.nn.functional.pad(shell, (1, 0), value=item)
+
+
+def spheres(*radii: float) -> Voxels:
+    """A batch of shells with normals; a radius of 0 is an empty item."""
+    coords = torch.cat([sphere(radius, item) for item, radius in enumerate(radii) if radius] or [sphere(3)[:0]])
+    grid = Grid.from_coords(coords, batch_size=len(radii), voxel_size=SIZE, origin=SIZE / 2)
+    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "modern": {},
+    "child masks": {"child_masks": True},
+    "shuffle, attention": {"upsample": "shuffle", "attention": True},
+    "child masks, shuffle": {"child_masks": True, "upsample": "shuffle"},
+    "dense neck": {"dense_neck": (4, 4, 4)},
+    "dilated": {"dilation": "all"},
+    "plain": {"dilation": "none", "pooling": "max"},
+    "flat": {"dilation": "none", "strides": ((2, 2, 1), (2, 2, 2))},
+    "checkpointing": {"checkpointing": True},
+    "paper": dataclasses.asdict(VAEConfig.paper()),
+    "paper, flat": dataclasses.asdict(VAEConfig.paper(dilation="none", strides=((2, 2, 1), (2, 2, 2)))),
+}
+
+
+def model_of(name: str, seed: int = 0, **changes: Any) -> VAE:
+    torch.manual_seed(seed)
+    return VAE(VAEConfig(**(VARIANTS[name] | SMALL | changes)))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_variant_runs_and_every_parameter_learns(name: str, training: bool) -> None:
+    model, voxels = model_of(name, keep="union").train(training), spheres(6, 0, 4)
+    posterior, decoded = model(voxels)
+    assert posterior.grid.same_voxels(model.latent_grid(voxels.grid))
+    assert decoded.voxels.grid.batch_size == 3
+    assert decoded.voxels.grid.voxel_size == pytest.approx((SIZE,) * 3)
+    losses = vae_losses(model, voxels, posterior, decoded, LossConfig())
+    losses.total.backward()
+    if training:  # the truth goes on, so every part has something to do
+        idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+        # Behind a convolution that begins at zero nothing has a gradient at first.
+        assert all(".conv1." in name or ".norm" in name for name in idle), idle
+    for value in (*losses.terms.values(), *losses.metrics.values()):
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_structure_is_consistent(name: str) -> None:
+    model, voxels = model_of(name), spheres(6, 5)
+    with torch.no_grad():
+        _, decoded = model.eval()(voxels)
+    strides = (*model.config.all_strides, None)
+    for depth, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
+        assert decided.grid.same_voxels(decided.candidates.prune(existence(decided.logits) > 0))
+        if stride is not None:
+            assert decided.candidates.same_voxels(decoded.structure[depth + 1].grid.subdivide(stride))
+    assert decoded.structure[0].grid.same_voxels(decoded.voxels.grid)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_items_of_a_batch_do_not_depend_on_each_other(name: str) -> None:
+    model, batch = model_of(name).eval(), spheres(6, 0, 4)
+    with torch.no_grad():
+        together = model.decode(model.encode(batch).mode()).voxels
+        for item, single in enumerate(batch.unbind()):
+            alone = model.decode(model.encode(single).mode()).voxels
+            part = together.unbind()[item]
+            assert part.grid.same_voxels(alone.grid)
+            torch.testing.assert_close(part.attributes["normal"], alone.attributes["normal"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_nothing_at_all_is_legal(name: str) -> None:
+    model = model_of(name).train()
+    posterior, decoded = model(spheres(0, 0))
+    losses = vae_losses(model, spheres(0, 0), posterior, decoded, LossConfig())
+    assert losses.total.isfinite()
+    losses.total.backward()
+
+
+@pytest.mark.parametrize("name", ["modern", "child masks", "paper"])
+def test_a_decode_that_comes_out_empty_is_legal(name: str) -> None:
+    model, voxels = model_of(name, keep="predicted").train(), spheres(6, 4)
+    with torch.no_grad():
+        root = model.decoder.root if model.config.child_masks else model.decoder.heads[-1]
+        assert isinstance(root, Head)
+        root.out.weight.zero_()
+        root.out.bias.copy_(torch.tensor([-1.0, 1.0])[: len(root.out.bias)])
+    posterior, decoded = model(voxels)
+    assert decoded.voxels.num_voxels == 0
+    assert decoded.voxels.attributes["normal"].shape == (0, 3)
+    losses = vae_losses(model, voxels, posterior, decoded, LossConfig())
+    assert losses.total.isfinite()
+    assert float(losses.metrics["iou"]) == 0
+    losses.total.backward()
+
+
+# What goes on in training
+
+
+def truth_of(model: VAE, voxels: Voxels) -> list[Grid]:
+    return model.truth(voxels.grid)
+
+
+def test_union_lets_the_truth_through_and_no_explosion() -> None:
+    model, voxels = model_of("modern").train(), spheres(6, 4)
+    _, decoded = model(voxels)
+    for decided, real in zip(decoded.structure, truth_of(model, voxels), strict=True):
+        assert (real - decided.grid).num_voxels == 0
+        size, true = per_item(torch.ones(decided.grid.num_voxels), decided.grid), real.offsets.diff()
+        assert bool((size <= (1 + model.config.keep_ratio) * true).all())
+
+
+def test_items_that_explode_do_not_cost_the_others_their_prediction() -> None:
+    model, voxels = model_of("modern", keep_ratio=1.0).train(), spheres(6, 4)
+    candidates, real = voxels.grid.dilate(2), voxels.grid
+    predicted = candidates.batch == 0  # all of the first item, nothing of the second
+    keep = model.decoder._guided(candidates, predicted, real, 0)
+    assert torch.equal(keep, real.contains(candidates.coords))
+    modest = candidates.contains(candidates.coords) & (candidates.batch == 1) & real.contains(candidates.coords)
+    modest[(candidates.batch == 1).nonzero()[0]] = True
+    keep = model.decoder._guided(candidates, modest, real, 0)
+    assert torch.equal(keep, real.contains(candidates.coords) | modest) or int(modest.sum()) > int(
+        (real.batch == 1).sum()
+    )
+
+
+@pytest.mark.parametrize("name", ["modern", "child masks", "paper"])
+def test_a_hard_cap_holds_from_random_weights_on(name: str) -> None:
+    voxels = spheres(9, 8)
+    most = max(
+        8 * g.num_voxels for g in truth_tree(voxels.grid, [(2, 2, 2)] * 2, VAEConfig(**VARIANTS[name]).dilation)[1:]
+    )
+    model = model_of(name, seed=1, max_voxels=most).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(4):
+        posterior, decoded = model(voxels)
+        for decided in decoded.structure[:-1]:
+            assert decided.candidates.num_voxels <= most
+        optimizer.zero_grad()
+        vae_losses(model, voxels, posterior, decoded, LossConfig(normal=1.0)).total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def test_the_cutoff_of_the_release_empties_what_explodes() -> None:
+    options: dict[str, Any] = {"cutoff": 0.3, "box": (32, 32, 32), "keep": "predicted"}
+    for share, survives in ((0.2, True), (0.4, False)):
+        model = model_of("paper", **options).train()
+        candidates = Grid.full((-8, -8, -8), (8, 8, 8), voxel_size=2 * SIZE, origin=SIZE)
+        predicted = torch.arange(candidates.num_voxels) < share * candidates.num_voxels
+        keep = model.decoder._guided(candidates, predicted, candidates, 1)
+        assert bool(keep.any()) == survives
+        assert model.decoder._guided(candidates, predicted, candidates, 2).any()  # never at the latent depth
+
+
+def test_evaluation_never_sees_the_truth() -> None:
+    model, voxels = model_of("modern").eval(), spheres(6)
+    latents = model.encode(voxels).mode()
+    with torch.no_grad():
+        assert model.decode(latents, voxels.grid).voxels.grid.same_voxels(model.decode(latents).voxels.grid)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    voxels, gradients = spheres(6, 4), []
+    for checkpointing in (False, True):
+        model = model_of("modern", checkpointing=checkpointing).train()
+        noise = torch.randn(model.latent_grid(voxels.grid).num_voxels, 4, generator=torch.Generator().manual_seed(0))
+        posterior, decoded = model(voxels, noise)
+        vae_losses(model, voxels, posterior, decoded, LossConfig()).total.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_bfloat16_autocast_keeps_losses_in_float32() -> None:
+    model, voxels = model_of("modern").train(), spheres(6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior, decoded = model(voxels)
+        losses = vae_losses(model, voxels, posterior, decoded, LossConfig())
+    assert posterior.mean.dtype == decoded.structure[0].logits.dtype == losses.total.dtype == torch.float32
+    losses.total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+# It learns
+
+
+@pytest.mark.parametrize("name", ["modern", "child masks"])
+def test_it_learns_a_shape_by_heart(name: str) -> None:
+    model, voxels = model_of(name).train(), spheres(9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    config = LossConfig(structure=1.0, normal=0.3, kl=1e-4)
+    for _ in range(60):
+        posterior, decoded = model(voxels)
+        optimizer.zero_grad()
+        vae_losses(model, voxels, posterior, decoded, config).total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        decoded = model.eval().decode(model.encode(voxels).mode())
+    assert float(voxel_iou(decoded.voxels.grid, voxels.grid)) > 0.7
+
+
+# Metrics
+
+
+def test_voxel_iou_counts_sets() -> None:
+    a = Grid.from_coords(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]), batch_size=4)
+    b = Grid.from_coords(torch.tensor([[0, 0, 0, 1], [0, 0, 0, 2], [2, 0, 0, 0]]), batch_size=4)
+    assert voxel_iou(a, b).tolist() == pytest.approx([1 / 3, 0, 0, 1])
+
+
+def test_normal_angle_leaves_out_what_has_none() -> None:
+    x, y, zero = torch.eye(3)[0], torch.eye(3)[1], torch.zeros(3)
+    assert float(normal_angle(torch.stack([x, x, x]), torch.stack([x, y, zero]))) == pytest.approx(45.0, abs=0.1)
+
+
+# Trees
+
+
+@pytest.mark.parametrize("dilation", ["all", "latent", "none"])
+def test_trees(dilation: Any) -> None:
+    grid, strides = spheres(7).grid, [(2, 2, 2)] * 3
+    tree, truth = pooling_tree(grid, strides, dilation), truth_tree(grid, strides, dilation)
+    centres = grid.to_world(grid.ijk)
+    for depth in (1, 2, 3):
+        size = SIZE * 2**depth
+        enclosing = Grid.from_points(centres, mode="enclosing", voxel_size=size, origin=size / 2)
+        plain = Grid.from_points(centres, voxel_size=size, origin=size / 2)
+        dilated = dilation == "all" or (dilation == "latent" and depth == 3)
+        assert tree[depth].same_voxels(enclosing if dilated else plain)
+        assert truth[depth].same_voxels(enclosing if dilation == "all" else plain)
+        assert tree[depth].voxel_size == pytest.approx((size,) * 3)
+    assert tree[0] is grid
+
+
+# Bad input
+
+
+def test_configs_go_through_plain_values() -> None:
+    config = VAEConfig.paper(strides=((2, 2, 1), (2, 2, 2)), dilation="none", channels=(8, 16, 32))
+    assert VAEConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="VAEConfig has no field chanels; it has attention, "):
+        VAEConfig.from_dict({"chanels": [1]})
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"block": "resnet"}, "block must be one of gcr, residual, got 'resnet'"),
+    ({"channels": ()}, "channels must be positive"),
+    ({"strides": ((2, 2, 2),)}, "strides must be 2 triples for 3 depths"),
+    ({"strides": ((2, 2, 1), (2, 2, 2))}, "strides other than 2 need dilation 'none' and no child_masks"),
+    ({"cutoff": 0.3}, "cutoff is a share of a box"),
+    ({"upsample": "shuffle", "block": "gcr"}, "upsample 'shuffle' needs block 'residual'"),
+])  # fmt: skip
+def test_bad_configs_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VAEConfig(**changes)
+
+
+def test_bad_input_is_named() -> None:
+    model, voxels = model_of("modern"), spheres(6)
+    with pytest.raises(KeyError, match=r"the model needs the attributes .*'normal'.*, got voxels without"):
+        model.encode(Voxels(voxels.grid))
+    with pytest.raises(ValueError, match=r"voxels must have voxel_size \(0.03125"):
+        model.encode(Voxels(voxels.grid.coarsen(2)))
+    with pytest.raises(ValueError, match="latents must have 4 channels, got 3"):
+        model.decode(SparseTensor(voxels.grid, torch.zeros(voxels.num_voxels, 3)))
+    with pytest.raises(ValueError, match=r"latents must have voxel_size \(0.125"):
+        model.decode(SparseTensor(voxels.grid, torch.zeros(voxels.num_voxels, 4)))
+
+
+def test_all_inputs_and_outputs() -> None:
+    model = model_of("modern", num_labels=5, label_dim=3, intensity=True, color=True).train()
+    voxels = spheres(6, 4)
+    n = voxels.num_voxels
+    voxels = voxels.with_attributes(label=torch.arange(n) % 5, intensity=torch.rand(n, 1), color=torch.rand(n, 3))
+    posterior, decoded = model(voxels)
+    losses = vae_losses(model, voxels, posterior, decoded, LossConfig())
+    assert set(losses.terms) == {"structure-0", "structure-1", "structure-2", "normal", "color", "label", "kl"}
+    assert decoded.voxels.attributes["label"].shape == (decoded.voxels.num_voxels,)
+    losses.total.backward()
+    inputs = [model.encoder.featurizer.label.weight, model.encoder.featurizer.mix.weight]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in inputs)
+    for pair in itertools.combinations(("label", "intensity", "color", "normal"), 3):
+        with pytest.raises(KeyError, match="got voxels without"):
+            model.encode(Voxels(voxels.grid, {name: voxels.attributes[name] for name in pair}))
