@@ -80,15 +80,15 @@ def vae_losses(
         real = truth[depth].contains(decision.candidates.coords)
         losses.terms[f"structure-{depth}"] = structure_loss(decision.exists, real)
         losses.weights[f"structure-{depth}"] = config.structure
-        losses.metrics[f"accuracy-{depth}"] = _mean((decision.predicted == real).float())
+        losses.metrics[f"accuracy-{depth}"] = mean_or_zero((decision.predicted == real).float())
     target = true_attributes(voxels, decoded.voxels.grid, config.float32_positions)
     for name in ("normal", "color"):
         if name in attributes:
-            losses.terms[name] = _mean((attributes[name] - target[name]).abs())
+            losses.terms[name] = mean_or_zero((attributes[name] - target[name]).abs())
             losses.weights[name] = getattr(config, name)
     if "label_logits" in attributes:
         entropy = functional.cross_entropy(attributes["label_logits"], target["label"], reduction="none")
-        losses.terms["label"] = _mean(entropy)
+        losses.terms["label"] = mean_or_zero(entropy)
         losses.weights["label"] = config.label
     losses.terms["kl"] = kl_divergence(posterior.mean, posterior.logvar)
     losses.weights["kl"] = config.kl_at(step)
@@ -100,12 +100,12 @@ def vae_losses(
 
 def structure_loss(logits: Tensor, real: Tensor) -> Tensor:
     """Cross entropy of logits of existence [M] with what exists, bool [M]: their mean, 0 for none."""
-    return _mean(functional.binary_cross_entropy_with_logits(logits, real.to(logits.dtype), reduction="none"))
+    return mean_or_zero(functional.binary_cross_entropy_with_logits(logits, real.to(logits.dtype), reduction="none"))
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """From the standard normal distribution, of [M, L]: summed over channels, the mean over voxels."""
-    return _mean(-0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(1))
+    return mean_or_zero(-0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(1))
 
 
 def true_attributes(voxels: Voxels, grid: Grid, float32_positions: bool = False) -> dict[str, Tensor]:
@@ -147,9 +147,9 @@ def normal_angle(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean angle in degrees between normals [N, 3], where the target is not zero."""
     known = target.norm(dim=1) > 0.5
     cosine = functional.cosine_similarity(predicted[known].detach(), target[known], dim=1)
-    return _mean(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
+    return mean_or_zero(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
 
 
-def _mean(values: Tensor) -> Tensor:
+def mean_or_zero(values: Tensor) -> Tensor:
     """Of all elements; of none it is 0, and has a gradient all the same."""
     return values.sum() / max(values.numel(), 1)

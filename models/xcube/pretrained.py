@@ -1,0 +1,117 @@
+"""Networks in folders: `config.json` and `model.safetensors`, which anybody can read, and nothing that is executed."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from sparsevox.io._atomic import atomic
+from xcube.config import Config, VAEConfig
+from xcube.refine import RefineConfig, Refiner
+from xcube.vae import VAE
+
+FORMAT = 1
+M = TypeVar("M", bound=torch.nn.Module)
+
+# What a folder may hold, by the name in its config.json.
+KINDS: dict[str, tuple[type[torch.nn.Module], type[Config]]] = {
+    "vae": (VAE, VAEConfig),
+    "refiner": (Refiner, RefineConfig),
+}
+
+
+def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **facts: Any) -> None:
+    """Write a network.
+
+    Args:
+        model: One of the networks of this package.
+        folder: Made if it is not there.
+        facts: What else to keep with it, as plain values: the scale of latents, what it was trained on.
+
+    Raises:
+        TypeError: If the model is of no known kind.
+    """
+    kind = _kind(model)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic(path / "model.safetensors") as file:
+        file.write(save(state))
+    assert isinstance(model.config, Config)
+    config = {"format": FORMAT, "kind": kind, "config": model.config.to_dict(), "facts": facts}
+    with atomic(path / "config.json") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+
+
+def from_pretrained(folder: str | PathLike[str], kind: type[M]) -> M:
+    """The network that `save_pretrained` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the folder holds another kind of network or another format, a file is damaged, or parameters do
+            not fit the configuration; the message says which.
+    """
+    values = read_config(folder)
+    expected = next(name for name, (cls, _) in KINDS.items() if cls is kind)
+    if values["kind"] != expected:
+        raise ValueError(f"{folder} holds a {values['kind']}, not a {expected}")
+    model = kind(KINDS[expected][1].from_dict(values["config"]))
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    load_exactly(model, state, str(path))
+    return model.eval()
+
+
+def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
+    """What `config.json` of a folder says: "kind", "config" and "facts".
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is damaged or of another format.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if values.get("format") != FORMAT or values.get("kind") not in KINDS:
+        raise ValueError(f"{path} must have format {FORMAT} and a kind of {sorted(KINDS)}, got {values}")
+    return values
+
+
+def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
+    """Load parameters, or say which of them are missing, extra, or of another shape.
+
+    Raises:
+        ValueError: If any is.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    other = [
+        f"{n} {list(state[n].shape)} in place of {list(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    found = {"missing": missing, "extra": extra, "shape": other}
+    lines = [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
+    if lines:
+        raise ValueError(f"{name} does not fit the model; {'; '.join(lines)}")
+    model.load_state_dict(state)
+
+
+def _kind(model: torch.nn.Module) -> str:
+    for name, (cls, _) in KINDS.items():
+        if isinstance(model, cls):
+            return name
+    raise TypeError(f"model must be one of {', '.join(KINDS)}, got {type(model).__name__}")
