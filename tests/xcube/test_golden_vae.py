@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from xcube.checkpoints.vae import config_from_official, from_official
+from xcube.checkpoints.vae import config_from_official, vae_state
 from xcube.config import VAEConfig
 from xcube.losses import LossConfig, Losses, kl_divergence, structure_loss, true_attributes, vae_losses
 from xcube.vae import VAE
@@ -47,7 +47,7 @@ class Golden:
         changes = json.loads(str(self.file["meta_json"]))["override"]
         self.model = VAE(config_from_official(merged(manifest[CASES[name]]["hparams"], changes))).double().eval()
         weights = {k[2:]: self.tensor(k).double() for k in self.file.files if k.startswith("w/")}
-        self.model.load_state_dict(from_official(weights, self.model.config.depths))
+        self.model.load_state_dict(vae_state(weights, self.model.config.depths))
 
         coords = self.tensor("in/coords")
         size, origin = tuple(self.file["in/voxel_size"]), tuple(self.file["in/origin"])
@@ -202,6 +202,6 @@ def test_every_released_network_has_exactly_these_parameters(name: str) -> None:
     with torch.device("meta"):
         model = VAE(config_from_official(hyper_parameters(entry, configs)))
         official = {k: torch.empty(shape) for k, shape in expected.items()}
-        ours = from_official(official, model.config.depths)
+        ours = vae_state(official, model.config.depths)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert sum(p.numel() for p in model.parameters()) == entry["n_params"]

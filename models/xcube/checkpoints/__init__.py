@@ -1,0 +1,5 @@
+"""The released networks: their hyper-parameters, parameter names and files."""
+
+from xcube.checkpoints.convert import convert, from_official
+
+__all__ = ["convert", "from_official"]

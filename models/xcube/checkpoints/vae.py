@@ -77,7 +77,7 @@ def config_from_official(hparams: Mapping[str, Any]) -> VAEConfig:
     )
 
 
-def from_official(state: Mapping[str, Tensor], depths: int) -> dict[str, Tensor]:
+def vae_state(state: Mapping[str, Tensor], depths: int) -> dict[str, Tensor]:
     """Official parameters under our names, kernels in our order of axes. Unknown names keep theirs."""
     return {our_name(name, depths): _converted(value) for name, value in state.items()}
 

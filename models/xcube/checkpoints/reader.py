@@ -1,0 +1,120 @@
+"""Checkpoints of PyTorch and Lightning, read without running what is pickled in them.
+
+A pickle names functions and calls them. Here it gets those that put tensors and plain containers together; in place of
+anything else it gets an `Inert` object, which keeps what it is given and does nothing.
+"""
+
+import collections
+import pickle
+import zipfile
+from os import PathLike
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): collections.defaultdict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    **{("torch", n): getattr(torch, n) for n in ("float16", "float32", "float64", "bfloat16", "int32", "int64")},
+    **{
+        ("torch", f"{n}Storage"): getattr(torch, f"{n}Storage")
+        for n in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+    },
+    **{("builtins", t.__name__): t for t in (dict, list, set, tuple, int, float, bool, str, bytes, complex, slice)},
+}
+
+
+class Inert:
+    """What stands for an object of an unknown class: its name, what it was called with, and its state."""
+
+    module = name = ""
+
+    args: tuple[Any, ...]
+    state: Any
+    items: dict[Any, Any]
+
+    def __new__(cls, *args: Any, **_: Any) -> "Inert":
+        """A pickle may make objects without calling `__init__`."""
+        made = super().__new__(cls)
+        made.args, made.state, made.items = args, None, {}
+        return made
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, value: Any) -> None:
+        """An entry of what may have been a list."""
+        self.items[len(self.items)] = value
+
+    def extend(self, values: Any) -> None:
+        """Entries of what may have been a list."""
+        for value in values:
+            self.append(value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
+        return Inert(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<{self.module}.{self.name}, not loaded>"
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """An unpickler that calls nothing but what `ALLOWED` lists."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What the pickle means by a name."""
+        found = ALLOWED.get((module.replace("__builtin__", "builtins"), name))
+        return type("Inert", (Inert,), {"module": module, "name": name}) if found is None else found
+
+
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """What `torch.save` wrote, tensors on the CPU; objects of unknown classes are `Inert`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of `torch.save` (1.6 or newer), is damaged, or holds no dictionary.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123  (its error names the path as it was given)
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is no checkpoint of torch.save, or is cut off")
+    module = SimpleNamespace(Unpickler=SafeUnpickler, __name__="safe_pickle")
+    try:
+        loaded = torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not the dictionary of a checkpoint")
+    return loaded
+
+
+def plain(value: Any) -> Any:
+    """Numbers, strings, lists and dicts out of containers of unknown classes, such as those of OmegaConf.
+
+    What has no such content becomes None.
+    """
+    if isinstance(value, Inert):
+        state: dict[Any, Any] = value.state if isinstance(value.state, dict) else {}
+        for key in ("_content", "_val", "__dict__"):
+            if key in state:
+                return plain(state[key])
+        content = value.items or {k: v for k, v in state.items() if not str(k).startswith("_")}
+        return plain(content) if content else None
+    if isinstance(value, dict):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(v) for v in value]
+    return value if isinstance(value, int | float | str | bool) else None

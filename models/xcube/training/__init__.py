@@ -1,0 +1,1 @@
+"""Training with Lightning: `xcube train vae`, `xcube train refine`."""
