@@ -21,6 +21,16 @@ from xcube.training.modules import Trained
 
 CHECKPOINT = "last.ckpt"
 
+# What Lightning warns of though it is meant to be so, or is its own affair.
+EXPECTED = (
+    ".*LeafSpec.* is deprecated",
+    ".*does not have many workers",
+    "Checkpoint directory .* exists and is not empty",
+    "Found .* in eval mode at the start of training",
+    "GPU available but not used",
+    "Experiment logs directory .* exists",
+)
+
 
 class Average(WeightAveraging):
     """Exponential moving average of the weights, short at first: the decay of step n is (1 + n) / (10 + n) at most."""
@@ -62,9 +72,16 @@ class Progress(TQDMProgressBar):
 
 
 def train(
-    module: Trained, data: Path, out: Path, *, resume: bool = True, progress: bool = True, **facts: Any
+    module: Trained,
+    data: Path,
+    out: Path,
+    *,
+    level: int = -1,
+    resume: bool = True,
+    progress: bool = True,
+    **facts: Any,
 ) -> Trained:
-    """Train a network on the finest level of a data set, and write it to a folder.
+    """Train a network on one level of a data set, and write it to a folder.
 
     The folder gets `last.ckpt` as training goes, from which the same call goes on if it was interrupted, logs for
     TensorBoard and as CSV, and in the end what `save_pretrained` writes: the averaged weights.
@@ -73,6 +90,7 @@ def train(
         module: The network and how to train it.
         data: A folder that `xcube data build` made, with splits "train" and "val".
         out: Folder of the run.
+        level: Which level; 0 is the coarsest.
         resume: Whether to go on from `last.ckpt` if it is there.
         progress: Whether to show a bar.
         facts: What to write beside the network.
@@ -84,10 +102,11 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
     before = checkpoint if resume and checkpoint.is_file() else None
-    trainer = trainer_for(config, out, progress=progress)
-    batches = Batches(ShapeFolder(data, "train"), ShapeFolder(data, "val"), config)
+    batches = Batches(ShapeFolder(data, "train", level=level), ShapeFolder(data, "val", level=level), config)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message)
+        trainer = trainer_for(config, out, progress=progress)
         trainer.fit(module, batches, ckpt_path=before, weights_only=False if before else None)
     if trainer.is_global_zero:
         save_pretrained(module.net.eval(), out, steps=trainer.global_step, **facts)

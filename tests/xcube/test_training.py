@@ -1,0 +1,268 @@
+"""Training: the same result when it is cut short and taken up again, with and without other processes."""
+
+import csv
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from xcube.config import VAEConfig
+from xcube.data.build import build
+from xcube.data.hierarchy import Box
+from xcube.data.loading import ShapeFolder
+from xcube.data.sources import Source
+from xcube.losses import LossConfig
+from xcube.noising import noised, paper_schedule
+from xcube.pretrained import from_pretrained, read_config, save_pretrained
+from xcube.refine import RefineConfig, Refiner, refine_losses
+from xcube.training.commands import train_refine, train_vae
+from xcube.training.config import TrainConfig
+from xcube.training.data import training_batches
+from xcube.training.modules import TrainVAE, noisy_decode
+from xcube.training.run import CHECKPOINT, train
+from xcube.vae import VAE
+
+from sparsevox import Grid, SparseTensor, Voxels
+
+SIDE = 16
+MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
+LOSS = LossConfig(structure=1.0, normal=0.3, kl=1e-3)
+
+
+def ball(radius: float) -> Voxels:
+    axis = torch.arange(-7, 7)
+    ijk = torch.cartesian_prod(axis, axis, axis)
+    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
+    grid = Grid.from_coords(shell, voxel_size=1 / SIDE, origin=0.5 / SIDE)
+    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    radii = torch.linspace(2.5, 5.5, 9).tolist()
+    sources = [
+        Source(f"ball-{n}", partial(ball, r), split="val" if n % 4 == 3 else "train") for n, r in enumerate(radii)
+    ]
+    assert len(build(sources, folder, Box((SIDE,))).built) == 9
+    return folder
+
+
+def config(**changes: Any) -> TrainConfig:
+    plain = {"steps": 6, "batch_size": 2, "warmup": 2, "val_every": 1000, "save_every": 1, "seed": 3}
+    return TrainConfig(**(plain | changes))
+
+
+class Stop(Exception):
+    """Pulls the plug."""
+
+
+class Fragile(TrainVAE):
+    """Fails at a step."""
+
+    fatal = 4
+
+    def training_step(self, batch: Voxels, index: int) -> torch.Tensor:
+        if self.global_step == self.fatal:
+            raise Stop
+        return super().training_step(batch, index)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return from_pretrained(folder, VAE).state_dict()
+
+
+def run_vae(data: Path, out: Path, **changes: Any) -> VAE:
+    return train_vae(data, out, model=MODEL, loss=LOSS, train_config=config(**changes), progress=False)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_that_was_cut_short_ends_as_if_it_had_not(data: Path, tmp_path: Path, accumulate: int) -> None:
+    run_vae(data, tmp_path / "whole", accumulate=accumulate)
+    torch.manual_seed(3)
+    module = Fragile(VAE(MODEL), config(accumulate=accumulate), LOSS)
+    with pytest.raises(Stop):
+        train(module, data, tmp_path / "cut", progress=False)
+    assert (tmp_path / "cut" / CHECKPOINT).is_file()
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    run_vae(data, tmp_path / "cut", accumulate=accumulate)
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    assert read_config(tmp_path / "cut")["facts"]["steps"] == 6
+
+
+def test_another_seed_gives_another_result(data: Path, tmp_path: Path) -> None:
+    first, second = (run_vae(data, tmp_path / str(seed), seed=seed, steps=2).state_dict() for seed in (0, 1))
+    assert not all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_what_is_kept_is_the_average(data: Path, tmp_path: Path) -> None:
+    module = TrainVAE(VAE(MODEL), config(steps=3, ema=0.5, warmup=0), LOSS)
+    seen: list[torch.Tensor] = []
+    name = "encoder.enter.weight"
+
+    class Watch(TrainVAE):
+        def on_before_zero_grad(self, optimizer: Any) -> None:
+            seen.append(self.net.state_dict()[name].clone())
+
+    module.__class__ = Watch
+    train(module, data, tmp_path, progress=False)
+    last = torch.load(tmp_path / CHECKPOINT, weights_only=False)["current_model_state"][f"net.{name}"]
+    kept = weights(tmp_path)[name]
+    assert not torch.equal(kept, last)
+    low, high = torch.stack([*seen, last]).amin(0), torch.stack([*seen, last]).amax(0)
+    assert bool(((kept >= low - 1e-6) & (kept <= high + 1e-6)).all())
+
+
+def test_logs_and_validation(data: Path, tmp_path: Path) -> None:
+    run_vae(data, tmp_path, steps=10, val_every=5)
+    with (tmp_path / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"train/loss", "train/kl", "val/iou", "val/accuracy-1", "voxels"} <= set(rows[0])
+    assert [row["step"] for row in rows if row["val/iou"]] == ["4", "9"]
+    assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
+
+
+def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "torch.set_num_threads(1)\n"
+        "from xcube.config import VAEConfig\n"
+        "from xcube.losses import LossConfig\n"
+        "from xcube.training.commands import train_vae\n"
+        "from xcube.training.config import TrainConfig\n"
+        "train_vae(Path(sys.argv[1]), Path(sys.argv[2]), progress=False,\n"
+        f"    model=VAEConfig(voxel_size=1 / {SIDE}, channels=(8, 8), latent_channels=2, hidden=4),\n"
+        "    loss=LossConfig(structure=1.0, normal=0.3, kl=1e-3),\n"
+        "    train_config=TrainConfig(steps=3, batch_size=2, warmup=2, val_every=3, accelerator='cpu', devices=2))\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", str(script), str(data), str(tmp_path / "out")], check=True)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())
+
+
+def test_batches_go_on_where_they_stopped(data: Path) -> None:
+    shapes, options = ShapeFolder(data), config(batch_size=1)
+    every = [b.num_voxels for b, _ in zip(training_batches(shapes, options, 0, 0, 1), range(15), strict=False)]
+    for start in (1, 5, 6, 13):
+        later = [b.num_voxels for b, _ in zip(training_batches(shapes, options, start, 0, 1), range(2), strict=False)]
+        assert later == every[start : start + 2]
+    assert sorted(every[:7]) == sorted(every[7:14])  # an epoch is every shape once
+    ranks = [
+        [b.num_voxels for b, _ in zip(training_batches(shapes, options, 0, rank, 2), range(3), strict=False)]
+        for rank in (0, 1)
+    ]
+    assert [size for pair in zip(*ranks, strict=True) for size in pair] == every[:6]
+
+
+# The refinement network
+
+
+def test_refinement_is_trained_on_noisy_decodes(data: Path, tmp_path: Path) -> None:
+    run_vae(data, tmp_path / "vae")
+    model = RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))
+    net = train_refine(data, tmp_path / "refine", tmp_path / "vae", model=model, train_config=config(), progress=False)
+    again = from_pretrained(tmp_path / "refine", Refiner)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
+    assert read_config(tmp_path / "refine")["facts"]["latent_scale"] > 0
+
+
+def test_noisy_decodes_follow_from_the_generator() -> None:
+    torch.manual_seed(0)
+    vae, voxels = VAE(MODEL).eval(), Voxels.stack([ball(4.0), ball(3.0)])
+    with torch.no_grad():
+        first, second = (noisy_decode(vae, voxels, torch.Generator().manual_seed(1), scale=2.0) for _ in range(2))
+    assert first.grid.same_voxels(second.grid)
+
+
+def test_noise_is_that_of_the_schedule() -> None:
+    grid = Grid.stack([ball(4.0).grid, ball(3.0).grid])
+    latents, noise = torch.randn(grid.num_voxels, 3), torch.randn(grid.num_voxels, 3)
+    share = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    for scale in (1.0, 0.5):
+        result = noised(SparseTensor(grid, latents), torch.tensor([10, 999]), noise, scale).feats
+        a = torch.tensor([share[10], share[999]])[grid.batch.long()][:, None]
+        expected = (a.sqrt() * latents * scale + (1 - a).sqrt() * noise) / scale
+        torch.testing.assert_close(result, expected.float(), rtol=1e-4, atol=1e-4)
+    assert paper_schedule().config.prediction_type == "v_prediction"
+
+
+def test_refiner_adds_removes_and_learns() -> None:
+    torch.manual_seed(0)
+    truth, generator = ball(4.0), torch.Generator().manual_seed(0)
+    rough = truth.prune(torch.rand(truth.num_voxels, generator=generator) < 0.7)
+    crumbs = Grid.from_coords(torch.tensor([[6, 6, 6], [-7, 6, -7]]), voxel_size=1 / SIDE, origin=0.5 / SIDE)
+    grid = rough.grid | crumbs
+    normal = torch.zeros(grid.num_voxels, 3)
+    normal[grid.index(rough.grid.coords)] = rough.attributes["normal"]
+    rough = Voxels(grid, {"normal": normal})
+    net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 16)))
+    assert net.refine(rough).grid.same_voxels(grid)  # at first the decode is left as it is
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        refine_losses(net(rough), truth).total.backward()
+        optimizer.step()
+    better = net.refine(rough).grid
+    assert (truth.grid - better).num_voxels < 0.1 * truth.num_voxels
+    assert not better.contains(crumbs.coords).any()
+    candidates = net(rough).candidates.grid
+    assert candidates.same_voxels(grid.dilate(1))
+
+
+def test_refining_nothing_gives_nothing() -> None:
+    net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8)))
+    empty = Voxels(Grid.empty(2, voxel_size=1 / SIDE, origin=0.5 / SIDE), {"normal": torch.zeros(0, 3)})
+    refined = net(empty)
+    assert refined.voxels.num_voxels == 0
+    assert refine_losses(refined, Voxels.stack([ball(4.0), ball(3.0)])).total.isfinite()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"steps": 0}, "steps must be at least 1, got 0"),
+    ({"learning_rate": 0.0}, "learning_rate must be positive"),
+    ({"ema": 1.0}, "ema in \\[0, 1\\)"),
+    ({"minutes": 0.0}, "minutes must be positive"),
+])  # fmt: skip
+def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_a_model_of_another_voxel_size_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model must have the voxel_size of the level, 0.0625, got 0.015625"):
+        train_vae(data, tmp_path, train_config=config(), progress=False)
+
+
+def test_folders_that_are_none_are_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        from_pretrained(tmp_path, VAE)
+    run_vae(data, tmp_path, steps=1)
+    with pytest.raises(ValueError, match="holds a vae, not a refiner"):
+        from_pretrained(tmp_path, Refiner)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        from_pretrained(tmp_path, VAE)
+    (tmp_path / "config.json").write_text('{"format": 9}')
+    with pytest.raises(ValueError, match="must have format 1"):
+        from_pretrained(tmp_path, VAE)
+    with pytest.raises(TypeError, match="model must be one of vae, refiner"):
+        save_pretrained(torch.nn.Linear(1, 1), tmp_path)
+
+
+def test_the_learning_rate_follows_steps_and_time() -> None:
+    options = config(steps=100, warmup=9, final=0.1, minutes=1.0)
+    assert options.rate(0, 0) == pytest.approx(0.1, abs=0.01)
+    assert options.rate(100, 0) == pytest.approx(0.1)
+    assert options.rate(50, 0) == pytest.approx(0.55)
+    assert options.rate(50, 60.0) == pytest.approx(0.1)  # time is up
+    release = config(schedule="release", batch_size=8)
+    assert [release.rate(n, 0) for n in (0, 6249, 6250, 10**7)] == pytest.approx([1.0, 1.0, 0.7, 0.01])
