@@ -63,14 +63,18 @@ class Mesh:
 
     @property
     def bounds(self) -> Tensor:
-        """Lowest and highest corner: [2, 3]."""
-        return torch.stack([self.vertices.amin(0), self.vertices.amax(0)])
+        """Lowest and highest corner: [2, 3]. A ValueError if there is nothing."""
+        return _bounds(self.vertices)
 
     def to(self, device: torch.device | str) -> Self:
         """On another device."""
-        moved = replace(self, vertices=self.vertices.to(device), faces=self.faces.to(device))
-        vertex, face = _moved(self.vertex_attributes, device), _moved(self.face_attributes, device)
-        return replace(moved, vertex_attributes=vertex, face_attributes=face)
+        return replace(
+            self,
+            vertices=self.vertices.to(device),
+            faces=self.faces.to(device),
+            vertex_attributes=_moved(self.vertex_attributes, device),
+            face_attributes=_moved(self.face_attributes, device),
+        )
 
     def transform(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Moved or scaled by a function of the positions [., 3]. Attributes stay as they are, normals too."""
@@ -107,8 +111,8 @@ class Points:
 
     @property
     def bounds(self) -> Tensor:
-        """Lowest and highest corner: [2, 3]."""
-        return torch.stack([self.positions.amin(0), self.positions.amax(0)])
+        """Lowest and highest corner: [2, 3]. A ValueError if there is nothing."""
+        return _bounds(self.positions)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -180,8 +184,8 @@ class Voxels:
         missing = [name for name in names if name not in self.attributes]
         if missing or not names:
             raise KeyError(f"names must be among {sorted(self.attributes)}, got {list(names)}")
-        columns = [self.attributes[name].reshape(self.num_voxels, -1) for name in names]
-        return SparseTensor(self.grid, torch.cat([c if c.is_floating_point() else c.float() for c in columns], 1))
+        values = [as_columns(self.attributes[name]) for name in names]
+        return SparseTensor(self.grid, torch.cat([v if v.is_floating_point() else v.float() for v in values], 1))
 
     def with_attributes(self, **attributes: Tensor) -> Self:
         """The same voxels with more attributes, or others in place of those it had."""
@@ -215,6 +219,13 @@ class Voxels:
                     f"items must have the same attributes, got {sorted(names)} in items[0] and "
                     f"{sorted(item.attributes)} in items[{index}]"
                 )
+            for name in names:
+                first, other = (list(each.attributes[name].shape[1:]) for each in (items[0], item))
+                if first != other:
+                    raise ValueError(
+                        f"attributes[{name!r}] must have one shape, got [N, *{first}] in items[0] and [N, *{other}] in "
+                        f"items[{index}]"
+                    )
         grid = Grid.stack([item.grid for item in items])
         return cls(grid, {name: torch.cat([item.attributes[name] for item in items]) for name in names})
 
@@ -227,6 +238,17 @@ class Voxels:
 
 
 Shape = Mesh | Points | Voxels
+
+
+def as_columns(attribute: Tensor) -> Tensor:
+    """An attribute [.] or [., C] as [., C]."""
+    return attribute[:, None] if attribute.ndim == 1 else attribute
+
+
+def _bounds(positions: Tensor) -> Tensor:
+    if not len(positions):
+        raise ValueError("an empty shape has no bounds")
+    return torch.stack([positions.amin(0), positions.amax(0)])
 
 
 def _moved(attributes: Attributes, device: torch.device | str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 N voxels of the prediction, M latent voxels, L latent channels.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -81,7 +82,7 @@ def vae_losses(
         losses.terms[f"structure-{depth}"] = structure_loss(decision.exists, real)
         losses.weights[f"structure-{depth}"] = config.structure
         losses.metrics[f"accuracy-{depth}"] = mean_or_zero((decision.predicted == real).float())
-    target = true_attributes(voxels, decoded.voxels.grid, config.float32_positions)
+    target = true_attributes(voxels, decoded.voxels.grid, attributes, float32_positions=config.float32_positions)
     for name in ("normal", "color"):
         if name in attributes:
             losses.terms[name] = mean_or_zero((attributes[name] - target[name]).abs())
@@ -108,14 +109,17 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     return mean_or_zero(-0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(1))
 
 
-def true_attributes(voxels: Voxels, grid: Grid, float32_positions: bool = False) -> dict[str, Tensor]:
-    """Attributes of true voxels at the voxels of another grid.
+def true_attributes(
+    voxels: Voxels, grid: Grid, names: Collection[str], *, float32_positions: bool = False
+) -> dict[str, Tensor]:
+    """Attributes of true voxels at the voxels of another grid: those of the given names that there are.
 
     Normals are splatted from the centres and normalised, zero where there are none; colors and labels are those of the
     nearest true voxel of the item, 0 where it has none.
     """
     made: dict[str, Tensor] = {}
-    for name, value in voxels.attributes.items():
+    for name in voxels.attributes.keys() & set(names):
+        value = voxels.attributes[name]
         if name == "normal":
             points = voxels.grid.to_world(voxels.grid.ijk)
             if float32_positions:

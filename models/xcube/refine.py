@@ -154,7 +154,7 @@ def refine_losses(refined: Refined, truth: Voxels, *, normal: float = 0.3, label
     real = truth.grid.contains(grid.coords)
     losses = Losses()
     losses.terms["structure"], losses.weights["structure"] = structure_loss(refined.logits, real), 1.0
-    target = true_attributes(truth, grid)
+    target = true_attributes(truth, grid, attributes)
     if "normal" in attributes:
         losses.terms["normal"] = mean_or_zero((attributes["normal"] - target["normal"]).abs()[real])
         losses.weights["normal"] = normal

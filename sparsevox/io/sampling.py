@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsevox.io._trimesh import library, to_trimesh
 from sparsevox.ops import _checks
-from sparsevox.shapes import Mesh, Points
+from sparsevox.shapes import Mesh, Points, as_columns
 
 S = TypeVar("S", Mesh, Points)
 
@@ -56,7 +56,7 @@ def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
 def _interpolated(value: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value[corners.gather(1, weights.argmax(1, keepdim=True)).squeeze(1)]
-    columns = value.reshape(len(value), -1)[corners]  # [P, 3, C]
+    columns = as_columns(value)[corners]  # [P, 3, C]
     return (columns * weights[:, :, None].to(value.dtype)).sum(1).reshape(len(corners), *value.shape[1:])
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from sparsevox import ops
 from sparsevox._gather import containing_rows
 from sparsevox.grid import Grid, Scale
-from sparsevox.io.sampling import sample_surface
-from sparsevox.shapes import Attributes, Mesh, Points, Voxels
+from sparsevox.io.sampling import check_finite, sample_surface
+from sparsevox.ops import _checks
+from sparsevox.ops.voxelize import check_points
+from sparsevox.shapes import Attributes, Mesh, Points, Voxels, as_columns
 
 NORMAL_EPS = 1e-6  # XCube divides a splatted normal by its length plus this
 SAMPLES_PER_VOXEL = 10
@@ -75,7 +77,8 @@ def splat_attributes(
 
     - "normal": the weighted sum of the normals around, divided by its length plus 1e-6. Zero where there are none.
     - other floats: the weighted mean. A voxel that no point reaches takes the row of the nearest one that some reach.
-    - integers: what most points in the voxel say, the smallest of equally many; else as the nearest voxel with points.
+    - integers: what most points in the voxel say, the smallest of equally many, channel by channel; else as the nearest
+      voxel with points.
     - "density", if asked for: how many points the voxel contains.
 
     Weights are trilinear, or 1 for the voxel that contains the point with `splat="nearest"`.
@@ -88,18 +91,23 @@ def splat_attributes(
         density: Whether to count.
 
     Raises:
-        ValueError: If `splat` is unknown or devices differ.
+        TypeError: If `batch` does not hold integers.
+        ValueError: If `splat` is unknown, a position is not finite, or shapes or devices do not fit.
     """
     if splat not in ("trilinear", "nearest"):
         raise ValueError(f"splat must be 'trilinear' or 'nearest', got {splat!r}")
-    rows = containing_rows(grid, points.positions, batch)
+    positions, items = check_points(points.positions, batch)
+    _checks.same_device("points", positions, "grid", grid.device)
+    check_finite("points.positions", positions)
+    rows = containing_rows(grid, positions, items)
     made: dict[str, Tensor] = {}
     floats = {name: value for name, value in points.attributes.items() if value.is_floating_point()}
     if floats:
-        made |= _splat_floats(points.positions, floats, grid, batch, rows if splat == "nearest" else None)
+        made |= _splat_floats(positions, floats, grid, items, rows if splat == "nearest" else None)
     for name, value in points.attributes.items():
         if name not in floats:
-            made[name] = _majority(value, grid, rows)
+            votes = [_majority(column, grid, rows) for column in as_columns(value).unbind(1)]
+            made[name] = votes[0] if value.ndim == 1 else torch.stack(votes, 1)
     if density:
         made["density"] = _sum_at(torch.ones_like(rows)[:, None].float(), rows, grid.num_voxels)
     order = [*points.attributes, *(["density"] if density else [])]
@@ -107,10 +115,11 @@ def splat_attributes(
 
 
 def _splat_floats(
-    positions: Tensor, attributes: Attributes, grid: Grid, batch: Tensor | None, rows: Tensor | None
+    positions: Tensor, attributes: Attributes, grid: Grid, batch: Tensor, rows: Tensor | None
 ) -> dict[str, Tensor]:
-    columns = [value.reshape(len(positions), -1) for value in attributes.values()]
-    values = torch.cat([*columns, columns[0].new_ones(len(positions), 1)], 1)
+    columns = [as_columns(value) for value in attributes.values()]
+    # Sums of many points, and how many there are, are beyond 16 bits.
+    values = torch.cat([*columns, torch.ones(len(positions), 1, device=positions.device)], 1)
     if rows is None:
         sums = ops.splat_trilinear(positions, values, grid, batch)
     else:
@@ -121,7 +130,7 @@ def _splat_floats(
     nearest = None
     for (name, value), part in zip(attributes.items(), parts, strict=True):
         if name == "normal":
-            made[name] = normalized(part)
+            made[name] = normalized(part).to(value.dtype)
             continue
         nearest = _nearest_of(grid, reached) if nearest is None else nearest
         mean = part / torch.where(reached[:, None], weight, 1)
@@ -151,7 +160,7 @@ def _nearest_of(grid: Grid, marked: Tensor) -> Tensor:
     if not bool(missing.any()):
         return own
     kept = grid.prune(marked)
-    found = kept.nearest(grid.to_world(grid.ijk[missing]), grid.batch[missing])
+    found = kept.nearest(grid.to_world(grid.ijk[missing].double()), grid.batch[missing])
     own[missing] = torch.where(
         found < 0, own[missing], own[marked][found] if len(found) and kept.num_voxels else own[missing]
     )

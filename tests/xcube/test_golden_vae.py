@@ -96,7 +96,7 @@ def test_structure_of_every_depth(golden: Golden) -> None:
 def test_normals_and_their_targets(golden: Golden) -> None:
     voxels = golden.decoded.voxels
     close(voxels.attributes["normal"], golden.aligned(voxels.grid, "normal/coords", "normal/feat"))
-    target = true_attributes(golden.voxels, voxels.grid, float32_positions=True)["normal"]
+    target = true_attributes(golden.voxels, voxels.grid, ["normal"], float32_positions=True)["normal"]
     close(target, golden.aligned(voxels.grid, "normal/coords", "normal/target"))
 
 
@@ -141,7 +141,7 @@ def test_attribute_losses(file: Any) -> None:
     }
     coords = torch.from_numpy(file["normal/coords"])
     predicted = sv.Grid.from_coords(coords, batch_size=grid.batch_size, voxel_size=0.0025, origin=0.00125)
-    target = true_attributes(sv.Voxels(grid, attributes), predicted, float32_positions=True)
+    target = true_attributes(sv.Voxels(grid, attributes), predicted, attributes, float32_positions=True)
     rows = predicted.index(coords)
     close(target["normal"][rows], file["normal/target"])
     # Of equally near voxels the release takes one, we take another.

@@ -203,7 +203,7 @@ def test_refiner_adds_removes_and_learns() -> None:
     net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 16)))
     assert net.refine(rough).grid.same_voxels(grid)  # at first the decode is left as it is
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         refine_losses(net(rough), truth).total.backward()
         optimizer.step()

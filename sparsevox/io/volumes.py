@@ -1,0 +1,220 @@
+"""Voxels from files and to files, which NumPy reads without this library.
+
+N voxels, B grids, C channels.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparsevox.grid import Grid, Scale
+from sparsevox.io._files import (
+    FilePath,
+    existing,
+    naming,
+    read_numpy,
+    rowwise,
+    suffix_of,
+    to_array,
+    to_tensor,
+    write_npz,
+)
+from sparsevox.ops import _checks
+from sparsevox.shapes import Voxels
+
+Array = NDArray[Any]
+
+VERSION = 1
+ATTRIBUTE = "attribute:"  # how names of attributes begin in a file
+COORDS = ("ijk", "coords")  # names of the array of coordinates in files of others
+
+
+def save_voxels(voxels: Voxels, path: FilePath, *, half: bool = False, compress: bool = True) -> None:
+    """Write a batch of voxels to a .npz file, all or nothing. Equal voxels give equal bytes.
+
+    NumPy reads it without this library. The arrays, rows in the order of the grid:
+
+    - "sparsevox_voxels": the version of this layout, 1
+    - "ijk": integers [N, 3], as small as they fit
+    - "offsets": int64 [B + 1], the first row of each grid, then N
+    - "voxel_size", "origin": float64 [3]; the centre of voxel ijk lies at origin + voxel_size * ijk
+    - "attribute:NAME": [N] or [N, C]; bfloat16 becomes float32
+
+    Args:
+        voxels: What to write.
+        path: Ends in .npz.
+        half: Whether to store floating-point attributes as float16. They come back as such.
+        compress: Whether to deflate the arrays.
+
+    Raises:
+        ValueError: If the name ends otherwise, the name of an attribute could be a path, or a value is too large for
+            float16.
+    """
+    suffix_of(path, ".npz")
+    grid = voxels.grid
+    arrays = {
+        "sparsevox_voxels": np.array(VERSION),
+        "ijk": _smallest(to_array(grid.ijk)),
+        "offsets": to_array(grid.offsets),
+        "voxel_size": np.array(grid.voxel_size),
+        "origin": np.array(grid.origin),
+    }
+    for name, value in voxels.attributes.items():
+        arrays[ATTRIBUTE + name] = to_array(_halved(name, value) if half and value.is_floating_point() else value)
+    write_npz(path, arrays, compress)
+
+
+def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scale | None = None) -> Voxels:
+    """A batch of voxels from a .npz or .npy file.
+
+    What `save_voxels` wrote comes back bit for bit. Other files may hold
+
+    - .npy: integers [N, 3] = (i, j, k) of one grid, or [N, 4] = (b, i, j, k)
+    - .npz: such an array called "ijk" or "coords"; every other array of numbers [N] or [N, C] becomes an attribute.
+
+    Rows may lie in any order in the file.
+
+    Args:
+        path: The file.
+        voxel_size: Edges of a voxel, where the file does not say; 1 by default.
+        origin: Centre of voxel (0, 0, 0), where the file does not say; 0 by default.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the name ends otherwise, the file is damaged, of another version, or holds Python objects, which
+            would have to be unpickled; if a voxel comes twice or is out of range; if the file says `voxel_size` or
+            `origin` itself. It names the file.
+    """
+    file = existing(path, ".npz", ".npy")
+    with naming(path):
+        arrays = read_numpy(file)
+        if "sparsevox_voxels" not in arrays:
+            coords, attributes = _foreign(arrays)
+            size, start = (1.0 if voxel_size is None else voxel_size), (0.0 if origin is None else origin)
+            return _in_grid_order(coords, None, size, start, attributes)
+        if voxel_size is not None or origin is not None:
+            raise ValueError("voxel_size and origin are for files that do not say them, and this one does")
+        return _own(arrays)
+
+
+def load_volume(
+    path: FilePath,
+    *,
+    name: str | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    voxel_size: Scale = 1.0,
+    origin: Scale = 0.0,
+) -> Voxels:
+    """The voxels of a dense volume [X, Y, Z] or [B, X, Y, Z] in a .npy or .npz file.
+
+    - bool: the True ones
+    - integers: those that are not 0, with their number as "label", int64 [N]
+    - floats: those with `above` < value < `below`, with their value as "value" [N, 1]. `above=0.5` suits an occupancy,
+      `below=0.0` the inside of a signed distance, both together a band around its surface. NaN is neither.
+
+    Args:
+        path: The file.
+        name: Which array of a .npz file, if it holds more than one.
+        above: Of floats, the lower limit.
+        below: Of floats, the upper limit.
+        voxel_size: Edges of a voxel.
+        origin: Centre of voxel (0, 0, 0), the first of the volume.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the name ends otherwise, the file is damaged or holds Python objects, there is no such array or
+            it is no volume, or limits are missing for floats or given for something else. It names the file.
+    """
+    file = existing(path, ".npz", ".npy")
+    with naming(path):
+        arrays = read_numpy(file)
+        chosen = next(iter(arrays)) if name is None and len(arrays) == 1 else name
+        if chosen not in arrays:
+            raise ValueError(f"name must be one of {sorted(arrays)}, got {name!r}")
+        volume = arrays[chosen]
+        if volume.ndim not in (3, 4) or volume.dtype.kind not in "biuf":
+            raise ValueError(f"a volume is [X, Y, Z] or [B, X, Y, Z], got {volume.dtype} {list(volume.shape)}")
+        if (volume.dtype.kind == "f") == (above is None and below is None):
+            raise ValueError(f"above and below limit floats, and only floats, got {volume.dtype}")
+        values = to_tensor("volume", volume if volume.ndim == 4 else volume[None])
+        if values.is_floating_point():
+            mask = torch.ones_like(values, dtype=torch.bool) if above is None else values > above
+            mask = mask if below is None else mask & (values < below)
+        else:
+            mask = values != 0
+        grid = Grid.from_dense(mask, voxel_size=voxel_size, origin=origin)
+        if values.dtype == torch.bool:
+            return Voxels(grid)
+        rows = values[tuple(grid.coords.long().unbind(1))]
+        return Voxels(grid, {"value": rows[:, None]} if values.is_floating_point() else {"label": rows.long()})
+
+
+def _smallest(ijk: Array) -> Array:
+    for dtype in (np.int8, np.int16):
+        if not ijk.size or np.iinfo(dtype).min <= ijk.min() <= ijk.max() <= np.iinfo(dtype).max:
+            return ijk.astype(dtype)
+    return ijk
+
+
+def _halved(name: str, value: Tensor) -> Tensor:
+    half = value.detach().half()
+    if bool((half.isinf() & value.isfinite()).any()):
+        raise ValueError(f"attribute {name!r} must fit into float16, got {float(value.abs().nan_to_num().max())}")
+    return half
+
+
+def _own(arrays: Mapping[str, Array]) -> Voxels:
+    version = arrays["sparsevox_voxels"]
+    if version.shape or version.dtype.kind not in "iu" or version != VERSION:
+        raise ValueError(f"the layout of the file is version {version}, and this sparsevox reads version {VERSION}")
+    missing = [name for name in ("ijk", "offsets", "voxel_size", "origin") if name not in arrays]
+    if missing:
+        raise ValueError(f"the file has no {missing[0]}, got {sorted(arrays)}")
+    ijk = _checks.integers("ijk", _checks.shape("ijk", to_tensor("ijk", arrays["ijk"]), "N", 3))
+    offsets = _checks.shape("offsets", to_tensor("offsets", arrays["offsets"]), "B + 1")
+    sizes = _checks.integers("offsets", offsets).diff()
+    if not len(offsets) or bool((sizes < 0).any()) or offsets[0] != 0:
+        raise ValueError("offsets must begin with 0 and rise to the number of rows of ijk")
+    if offsets[-1] != len(ijk):
+        raise ValueError(f"offsets must end with the number of rows of ijk, {len(ijk)}, got {int(offsets[-1])}")
+    batch = torch.arange(len(sizes)).repeat_interleave(sizes)
+    coords = torch.cat([batch[:, None], ijk.long()], 1)
+    attributes = {
+        name.removeprefix(ATTRIBUTE): to_tensor(name, array)
+        for name, array in arrays.items()
+        if name.startswith(ATTRIBUTE)
+    }
+    size, start = (arrays[name].tolist() for name in ("voxel_size", "origin"))
+    return _in_grid_order(coords, len(sizes), size, start, attributes)
+
+
+def _foreign(arrays: Mapping[str, Array]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Coordinates and attributes of a file that someone else wrote."""
+    found = [name for name in ("", *COORDS) if name in arrays]
+    if len(found) != 1:
+        raise ValueError(f"one array must be called {' or '.join(COORDS)}, got {sorted(arrays)}")
+    coords = to_tensor(found[0] or "coords", arrays[found[0]])
+    others = {name: array for name, array in arrays.items() if name not in found}
+    return coords, rowwise(others, len(coords) if coords.ndim else 0)
+
+
+def _in_grid_order(
+    coords: Tensor, batch_size: int | None, voxel_size: Scale, origin: Scale, attributes: Mapping[str, Tensor]
+) -> Voxels:
+    grid = Grid.from_coords(coords, batch_size=batch_size, voxel_size=voxel_size, origin=origin)
+    rows = grid.index(coords)
+    if grid.num_voxels != len(coords):
+        row = int((torch.bincount(rows) > 1).int().argmax())
+        raise ValueError(f"voxel {tuple(grid.coords[row].tolist())} comes more than once")
+    ordered: dict[str, Tensor] = {}
+    for name, value in attributes.items():
+        if value.ndim not in (1, 2) or len(value) != len(coords):
+            raise ValueError(f"attribute {name!r} must have shape [{len(coords)}] or [., C], got {list(value.shape)}")
+        ordered[name] = torch.empty_like(value)
+        ordered[name][rows] = value
+    return Voxels(grid, ordered)
