@@ -1,7 +1,7 @@
 """sparsevox: sparse-voxel tensors for PyTorch, with every kernel in Triton."""
 
 from sparsevox import nn, ops
-from sparsevox.data import collate
+from sparsevox.data import VoxelBudgetSampler, collate
 from sparsevox.grid import Grid
 from sparsevox.kernel_map import KernelMap
 from sparsevox.shapes import Mesh, Points, Voxels
@@ -16,6 +16,7 @@ __all__ = [
     "Mesh",
     "Points",
     "SparseTensor",
+    "VoxelBudgetSampler",
     "Voxels",
     "cat",
     "collate",

@@ -67,13 +67,13 @@ class VoxelBudgetSampler(Sampler[list[int]]):
         shuffle: Whether every epoch has another order. Else items come in theirs.
         seed: Of the orders.
         max_items: Items of a batch, at most.
-        rank: Of this process among `replicas`. By default both are those of `torch.distributed`, if that is initialised.
-        replicas: Number of processes.
+        rank: Of this process among `replicas`; by default that of `torch.distributed`, if that is initialised.
+        replicas: Number of processes, by default alike.
 
     Raises:
         TypeError: If a number is no integer.
-        ValueError: If a size is negative, `budget` or `max_items` is not positive, `max_items` is more than a grid takes,
-            `rank` is none of `replicas`, `oversize` is unknown, or "error" and an item is too large.
+        ValueError: If a size is negative, `budget` is not positive, `max_items` is not between 1 and the largest batch
+            of a grid, `rank` is none of `replicas`, `oversize` is unknown, or it is "error" and an item is too large.
     """
 
     def __init__(

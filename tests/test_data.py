@@ -1,5 +1,7 @@
 """Batches that fill a budget of voxels."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,7 +35,7 @@ def test_every_item_comes_once_and_no_batch_is_over_the_budget(sizes, budget, ep
 @given(SIZES, st.integers(1, 100))
 def test_a_batch_ends_only_where_the_next_item_does_not_fit(sizes, budget):
     batches = list(VoxelBudgetSampler(sizes, budget))
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert sum(sizes[item] for item in batch) + sizes[following[0]] > budget
 
 

@@ -4,15 +4,19 @@ R voxels along the box, N voxels of a level.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import sparsevox as sv
 from sparsevox.grid import Grid
 from sparsevox.io import fit, sample_surface, splat_attributes
+from sparsevox.io._trimesh import library
+from sparsevox.io.sampling import check_finite
 from sparsevox.shapes import Mesh, Points, Shape, Voxels
 from xcube.tree import enclosing_coarsen
 
@@ -60,8 +64,11 @@ class Box:
 
     @property
     def margin(self) -> float:
-        """How far from the border a shape has to stay, so that no level leaves the box."""
-        return self.voxel_size(0) / 2 if len(self.levels) > 1 else 0.0
+        """How far from the border a shape has to stay, so that no level leaves the box.
+
+        The enclosing rule adds at most half a voxel to each side, at every level that it makes.
+        """
+        return sum(self.voxel_size(level) / 2 for level in range(len(self.levels) - 1))
 
 
 def build_hierarchy(
@@ -106,11 +113,11 @@ def build_hierarchy(
         fine = _aligned(shape, box, finest)
         points = Points(fine.to_world(fine.ijk), shape.attributes)
     elif isinstance(shape, Mesh):
-        mesh = _rescaled(shape, box) if outside == "rescale" else shape
-        fine = Grid.from_mesh(mesh.vertices, mesh.faces, voxel_size=size, origin=size / 2)
+        mesh = _fitted(shape, box, outside)
+        fine = Grid.from_mesh(*_near(mesh, box), voxel_size=size, origin=size / 2)
         points = sample_surface(mesh, samples, seed=seed)
     elif isinstance(shape, Points):
-        points = _rescaled(shape, box) if outside == "rescale" else shape
+        points = _fitted(shape, box, outside)
         fine = Grid.from_points(points.positions, voxel_size=size, origin=size / 2)
     else:
         raise TypeError(f"shape must be a Mesh, Points or Voxels, got {type(shape).__name__}")
@@ -140,10 +147,42 @@ def _aligned(voxels: Voxels, box: Box, level: int) -> Grid:
 S = TypeVar("S", Mesh, Points)
 
 
-def _rescaled(shape: S, box: Box) -> S:
-    # One fine voxel more, so that a side that ends on a border of voxels does not touch the next one.
-    half = [edge / 2 - box.margin - box.voxel_size(-1) for edge in box.size]
-    return fit(shape, (-half[0], -half[1], -half[2]), (half[0], half[1], half[2]))
+def _fitted(shape: S, box: Box, outside: Outside) -> S:
+    """The shape, or what lies near the box of it. What is far away would take more voxels than fit into memory."""
+    half = torch.tensor(box.size, dtype=torch.float64) / 2 - box.margin
+    if outside == "rescale":
+        # One fine voxel less, so that a side that ends on a border of voxels does not touch the next one.
+        x, y, z = (half - box.voxel_size(-1)).tolist()
+        return fit(shape, (-x, -y, -z), (x, y, z))
+    corners = shape.positions[:, None] if isinstance(shape, Points) else shape.vertices[shape.faces.long()]
+    check_finite("shape", corners.reshape(-1, 3))
+    corners = corners.double()
+    half = half.to(corners.device)
+    if outside == "error" and bool((corners.abs() > half).any()):
+        low, high = (tuple(bound.tolist()) for bound in corners.reshape(-1, 3).aminmax(dim=0))
+        raise ValueError(f"{_too_wide(box)}, got one from {low} to {high}; {_CHOICES}")
+    reach = half + 2 * box.voxel_size(-1)
+    near = ((corners.amin(1) <= reach) & (corners.amax(1) >= -reach)).all(1)
+    if bool(near.all()):
+        return shape
+    if isinstance(shape, Points):
+        return shape[near]
+    return replace(
+        shape, faces=shape.faces[near], face_attributes={name: v[near] for name, v in shape.face_attributes.items()}
+    )
+
+
+def _near(mesh: Mesh, box: Box) -> tuple[Tensor, Tensor]:
+    """Vertices and faces, those that leave the box cut off two voxels outside of it."""
+    reach = torch.tensor(box.size, dtype=torch.float64) / 2 + 2 * box.voxel_size(-1)
+    vertices, faces = mesh.vertices, mesh.faces
+    if not len(faces) or bool((vertices[faces.long()].abs().amax((0, 1)).cpu() <= reach).all()):
+        return vertices, faces
+    cut = (vertices.detach().cpu().double().numpy(), faces.cpu().numpy())
+    for axis, sign in product(range(3), (-1.0, 1.0)):
+        normal = np.eye(3)[axis] * sign
+        cut = library().intersections.slice_faces_plane(*cut, normal, -normal * reach.numpy())[:2]
+    return torch.from_numpy(cut[0]).to(mesh.device), torch.from_numpy(cut[1]).long().to(mesh.device)
 
 
 def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
@@ -157,11 +196,15 @@ def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
     if outside == "clip":
         return fine.crop(lower, upper)
     row = int(beyond.int().argmax())
-    raise ValueError(
-        f"shape must stay {box.margin} away from the border of the box {box.size}, got {int(beyond.sum())} voxels "
-        f"beyond, the first at {tuple(fine.to_world(fine.ijk[row : row + 1])[0].tolist())}; outside='clip' leaves them "
-        "out, outside='rescale' makes the shape fit"
-    )
+    first = tuple(fine.to_world(fine.ijk[row : row + 1])[0].tolist())
+    raise ValueError(f"{_too_wide(box)}, got {int(beyond.sum())} voxels beyond, the first at {first}; {_CHOICES}")
+
+
+_CHOICES = "outside='clip' leaves out what is beyond, outside='rescale' makes meshes and points fit"
+
+
+def _too_wide(box: Box) -> str:
+    return f"shape must stay {box.margin} away from the border of the box {box.size}"
 
 
 def as_box(levels: Sequence[int], size: float | Sequence[float] = 1.0) -> Box:

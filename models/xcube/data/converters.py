@@ -1,0 +1,173 @@
+"""Data in the layouts that people have: ShapeNet-style folders, SemanticKITTI, arrays of voxels.
+
+Each makes sources for `build`.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from os import PathLike, fspath
+from pathlib import Path
+
+import torch
+
+import sparsevox as sv
+from sparsevox.io import load_points, load_voxels
+from sparsevox.io.meshes import READS
+from sparsevox.shapes import Points, Voxels
+from xcube.data.hierarchy import Box
+from xcube.data.sources import LIST, Source, as_name, file_source, load_shape, unique, with_lists
+
+# Where ShapeNetCore keeps the mesh of a model: version 2, then version 1.
+SHAPENET_MESHES = ("models/model_normalized.obj", "model.obj")
+
+SEMANTIC_KITTI_VAL = ("08",)
+SEMANTIC_KITTI_TRAIN = ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10")
+
+# Labels of SemanticKITTI -> the 19 classes of its benchmark for single sweeps, which count moving things with those at
+# rest. All others are 0, which the benchmark ignores.
+SEMANTIC_KITTI: Mapping[int, int] = {
+    label: number
+    for number, labels in enumerate(
+        [
+            (10, 252),  # car
+            (11,),  # bicycle
+            (15,),  # motorcycle
+            (18, 258),  # truck
+            (13, 16, 20, 256, 257, 259),  # other vehicle
+            (30, 254),  # person
+            (31, 253),  # bicyclist
+            (32, 255),  # motorcyclist
+            (40, 60),  # road
+            (44,),  # parking
+            (48,),  # sidewalk
+            (49,),  # other ground
+            (50,),  # building
+            (51,),  # fence
+            (70,),  # vegetation
+            (71,),  # trunk
+            (72,),  # terrain
+            (80,),  # pole
+            (81,),  # traffic sign
+        ],
+        start=1,
+    )
+    for label in labels
+}
+
+
+def shapenet_sources(root: str | PathLike[str]) -> list[Source]:
+    """Meshes in folders of categories, called CATEGORY/MODEL.
+
+    A model is a file CATEGORY/MODEL.obj (or any other mesh), or a folder CATEGORY/MODEL with a mesh as ShapeNetCore has
+    it, or with one mesh. Where CATEGORY/train.lst and the like are there, they say the splits, and models on none of
+    them are left out.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If there is no model, or a model has several meshes.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{root}: there is no such folder")
+    sources: list[Source] = []
+    for category in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
+        found = []
+        for model in sorted(category.iterdir()):
+            mesh = _shapenet_mesh(model)
+            if mesh:
+                name = as_name([category.name, model.name if model.is_dir() else model.stem])
+                found.append(Source(name, partial(load_shape, mesh), mesh))
+        sources += with_lists(unique(found), category) if any(category.glob(f"*{LIST}")) else found
+    if not sources:
+        raise ValueError(f"{root}: there is no CATEGORY/MODEL{READS[0]} and no CATEGORY/MODEL/{SHAPENET_MESHES[0]}")
+    return unique(sources)
+
+
+def _shapenet_mesh(model: Path) -> Path | None:
+    if model.is_file():
+        return model if model.suffix.lower() in READS else None
+    for place in SHAPENET_MESHES:
+        if (model / place).is_file():
+            return model / place
+    meshes = sorted(path for path in model.rglob("*") if path.suffix.lower() in READS)
+    if len(meshes) > 1:
+        raise ValueError(f"{model}: expected one mesh, got {meshes[0].name} and {meshes[1].name}")
+    return meshes[0] if meshes else None
+
+
+def semantic_kitti_sources(
+    root: str | PathLike[str], *, classes: Mapping[int, int] | None = SEMANTIC_KITTI
+) -> list[Source]:
+    """Sweeps of SemanticKITTI, called SEQUENCE/NUMBER, with "intensity" and, where there are labels, "label".
+
+    A sweep is sequences/SEQUENCE/velodyne/NUMBER.bin, its labels are sequences/SEQUENCE/labels/NUMBER.label. Positions
+    are metres around the scanner. The splits are those of the benchmark: sequence 08 is "val", 00 to 10 without it are
+    "train", all others "test".
+
+    Args:
+        root: The folder that holds sequences/.
+        classes: The class of each label; labels that are missing in it become 0. None keeps them as they are.
+
+    Raises:
+        FileNotFoundError: If there are no sweeps.
+    """
+    sources = []
+    for sweep in sorted(Path(root).glob("sequences/*/velodyne/*.bin")):
+        sequence = sweep.parents[1]
+        labels = sequence / "labels" / f"{sweep.stem}.label"
+        load = partial(load_sweep, sweep, labels if labels.is_file() else None, classes)
+        train, val = sequence.name in SEMANTIC_KITTI_TRAIN, sequence.name in SEMANTIC_KITTI_VAL
+        split = "train" if train else "val" if val else "test"
+        sources.append(Source(as_name([sequence.name, sweep.stem]), load, sweep, split))
+    if not sources:
+        raise FileNotFoundError(f"{root}: there is no sequences/*/velodyne/*.bin")
+    return unique(sources)
+
+
+def load_sweep(path: Path, labels: Path | None, classes: Mapping[int, int] | None) -> Points:
+    """A sweep of SemanticKITTI, as `semantic_kitti_sources` says."""
+    points = load_points(path, labels=labels)
+    if labels is None or classes is None:
+        return points
+    table = torch.zeros(1 << 16, dtype=torch.int64)
+    table[list(classes)] = torch.tensor(list(classes.values()))
+    return Points(points.positions, {**points.attributes, "label": table[points.attributes["label"]]})
+
+
+def voxel_sources(root: str | PathLike[str], box: Box, *, centred: bool = False) -> list[Source]:
+    """Voxels of the finest level of a box: .npy and .npz files below a folder, called by their paths below it.
+
+    A .npy file holds integers [N, 3], a .npz file such an array called "ijk", and attributes beside it; both count from
+    the corner of the box, up to its number of voxels. What `sv.io.save_voxels` wrote says itself where it lies.
+
+    Args:
+        root: The folder, or one file.
+        box: The one to build in.
+        centred: Whether files count from the middle of the box, as grids of this package do.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no such file in it.
+    """
+    folder = Path(root)
+    files: Iterable[Path] = [folder] if folder.is_file() else sorted(folder.rglob("*.np[yz]"))
+    x, y, z = (0, 0, 0) if centred else box.shape(-1)
+    load = partial(load_voxels_of, size=box.voxel_size(-1), lower=(-x // 2, -y // 2, -z // 2))
+    base = folder.parent if folder.is_file() else folder
+    sources = [file_source(path, base, load) for path in files]
+    if not sources:
+        raise FileNotFoundError(f"{fspath(root)}: there is no .npy or .npz file")
+    return unique(sources)
+
+
+def load_voxels_of(path: Path, *, size: float, lower: tuple[int, int, int]) -> Voxels:
+    """Voxels of an edge `size`, around the middle of a box whose first voxel is `lower`."""
+    voxels = load_voxels(path)
+    grid = voxels.grid
+    if (grid.voxel_size, grid.origin) != ((1.0,) * 3, (0.0,) * 3):
+        return voxels  # the file says where they lie
+    if grid.batch_size != 1:
+        raise ValueError(f"{path}: expected one grid, got a batch of {grid.batch_size}")
+    ijk = grid.ijk + torch.tensor(lower, dtype=torch.int32)
+    moved = sv.Grid.from_coords(ijk, voxel_size=size, origin=size / 2)
+    order = moved.index(ijk).argsort()  # another place has another Z-order
+    return Voxels(moved, {name: value[order] for name, value in voxels.attributes.items()})

@@ -1,0 +1,182 @@
+"""What data sets are built from: shapes with names, loaded when their turn comes."""
+
+import glob
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+from os import PathLike
+from pathlib import Path
+from urllib.parse import quote
+
+from sparsevox.io import load_mesh, load_points
+from sparsevox.io.meshes import READS
+from sparsevox.shapes import Shape
+from xcube.data.folder import check_name
+
+Splits = Mapping[str, float]
+
+SPLITS: Splits = {"train": 0.8, "val": 0.1, "test": 0.1}
+POINTS = (".ply", ".npz", ".npy", ".bin")
+LIST = ".lst"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shape that is yet to be loaded.
+
+    name: What it is called in the data set.
+    load: Makes it. It goes to other processes, so it is a function of a module, or a `functools.partial` of one.
+    path: The file it comes from. Its bytes and the name give the seed; without a file, the name alone does.
+    split: To which split it belongs; by default the hash of the name says.
+
+    Raises:
+        ValueError: If the name is none (`check_name`).
+    """
+
+    name: str
+    load: Callable[[], Shape]
+    path: Path | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+def file_sources(paths: Iterable[str | PathLike[str]]) -> list[Source]:
+    """Meshes and point clouds from files, folders and patterns such as "scans/**/*.ply".
+
+    A name is the path below the given folder, or below the part of the pattern without wildcards, without its suffix;
+    that of a file is its own.
+
+    Raises:
+        FileNotFoundError: If a path does not exist or a pattern matches nothing.
+        ValueError: If there are no meshes or point clouds, two have one name, or a file that was named is neither.
+    """
+    sources: list[Source] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found, root = sorted(path.rglob("*")), path
+        elif path.exists():
+            found, root = [path], path.parent
+        else:
+            root = _before_wildcards(path)
+            found = sorted(root.glob(str(path.relative_to(root))))
+        if not found and not path.is_dir():
+            raise FileNotFoundError(f"{path}: there is no such file or folder, and nothing matches")
+        kept = [file for file in found if file.suffix.lower() in (*READS, *POINTS) and file.is_file()]
+        if found == [path] and not kept:
+            raise ValueError(f"{path}: must end in one of {', '.join(sorted({*READS, *POINTS}))}")
+        sources += [file_source(file, root) for file in kept if not _hidden(file.relative_to(root))]
+    if not sources:
+        raise ValueError("paths must lead to meshes or point clouds, got none")
+    return unique(sources)
+
+
+def file_source(path: Path, root: Path, load: Callable[[Path], Shape] | None = None) -> Source:
+    """A file, called by its path below a folder without the suffix."""
+    name = path.relative_to(root).with_suffix("").parts
+    return Source(as_name(name), partial(load or load_shape, path), path)
+
+
+def load_shape(path: Path) -> Shape:
+    """The mesh or the points of a file; a .ply file is a mesh if it has faces.
+
+    Raises:
+        ImportError: If a package is missing that reads it.
+        OSError: If it cannot be read.
+        ValueError: If it is damaged.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".ply":
+        with path.open("rb") as file:
+            head = file.read(1 << 16).partition(b"end_header")[0]
+        return load_mesh(path) if re.search(rb"element\s+face\s+0*[1-9]", head) else load_points(path)
+    return load_mesh(path) if suffix in READS else load_points(path)
+
+
+def as_name(parts: Sequence[str]) -> str:
+    """A name from the parts of a path; what is not allowed in names is written as in addresses, `%20` for a blank."""
+    quoted = [quote(part, safe="") for part in parts]
+    return "/".join("%2E" + part[1:] if part.startswith(".") else part for part in quoted)
+
+
+def unique(sources: Sequence[Source]) -> list[Source]:
+    """The sources in the order of their names.
+
+    Raises:
+        ValueError: If two have one name, also in a file system that does not tell small letters from capitals.
+    """
+    seen: dict[str, Source] = {}
+    for source in sources:
+        first = seen.setdefault(source.name.lower(), source)
+        if first is not source and (first.path is None or first.path != source.path):
+            raise ValueError(
+                f"two shapes are called {first.name!r} and {source.name!r}: {first.path} and {source.path}; name the "
+                "folder above them, or a pattern that matches one of them"
+            )
+    return sorted(seen.values(), key=lambda source: source.name)
+
+
+def with_lists(sources: Sequence[Source], folder: str | PathLike[str]) -> list[Source]:
+    """The sources that the lists of a folder name, in their splits; others are left out.
+
+    The file train.lst holds the shapes of "train", one a line: a name, or its last parts, with or without a suffix. A
+    line for which there is no source becomes one that cannot be loaded, so that it is reported.
+
+    Raises:
+        FileNotFoundError: If there is no list in the folder.
+        ValueError: If two lists name one shape, or a line fits more than one.
+    """
+    lists = sorted(Path(folder).glob(f"*{LIST}"))
+    if not lists:
+        raise FileNotFoundError(f"{folder}: there is no list such as train{LIST}")
+    tails: dict[str, list[Source]] = {}
+    for source in sources:
+        parts = source.name.split("/")
+        for first in range(len(parts)):
+            tails.setdefault("/".join(parts[first:]), []).append(source)
+    chosen: dict[str, Source] = {}
+    for path in lists:
+        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+            name = as_name(Path(line).parts)
+            found = tails.get(line) or tails.get(name) or tails.get(as_name(Path(line).with_suffix("").parts)) or []
+            if len(found) > 1:
+                raise ValueError(f"{path}: {line!r} may be {found[0].name!r} or {found[1].name!r}")
+            source = found[0] if found else Source(name, partial(_no_source, line, path))
+            if chosen.setdefault(source.name, replace(source, split=path.stem)).split != path.stem:
+                raise ValueError(f"{source.name!r} is on two lists of {folder}, {path.name} is the second")
+    return unique(list(chosen.values()))
+
+
+def split_of(source: Source, splits: Splits) -> str:
+    """The split of a source: its own, or by the hash of its name, so that it stays when others come and go."""
+    if source.split is not None:
+        return source.split
+    digest = hashlib.sha256(source.name.encode()).digest()
+    at = int.from_bytes(digest[:6], "big") / 2**48 * sum(splits.values())
+    return next(split for split, end in zip(splits, accumulate(splits.values()), strict=True) if at < end)
+
+
+def seed_of(source: Source, seed: int) -> int:
+    """A seed from that of the data set, the name of the source and the bytes of its file."""
+    content = b""
+    if source.path is not None:
+        with source.path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+    digest = hashlib.sha256(f"{seed}\0{source.name}\0".encode() + content).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _no_source(line: str, path: Path) -> Shape:
+    raise FileNotFoundError(f"{path} lists {line!r}, and there is no such shape")
+
+
+def _before_wildcards(pattern: Path) -> Path:
+    return next(path for path in pattern.parents if not glob.has_magic(str(path)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

@@ -1,0 +1,129 @@
+"""The command line."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from xcube.cli import COMMANDS, main
+from xcube.data import ShapeFolder
+from xcube.data.folder import read_card
+
+pytest.importorskip("jsonargparse", reason="the command line")
+pytest.importorskip("tqdm", reason="its progress bar")
+
+
+@pytest.fixture
+def voxels(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        ijk = np.unique(np.random.default_rng(number).integers(4, 12, (20, 3)), axis=0)
+        np.savez(tmp_path / "in" / f"{number}.npz", ijk=ijk, label=np.arange(len(ijk)))
+    return tmp_path
+
+
+def run(voxels, *others):
+    shared = ("--out", str(voxels / "out"), "--layout", "voxels", "--workers", "0")
+    return main(["data", "build", str(voxels / "in"), *shared, *others])
+
+
+def test_build(voxels, capsys):
+    options = ("--levels", "4,16", "--attributes", "label", "--splits", '{"train": 0.5, "test": 0.5}', "--seed", "3")
+    assert run(voxels, *options, "--licence", "CC0", "--source", "dice") == 0
+    assert capsys.readouterr().out == "4 shapes built, 0 skipped\n"
+    card = read_card(voxels / "out")
+    assert (card.licence, card.source, card.box.levels, list(card.attributes)) == ("CC0", "dice", (4, 16), ["label"])
+    assert card.options == {
+        "samples": 1_000_000,
+        "seed": 3,
+        "outside": "error",
+        "splits": {"train": 0.5, "test": 0.5},
+    }
+    assert len(ShapeFolder(voxels / "out", None)) == 4
+    assert run(voxels, *options, "--licence", "CC0", "--source", "dice") == 0
+    assert capsys.readouterr().out == "0 shapes built, 4 were there already, 0 skipped\n"
+
+
+def test_what_is_left_out_is_counted_and_nothing_is_an_error(voxels, capsys):
+    assert run(voxels, "--levels", "4,8", "--attributes", "label") == 1
+    assert capsys.readouterr().out == (
+        f"0 shapes built, 4 skipped\n  4 out of the box\n{voxels / 'out' / 'report.csv'} says which and why\n"
+    )
+
+
+def test_other_options_need_overwrite(voxels, capsys):
+    assert run(voxels, "--levels", "4,16", "--attributes", "label") == 0
+    assert run(voxels, "--levels", "8,16", "--attributes", "label") == 2
+    assert "xcube: out must be built with the options it has, and levels" in capsys.readouterr().err
+    assert run(voxels, "--levels", "8,16", "--attributes", "label", "--overwrite") == 0
+    assert read_card(voxels / "out").box.levels == (8, 16)
+
+
+def test_lists(voxels, tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.lst").write_text("2\n3\n")
+    assert run(voxels, "--levels", "16", "--attributes", "label", "--lists", str(tmp_path / "lists")) == 0
+    assert [entry.name for entry in ShapeFolder(voxels / "out").entries] == ["2", "3"]
+
+
+def test_a_box_that_is_no_cube(voxels):
+    assert run(voxels, "--levels", "16", "--size", "2,2,4", "--attributes", "label", "--outside", "clip") == 0
+    assert read_card(voxels / "out").box.size == (2.0, 2.0, 4.0)
+
+
+@pytest.mark.parametrize("layout", ["files", "shapenet", "semantic-kitti"])
+def test_layouts_look_for_their_own_files(tmp_path, capsys, layout):
+    assert main(["data", "build", str(tmp_path), "--out", str(tmp_path / "out"), "--layout", layout]) == 2
+    assert capsys.readouterr().err.startswith("xcube: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_folder_with_a_layout(voxels, capsys):
+    assert main(["data", "build", "a", "b", "--out", str(voxels / "out"), "--layout", "shapenet"]) == 2
+    assert capsys.readouterr().err == "xcube: shapes must be one folder with layout 'shapenet', got 2\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "subcommand"),
+        (["data"], "subcommand"),
+        (["data", "build", "x"], "out"),
+        (["data", "build", "x", "--out", "y", "--levels", "16,x"], "levels"),
+        (["data", "build", "x", "--out", "y", "--engine", "dask"], "engine"),
+        (["data", "build", "x", "--out", "y", "--outside", "cut"], "outside"),
+        (["data", "build", "--out", "y"], "shapes"),
+    ],
+)
+def test_bad_command_lines(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_says_what_every_option_is(capsys):
+    for group, (_, commands) in COMMANDS.items():
+        for command in commands:
+            with pytest.raises(SystemExit) as caught:
+                main([group, command, "--help"])
+            assert caught.value.code == 0
+            text = capsys.readouterr().out
+            options = text.partition("options:")[2].split("\n  --")[1:]
+            assert options
+            for option in options:
+                described = option.partition("(")[0].split()
+                assert len(described) > 3, f"{group} {command} --{option}"
+
+
+def test_as_a_program(voxels):
+    command = [sys.executable, "-m", "xcube.cli", "data", "build", str(voxels / "in"), "--out", str(voxels / "out")]
+    options = ["--layout", "voxels", "--levels", "16", "--attributes", "label", "--workers", "0"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 shapes built, 0 skipped\n", "")
+
+
+def test_without_jsonargparse(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    with pytest.raises(ImportError, match=r"the command line needs jsonargparse: pip install 'sparsevox\[xcube\]'"):
+        main([])
