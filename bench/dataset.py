@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from xcube.data import Box, build, file_sources
 
 from bench.scenes import sphere_mesh
 from sparsevox.io import save_mesh
 from sparsevox.shapes import Mesh
+from xcube.data import Box, build, file_sources
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from xcube.data import Attribute, Box, ShapeFolder, Source, build, file_sources
-from xcube.data.folder import read_card, read_index
 
 import sparsevox as sv
 from sparsevox.io import from_trimesh, load_voxels, save_mesh, save_points
+from xcube.data import Attribute, Box, ShapeFolder, Source, build, file_sources
+from xcube.data.folder import read_card, read_index
 
 trimesh = pytest.importorskip("trimesh", reason="shapes to build from")
 

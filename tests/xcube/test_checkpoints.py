@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from xcube.checkpoints import convert, from_official
 from xcube.checkpoints.reader import Inert, plain, read_checkpoint
 from xcube.checkpoints.vae import our_name, vae_state

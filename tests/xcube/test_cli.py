@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from xcube.cli import COMMANDS, main
 from xcube.data import ShapeFolder
 from xcube.data.folder import read_card

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from xcube.data import Box, ShapeFolder, build, semantic_kitti_sources, shapenet_sources, voxel_sources
-from xcube.data.converters import SEMANTIC_KITTI
 
 import sparsevox as sv
 from sparsevox.io import from_trimesh, save_mesh, save_voxels
+from xcube.data import Box, ShapeFolder, build, semantic_kitti_sources, shapenet_sources, voxel_sources
+from xcube.data.converters import SEMANTIC_KITTI
 
 trimesh = pytest.importorskip("trimesh", reason="shapes to build from")
 

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+
 from xcube.data import Box, Source, build, voxel_sources
 from xcube.data.engines import AHEAD, run_here, run_processes, run_ray
 

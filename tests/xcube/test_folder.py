@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import sparsevox as sv
 from xcube.data import Attribute, Box, Card
 from xcube.data.folder import (
     ATTRIBUTES,
@@ -24,8 +26,6 @@ from xcube.data.folder import (
     write_index,
     write_shape,
 )
-
-import sparsevox as sv
 
 BOX = Box((4, 16), (2.0, 2.0, 1.0))
 CARD = Card(BOX, {name: ATTRIBUTES[name] for name in ("normal", "color", "label")}, {"seed": 3}, "here", "CC0")

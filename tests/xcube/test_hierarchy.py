@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from xcube.data import Box, build_hierarchy
-from xcube.data.hierarchy import as_box
-from xcube.tree import enclosing_coarsen, pooling_tree
 
 import sparsevox as sv
 from sparsevox.io import fit, from_trimesh, load_mesh
+from xcube.data import Box, build_hierarchy
+from xcube.data.hierarchy import as_box
+from xcube.tree import enclosing_coarsen, pooling_tree
 
 trimesh = pytest.importorskip("trimesh", reason="shapes to voxelise")
 

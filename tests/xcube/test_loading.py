@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from xcube.data import Box, ShapeFolder, Source, build
 
 import sparsevox as sv
 from sparsevox.data import VoxelBudgetSampler
+from xcube.data import Box, ShapeFolder, Source, build
 
 BOX = Box((4, 8, 16))
 

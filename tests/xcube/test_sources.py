@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from xcube.data import Box, ShapeFolder, Source, build, file_sources, with_lists
-from xcube.data.sources import as_name, seed_of, split_of
 
 import sparsevox as sv
 from sparsevox.io import from_trimesh, save_mesh, save_points
+from xcube.data import Box, ShapeFolder, Source, build, file_sources, with_lists
+from xcube.data.sources import as_name, seed_of, split_of
 
 trimesh = pytest.importorskip("trimesh", reason="shapes to build from")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from sparsevox import Grid, SparseTensor, Voxels
 from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
@@ -24,8 +26,6 @@ from xcube.training.data import training_batches
 from xcube.training.modules import TrainVAE, noisy_decode
 from xcube.training.run import CHECKPOINT, train
 from xcube.vae import VAE
-
-from sparsevox import Grid, SparseTensor, Voxels
 
 SIDE = 16
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)

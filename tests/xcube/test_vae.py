@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from sparsevox import Grid, SparseTensor, Voxels
 from xcube.blocks import Head
 from xcube.config import VAEConfig
 from xcube.decoder import existence, per_item
 from xcube.losses import LossConfig, normal_angle, vae_losses, voxel_iou
 from xcube.tree import pooling_tree, truth_tree
 from xcube.vae import VAE
-
-from sparsevox import Grid, SparseTensor, Voxels
 
 SIZE = 1 / 32
 SMALL: dict[str, Any] = {"voxel_size": SIZE, "channels": (8, 8, 16), "latent_channels": 4, "hidden": 8}

@@ -19,7 +19,7 @@ class Endless(IterableDataset[list[Voxels]]):
     It has no length, so that nobody counts the batches that an earlier run has seen.
     """
 
-    def __init__(self, shapes: ShapeFolder, sampler: VoxelBudgetSampler, start: int) -> None:
+    def __init__(self, shapes: ShapeFolder[Voxels], sampler: VoxelBudgetSampler, start: int) -> None:
         self.shapes, self.sampler, self.start = shapes, sampler, start
 
     def batches(self) -> Iterator[list[int]]:
@@ -48,7 +48,9 @@ class Endless(IterableDataset[list[Voxels]]):
         return voxels
 
 
-def training_batches(shapes: ShapeFolder, config: TrainConfig, start: int, rank: int, replicas: int) -> DataLoader[Any]:
+def training_batches(
+    shapes: ShapeFolder[Voxels], config: TrainConfig, start: int, rank: int, replicas: int
+) -> DataLoader[Any]:
     """Stacked batches of the given rank, from number `start` on."""
     sampler = VoxelBudgetSampler(
         shapes.sizes, config.voxels, seed=config.seed, max_items=config.batch_size, rank=rank, replicas=replicas
@@ -59,7 +61,7 @@ def training_batches(shapes: ShapeFolder, config: TrainConfig, start: int, rank:
     return DataLoader(data, batch_size=None, collate_fn=sv.collate, num_workers=config.workers)
 
 
-def validation_batches(shapes: ShapeFolder, config: TrainConfig) -> DataLoader[Any]:
+def validation_batches(shapes: ShapeFolder[Voxels], config: TrainConfig) -> DataLoader[Any]:
     """The first shapes of a split, in batches."""
     some = Subset(shapes, range(min(config.val_shapes, len(shapes))))
     sizes = shapes.sizes[: len(some)]

@@ -116,7 +116,7 @@ def train(
 class Batches(lightning.LightningDataModule):
     """Data of a run: batches from where training stands."""
 
-    def __init__(self, train: ShapeFolder, val: ShapeFolder, config: TrainConfig) -> None:
+    def __init__(self, train: ShapeFolder[Voxels], val: ShapeFolder[Voxels], config: TrainConfig) -> None:
         super().__init__()
         self.train, self.val, self.config = train, val, config
 
