@@ -1,6 +1,6 @@
 """sparsevox: sparse-voxel tensors for PyTorch, with every kernel in Triton."""
 
-from sparsevox import nn, ops
+from sparsevox import io, nn, ops, viz
 from sparsevox.data import VoxelBudgetSampler, collate
 from sparsevox.grid import Grid
 from sparsevox.kernel_map import KernelMap
@@ -20,8 +20,10 @@ __all__ = [
     "Voxels",
     "cat",
     "collate",
+    "io",
     "nn",
     "ops",
     "stack",
     "tune",
+    "viz",
 ]

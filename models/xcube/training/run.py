@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, Weight
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
+from sparsevox import Voxels
 from xcube.data.loading import ShapeFolder
 from xcube.pretrained import save_pretrained
 from xcube.training.config import TrainConfig
