@@ -1,0 +1,8 @@
+"""Pictures: PNG files, HTML pages that need no network, and a viewer that a server drives."""
+
+from sparsevox.viz.html import show_html
+from sparsevox.viz.png import MARGIN, render_png, render_row
+from sparsevox.viz.serve import serve
+from sparsevox.viz.sides import DIRECTIONS, TAPS, exposed_faces
+
+__all__ = ["DIRECTIONS", "MARGIN", "TAPS", "exposed_faces", "render_png", "render_row", "serve", "show_html"]

@@ -1,0 +1,90 @@
+"""Attributes as bytes: one coding for each name, the same in every shape and level, so that colors mean the same.
+
+R rows.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsevox.viz import colors
+from sparsevox.viz.scene import Level
+
+MAX_CLASSES = 256
+BUILT_IN = ("height", "level", "plain")  # what every shape can be colored by
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the numbers of an attribute become bytes, and these colors.
+
+    kind: "rgb": three bytes that are the color. "scalar": a byte on a ramp. "label": a byte, which class it is.
+    palette: Colors of the bytes; empty for "rgb".
+    range: The smallest and the largest number, of "scalar".
+    classes: Sorted values, of "label".
+    """
+
+    kind: Literal["rgb", "scalar", "label"]
+    palette: tuple[str, ...] = ()
+    range: tuple[float, float] = (0.0, 1.0)
+    classes: tuple[int, ...] = ()
+
+    def encode(self, column: Array) -> NDArray[np.uint8]:
+        """Bytes [R], or [R, 3] of "rgb"."""
+        if self.kind == "rgb":
+            return column
+        if self.kind == "label":
+            return np.searchsorted(self.classes, column).astype(np.uint8)
+        low, high = self.range
+        at = (column.astype(np.float64) - low) / (high - low or 1.0) * (colors.STEPS - 1)
+        return np.where(np.isfinite(at), np.rint(at), colors.STEPS).astype(np.uint8)
+
+    def paint(self, column: Array) -> NDArray[np.uint8]:
+        """Red, green and blue [R, 3]."""
+        codes = self.encode(column)
+        return codes if self.kind == "rgb" else colors.rgb_bytes(self.palette)[codes]
+
+
+def codings(levels: Iterable[Level]) -> dict[str, Coding]:
+    """A coding for each attribute that some level has, in order of appearance.
+
+    Raises:
+        ValueError: If an attribute is colors in one level and numbers in another.
+    """
+    columns: dict[str, list[Array]] = {}
+    for level in levels:
+        for name, column in level.columns.items():
+            columns.setdefault(name, []).append(column)
+    for name, parts in columns.items():
+        if len({part.ndim for part in parts}) > 1:
+            raise ValueError(f"the attribute {name!r} must be floats [., 3] in every level that has it, or in none")
+    return {name: _coding(parts) for name, parts in columns.items()}
+
+
+def first_color(color: str | None, levels: Iterable[Level], coded: Mapping[str, Coding]) -> str:
+    """What to color by at first: what is asked for, else "color" if every level has it, else "height".
+
+    Raises:
+        ValueError: If nothing is called so.
+    """
+    known = [*BUILT_IN, *coded]
+    if color is not None and color not in known:
+        raise ValueError(f"color must be among {known}, got {color!r}")
+    return color or ("color" if all("color" in level.columns for level in levels) else "height")
+
+
+def _coding(parts: list[Array]) -> Coding:
+    if parts[0].ndim == 2:
+        return Coding("rgb")
+    if all(part.dtype == np.int64 for part in parts):
+        classes = np.unique(np.concatenate([np.unique(part) for part in parts])).tolist()
+        if len(classes) <= MAX_CLASSES:
+            return Coding("label", tuple(map(colors.class_color, classes)), classes=tuple(classes))
+    finite = [part[np.isfinite(part)] for part in parts]
+    ends = [float(end) for part in finite if len(part) for end in (part.min(), part.max())]
+    return Coding("scalar", tuple(colors.ramp_palette(colors.VIRIDIS)), (min(ends, default=0), max(ends, default=1)))

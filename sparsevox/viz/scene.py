@@ -1,0 +1,202 @@
+"""What people hand to a viewer, in one form: named shapes, each a list of levels, each rows with attributes.
+
+R rows: exposed voxels, vertices or points. F faces. C channels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparsevox.grid import Grid
+from sparsevox.ops import neighbor_table
+from sparsevox.shapes import Mesh, Points, Voxels
+from sparsevox.viz.sides import TAPS, crowding
+
+Shown = Grid | Voxels | Mesh | Points
+Levels = Shown | Sequence[Shown]
+Shapes = Levels | Mapping[str, Levels]
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+STEPS = 65535  # positions are uint16
+SHADES = 5  # how many degrees of light a side can have
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of one shape, as numpy arrays. Row r lies at `origin + size * places[r, :3]` in the world.
+
+    kind: What it is.
+    count: All its voxels, faces or points, also those that nobody sees.
+    places: uint16 [R, 3]. Voxels have a fourth column: the sum over sides s of `6**s` times 0 where side s is hidden,
+        else 1 in the light to 5 in a corner.
+    columns: By name, numbers [R], or bytes [R, 3] that are colors.
+    faces: Rows of the corners of triangles, uint32 [F, 3]; of meshes only.
+    """
+
+    kind: Literal["voxels", "mesh", "points"]
+    count: int
+    origin: Floats
+    size: Floats
+    places: NDArray[np.uint16]
+    columns: dict[str, Array]
+    faces: NDArray[np.uint32] | None = None
+
+    @property
+    def bounds(self) -> Floats:
+        """Lowest and highest corner in the world, [2, 3]; NaN if there are no rows."""
+        if not len(self.places):
+            return np.full((2, 3), np.nan)
+        around = 0.5 if self.kind == "voxels" else 0.0
+        steps = np.stack([self.places[:, :3].min(0) - around, self.places[:, :3].max(0) + around])
+        return np.asarray(self.origin + self.size * steps, np.float64)
+
+    @property
+    def text(self) -> str:
+        """What a viewer says about it."""
+        text = f"{self.count:,} {'faces' if self.kind == 'mesh' else self.kind}"
+        if self.kind != "voxels" or not self.count:
+            return text
+        box = " x ".join(f"{n:,}" for n in (self.places[:, :3].max(0).astype(int) + 1).tolist())
+        edges = " x ".join(f"{edge:.4g}" for edge in self.size.tolist()[: 1 if len(set(self.size)) == 1 else 3])
+        return f"{text} in {box}, of size {edges}"
+
+
+def gallery(shapes: Shapes, attributes: Sequence[str] | None) -> dict[str, list[Level]]:
+    """Named shapes, each with its levels. A batch of B grids is B shapes.
+
+    Raises:
+        TypeError: If something is no shape.
+        ValueError: If there is nothing, batches have different sizes, a position is not finite, voxels lie too far
+            apart, or no shape has an attribute that is asked for.
+    """
+    items: dict[str, list[Voxels | Mesh | Points]] = {}
+    for name, item in _items(shapes):
+        if name in items:
+            raise ValueError(f"shapes must have different names, got {name!r} twice: an item of a batch has one too")
+        items[name] = item
+    if not items:
+        raise ValueError("shapes must hold one shape at least, got none")
+    known = {name for levels in items.values() for level in levels for name in _names(level)}
+    for name in attributes or ():
+        if name not in known:
+            raise ValueError(f"attributes must be among {sorted(known)}, got {name!r}")
+    return {
+        name: [_level(f"shapes[{name!r}][{n}]", level, attributes) for n, level in enumerate(levels)]
+        for name, levels in items.items()
+    }
+
+
+def bounds(levels: Sequence[Level]) -> Floats:
+    """Lowest and highest corner of all levels in the world, [2, 3]; zeros if they are empty."""
+    corners = np.concatenate([level.bounds for level in levels])
+    corners = corners[np.isfinite(corners).all(1)]
+    return np.stack([corners.min(0), corners.max(0)]) if len(corners) else np.zeros((2, 3))
+
+
+def _items(shapes: Shapes) -> Iterator[tuple[str, list[Voxels | Mesh | Points]]]:
+    named = shapes if isinstance(shapes, Mapping) else {"": shapes}
+    for name, given in named.items():
+        if not isinstance(name, str):
+            raise TypeError(f"names of shapes must be strings, got {name!r}")
+        where = f"shapes[{name!r}]" if isinstance(shapes, Mapping) else "shapes"
+        levels = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        if not levels:
+            raise ValueError(f"{where} must hold one level at least, got none")
+        parts = [_parts(f"{where}[{n}]" if len(levels) > 1 else where, level) for n, level in enumerate(levels)]
+        sizes = [len(part) for part in parts]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"levels of {where} must be batches of one size, got {sizes}")
+        for item in range(sizes[0]):
+            yield (name if sizes[0] == 1 else f"{name}[{item}]"), [part[item] for part in parts]
+
+
+def _parts(where: str, shape: object) -> Sequence[Voxels | Mesh | Points]:
+    if isinstance(shape, Grid):
+        shape = Voxels(shape)
+    if isinstance(shape, Voxels):
+        return [shape] if shape.batch_size == 1 else shape.unbind()
+    if isinstance(shape, Mesh | Points):
+        return [shape]
+    raise TypeError(f"{where} must be a Grid, Voxels, Mesh or Points, or a list of these, got {type(shape).__name__}")
+
+
+def _names(shape: Voxels | Mesh | Points) -> list[str]:
+    return [*shape.vertex_attributes, *shape.face_attributes] if isinstance(shape, Mesh) else [*shape.attributes]
+
+
+def _level(where: str, shape: Voxels | Mesh | Points, attributes: Sequence[str] | None) -> Level:
+    def columns(given: Mapping[str, Tensor], rows: Array | slice) -> dict[str, Array]:
+        wanted = {k: v.detach().cpu() for k, v in given.items() if attributes is None or k in attributes}
+        return {name: column[rows] for k, v in wanted.items() for name, column in _columns(k, v)}
+
+    if isinstance(shape, Voxels):
+        return _voxels(where, shape, columns)
+    if isinstance(shape, Points):
+        places, origin, size = _quantised(where, shape.positions)
+        return Level("points", len(shape), origin, size, places, columns(shape.attributes, slice(None)))
+    places, origin, size = _quantised(where, shape.vertices)
+    corners = shape.faces.cpu().numpy().astype(np.uint32)
+    on_faces = columns(shape.face_attributes, np.repeat(np.arange(len(corners)), 3))
+    if not on_faces:
+        rows = columns(shape.vertex_attributes, slice(None))
+        return Level("mesh", len(corners), origin, size, places, rows, corners)
+    # What belongs to a face belongs to three corners that no other face shares.
+    flat = corners.reshape(-1)
+    both = columns(shape.vertex_attributes, flat) | on_faces
+    faces = np.arange(len(flat), dtype=np.uint32).reshape(-1, 3)
+    return Level("mesh", len(corners), origin, size, places[flat], both, faces)
+
+
+def _voxels(where: str, voxels: Voxels, columns: Any) -> Level:
+    grid = voxels.grid
+    size = np.array(grid.voxel_size)
+    if not grid.num_voxels:
+        nothing = np.zeros((0, 4), np.uint16)
+        return Level("voxels", 0, np.array(grid.origin), size, nothing, columns(voxels.attributes, slice(None)))
+    lower, upper = grid.bounds()
+    extent = (upper - lower)[0].tolist()
+    if max(extent) > STEPS + 1:
+        raise ValueError(
+            f"{where} must span {STEPS + 1} voxels at most along an axis, got {extent}: coarsen or crop it"
+        )
+    table = neighbor_table(grid)
+    codes = (table[list(TAPS)] < 0).cpu().numpy() * (1 + (crowding(table) + 1) // 2)
+    sides = np.tensordot(6 ** np.arange(6, dtype=np.uint16), codes.astype(np.uint16), 1)
+    rows = np.flatnonzero(sides)
+    low: Array = lower[0].cpu().numpy()
+    places = np.empty((len(rows), 4), np.uint16)
+    places[:, :3] = grid.ijk.cpu().numpy()[rows] - low
+    places[:, 3] = sides[rows]
+    return Level("voxels", grid.num_voxels, grid.origin + size * low, size, places, columns(voxels.attributes, rows))
+
+
+def _quantised(where: str, positions: Tensor) -> tuple[NDArray[np.uint16], Floats, Floats]:
+    """Steps of a 65,535th of the bounding box: too small to see, and half the bytes."""
+    at: Floats = positions.detach().cpu().double().numpy()
+    if not len(at):
+        return np.zeros((0, 3), np.uint16), np.zeros(3), np.ones(3)
+    if not np.isfinite(at).all():
+        row = int((~np.isfinite(at)).any(1).argmax())
+        raise ValueError(f"positions of {where} must be finite, got {tuple(at[row].tolist())} in row {row}")
+    low = at.min(0)
+    extent = at.max(0) - low
+    size = np.where(extent > 0, extent, 1.0) / STEPS
+    return np.rint((at - low) / size).astype(np.uint16), low, size
+
+
+def _columns(name: str, value: Tensor) -> Iterator[tuple[str, Array]]:
+    """An attribute as colors, if it is one or a direction, else channel by channel."""
+    if value.is_floating_point() and value.ndim == 2 and value.shape[1] == 3 and name in ("normal", "color"):
+        unit = (value.double() + 1) / 2 if name == "normal" else value.double()
+        yield name, (unit.nan_to_num(0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return
+    table = value[:, None] if value.ndim == 1 else value
+    table = table.double() if table.is_floating_point() else table.long()
+    for channel in range(table.shape[1]):
+        yield (name if table.shape[1] == 1 else f"{name}[{channel}]"), table[:, channel].numpy()
