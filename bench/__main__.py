@@ -30,6 +30,7 @@ BENCHES = (
     "dense",
     "voxelize",
     "nearest",
+    "surfaces",
     "html",
 )
 

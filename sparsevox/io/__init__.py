@@ -1,9 +1,14 @@
 """Files to shapes and back, and shapes to voxels: `pip install 'sparsevox[io]'`."""
 
 from sparsevox.io._trimesh import from_trimesh, to_trimesh
+from sparsevox.io.faces import voxel_faces
+from sparsevox.io.marching_cubes import marching_cubes
 from sparsevox.io.meshes import MeshFacts, describe, load_mesh, save_mesh
 from sparsevox.io.points import load_points, save_points
 from sparsevox.io.sampling import fit, sample_surface
+from sparsevox.io.signed_field import signed_field, solid_field
+from sparsevox.io.surface_nets import surface_nets
+from sparsevox.io.surfaces import to_mesh
 from sparsevox.io.volumes import load_volume, load_voxels, save_voxels
 from sparsevox.io.voxelize import splat_attributes, voxelize
 
@@ -16,11 +21,17 @@ __all__ = [
     "load_points",
     "load_volume",
     "load_voxels",
+    "marching_cubes",
     "sample_surface",
     "save_mesh",
     "save_points",
     "save_voxels",
+    "signed_field",
+    "solid_field",
     "splat_attributes",
+    "surface_nets",
+    "to_mesh",
     "to_trimesh",
+    "voxel_faces",
     "voxelize",
 ]
