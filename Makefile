@@ -22,12 +22,12 @@ demo: $(VENV)/demo.stamp ## Voxelise shapes, do topology on them, write pictures
 	$(VENV)/bin/python examples/topology.py --out demo
 
 # Triton's interpreter and its compiler exclude each other in one process: hence several runs.
-# Under 3.6 every kernel is compiled too: that is what GPU machines have.
+# Under 3.6 every kernel is compiled too: that is what GPU machines have. XCube needs packages that are not there.
 test: $(VENV)/dev.stamp $(VENV36)/test.stamp lint ## Lint, types and all tests, under Triton 3.9 and 3.6
 	@echo "== Triton 3.6: kernels in the interpreter"
-	$(VENV36)/bin/python $(PYTEST) -m "triton36 and not aot"
+	$(VENV36)/bin/python $(PYTEST) -m "triton36 and not aot" --ignore tests/xcube
 	@echo "== Triton 3.6: kernels compiled ahead of time"
-	TRITON_INTERPRET=0 $(VENV36)/bin/python $(PYTEST) -m aot
+	TRITON_INTERPRET=0 $(VENV36)/bin/python $(PYTEST) -m aot --ignore tests/xcube
 	@echo "== Triton 3.9: kernels compiled ahead of time"
 	TRITON_INTERPRET=0 $(VENV)/bin/python $(PYTEST) -m aot
 	@echo "== Triton 3.9: everything else, kernels in the interpreter"
@@ -51,7 +51,7 @@ bench: $(VENV)/bench.stamp ## Measure on the CPU (NAMES="bricks topology", all b
 PY ?= python3
 gpu: export PYTHONPATH := .:models$(if $(PYTHONPATH),:$(PYTHONPATH))
 gpu: ## Tests and benches on a GPU with the Python that is there (PY=python3, OUT=folder)
-	$(PY) -m pytest -q -m gpu; tests=$$?; \
+	$(PY) -m pytest -q -m gpu --ignore tests/xcube; tests=$$?; \
 	$(PY) -m bench --device cuda $(NAMES) --out $${OUT:-bench/results} && exit $$tests
 
 clean: ## Remove the environments, the caches and the demo
