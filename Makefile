@@ -18,8 +18,9 @@ unexport TRITON_INTERPRET SPARSEVOX_BACKEND
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/demo.stamp ## Voxelise shapes, do topology on them, write pictures to demo/
+demo: $(VENV)/demo.stamp ## Voxelise shapes, do topology on them, turn them back to meshes, write pictures to demo/
 	$(VENV)/bin/python examples/topology.py --out demo
+	$(VENV)/bin/python examples/hierarchy.py --out demo
 
 # Triton's interpreter and its compiler exclude each other in one process: hence several runs.
 # Under 3.6 every kernel is compiled too: that is what GPU machines have. XCube needs packages that are not there.

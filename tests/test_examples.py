@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture(autouse=True)
 def _examples_import_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
-    for name in ("scenes", "training", "segmentation", "birdseye", "classification"):
+    for name in ("scenes", "training", "segmentation", "birdseye", "classification", "topology"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -87,3 +87,16 @@ def test_classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "argv", ["classification.py", "--seconds", "1", "--out", str(tmp_path)])
     example.main()
     assert (tmp_path / "classification.png").stat().st_size > 1000
+
+
+def test_a_mesh_goes_to_levels_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimesh = pytest.importorskip("trimesh", reason="needs the extra io")
+    pytest.importorskip("matplotlib", reason="needs the extra viz")
+    trimesh.creation.icosphere(subdivisions=2).export(tmp_path / "ball.ply")
+    arguments = ["hierarchy.py", "--out", str(tmp_path), "--mesh", str(tmp_path / "ball.ply"), "--resolution", "16"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    load("hierarchy").main()
+    surface = trimesh.load_mesh(tmp_path / "surface.glb")
+    assert surface.is_watertight
+    assert surface.volume == pytest.approx(4 / 3 * 3.14159 * 0.5**3, rel=0.1)
+    assert {"hierarchy.png", "hierarchy.html", "voxels.npz"} <= {path.name for path in tmp_path.iterdir()}

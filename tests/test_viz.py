@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from sparsevox import Grid
+from sparsevox import Grid, Mesh
 from sparsevox.testing import VoxelSet, as_coords, voxel_sets
 from sparsevox.viz import DIRECTIONS, MARGIN, exposed_faces, render_png, render_row
 
@@ -237,6 +237,40 @@ def test_bad_arguments(arguments, error, message, tmp_path) -> None:
 def test_bad_rows(grids, arguments, message, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
         render_row(grids, tmp_path / "a.png", **arguments)
+
+
+def square(color: tuple[float, float, float], height: float) -> Mesh:
+    corners = torch.tensor([[-1.0, -1, height], [1, -1, height], [1, 1, height], [-1, 1, height]])
+    colors = torch.tensor([color] * 4)
+    return Mesh(corners, torch.tensor([[0, 1, 2], [0, 2, 3]]), {"color": colors})
+
+
+def test_of_two_triangles_the_nearer_is_seen(tmp_path: Path) -> None:
+    red, blue = square((1.0, 0.0, 0.0), 0.0), square((0.0, 0.0, 1.0), 1.0)
+    for order in ([red, blue], [blue, red]):
+        both = Mesh(
+            torch.cat([m.vertices for m in order]),
+            torch.cat([order[0].faces, order[1].faces + 4]),
+            {"color": torch.cat([m.vertex_attributes["color"] for m in order])},
+        )
+        for elevation, nearer in ((90.0, 2), (-90.0, 0)):
+            render_row([both], tmp_path / "a.png", width=64, elevation=elevation)
+            middle = pixels(tmp_path / "a.png")[30:34, 30:34].reshape(-1, 3)
+            assert set(middle.argmax(1)) == {nearer}
+
+
+def test_meshes_stand_beside_grids_to_one_scale(tmp_path: Path) -> None:
+    cube = Grid.full(0, 2)
+    mesh = square((0.2, 0.2, 0.2), 0.0)
+    empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long))
+    render_row([cube, mesh, empty], tmp_path / "a.png", width=300, azimuth=0.0, elevation=90.0)
+    picture = pixels(tmp_path / "a.png")
+    (w1, h1), (w2, h2) = drawn(picture[:, :100]), drawn(picture[:, 100:200])
+    assert abs(w1 - w2) <= 2
+    assert abs(h1 - h2) <= 2
+    assert (picture[:, 200:] == 255).all()
+    with pytest.raises(ValueError, match=r"colors\[1\] must have shape \[4, 3\]"):
+        render_row([cube, mesh], tmp_path / "b.png", colors=[None, torch.zeros(5, 3)])
 
 
 def test_matplotlib_is_imported_by_drawing_and_pyplot_never(tmp_path) -> None:

@@ -1,6 +1,6 @@
-"""Pictures of grids, drawn off-screen by matplotlib: `pip install 'sparsevox[viz]'`.
+"""Pictures of grids and meshes, drawn off-screen by matplotlib: `pip install 'sparsevox[viz]'`.
 
-N voxels, F faces.
+N voxels, V vertices, F faces.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsevox.grid import Grid
 from sparsevox.ops import _checks, neighbor_table
+from sparsevox.shapes import Mesh
 from sparsevox.viz.colors import HEIGHT, ramp
 from sparsevox.viz.sides import DIRECTIONS, crowding, faces_of, quads
 
@@ -24,6 +25,9 @@ TINT = (1.1, 1.0, 0.8)  # shadows are bluish: exponents of brightness in red, gr
 EDGE = 0.15  # an edge is darker than its side by up to this much, if voxels are large enough in the picture
 MARGIN = 0.04  # of the width of a picture, left free on each side
 SAMPLES = 2  # a pixel is the average of SAMPLES x SAMPLES
+GRAY = (0.66, 0.70, 0.77)  # of a mesh without colors
+LAMP = (-0.4, 0.7, 0.6)  # where the light of meshes stands: right, up, towards the viewer
+SHADOW = 0.55  # of its light, a face loses up to this much by looking away from the lamp
 LINE = 0.5  # width of an edge, in pixels
 DPI = 128  # a power of two, so that sizes in inches are exact
 
@@ -31,11 +35,13 @@ Floats = NDArray[np.float64]
 
 
 class Sides(NamedTuple):
-    """What there is to paint of one grid, from back to front."""
+    """What there is to paint of one grid or mesh, from back to front."""
 
-    corners: Floats  # [F, 4, 2] on the picture plane, in world units, around the middle of the picture
+    corners: (
+        Floats  # [F, 4, 2], of a mesh [F, 3, 2], on the picture plane, in world units, around the middle of the picture
+    )
     colors: Floats  # [F, 3]
-    edge: float  # of a voxel, the longest
+    edge: float  # of a voxel, the longest; 0 for a mesh, whose edges are not drawn
 
 
 def render_png(
@@ -79,7 +85,7 @@ def render_png(
 
 
 def render_row(
-    grids: Grid | Sequence[Grid],
+    grids: Grid | Sequence[Grid | Mesh],
     path: str | PathLike[str],
     *,
     titles: Sequence[str] | None = None,
@@ -92,21 +98,25 @@ def render_row(
 ) -> None:
     """Write a row of pictures, all to the same scale, to one PNG file.
 
-    `grids` is a batch, or a sequence of grids of one item each; titles and colors come one for each of them. The other
-    arguments, and the errors, are those of `render_png`.
+    `grids` is a batch, or a sequence of grids of one item each and of meshes; titles and colors come one for each of
+    them. Colors of a mesh are those of its vertices [V, 3]; by default they are its attribute "color", or gray. The
+    other arguments, and the errors, are those of `render_png`.
     """
-    items = list(grids)
+    items: list[Grid | Mesh] = list(grids)
     if not items:
         raise ValueError("grids must hold one grid at least, got none")
     for index, grid in enumerate(items):
-        if grid.batch_size != 1:
+        if isinstance(grid, Grid) and grid.batch_size != 1:
             raise ValueError(f"grids[{index}] must be one grid, got a batch of {grid.batch_size}")
     for name, given in (("titles", titles), ("colors", colors)):
         if given is not None and len(given) != len(items):
             raise ValueError(f"{name} must hold one entry for each of {len(items)} grids, got {len(given)}")
     camera = _camera(azimuth, elevation)
     rgbs = [_rgb(f"colors[{n}]", each, items[n]) for n, each in enumerate(colors or [None] * len(items))]
-    sides = [_sides(grid, rgb, camera) for grid, rgb in zip(items, rgbs, strict=True)]
+    sides = [
+        _sides(item, rgb, camera) if isinstance(item, Grid) else _triangles(item, rgb, camera)
+        for item, rgb in zip(items, rgbs, strict=True)
+    ]
     _paint(sides, path, width, background, palette, titles)
 
 
@@ -124,10 +134,11 @@ def _camera(azimuth: float, elevation: float) -> Floats:
     return np.array([right, up, towards])
 
 
-def _rgb(name: str, colors: Tensor | None, grid: Grid) -> Floats | None:
+def _rgb(name: str, colors: Tensor | None, item: Grid | Mesh) -> Floats | None:
     if colors is None:
         return None
-    checked = _checks.floats(name, _checks.shape(name, colors, grid.num_voxels, 3))
+    rows = item.num_voxels if isinstance(item, Grid) else len(item.vertices)
+    checked = _checks.floats(name, _checks.shape(name, colors, rows, 3))
     rgb: Floats = checked.detach().cpu().double().numpy()
     inside = ((rgb >= 0) & (rgb <= 1)).all(1)  # NaN is not
     if not inside.all():
@@ -158,6 +169,27 @@ def _sides(grid: Grid, rgb: Floats | None, camera: Floats) -> Sides:
     corners = (ijk[row, None] + quads()[side]) @ plane.T
     corners -= (corners.min((0, 1)) + corners.max((0, 1))) / 2
     return Sides(corners, rgb[row] * light[:, None] ** TINT, max(grid.voxel_size))
+
+
+def _triangles(mesh: Mesh, rgb: Floats | None, camera: Floats) -> Sides:
+    """The triangles of a mesh, lit from beside the viewer, from back to front by their middles."""
+    vertices: Floats = mesh.vertices.detach().cpu().double().numpy()
+    faces: NDArray[np.int64] = mesh.faces.cpu().long().numpy()
+    if not len(faces):
+        return Sides(np.zeros((0, 3, 2)), np.zeros((0, 3)), 0.0)
+    if rgb is None and "color" in mesh.vertex_attributes:
+        rgb = mesh.vertex_attributes["color"].detach().cpu().double().clamp(0, 1).numpy()
+    colors = np.full((len(faces), 3), GRAY) if rgb is None else rgb[faces].mean(1)
+    corners = vertices[faces]
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
+    normal *= np.where(normal @ camera[2] < 0, -1, 1)[:, None]  # both sides are lit alike
+    light = np.array(LAMP) @ camera
+    brightness = 1 - SHADOW * (1 - np.clip(normal @ (light / np.linalg.norm(light)), 0, 1))
+    order = np.argsort(corners.mean(1) @ camera[2], kind="stable")
+    flat = corners[order] @ camera[:2].T
+    flat -= (flat.min((0, 1)) + flat.max((0, 1))) / 2
+    return Sides(flat, colors[order] * brightness[order, None] ** TINT, 0.0)
 
 
 def _by_height(k: NDArray[np.int64]) -> Floats:

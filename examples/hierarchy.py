@@ -1,0 +1,67 @@
+"""A mesh to voxels at several levels, with normals, and back to a mesh.
+
+    python examples/hierarchy.py --out demo --mesh bunny.obj
+
+needs `pip install 'sparsevox[io,viz]'`. Without --mesh there is a shape to look at.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from topology import knot
+
+import sparsevox as sv
+from sparsevox import io
+from sparsevox.viz import render_row, show_html
+
+
+def levels_of(mesh: sv.Mesh, resolution: int, count: int = 3) -> list[sv.Voxels]:
+    """Voxels with normals at `count` levels, the coarsest first; each is half as fine as the next."""
+    fine = io.voxelize(mesh, voxel_size=1 / resolution)
+    centres = sv.Points(fine.grid.to_world(fine.grid.ijk), fine.attributes)
+    grids = [fine.grid]
+    while len(grids) < count:
+        grids.insert(0, grids[0].coarsen(2))
+    return [io.splat_attributes(centres, grid) for grid in grids[:-1]] + [fine]
+
+
+def main() -> None:
+    """Run the example."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
+    parser.add_argument("--mesh", type=Path, help="a mesh of your own, in any format of trimesh")
+    parser.add_argument("--resolution", type=int, default=128, help="voxels along the longest side (default: 128)")
+    args = parser.parse_args()
+    if not 16 <= args.resolution <= 1024:
+        parser.error(f"--resolution must be between 16 and 1024, got {args.resolution}")
+
+    mesh = io.fit(io.from_trimesh(knot()) if args.mesh is None else io.load_mesh(args.mesh))
+    print(mesh)
+    facts = io.describe(mesh)
+    print("closed" if facts.closed else f"open: {facts.boundary_edges} edges have one face, so it has no inside")
+
+    start = time.perf_counter()
+    levels = levels_of(mesh, args.resolution)
+    print(f"\n{len(levels)} levels with normals in {time.perf_counter() - start:.2f} s")
+    for level in levels:
+        print(f"  {level}")
+
+    start = time.perf_counter()
+    surface = io.to_mesh(levels[-1])
+    print(f"\nback to {surface} in {time.perf_counter() - start:.2f} s")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    io.save_voxels(levels[-1], args.out / "voxels.npz")
+    io.save_mesh(surface, args.out / "surface.glb")
+    row: list[sv.Grid | sv.Mesh] = [mesh, *(level.grid for level in levels), surface]
+    titles = ["mesh", *(f"{level.num_voxels:,} voxels" for level in levels), "mesh again"]
+    colors: list[torch.Tensor | None] = [None, *((level.attributes["normal"] + 1) / 2 for level in levels), None]
+    render_row(row, args.out / "hierarchy.png", titles=titles, colors=colors, width=230 * len(row))
+    show_html({"voxels": levels, "mesh": mesh, "mesh again": surface}, args.out / "hierarchy.html", color="height")
+    print(f"\nLook at {args.out / 'hierarchy.png'} and open {args.out / 'hierarchy.html'} in a browser")
+
+
+if __name__ == "__main__":
+    main()

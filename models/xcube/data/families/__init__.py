@@ -1,0 +1,1 @@
+"""Families of objects, made by rule: what `xcube.data.parts` draws from."""
