@@ -53,31 +53,34 @@ class VAEConfig(Config):
 
     The defaults are the `modern` network; `VAEConfig.paper` has those of the released ones.
 
-    voxel_size: Edge of a voxel at depth 0, world units.
-    channels: Of the features at each depth, from 0 on; their number is D.
-    latent_channels: Of a latent vector.
-    hidden: Channels of the embedded input.
-    dense_neck: Half the edges of a box of latent voxels; latents fill it. None keeps the latent grid sparse.
-    strides: Ratio of voxels of one depth and the next, D - 1 triples; (2, 2, 2) by default.
-    dilation: Which grids are enlarged by early dilation: "all" coarser ones, as in the paper, the "latent" grid alone,
-        or "none".
-    block: "gcr": GroupNorm, convolution, ReLU, twice; "residual": GroupNorm, SiLU, convolution, twice, and a skip.
-    pooling: "max", or "strided": a convolution of kernel 2 and stride 2.
-    upsample: "nearest", or "shuffle": a linear map to the channels of all children.
-    child_masks: Whether a voxel decides for its eight children before they exist, and not they for themselves.
-    bottleneck: "relu": a block ends in mean and log-variance, both positive; "linear": a linear map does.
-    logvar_init: Initial bias of the log-variance of a linear bottleneck.
-    attention: Whether latents attend to each other, grid by grid.
-    keep: What goes on to the next depth in training: "predicted", or "union" of prediction and truth.
-    keep_ratio: With "union", a shape whose prediction has more voxels than this times the truth gets the truth.
-    max_voxels: In training, candidates of a depth beyond this number for the batch are those of the truth only.
-    cutoff: The release's counter-measure: in training, a depth below the latent one where more than this share of the
-        box exists is emptied. None for none. `box` is the resolution at depth 0.
-    box: Voxels along each axis at depth 0; only `cutoff` needs it.
-    normal, intensity, color: Whether voxels have that attribute as input; a normal and a color are predicted too.
-    num_labels: Semantic classes, input and output; 0 for none.
-    label_dim: Of their embedding.
-    checkpointing: Whether activations are computed again in the backward pass, to save memory.
+    Args:
+        voxel_size: Edge of a voxel at depth 0, world units.
+        channels: Of the features at each depth, from 0 on; their number is D.
+        latent_channels: Of a latent vector.
+        hidden: Channels of the embedded input.
+        dense_neck: Half the edges of a box of latent voxels; latents fill it. None keeps the latent grid sparse.
+        strides: Ratio of voxels of one depth and the next, D - 1 triples; (2, 2, 2) by default.
+        dilation: Which grids are enlarged by early dilation: "all" coarser ones, as in the paper, the "latent" grid
+            alone, or "none".
+        block: "gcr": GroupNorm, convolution, ReLU, twice; "residual": GroupNorm, SiLU, convolution, twice, and a skip.
+        pooling: "max", or "strided": a convolution of kernel 2 and stride 2.
+        upsample: "nearest", or "shuffle": a linear map to the channels of all children.
+        child_masks: Whether a voxel decides for its eight children before they exist, and not they for themselves.
+        bottleneck: "relu": a block ends in mean and log-variance, both positive; "linear": a linear map does.
+        logvar_init: Initial bias of the log-variance of a linear bottleneck.
+        attention: Whether latents attend to each other, grid by grid.
+        keep: What goes on to the next depth in training: "predicted", or "union" of prediction and truth.
+        keep_ratio: With "union", a shape whose prediction has more voxels than this times the truth gets the truth.
+        max_voxels: In training, candidates of a depth beyond this number for the batch are those of the truth only.
+        cutoff: The release's counter-measure: in training, a depth below the latent one where more than this share of
+            the box exists is emptied. None for none.
+        box: Voxels along each axis at depth 0; only `cutoff` needs it.
+        normal: Whether voxels have that attribute as input; a normal and a color are predicted too.
+        intensity: Whether voxels have that attribute as input; a normal and a color are predicted too.
+        color: Whether voxels have that attribute as input; a normal and a color are predicted too.
+        num_labels: Semantic classes, input and output; 0 for none.
+        label_dim: Of their embedding.
+        checkpointing: Whether activations are computed again in the backward pass, to save memory.
     """
 
     voxel_size: float | tuple[float, float, float] = 1 / 64

@@ -23,13 +23,16 @@ from xcube.vae import VAE, Posterior
 class LossConfig(Config):
     """Weights of the losses; the defaults are those of the paper's release.
 
-    structure: Of the cross entropy of existence, at every depth.
-    normal, label, color: Of the attributes.
-    kl: Of the Kullback-Leibler divergence: a number, or its value after annealing.
-    kl_start: Its value at first, if it is annealed.
-    anneal: Steps over which the weight of the divergence rises linearly from `kl_start`; 0 for none.
-    float32_positions: Whether true normals are splatted from positions rounded as the release rounds them. What falls
-        beside a true voxel by such an error then gets a short normal in place of none.
+    Args:
+        structure: Of the cross entropy of existence, at every depth.
+        normal: Of the normals.
+        label: Of the labels.
+        color: Of the colors.
+        kl: Of the Kullback-Leibler divergence; its value after annealing.
+        kl_start: Its value at first, if it is annealed.
+        anneal: Steps over which the weight of the divergence rises linearly from `kl_start`; 0 for none.
+        float32_positions: Whether true normals are splatted from positions rounded as the release rounds them. What
+            falls beside a true voxel by such an error then gets a short normal in place of none.
     """
 
     structure: float = 20.0

@@ -22,13 +22,14 @@ from xcube.losses import Losses, mean_or_zero, structure_loss, true_attributes, 
 class RefineConfig(Config):
     """A U-Net on the candidates.
 
-    voxel_size: Edge of a voxel, world units.
-    channels: Of the features at each resolution, from that of the candidates on; each is half as fine as the last.
-    blocks: Residual blocks at each resolution, on the way down and on the way up.
-    radius: How far from the decode a voxel may be added, in voxels.
-    normal: Whether voxels have normals.
-    num_labels: Semantic classes, 0 for none.
-    checkpointing: Whether activations are computed again in the backward pass, to save memory.
+    Args:
+        voxel_size: Edge of a voxel, world units.
+        channels: Of the features at each resolution, from that of the candidates on; each is half as fine as the last.
+        blocks: Residual blocks at each resolution, on the way down and on the way up.
+        radius: How far from the decode a voxel may be added, in voxels.
+        normal: Whether voxels have normals.
+        num_labels: Semantic classes, 0 for none.
+        checkpointing: Whether activations are computed again in the backward pass, to save memory.
     """
 
     voxel_size: float = 1 / 64

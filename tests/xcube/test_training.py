@@ -20,11 +20,11 @@ from xcube.losses import LossConfig
 from xcube.noising import noised, paper_schedule
 from xcube.pretrained import from_pretrained, read_config, save_pretrained
 from xcube.refine import RefineConfig, Refiner, refine_losses
-from xcube.training.commands import train_refine, train_vae
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
 from xcube.training.modules import TrainVAE, noisy_decode
 from xcube.training.run import CHECKPOINT, train
+from xcube.training.train import train_refine, train_vae
 from xcube.vae import VAE
 
 SIDE = 16
@@ -134,7 +134,7 @@ def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
         "torch.set_num_threads(1)\n"
         "from xcube.config import VAEConfig\n"
         "from xcube.losses import LossConfig\n"
-        "from xcube.training.commands import train_vae\n"
+        "from xcube.training.train import train_vae\n"
         "from xcube.training.config import TrainConfig\n"
         "train_vae(Path(sys.argv[1]), Path(sys.argv[2]), progress=False,\n"
         f"    model=VAEConfig(voxel_size=1 / {SIDE}, channels=(8, 8), latent_channels=2, hidden=4),\n"

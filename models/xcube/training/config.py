@@ -11,28 +11,30 @@ from xcube.config import Config
 class TrainConfig(Config):
     """Optimisation, its schedule, and how often to look.
 
-    steps: Optimiser steps.
-    minutes: Time after which training ends all the same; the learning rate follows whatever is nearer its end.
-    batch_size: Shapes of a batch, at most.
-    voxels: Voxels of a batch, at most: the finest level of its shapes. A larger shape is a batch of its own.
-    learning_rate: Of AdamW.
-    warmup: Steps in which it rises from 0.
-    schedule: "cosine": falls to `final` of itself; "constant"; "release": falls by 0.7 every 50,000 shapes, to a
-        hundredth at least.
-    final: Share of the learning rate that is left at the end.
-    weight_decay, amsgrad: Of AdamW.
-    clip_norm: Largest norm of the gradient; 0 for no limit.
-    clip_value: Largest entry of the gradient; 0 for no limit.
-    ema: Decay of the average of weights, which is what is kept; at first it is (1 + n) / (10 + n). 0 for none.
-    precision: "32-true", or "bf16-mixed": autocast.
-    seed: Of weights, order and noise.
-    val_every: Steps between validations.
-    val_shapes: Shapes of a validation.
-    save_every: Steps between checkpoints.
-    workers: Processes that load data.
-    devices: Processes that train, or GPUs.
-    accelerator: "auto", "cpu" or "gpu".
-    accumulate: Batches that make one step.
+    Args:
+        steps: Optimiser steps.
+        minutes: Time after which training ends all the same; the learning rate follows whatever is nearer its end.
+        batch_size: Shapes of a batch, at most.
+        voxels: Voxels of a batch, at most: the finest level of its shapes. A larger shape is a batch of its own.
+        learning_rate: Of AdamW.
+        warmup: Steps in which it rises from 0.
+        schedule: "cosine": falls to `final` of itself; "constant"; "release": falls by 0.7 every 50,000 shapes, to a
+            hundredth at least.
+        final: Share of the learning rate that is left at the end.
+        weight_decay: Of AdamW.
+        amsgrad: Of AdamW.
+        clip_norm: Largest norm of the gradient; 0 for no limit.
+        clip_value: Largest entry of the gradient; 0 for no limit.
+        ema: Decay of the average of weights, which is what is kept; at first it is (1 + n) / (10 + n). 0 for none.
+        precision: "32-true", or "bf16-mixed": autocast.
+        seed: Of weights, order and noise.
+        val_every: Steps between validations.
+        val_shapes: Shapes of a validation.
+        save_every: Steps between checkpoints.
+        workers: Processes that load data.
+        devices: Processes that train, or GPUs.
+        accelerator: "auto", "cpu" or "gpu".
+        accumulate: Batches that make one step.
     """
 
     steps: int = 1000
