@@ -91,7 +91,8 @@ def reconstruct_file(
     Args:
         mesh: Any file that trimesh reads.
         model: Folder of the VAE.
-        out: Folder for `reconstruction.glb`, `reconstruction.png`, `reconstruction.html` and `figures.json`.
+        out: Folder for `reconstruction.glb`, which an empty decode has none of, `reconstruction.png`,
+            `reconstruction.html` and `figures.json`.
         refine: Folder of the refinement network.
         outside: What to do with a mesh that does not fit into the box of edge 1: "rescale", "clip" or "error".
 
@@ -120,7 +121,8 @@ def write(result: Reconstruction, out: Path) -> None:
     shown = {"input": result.input, "decoded": result.decoded}
     if result.refined is not None:
         shown["refined"] = result.refined
-    save_mesh(to_mesh(result.best), out / "reconstruction.glb")
+    if result.best.num_voxels:  # nothing has no surface
+        save_mesh(to_mesh(result.best), out / "reconstruction.glb")
     colors = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 for v in shown.values()]
     render_row([v.grid for v in shown.values()], out / "reconstruction.png", titles=list(shown), colors=colors)
     show_html(dict(shown), out / "reconstruction.html", title="Reconstruction", color="normal")

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from sparsevox import Voxels
+from xcube.data.folder import read_card, read_index
 from xcube.data.loading import ShapeFolder
 from xcube.pretrained import save_pretrained
 from xcube.training.config import TrainConfig
@@ -29,6 +30,7 @@ EXPECTED = (
     "Checkpoint directory .* exists and is not empty",
     "Found .* in eval mode at the start of training",
     "GPU available but not used",
+    "Total length of `list` across ranks is zero",
     "Experiment logs directory .* exists",
 )
 
@@ -89,7 +91,7 @@ def train(
 
     Args:
         module: The network and how to train it.
-        data: A folder that `xcube data build` made, with splits "train" and "val".
+        data: A folder that `xcube data build` made, with a split "train"; "val", if it is there, is for validation.
         out: Folder of the run.
         level: Which level; 0 is the coarsest.
         resume: Whether to go on from `last.ckpt` if it is there.
@@ -103,7 +105,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
     before = checkpoint if resume and checkpoint.is_file() else None
-    batches = Batches(ShapeFolder(data, "train", level=level), ShapeFolder(data, "val", level=level), config)
+    splits = {entry.split for entry in read_index(data, read_card(data))}
+    held_out = ShapeFolder[Voxels](data, "val", level=level) if "val" in splits else None
+    batches = Batches(ShapeFolder(data, "train", level=level), held_out, config)
     with warnings.catch_warnings():
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
@@ -117,7 +121,7 @@ def train(
 class Batches(lightning.LightningDataModule):
     """Data of a run: batches from where training stands."""
 
-    def __init__(self, train: ShapeFolder[Voxels], val: ShapeFolder[Voxels], config: TrainConfig) -> None:
+    def __init__(self, train: ShapeFolder[Voxels], val: ShapeFolder[Voxels] | None, config: TrainConfig) -> None:
         super().__init__()
         self.train, self.val, self.config = train, val, config
 
@@ -130,7 +134,7 @@ class Batches(lightning.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """The same on all ranks."""
-        return validation_batches(self.val, self.config)
+        return [] if self.val is None else validation_batches(self.val, self.config)
 
 
 def trainer_for(config: TrainConfig, out: Path, *, progress: bool) -> lightning.Trainer:

@@ -1,0 +1,105 @@
+"""Commands from end to end, on the smallest data that make sense."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sparsevox.io import from_trimesh, save_mesh
+from xcube.cli import PRESETS, main, presets
+from xcube.config import VAEConfig
+from xcube.losses import LossConfig
+from xcube.pretrained import from_pretrained, save_pretrained
+from xcube.refine import RefineConfig, Refiner
+from xcube.training.config import TrainConfig
+from xcube.vae import VAE
+
+trimesh = pytest.importorskip("trimesh", reason="makes the meshes")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "parts"
+    assert main(["data", "parts", "--out", str(folder), "--count", "24", "--levels", "16,32", "--workers", "0"]) == 0
+    return folder
+
+
+def test_parts_and_scenes(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = (parts / "index.csv").read_text().splitlines()
+    assert len(rows) == 25
+    assert {row.split("-")[0] for row in rows[1:]} == {"chair", "table", "sofa", "lamp", "aeroplane", "car"}
+    with np.load(parts / "shapes" / rows[1].split(",")[0] / "32.npz") as file:
+        assert {"ijk", "attribute:normal", "attribute:label"} <= set(file.files)
+    out = tmp_path / "streets"
+    words = ["data", "scenes", "--out", str(out), "--count", "1", "--levels", "32,64", "--workers", "0"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "1 shapes built, 0 skipped\n"
+
+
+def test_view_writes_a_page(parts: Path, tmp_path: Path) -> None:
+    save_mesh(from_trimesh(trimesh.creation.box()), tmp_path / "box.ply")
+    name = (parts / "index.csv").read_text().splitlines()[1].split(",")[0]
+    files = [str(parts / "shapes" / name / "32.npz"), str(tmp_path / "box.ply"), str(parts)]
+    assert main(["view", *files, "--page", str(tmp_path / "page.html"), "--limit", "2"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert re.search(r"parts/\w+-\d+", page)
+    assert "box" in page
+    assert main(["view", str(tmp_path / "nothing.ply"), "--page", str(tmp_path / "b.html")]) == 2
+
+
+def test_training_and_reconstruction(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--train.steps", "2", "--train.batch_size", "2", "--train.val_every", "10"]
+    model = ["--model.voxel_size", "0.03125", "--model.channels", "[8,8]"]
+    words = ["train", "vae", "--config", "demo/vae-1", "--data", str(parts), "--out", str(tmp_path / "vae")]
+    assert main([*words, *model, *small]) == 0
+    assert from_pretrained(tmp_path / "vae", VAE).config.hidden == 16  # of the preset
+    words = ["train", "refine", "--data", str(parts), "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "refine")]
+    assert main([*words, "--model.voxel_size", "0.03125", "--model.channels", "[8,8,8]", *small]) == 0
+    save_mesh(from_trimesh(trimesh.creation.icosphere(3)), tmp_path / "ball.obj")
+    out = tmp_path / "ball"
+    words = ["reconstruct", str(tmp_path / "ball.obj"), "--model", str(tmp_path / "vae"), "--out", str(out)]
+    assert main([*words, "--refine", str(tmp_path / "refine")]) == 0
+    names = {"figures.json", "reconstruction.glb", "reconstruction.html", "reconstruction.png"}
+    assert {path.name for path in out.iterdir()} == names
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["voxels"] > 1000
+    assert 0 <= figures["iou"] <= 1
+    assert "refined_iou" in figures
+    assert "reconstruction.png" in capsys.readouterr().out
+
+
+def test_an_empty_decode_is_reconstructed_all_the_same(tmp_path: Path) -> None:
+    model = VAE(VAEConfig(voxel_size=1 / 16, channels=(8, 8), latent_channels=2, hidden=4))
+    torch.nn.init.zeros_(model.decoder.heads[1].out.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.constant_(model.decoder.heads[1].out.bias, -1.0)  # type: ignore[union-attr, arg-type]
+    save_pretrained(model, tmp_path / "vae")
+    save_pretrained(Refiner(RefineConfig(voxel_size=1 / 16, channels=(8, 8, 8))), tmp_path / "refine")
+    save_mesh(from_trimesh(trimesh.creation.icosphere(2)), tmp_path / "ball.obj")
+    ball, vae, out = (str(tmp_path / name) for name in ("ball.obj", "vae", "out"))
+    words = ["reconstruct", ball, "--model", vae, "--out", out]
+    assert main([*words, "--refine", str(tmp_path / "refine")]) == 0
+    assert json.loads((tmp_path / "out" / "figures.json").read_text())["decoded_voxels"] == 0
+    assert not (tmp_path / "out" / "reconstruction.glb").exists()
+
+
+def test_files_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(tmp_path / "a.ckpt"), "--out", str(tmp_path)]) == 2
+    assert "a.ckpt" in capsys.readouterr().err
+    assert main(["reconstruct", str(tmp_path / "a.obj"), "--model", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "vae", "--data", "x", "--out", "y", "--model.chanels", "[8]"])
+    assert "chanels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_complete(name: str) -> None:
+    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+    assert set(values) <= {"level", "model", "loss", "train"}
+    VAEConfig.from_dict(values["model"])
+    LossConfig.from_dict(values["loss"])
+    TrainConfig.from_dict(values["train"])
