@@ -188,7 +188,8 @@ def _section(device: str, rows: Sequence[Row]) -> str:
     runs = sorted({f"{r.date}, commit {r.commit}" for r in rows})
     r = rows[-1]
     versions = f"Python {r.python}, torch {r.torch}, triton {r.triton}, numpy {r.numpy}, sparsevox {r.sparsevox}"
-    return "\n".join([*lines, "", f"{versions}; median of {r.rounds} rounds. Runs: {'; '.join(runs)}."])
+    rounds = " to ".join(str(n) for n in sorted({min(row.rounds for row in rows), max(row.rounds for row in rows)}))
+    return "\n".join([*lines, "", f"{versions}; median of {rounds} rounds. Runs: {'; '.join(runs)}."])
 
 
 def _what(r: Row) -> str:
