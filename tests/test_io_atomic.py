@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsevox.io._atomic import atomic
+from sparsevox._atomic import atomic
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):

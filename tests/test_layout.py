@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # From the bottom to the top. A module imports from its own entry and from lower rows only.
 LAYERS = (
-    {"morton", "_readback", "geometry"},
+    {"morton", "_atomic", "_readback", "geometry"},
     {"reference", "kernels"},
     {"ops"},
     {"kernel_map", "child_map", "_grid_topology"},

@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name, value in _made(chosen, found).items() if name != "config"}
     try:
         return found(**given)
+    except KeyboardInterrupt:
+        sys.stderr.write("xcube: interrupted; the same command goes on\n")
+        return 130
     except (ImportError, KeyError, OSError, ValueError) as error:
         sys.stderr.write(f"xcube: {error}\n")
         return 2
@@ -137,7 +140,7 @@ def _register_lists() -> None:
 
     register_type(Integers, as_text, lambda text: Integers(map(int, text.split(","))))
     register_type(Numbers, as_text, lambda text: Numbers(map(float, text.split(","))))
-    register_type(Names, as_text, lambda text: Names(text.split(",")))
+    register_type(Names, as_text, lambda text: Names(filter(None, text.split(","))))
 
 
 if __name__ == "__main__":

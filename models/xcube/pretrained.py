@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from sparsevox.io._atomic import atomic
+from sparsevox._atomic import atomic
 from xcube.config import Config, VAEConfig
 from xcube.refine import RefineConfig, Refiner
 from xcube.vae import VAE

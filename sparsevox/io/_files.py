@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsevox.io._atomic import atomic
+from sparsevox._atomic import atomic
 
 FilePath = str | PathLike[str]
 Array = NDArray[Any]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sparsevox._atomic import atomic
 from sparsevox.io import _ply
-from sparsevox.io._atomic import atomic
 from sparsevox.io._files import FilePath, existing, naming, suffix_of
 from sparsevox.io._trimesh import exported, from_trimesh, parsing, to_trimesh
 from sparsevox.io.sampling import check_finite

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparsevox._atomic import atomic
 from sparsevox.io import _ply
-from sparsevox.io._atomic import atomic
 from sparsevox.io._files import (
     FilePath,
     existing,
@@ -161,5 +161,9 @@ def _positions(array: Array) -> Tensor:
 def _conventional(name: str, array: Array) -> Array:
     """Color in [0, 1] without alpha and intensity as a column, as ops know them."""
     if name == "color" and array.dtype.kind in "iu":
-        return (array / np.iinfo(array.dtype).max).astype(np.float32)[:, :3]
+        # NumPy makes 64-bit integers of what it is given, so there the values tell bytes from full range.
+        bytes_only = array.dtype.itemsize > 2 and array.size and array.min() >= 0 and array.max() <= 255
+        return (array / (255 if bytes_only else np.iinfo(array.dtype).max)).astype(np.float32)[:, :3]
+    if name == "color" and array.ndim == 2:
+        return array[:, :3]
     return array[:, None] if name == "intensity" and array.ndim == 1 else array

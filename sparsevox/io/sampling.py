@@ -49,11 +49,12 @@ def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
         weights = torch.from_numpy(library().triangles.points_to_barycentric(surface.triangles[faces], where))
         for name, value in mesh.vertex_attributes.items():
             if name != "normal":
-                attributes[name] = _interpolated(value, corners, weights.to(device))
+                attributes[name] = interpolated(value, corners, weights.to(device))
     return Points(positions.to(device), attributes)
 
 
-def _interpolated(value: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+def interpolated(value: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+    """An attribute of vertices at points inside faces: rows of the corners [P, 3] and barycentric weights [P, 3]."""
     if not value.is_floating_point():
         return value[corners.gather(1, weights.argmax(1, keepdim=True)).squeeze(1)]
     columns = as_columns(value)[corners]  # [P, 3, C]
@@ -79,7 +80,7 @@ def fit(
     check_finite("shape", positions)
     if not len(positions):
         return shape
-    bounds = shape.bounds.double()
+    bounds = torch.stack([positions.amin(0), positions.amax(0)]).double()
     low, high = low.to(bounds.device), high.to(bounds.device)
     extent = bounds[1] - bounds[0]
     scale = float(torch.where(extent > 0, (high - low) / extent, torch.inf).min())
@@ -89,7 +90,10 @@ def fit(
 
 
 def _positions(shape: Mesh | Points) -> Tensor:
-    return shape.vertices if isinstance(shape, Mesh) else shape.positions
+    """Of a mesh, those of its faces: a vertex that none of them uses is no part of the shape."""
+    if isinstance(shape, Points):
+        return shape.positions
+    return shape.vertices[shape.faces.reshape(-1).long()] if len(shape.faces) else shape.vertices
 
 
 def check_finite(name: str, positions: Tensor) -> None:

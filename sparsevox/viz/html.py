@@ -14,9 +14,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
+from sparsevox._atomic import atomic
 from sparsevox.viz import colors, png
 from sparsevox.viz.coding import Coding, codings, first_color
 from sparsevox.viz.scene import Level, Shapes, bounds, gallery
@@ -85,7 +85,8 @@ def show_html(
     ]
     name = next(iter(items)) if len(items) == 1 else ""
     page = _filled(title or name or "sparsevox", manifest, "\n".join(data))
-    Path(path).write_text(page, encoding="utf-8", newline="\n")
+    with atomic(path) as file:
+        file.write(page.encode())
 
 
 def _described(coding: Coding, names: Mapping[int, str]) -> dict[str, Any]:

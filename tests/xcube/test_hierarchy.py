@@ -288,8 +288,8 @@ def test_box():
         ((16, 8), (1, 1, 1), "each of levels must be the one before times a power of two"),
         ((16, 40), (1, 1, 1), "each of levels must be the one before times a power of two"),
         ((16, 64), (1, 1, 0.1), "size must be multiples of two voxels of 0.0625"),
-        ((16, 64), (1, 1, 0), "size must be multiples of two voxels"),
-        ((16, 64), (1, 1, -1), "size must be multiples of two voxels"),
+        ((16, 64), (1, 1, 0), "size must be three positive edges"),
+        ((16, 64), (1, 1, -1), "size must be three positive edges"),
     ],
 )
 def test_bad_boxes(levels, size, message):

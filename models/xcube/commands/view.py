@@ -1,11 +1,14 @@
 """`xcube view`: an interactive viewer, or a page that opens offline."""
 
+import itertools
 import sys
+from collections.abc import Container
 from pathlib import Path
 
 from sparsevox import Grid, Mesh, Points, Voxels
-from sparsevox.io import load_mesh, load_points, load_voxels
+from sparsevox.io import load_points, load_voxels
 from xcube.data.loading import ShapeFolder
+from xcube.data.sources import load_shape
 
 Shape = Grid | Mesh | Points | Voxels
 
@@ -26,13 +29,14 @@ def view(
         port: port at which to serve
         limit: how many shapes of a data set to show
     """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
     found: dict[str, Shape | list[Voxels]] = {}
-    for text in shapes:
-        path = Path(text)
+    for path in map(Path, shapes):
         if path.is_dir():
-            found |= {f"{path.name}/{name}": levels for name, levels in _of_data_set(path, limit).items()}
+            found |= {_free(f"{path.name}/{name}", path, found): v for name, v in _of_data_set(path, limit).items()}
         else:
-            found[path.stem if path.stem not in found else path.name] = _of_file(path)
+            found[_free(path.stem, path, found)] = _of_file(path)
     if page is not None:
         from sparsevox.viz import show_html
 
@@ -56,18 +60,21 @@ def _of_data_set(path: Path, limit: int) -> dict[str, list[Voxels]]:
     return {shapes.entries[n].name: shapes[n] for n in range(min(limit, len(shapes)))}
 
 
+def _free(name: str, path: Path, taken: Container[str]) -> str:
+    """The name, or one that tells more, which no other shape has."""
+    numbered = (f"{path} ({number})" for number in itertools.count(2))
+    return next(n for n in itertools.chain([name, path.name, str(path)], numbered) if n not in taken)
+
+
 def _of_file(path: Path) -> Shape:
-    """Voxels, then points, then a mesh, by the suffix and by what is in the file."""
-    if path.suffix == ".npz":
+    """What a file holds: voxels where it says or looks so, else points, or a mesh."""
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy"):
         try:
             return load_voxels(path)
-        except ValueError:
-            return load_points(path)
-    if path.suffix in (".npy", ".bin"):
-        return load_points(path)
-    try:
-        return load_mesh(path)
-    except ValueError:
-        if path.suffix == ".ply":
-            return load_points(path)
-        raise
+        except ValueError as error:
+            try:
+                return load_points(path)
+            except ValueError:
+                raise error from None  # that of the format which is ours
+    return load_shape(path)

@@ -194,7 +194,8 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
         write_shape(out, card, source.name, levels)
     except ValueError as error:
         return skipped("other attributes", error)
-    closed = describe(shape).closed if isinstance(shape, Mesh) else None
+    facts = describe(shape) if isinstance(shape, Mesh) else None
+    closed = None if facts is None else facts.closed and facts.oriented
     voxels = tuple(level.num_voxels for level in levels)
     return Entry(source.name, split_of(source, card.options["splits"]), closed, voxels)
 

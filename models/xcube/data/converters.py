@@ -8,6 +8,7 @@ from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import sparsevox as sv
@@ -159,11 +160,19 @@ def voxel_sources(root: str | PathLike[str], box: Box, *, centred: bool = False)
     return unique(sources)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether `save_voxels` wrote a file."""
+    if path.suffix.lower() != ".npz":
+        return False
+    with np.load(path, allow_pickle=False) as file:
+        return "sparsevox_voxels" in file.files
+
+
 def load_voxels_of(path: Path, *, size: float, lower: tuple[int, int, int]) -> Voxels:
     """Voxels of an edge `size`, around the middle of a box whose first voxel is `lower`."""
     voxels = load_voxels(path)
     grid = voxels.grid
-    if (grid.voxel_size, grid.origin) != ((1.0,) * 3, (0.0,) * 3):
+    if (grid.voxel_size, grid.origin) != ((1.0,) * 3, (0.0,) * 3) or _is_ours(path):
         return voxels  # the file says where they lie
     if grid.batch_size != 1:
         raise ValueError(f"{path}: expected one grid, got a batch of {grid.batch_size}")

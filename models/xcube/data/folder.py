@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
+from sparsevox._atomic import PART, atomic
 from sparsevox.io import load_voxels, save_voxels
-from sparsevox.io._atomic import PART, atomic
 from xcube.data.hierarchy import Box
 
 FORMAT, VERSION = "xcube shapes", 1
@@ -108,7 +108,8 @@ class Entry(NamedTuple):
 
     name: Where it lies below shapes/.
     split: "train", for example.
-    closed: Whether no edge of its mesh is open; the inside of others is undefined. None if it was no mesh.
+    closed: Whether its mesh has no open edge and all faces look outwards; the inside of others is undefined. None if it
+        was no mesh.
     voxels: How many at each level, the coarsest first.
     """
 
@@ -196,19 +197,27 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
         raise FileNotFoundError(f"{path}: there is no such file; the data set was never finished")
     header = ["name", "split", "closed", *_columns(card)]
     entries: list[Entry] = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            try:
-                if number == 1 and row != header:
-                    raise ValueError(f"expected the columns {header}, got {row}")
-                if number > 1:
-                    name, split, closed, *voxels = row
-                    known = {"": None, "0": False, "1": True}[closed]
-                    entries.append(Entry(check_name(name), split, known, tuple(map(int, voxels))))
-                    if len(voxels) != len(card.box.levels):
-                        raise ValueError(f"expected {len(header)} columns, got {len(row)}")
-            except (KeyError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: the file is empty")
+    for number, row in enumerate(rows, 1):
+        try:
+            if number == 1 and row != header:
+                raise ValueError(f"expected the columns {header}, got {row}")
+            if number > 1:
+                name, split, closed, *voxels = row
+                known = {"": None, "0": False, "1": True}[closed]
+                entries.append(Entry(check_name(name), split, known, tuple(map(int, voxels))))
+                if len(voxels) != len(card.box.levels):
+                    raise ValueError(f"expected {len(header)} columns, got {len(row)}")
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: {next(name for name in names if names.count(name) > 1)!r} comes twice")
     return entries
 
 

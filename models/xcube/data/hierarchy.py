@@ -16,7 +16,7 @@ import sparsevox as sv
 from sparsevox.grid import Grid
 from sparsevox.io import fit, sample_surface, splat_attributes
 from sparsevox.io._trimesh import library
-from sparsevox.io.sampling import check_finite
+from sparsevox.io.sampling import check_finite, interpolated
 from sparsevox.shapes import Mesh, Points, Shape, Voxels
 from xcube.tree import enclosing_coarsen
 
@@ -48,9 +48,11 @@ class Box:
             factor = fine // coarse
             if fine != coarse * factor or factor < 2 or factor & (factor - 1):
                 raise ValueError(f"each of levels must be the one before times a power of two, got {self.levels}")
+        if len(self.size) != 3 or not all(0 < edge < float("inf") for edge in self.size):
+            raise ValueError(f"size must be three positive edges, got {self.size}")
         for edge in self.size:
             pairs = edge / (2 * self.voxel_size(0))
-            if not edge > 0 or abs(pairs - round(pairs)) > 1e-6 or round(pairs) < 1:
+            if abs(pairs - round(pairs)) > 1e-6 or round(pairs) < 1:
                 raise ValueError(f"size must be multiples of two voxels of {self.voxel_size(0)}, got {self.size}")
 
     def voxel_size(self, level: int) -> float:
@@ -113,8 +115,8 @@ def build_hierarchy(
         fine = _aligned(shape, box, finest)
         points = Points(fine.to_world(fine.ijk), shape.attributes)
     elif isinstance(shape, Mesh):
-        mesh = _fitted(shape, box, outside)
-        fine = Grid.from_mesh(*_near(mesh, box), voxel_size=size, origin=size / 2)
+        mesh = _cut(_fitted(shape, box, outside), box)
+        fine = Grid.from_mesh(mesh.vertices, mesh.faces, voxel_size=size, origin=size / 2)
         points = sample_surface(mesh, samples, seed=seed)
     elif isinstance(shape, Points):
         points = _fitted(shape, box, outside)
@@ -153,6 +155,8 @@ def _fitted(shape: S, box: Box, outside: Outside) -> S:
     if outside == "rescale":
         # One fine voxel less, so that a side that ends on a border of voxels does not touch the next one.
         x, y, z = (half - box.voxel_size(-1)).tolist()
+        if min(x, y, z) <= 0:
+            raise ValueError(f"box {box} has no room inside the margin of {box.margin} that its levels need")
         return fit(shape, (-x, -y, -z), (x, y, z))
     corners = shape.positions[:, None] if isinstance(shape, Points) else shape.vertices[shape.faces.long()]
     check_finite("shape", corners.reshape(-1, 3))
@@ -172,17 +176,32 @@ def _fitted(shape: S, box: Box, outside: Outside) -> S:
     )
 
 
-def _near(mesh: Mesh, box: Box) -> tuple[Tensor, Tensor]:
-    """Vertices and faces, those that leave the box cut off two voxels outside of it."""
+def _cut(mesh: Mesh, box: Box) -> Mesh:
+    """The mesh without what lies more than two voxels outside of the box; attributes of cut faces go along."""
     reach = torch.tensor(box.size, dtype=torch.float64) / 2 + 2 * box.voxel_size(-1)
-    vertices, faces = mesh.vertices, mesh.faces
-    if not len(faces) or bool((vertices[faces.long()].abs().amax((0, 1)).cpu() <= reach).all()):
-        return vertices, faces
-    cut = (vertices.detach().cpu().double().numpy(), faces.cpu().numpy())
+    corners = mesh.faces.long()
+    if not len(corners) or bool((mesh.vertices[corners].abs().amax((0, 1)).cpu() <= reach).all()):
+        return mesh
+    # Every face by itself, its number in place of a texture coordinate: so pieces know where they come from.
+    triangles = mesh.vertices[corners].detach().cpu().double().numpy()
+    count = len(triangles)
+    number = np.stack([np.repeat(np.arange(count, dtype=np.float64), 3), np.zeros(3 * count)], 1)
+    vertices, faces = triangles.reshape(-1, 3), np.arange(3 * count).reshape(-1, 3)
     for axis, sign in product(range(3), (-1.0, 1.0)):
         normal = np.eye(3)[axis] * sign
-        cut = library().intersections.slice_faces_plane(*cut, normal, -normal * reach.numpy())[:2]
-    return torch.from_numpy(cut[0]).to(mesh.device), torch.from_numpy(cut[1]).long().to(mesh.device)
+        vertices, faces, number = library().intersections.slice_faces_plane(
+            vertices, faces, normal, -normal * reach.numpy(), uv=number
+        )
+    source = np.rint(number[:, 0]).astype(np.int64)
+    weights = torch.from_numpy(library().triangles.points_to_barycentric(triangles[source], vertices))
+    of_vertex = torch.from_numpy(source).to(mesh.device)
+    of_face = of_vertex[torch.from_numpy(faces[:, 0].astype(np.int64)).to(mesh.device)]
+    return Mesh(
+        torch.from_numpy(vertices).to(mesh.device),
+        torch.from_numpy(faces.astype(np.int64)).to(mesh.device),
+        {n: interpolated(v, corners[of_vertex], weights.to(v.device)) for n, v in mesh.vertex_attributes.items()},
+        {n: v[of_face] for n, v in mesh.face_attributes.items()},
+    )
 
 
 def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
@@ -209,5 +228,7 @@ def _too_wide(box: Box) -> str:
 
 def as_box(levels: Sequence[int], size: float | Sequence[float] = 1.0) -> Box:
     """A box of a size given by one number, for a cube, or by three."""
-    x, y, z = (size, size, size) if isinstance(size, int | float) else size
-    return Box(tuple(levels), (float(x), float(y), float(z)))
+    edges = (size, size, size) if isinstance(size, int | float) else tuple(size)
+    if len(edges) != 3:
+        raise ValueError(f"size must be one edge or three, got {edges}")
+    return Box(tuple(levels), (float(edges[0]), float(edges[1]), float(edges[2])))

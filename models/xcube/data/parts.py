@@ -143,7 +143,7 @@ def shape_names(counts: Counts) -> list[tuple[str, str]]:
             raise ValueError(f"counts must be of families among {', '.join(FAMILIES)}, got {family!r}")
         if not 0 <= number <= 800_000:
             raise ValueError(f"counts must be between 0 and 800,000 for each family, got {number} of {family}")
-        kept = {split: int(number * share) for split, share in SHARES.items()}
+        kept = {split: max(int(number * share), int(number > 2)) for split, share in SHARES.items()}
         kept = {"train": number - sum(kept.values())} | kept
         listed += [(f"{family}-{seed:06}", split) for split, n in kept.items() for seed in SEEDS[split][:n]]
     return listed

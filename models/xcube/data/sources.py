@@ -14,13 +14,14 @@ from urllib.parse import quote
 from sparsevox.io import load_mesh, load_points
 from sparsevox.io.meshes import READS
 from sparsevox.shapes import Shape
-from xcube.data.folder import check_name
+from xcube.data.folder import check_name, is_data_set
 
 Splits = Mapping[str, float]
 
 SPLITS: Splits = {"train": 0.8, "val": 0.1, "test": 0.1}
 POINTS = (".ply", ".npz", ".npy", ".bin")
 LIST = ".lst"
+LONGEST = 180  # letters of a part of a name
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def file_sources(paths: Iterable[str | PathLike[str]]) -> list[Source]:
             found = sorted(root.glob(str(path.relative_to(root))))
         if not found and not path.is_dir():
             raise FileNotFoundError(f"{path}: there is no such file or folder, and nothing matches")
-        kept = [file for file in found if file.suffix.lower() in (*READS, *POINTS) and file.is_file()]
+        kept = [file for file in found if file.suffix.lower() in (*READS, *POINTS) and not file.is_dir()]
+        kept = _without_buffers(_outside_data_sets(kept, root))
         if found == [path] and not kept:
             raise ValueError(f"{path}: must end in one of {', '.join(sorted({*READS, *POINTS}))}")
         sources += [file_source(file, root) for file in kept if not _hidden(file.relative_to(root))]
@@ -99,8 +101,19 @@ def load_shape(path: Path) -> Shape:
 
 def as_name(parts: Sequence[str]) -> str:
     """A name from the parts of a path; what is not allowed in names is written as in addresses, `%20` for a blank."""
-    quoted = [quote(part, safe="") for part in parts]
-    return "/".join("%2E" + part[1:] if part.startswith(".") else part for part in quoted)
+    return "/".join(map(_legal, parts))
+
+
+def _legal(part: str) -> str:
+    """One part of a name: no dot at its ends that a file system or NumPy would read as something, and not too long."""
+    name = quote(part, safe="")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if name.lower().endswith(".npz"):
+        name = f"{name[:-4]}%2E{name[-3:]}"
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST - 20]}~{hashlib.sha256(part.encode()).hexdigest()[:16]}"
+    return name
 
 
 def unique(sources: Sequence[Source]) -> list[Source]:
@@ -176,6 +189,18 @@ def _no_source(line: str, path: Path) -> Shape:
 
 def _before_wildcards(pattern: Path) -> Path:
     return next(path for path in pattern.parents if not glob.has_magic(str(path)))
+
+
+def _outside_data_sets(files: list[Path], root: Path) -> list[Path]:
+    """Without what data sets below the root hold, such as one that is built inside of its input."""
+    inside = {folder: is_data_set(folder) for file in files for folder in file.parents if folder.is_relative_to(root)}
+    return [file for file in files if not any(inside.get(folder) for folder in file.parents)]
+
+
+def _without_buffers(files: list[Path]) -> list[Path]:
+    """Without the .bin files that belong to the .gltf files beside them."""
+    scenes = {file.parent for file in files if file.suffix.lower() == ".gltf"}
+    return [file for file in files if file.suffix.lower() != ".bin" or file.parent not in scenes]
 
 
 def _hidden(path: Path) -> bool:
