@@ -123,8 +123,8 @@ class GridMaps(GridTopology):
         for fine, coarse, step in zip(self.voxel_size, target.voxel_size, geometry.stride, strict=True):
             if abs(coarse / (fine * step) - 1) > RATIO_TOLERANCE:
                 raise ValueError(
-                    f"target does not fit: the coarse grid must have voxels {geometry.stride} times those of the fine one, "
-                    f"whose voxel_size is {self.voxel_size}, got voxel_size {target.voxel_size}"
+                    f"target does not fit: the coarse grid must have voxels {geometry.stride} times those of the fine "
+                    f"one, whose voxel_size is {self.voxel_size}, got voxel_size {target.voxel_size}"
                 )
 
     def strided(
