@@ -18,7 +18,7 @@ from xcube.data import (
     with_lists,
 )
 from xcube.data.build import Engine
-from xcube.data.hierarchy import Outside, as_box
+from xcube.data.hierarchy import Box, Outside, as_box
 from xcube.data.outdoor import CLASSES
 from xcube.data.outdoor import make as make_scene
 from xcube.data.parts import part_sources
@@ -129,18 +129,7 @@ def build_parts(
         overwrite: remove the data set that is there first
     """
     box = as_box(levels)
-    report = build(
-        part_sources(count, box),
-        out,
-        box,
-        attributes=attributes,
-        source="xcube.data.parts",
-        licence="Apache-2.0",
-        workers=cores() if workers is None else workers,
-        overwrite=overwrite,
-        progress=True,
-    )
-    return _say(report, out)
+    return _by_rule(part_sources(count, box), out, box, attributes, "xcube.data.parts", workers, overwrite)
 
 
 def build_scenes(
@@ -167,14 +156,28 @@ def build_scenes(
     """
     box = as_box(levels, size[0] if len(size) == 1 else size)
     names = [f"scene-{seed:06}" for seed in range(count)]
+    sources = [Source(name, partial(make_scene, name, box)) for name in names]
+    about = f"xcube.data.outdoor, {len(CLASSES)} classes"
+    return _by_rule(sources, out, box, attributes, about, workers, overwrite)
+
+
+def _by_rule(
+    sources: Sequence[Source],
+    out: Path,
+    box: Box,
+    attributes: Sequence[str],
+    about: str,
+    workers: int | None,
+    overwrite: bool,
+) -> int:
+    """Build a data set of shapes that are ours, and fit."""
     report = build(
-        [Source(name, partial(make_scene, name, box)) for name in names],
+        sources,
         out,
         box,
         attributes=attributes,
-        source=f"xcube.data.outdoor, {len(CLASSES)} classes",
+        source=about,
         licence="Apache-2.0",
-        outside="clip",
         workers=cores() if workers is None else workers,
         overwrite=overwrite,
         progress=True,

@@ -1,6 +1,7 @@
 """The networks as Lightning modules: what a training step computes, and what is logged."""
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning
@@ -15,7 +16,7 @@ from xcube.training.config import TrainConfig
 from xcube.vae import VAE, Posterior
 
 
-class Trained(lightning.LightningModule):
+class Trained(lightning.LightningModule, ABC):
     """What all networks have in common: optimiser, schedule, logs, and noise that depends on the step alone.
 
     net: The network that is trained, and kept.
@@ -26,9 +27,9 @@ class Trained(lightning.LightningModule):
         self.net, self.config = net, train
         self.started, self.earlier = time.monotonic(), 0.0
 
+    @abstractmethod
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
         """All losses of a batch."""
-        raise NotImplementedError
 
     def training_step(self, batch: Voxels, index: int) -> Tensor:
         """The weighted loss."""

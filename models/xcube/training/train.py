@@ -1,4 +1,4 @@
-"""What `xcube train`, `xcube convert` and `xcube reconstruct` do."""
+"""Networks from data sets: what `xcube train` calls."""
 
 from pathlib import Path
 
