@@ -4,7 +4,7 @@ N voxels, C channels.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ import sparsevox as sv
 from sparsevox import Grid, SparseTensor
 
 BlockKind = Literal["gcr", "residual"]
+R = TypeVar("R")
 
 
 def group_norm(channels: int, groups: int = 8) -> sv.nn.GroupNorm:
@@ -28,9 +29,13 @@ class ConvUnit(torch.nn.Module):
         self.norm = group_norm(in_channels)
         self.conv = sv.nn.Conv3d(in_channels, out_channels, 3, bias=False)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, out_channels]."""
-        y: SparseTensor = self.conv(self.norm(x))
+    def forward(self, x: SparseTensor, up: torch.nn.Module | None = None) -> SparseTensor:
+        """Features [N, out_channels]; or of all children, which `up` makes.
+
+        Children are copies, with the mean and deviation of their parents: they need not exist before the norm is done.
+        """
+        x = self.norm(x)
+        y: SparseTensor = self.conv(x if up is None else up(x))
         return y.map(torch.relu)
 
 
@@ -113,9 +118,9 @@ def exact(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def checkpointed(function: Callable[[SparseTensor], SparseTensor], x: SparseTensor, active: bool) -> SparseTensor:
+def checkpointed(function: Callable[[SparseTensor], R], x: SparseTensor, active: bool) -> R:
     """`function(x)`; if `active`, its activations are computed again in the backward pass."""
     if not (active and torch.is_grad_enabled()):
         return function(x)
-    result: SparseTensor = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)
+    result: R = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)
     return result

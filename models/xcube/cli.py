@@ -7,6 +7,8 @@ help from the docstring.
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +38,13 @@ PRESETS = Path(__file__).parent / "presets"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     words = _with_presets(sys.argv[1:] if arguments is None else list(arguments))
-    options = parser().parse_args(words)
-    chosen, found = options[options.subcommand], COMMANDS[options.subcommand]
-    if isinstance(found, tuple):
-        chosen, found = chosen[chosen.subcommand], found[1][chosen.subcommand]
-    given = {name: value for name, value in _made(chosen, found).items() if name != "config"}
     try:
-        return found(**given)
+        _check_files(words)
+        options = parser().parse_args(words)
+        chosen, found = options[options.subcommand], COMMANDS[options.subcommand]
+        if isinstance(found, tuple):
+            chosen, found = chosen[chosen.subcommand], found[1][chosen.subcommand]
+        return found(**{name: value for name, value in _made(chosen, found).items() if name != "config"})
     except KeyboardInterrupt:
         sys.stderr.write("xcube: interrupted; the same command goes on\n")
         return 130
@@ -130,6 +132,32 @@ def _with_presets(words: list[str]) -> list[str]:
         if words[n - 1] == "--config" and word in names and not Path(word).is_file():
             words[n] = str(PRESETS / f"{word}.yaml")
     return words
+
+
+def _check_files(words: list[str]) -> None:
+    """Raise ValueError if a file after --config has an option that its command has not; the parser lets some pass."""
+    import yaml
+
+    entry = COMMANDS.get(words[0]) if words else None
+    found = entry[1].get(words[1]) if isinstance(entry, tuple) and len(words) > 1 else None
+    for option, file in pairwise(words):
+        if found is None or option != "--config" or not Path(file).is_file():
+            continue
+        try:
+            values = yaml.safe_load(Path(file).read_text()) or {}
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{file} is no YAML: {error}") from error
+        parameters = inspect.signature(found).parameters
+        if not isinstance(values, dict) or not values.keys() <= parameters.keys():
+            unknown = sorted(values.keys() - parameters.keys()) if isinstance(values, dict) else values
+            raise ValueError(f"{file} must have options among {', '.join(parameters)}, got {unknown}")
+        for name, value in values.items():
+            hint = parameters[name].annotation
+            if isinstance(value, dict) and hasattr(hint, "from_dict"):
+                known = {field.name for field in fields(hint)}
+                unknown = sorted(value.keys() - known)
+                if unknown:
+                    raise ValueError(f"{file}: options of {name} must be of {', '.join(sorted(known))}, got {unknown}")
 
 
 def _register_lists() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.blocks import Head, block, checkpointed, exact
+from xcube.blocks import DoubleConv, Head, block, checkpointed, exact
 from xcube.config import Triple, VAEConfig
 
 
@@ -61,6 +61,7 @@ class Lift(torch.nn.Module):
     def __init__(self, config: VAEConfig, in_channels: int, out_channels: int, stride: Triple) -> None:
         super().__init__()
         children = stride[0] * stride[1] * stride[2]
+        self.checkpointing = config.checkpointing
         self.up: torch.nn.Module = sv.nn.Upsample(stride)
         if config.upsample == "shuffle":
             self.reduce: torch.nn.Module = sv.nn.Linear(in_channels, out_channels * children)
@@ -73,6 +74,12 @@ class Lift(torch.nn.Module):
 
     def forward(self, x: SparseTensor, mask: Tensor | None = None) -> SparseTensor:
         """Features of the children of all voxels, or of those that the mask, bool [M, 8], selects."""
+        if isinstance(self.block, DoubleConv) and mask is None:
+            y = checkpointed(partial(self.block.first, up=self.up), x, self.checkpointing)
+            return checkpointed(self.block.second, y, self.checkpointing)
+        return checkpointed(partial(self._at_once, mask=mask), x, self.checkpointing)
+
+    def _at_once(self, x: SparseTensor, mask: Tensor | None) -> SparseTensor:
         y: SparseTensor = self.block(self.up(self.reduce(x), mask=mask))
         return y
 
@@ -115,12 +122,12 @@ class Decoder(torch.nn.Module):
         """Every candidate has features, and decides for itself."""
         structure: list[Structure] = []
         for depth in reversed(range(self.config.depths)):
-            logits = self.heads[depth](x)
+            logits = checkpointed(self.heads[depth], x, self.config.checkpointing)
             decided, keep = self._decide(x.grid, logits, truth, depth)
             structure.insert(0, decided)
             x = SparseTensor(decided.grid, x.feats[keep])
             if depth:
-                x = checkpointed(self.lifts[depth - 1], x, self.config.checkpointing)
+                x = self.lifts[depth - 1](x)
         return x, structure
 
     def _children_first(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
@@ -131,7 +138,7 @@ class Decoder(torch.nn.Module):
             logits = self.heads[depth](x)
             decided, keep = self._decide(x.grid.subdivide(2), logits.reshape(-1, 1), truth, depth)
             structure.insert(0, decided)
-            x = checkpointed(partial(self.lifts[depth], mask=keep.view(-1, 8)), x, self.config.checkpointing)
+            x = self.lifts[depth](x, mask=keep.view(-1, 8))
             x = SparseTensor(decided.grid, x.feats)
         return x, structure
 

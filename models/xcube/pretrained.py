@@ -15,6 +15,7 @@ from xcube.refine import RefineConfig, Refiner
 from xcube.vae import VAE
 
 FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 M = TypeVar("M", bound=torch.nn.Module)
 
 # What a folder may hold, by the name in its config.json.
@@ -35,15 +36,15 @@ def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **facts
     Raises:
         TypeError: If the model is of no known kind.
     """
-    kind = _kind(model)
+    kind = kind_of(model)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic(path / "model.safetensors") as file:
+    with atomic(path / WEIGHTS) as file:
         file.write(save(state))
     assert isinstance(model.config, Config)
     config = {"format": FORMAT, "kind": kind, "config": model.config.to_dict(), "facts": facts}
-    with atomic(path / "config.json") as file:
+    with atomic(path / CONFIG) as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -59,8 +60,22 @@ def from_pretrained(folder: str | PathLike[str], kind: type[M]) -> M:
     expected = next(name for name, (cls, _) in KINDS.items() if cls is kind)
     if values["kind"] != expected:
         raise ValueError(f"{folder} holds a {values['kind']}, not a {expected}")
-    model = kind(KINDS[expected][1].from_dict(values["config"]))
-    path = Path(folder) / "model.safetensors"
+    try:
+        model = kind(KINDS[expected][1].from_dict(values["config"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{Path(folder) / CONFIG} does not fit a {expected}: {error}") from error
+    load_weights(model, folder)
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, folder: str | PathLike[str]) -> None:
+    """Load the weights of a folder into a network of its configuration.
+
+    Raises:
+        FileNotFoundError: If they are missing.
+        ValueError: If the file is damaged, or parameters do not fit; the message says which.
+    """
+    path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     try:
@@ -68,7 +83,6 @@ def from_pretrained(folder: str | PathLike[str], kind: type[M]) -> M:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     load_exactly(model, state, str(path))
-    return model.eval()
 
 
 def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
@@ -78,15 +92,17 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: If it is missing.
         ValueError: If it is damaged or of another format.
     """
-    path = Path(folder) / "config.json"
+    path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if values.get("format") != FORMAT or values.get("kind") not in KINDS:
+    if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("kind") not in KINDS:
         raise ValueError(f"{path} must have format {FORMAT} and a kind of {sorted(KINDS)}, got {values}")
+    if not all(isinstance(values.get(name), dict) for name in ("config", "facts")):
+        raise ValueError(f"{path} must have a config and facts, got only {sorted(values)}")
     return values
 
 
@@ -110,7 +126,12 @@ def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], name: s
     model.load_state_dict(state)
 
 
-def _kind(model: torch.nn.Module) -> str:
+def kind_of(model: torch.nn.Module) -> str:
+    """What `config.json` calls a network.
+
+    Raises:
+        TypeError: If it is of no known kind.
+    """
     for name, (cls, _) in KINDS.items():
         if isinstance(model, cls):
             return name

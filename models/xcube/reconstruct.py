@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,15 @@ from typing import Any
 import torch
 
 from sparsevox import Grid, Voxels
-from sparsevox.io import load_mesh, save_mesh, to_mesh
+from sparsevox.io import save_mesh, to_mesh
 from sparsevox.io.voxelize import normalized
-from sparsevox.shapes import Shape
 from sparsevox.viz import render_row, show_html
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
+from xcube.data.sources import load_shape
 from xcube.losses import normal_angle, true_attributes, voxel_iou
-from xcube.pretrained import from_pretrained
+from xcube.pretrained import from_pretrained, read_config
 from xcube.refine import Refiner
-from xcube.vae import VAE
+from xcube.vae import TOLERANCE, VAE
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Reconstruction:
         return self.decoded if self.refined is None else self.refined
 
     def figures(self) -> dict[str, Any]:
-        """How good it is: intersection over union, angle of normals in degrees, and numbers of voxels."""
+        """Intersection over union, a mean over the batch, angle of normals in degrees, and numbers of voxels."""
         made: dict[str, Any] = {
             "voxels": self.input.num_voxels,
             "latent_voxels": self.latents.num_voxels,
             "decoded_voxels": self.decoded.num_voxels,
-            "iou": float(voxel_iou(self.decoded.grid, self.input.grid)),
+            "iou": float(voxel_iou(self.decoded.grid, self.input.grid).mean()),
         }
         if self.refined is not None:
-            made["refined_iou"] = float(voxel_iou(self.refined.grid, self.input.grid))
+            made["refined_iou"] = float(voxel_iou(self.refined.grid, self.input.grid).mean())
         if "normal" in self.best.attributes:
             target = true_attributes(self.input, self.best.grid, ["normal"])["normal"]
             made["normal_angle"] = float(normal_angle(self.best.attributes["normal"], target))
@@ -76,43 +77,67 @@ def with_unit_normals(voxels: Voxels) -> Voxels:
     return voxels.with_attributes(normal=normalized(voxels.attributes["normal"]))
 
 
-def box_of(vae: VAE, size: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Box:
-    """A box of some size whose levels are the latent grid of a VAE and its finest one."""
-    x, _, _ = vae.config.voxel_sizes
-    resolution = round(size[0] / x)
-    return Box((resolution // vae.config.factor[0], resolution), size)
+def box_of(vae: VAE, facts: Mapping[str, Any]) -> tuple[Box, int]:
+    """The box in which a VAE was trained and the number of its level, as its folder records them.
+
+    Without a record it is a cube of edge 1 whose levels are the latent grid and the finest one.
+    """
+    if "levels" in facts:
+        x, y, z = facts["size"]
+        return Box(tuple(facts["levels"]), (x, y, z)), int(facts["level"])
+    resolution = round(1 / vae.config.voxel_sizes[0])
+    return Box((resolution // vae.config.factor[0], resolution)), 1
 
 
 def reconstruct_file(
-    mesh: Path, model: Path, out: Path, *, refine: Path | None = None, outside: Outside = "rescale"
+    shape: Path,
+    model: Path,
+    out: Path = Path("reconstruction"),
+    refine: Path | None = None,
+    outside: Outside = "rescale",
+    samples: int = 1_000_000,
 ) -> dict[str, Any]:
-    """A mesh from a file through a trained VAE; writes a mesh, a picture, a page and the figures.
+    """Send a mesh or a point cloud through a trained VAE and back: a mesh, a picture, a page and figures.
 
     Args:
-        mesh: Any file that trimesh reads.
+        shape: Any file that xcube data takes.
         model: Folder of the VAE.
-        out: Folder for `reconstruction.glb`, which an empty decode has none of, `reconstruction.png`,
-            `reconstruction.html` and `figures.json`.
+        out: Folder for reconstruction.glb, of which an empty decode has none, reconstruction.png, reconstruction.html
+            and figures.json.
         refine: Folder of the refinement network.
-        outside: What to do with a mesh that does not fit into the box of edge 1: "rescale", "clip" or "error".
+        outside: What to do with a shape that does not fit into the model's box: refuse it, cut it off, or scale it.
+        samples: Points on the surface of a mesh, from which attributes come.
 
     Returns:
         The figures.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file cannot be used.
+        ValueError: If a file cannot be used, networks do not fit each other, or the shape lacks an attribute that the
+            model takes.
     """
     vae = from_pretrained(model, VAE)
     refiner = None if refine is None else from_pretrained(refine, Refiner)
-    shape: Shape = load_mesh(mesh)
-    voxels = build_hierarchy(shape, box_of(vae), outside=outside)[-1]
+    if refiner is not None and abs(refiner.config.voxel_size / vae.config.voxel_sizes[0] - 1) > TOLERANCE:
+        sizes = f"{vae.config.voxel_sizes[0]} as those of {model}, got {refiner.config.voxel_size}"
+        raise ValueError(f"refine must be for voxels of {sizes}")
+    box, level = box_of(vae, read_config(model)["facts"])
+    voxels = build_hierarchy(load_shape(shape), box, samples=samples, outside=outside)[level]
+    _check_attributes(shape, voxels, vae)
     start = time.perf_counter()
     result = reconstruct(voxels, vae, refiner)
     figures = result.figures() | {"seconds": round(time.perf_counter() - start, 3)}
     write(result, out)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     return figures
+
+
+def _check_attributes(path: Path, voxels: Voxels, vae: VAE) -> None:
+    needed = [name for name in ("normal", "intensity", "color") if getattr(vae.config, name)]
+    needed += ["label"] * (vae.config.num_labels > 0)
+    missing = [name for name in needed if name not in voxels.attributes]
+    if missing:
+        raise ValueError(f"{path} must have the attributes {needed} that the model takes, got none of {missing}")
 
 
 def write(result: Reconstruction, out: Path) -> None:
@@ -123,6 +148,8 @@ def write(result: Reconstruction, out: Path) -> None:
         shown["refined"] = result.refined
     if result.best.num_voxels:  # nothing has no surface
         save_mesh(to_mesh(result.best), out / "reconstruction.glb")
-    colors = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 for v in shown.values()]
+    shared = [name for name in ("normal", "color", "label") if all(name in v.attributes for v in shown.values())]
+    colors = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 if "normal" in shared else None for v in shown.values()]
     render_row([v.grid for v in shown.values()], out / "reconstruction.png", titles=list(shown), colors=colors)
-    show_html(dict(shown), out / "reconstruction.html", title="Reconstruction", color="normal")
+    color = shared[0] if shared else None
+    show_html(dict(shown), out / "reconstruction.html", title="Reconstruction", attributes=shared, color=color)

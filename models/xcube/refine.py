@@ -17,6 +17,8 @@ from xcube.blocks import Head, ResBlock, centres, checkpointed, embed_position, 
 from xcube.config import Config
 from xcube.losses import Losses, mean_or_zero, structure_loss, true_attributes, voxel_iou
 
+TOLERANCE = 1e-5  # of a voxel, between the sizes that a model and a grid have
+
 
 @dataclass(frozen=True)
 class RefineConfig(Config):
@@ -86,8 +88,11 @@ class Refiner(torch.nn.Module):
 
         Raises:
             KeyError: If voxels lack an attribute that the model takes.
+            ValueError: If the voxels have another size than those of the model.
         """
         config = self.config
+        if any(abs(size - config.voxel_size) > TOLERANCE * config.voxel_size for size in voxels.grid.voxel_size):
+            raise ValueError(f"voxels must have voxel_size {config.voxel_size}, got {voxels.grid.voxel_size}")
         grid = voxels.grid.dilate(config.radius)
         given = voxels.grid.index(grid.coords)
         flag = (given >= 0)[:, None].to(self.prior.dtype)

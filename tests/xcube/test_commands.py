@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from sparsevox.io import from_trimesh, save_mesh
-from xcube.cli import PRESETS, main, presets
+from xcube.cli import main
 from xcube.config import VAEConfig
-from xcube.losses import LossConfig
 from xcube.pretrained import from_pretrained, save_pretrained
 from xcube.refine import RefineConfig, Refiner
-from xcube.training.config import TrainConfig
 from xcube.vae import VAE
 
 trimesh = pytest.importorskip("trimesh", reason="makes the meshes")
@@ -62,7 +59,7 @@ def test_training_and_reconstruction(parts: Path, tmp_path: Path, capsys: pytest
     save_mesh(from_trimesh(trimesh.creation.icosphere(3)), tmp_path / "ball.obj")
     out = tmp_path / "ball"
     words = ["reconstruct", str(tmp_path / "ball.obj"), "--model", str(tmp_path / "vae"), "--out", str(out)]
-    assert main([*words, "--refine", str(tmp_path / "refine")]) == 0
+    assert main([*words, "--refine", str(tmp_path / "refine"), "--samples", "10000"]) == 0
     names = {"figures.json", "reconstruction.glb", "reconstruction.html", "reconstruction.png"}
     assert {path.name for path in out.iterdir()} == names
     figures = json.loads((out / "figures.json").read_text())
@@ -80,7 +77,7 @@ def test_an_empty_decode_is_reconstructed_all_the_same(tmp_path: Path) -> None:
     save_pretrained(Refiner(RefineConfig(voxel_size=1 / 16, channels=(8, 8, 8))), tmp_path / "refine")
     save_mesh(from_trimesh(trimesh.creation.icosphere(2)), tmp_path / "ball.obj")
     ball, vae, out = (str(tmp_path / name) for name in ("ball.obj", "vae", "out"))
-    words = ["reconstruct", ball, "--model", vae, "--out", out]
+    words = ["reconstruct", ball, "--model", vae, "--out", out, "--samples", "1000"]
     assert main([*words, "--refine", str(tmp_path / "refine")]) == 0
     assert json.loads((tmp_path / "out" / "figures.json").read_text())["decoded_voxels"] == 0
     assert not (tmp_path / "out" / "reconstruction.glb").exists()
@@ -96,10 +93,16 @@ def test_files_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "chanels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", presets())
-def test_presets_are_complete(name: str) -> None:
-    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
-    assert set(values) <= {"level", "model", "loss", "train"}
-    VAEConfig.from_dict(values["model"])
-    LossConfig.from_dict(values["loss"])
-    TrainConfig.from_dict(values["train"])
+@pytest.mark.parametrize(("text", "message"), [
+    ("modell: {}", "must have options among data, out, level, model, loss, train, restart, quiet, got ['modell']"),
+    ("level: 0\nmodel:\n  chanels: [8]", "options of model must be of attention, block,"),
+    ("train: {steps: 0}", "steps must be at least 1, got 0"),
+    ("{", "is no YAML"),
+    ("- 1", "must have options among"),
+])  # fmt: skip
+def test_files_of_options_that_do_not_fit_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    assert main(["train", "vae", "--config", str(tmp_path / "bad.yaml"), "--data", "x", "--out", "y"]) == 2
+    assert message in capsys.readouterr().err

@@ -1,8 +1,5 @@
 """Training: the same result when it is cut short and taken up again, with and without other processes."""
 
-import csv
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,9 @@ from xcube.pretrained import from_pretrained, read_config, save_pretrained
 from xcube.refine import RefineConfig, Refiner, refine_losses
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
+from xcube.training.folder import CHECKPOINT
 from xcube.training.modules import TrainVAE, noisy_decode
-from xcube.training.run import CHECKPOINT, train
+from xcube.training.run import train
 from xcube.training.train import train_refine, train_vae
 from xcube.vae import VAE
 
@@ -56,42 +54,12 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**(plain | changes))
 
 
-class Stop(Exception):
-    """Pulls the plug."""
-
-
-class Fragile(TrainVAE):
-    """Fails at a step."""
-
-    fatal = 4
-
-    def training_step(self, batch: Voxels, index: int) -> torch.Tensor:
-        if self.global_step == self.fatal:
-            raise Stop
-        return super().training_step(batch, index)
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return from_pretrained(folder, VAE).state_dict()
 
 
 def run_vae(data: Path, out: Path, **changes: Any) -> VAE:
-    return train_vae(data, out, model=MODEL, loss=LOSS, train_config=config(**changes), progress=False)
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_that_was_cut_short_ends_as_if_it_had_not(data: Path, tmp_path: Path, accumulate: int) -> None:
-    run_vae(data, tmp_path / "whole", accumulate=accumulate)
-    torch.manual_seed(3)
-    module = Fragile(VAE(MODEL), config(accumulate=accumulate), LOSS)
-    with pytest.raises(Stop):
-        train(module, data, tmp_path / "cut", progress=False)
-    assert (tmp_path / "cut" / CHECKPOINT).is_file()
-    assert not (tmp_path / "cut" / "model.safetensors").exists()
-    run_vae(data, tmp_path / "cut", accumulate=accumulate)
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
-    assert read_config(tmp_path / "cut")["facts"]["steps"] == 6
+    return train_vae(data, out, model=MODEL, loss=LOSS, train=config(**changes), quiet=True)
 
 
 def test_another_seed_gives_another_result(data: Path, tmp_path: Path) -> None:
@@ -109,40 +77,12 @@ def test_what_is_kept_is_the_average(data: Path, tmp_path: Path) -> None:
             seen.append(self.net.state_dict()[name].clone())
 
     module.__class__ = Watch
-    train(module, data, tmp_path, progress=False)
+    train(module, data, tmp_path, quiet=True)
     last = torch.load(tmp_path / CHECKPOINT, weights_only=False)["current_model_state"][f"net.{name}"]
     kept = weights(tmp_path)[name]
     assert not torch.equal(kept, last)
     low, high = torch.stack([*seen, last]).amin(0), torch.stack([*seen, last]).amax(0)
     assert bool(((kept >= low - 1e-6) & (kept <= high + 1e-6)).all())
-
-
-def test_logs_and_validation(data: Path, tmp_path: Path) -> None:
-    run_vae(data, tmp_path, steps=10, val_every=5)
-    with (tmp_path / "logs" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {"train/loss", "train/kl", "val/iou", "val/accuracy-1", "voxels"} <= set(rows[0])
-    assert [row["step"] for row in rows if row["val/iou"]] == ["4", "9"]
-    assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
-
-
-def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
-    script = tmp_path / "ddp.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "torch.set_num_threads(1)\n"
-        "from xcube.config import VAEConfig\n"
-        "from xcube.losses import LossConfig\n"
-        "from xcube.training.train import train_vae\n"
-        "from xcube.training.config import TrainConfig\n"
-        "train_vae(Path(sys.argv[1]), Path(sys.argv[2]), progress=False,\n"
-        f"    model=VAEConfig(voxel_size=1 / {SIDE}, channels=(8, 8), latent_channels=2, hidden=4),\n"
-        "    loss=LossConfig(structure=1.0, normal=0.3, kl=1e-3),\n"
-        "    train_config=TrainConfig(steps=3, batch_size=2, warmup=2, val_every=3, accelerator='cpu', devices=2))\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", str(script), str(data), str(tmp_path / "out")], check=True)
-    assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())
 
 
 def test_batches_go_on_where_they_stopped(data: Path) -> None:
@@ -165,7 +105,7 @@ def test_batches_go_on_where_they_stopped(data: Path) -> None:
 def test_refinement_is_trained_on_noisy_decodes(data: Path, tmp_path: Path) -> None:
     run_vae(data, tmp_path / "vae")
     model = RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))
-    net = train_refine(data, tmp_path / "refine", tmp_path / "vae", model=model, train_config=config(), progress=False)
+    net = train_refine(data, tmp_path / "refine", tmp_path / "vae", model=model, train=config(), quiet=True)
     again = from_pretrained(tmp_path / "refine", Refiner)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
     assert read_config(tmp_path / "refine")["facts"]["latent_scale"] > 0
@@ -230,6 +170,8 @@ def test_refining_nothing_gives_nothing() -> None:
     ({"learning_rate": 0.0}, "learning_rate must be positive"),
     ({"ema": 1.0}, "ema in \\[0, 1\\)"),
     ({"minutes": 0.0}, "minutes must be positive"),
+    ({"workers": -1}, "workers must not be negative, got -1"),
+    ({"precision": "16"}, "precision must be one of 32-true, bf16-mixed, got '16'"),
 ])  # fmt: skip
 def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -238,7 +180,7 @@ def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
 
 def test_a_model_of_another_voxel_size_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model must have the voxel_size of the level, 0.0625, got 0.015625"):
-        train_vae(data, tmp_path, train_config=config(), progress=False)
+        train_vae(data, tmp_path, train=config(), quiet=True)
 
 
 def test_folders_that_are_none_are_named(data: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class TrainConfig(Config):
         val_shapes: Shapes of a validation.
         save_every: Steps between checkpoints.
         workers: Processes that load data.
-        devices: Processes that train, or GPUs.
+        devices: Processes that train, or GPUs. Each has batches of its own; the gradient is the mean of theirs.
         accelerator: "auto", "cpu" or "gpu".
         accumulate: Batches that make one step.
     """
@@ -64,6 +64,17 @@ class TrainConfig(Config):
         for name in ("steps", "batch_size", "voxels", "val_every", "val_shapes", "save_every", "devices", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "final", "weight_decay", "clip_norm", "clip_value", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        choices = {
+            "schedule": ("cosine", "constant", "release"),
+            "precision": ("32-true", "bf16-mixed"),
+            "accelerator": ("auto", "cpu", "gpu"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not self.learning_rate > 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate must be positive and ema in [0, 1), got {self.learning_rate}, {self.ema}")
         if self.minutes is not None and not self.minutes > 0:

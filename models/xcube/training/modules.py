@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import lightning
@@ -9,23 +10,40 @@ import torch
 from torch import Tensor
 
 from sparsevox import SparseTensor, Voxels
+from xcube.config import Config
 from xcube.losses import LossConfig, Losses, vae_losses
-from xcube.noising import noised
-from xcube.refine import RefineConfig, Refiner, refine_losses
+from xcube.noising import STEPS, noised
+from xcube.pretrained import kind_of
+from xcube.refine import Refiner, refine_losses
 from xcube.training.config import TrainConfig
 from xcube.vae import VAE, Posterior
+
+SCALE_SHAPES = 128  # from which the scale of latents is computed, to half a percent
 
 
 class Trained(lightning.LightningModule, ABC):
     """What all networks have in common: optimiser, schedule, logs, and noise that depends on the step alone.
 
+    All parameters get a gradient in every step, of zeros where a decode is empty, so processes that train together
+    wait for the same ones. That gradient is the mean of theirs.
+
     net: The network that is trained, and kept.
+    options: What the run was asked for, as plain values: a run that is taken up again must have the same.
+    figures: What the last validation found, by name.
     """
 
-    def __init__(self, net: torch.nn.Module, train: TrainConfig) -> None:
+    def __init__(self, net: torch.nn.Module, train: TrainConfig, **options: Any) -> None:
         super().__init__()
         self.net, self.config = net, train
-        self.started, self.earlier = time.monotonic(), 0.0
+        assert isinstance(net.config, Config)
+        self.options = {"kind": kind_of(net), "model": net.config.to_dict(), "train": train.to_dict()} | options
+        self.figures: dict[str, float] = {}
+        self.started: float | None = None
+        self.earlier = 0.0
+
+    @abstractmethod
+    def facts(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
+        """What to write beside the trained network, given batches for training, made of so many shapes."""
 
     @abstractmethod
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
@@ -43,9 +61,20 @@ class Trained(lightning.LightningModule, ABC):
         """Losses and metrics of held-out shapes, with the same noise every time."""
         self._log("val", self.losses(batch, self.global_step, self._noise(index, 1)), batch)
 
+    def on_validation_end(self) -> None:
+        """Keep what was found."""
+        found = self.trainer.callback_metrics.items()
+        self.figures = {name.removeprefix("val/"): float(v) for name, v in found if name.startswith("val/")}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Lightning validates a run that is told to stop, and not one that has come to its last step."""
+        if self.global_step >= self.config.steps:
+            self.trainer.should_stop = True
+
     def _noise(self, number: int, stream: int) -> torch.Generator:
-        """Numbers that a run gives again when it is taken up at this step."""
-        seed = ((self.config.seed * 2 + stream) * (1 << 16) + self.global_rank) * (1 << 32) + number
+        """Numbers that a run gives again when it is taken up at this step; ranks differ in training alone."""
+        rank = 0 if stream else self.global_rank
+        seed = ((self.config.seed * 2 + stream) * (1 << 16) + rank) * (1 << 32) + number
         return torch.Generator().manual_seed(seed % (1 << 63))
 
     def _log(self, stage: str, losses: Losses, batch: Voxels) -> None:
@@ -66,7 +95,7 @@ class Trained(lightning.LightningModule, ABC):
             amsgrad=config.amsgrad,
             fused=not config.amsgrad,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.rate(step, self.elapsed))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.rate(step, self._clock()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -77,22 +106,28 @@ class Trained(lightning.LightningModule, ABC):
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
 
+    def _clock(self) -> float:
+        """Seconds of training that all processes agree on: at another rate each, their weights would part."""
+        if self.config.minutes is None or self.trainer.world_size == 1:
+            return self.elapsed
+        return float(self.trainer.strategy.broadcast(self.elapsed))
+
     @property
     def elapsed(self) -> float:
         """Seconds of training, in this run and those before it."""
-        return self.earlier + time.monotonic() - self.started
+        return self.earlier + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_start(self) -> None:
         """The clock begins with the first batch."""
         self.started = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The time goes along."""
-        checkpoint["elapsed"] = self.elapsed
+        """The time and the figures go along, and what the run was asked for."""
+        checkpoint |= {"elapsed": self.elapsed, "figures": self.figures, "options": self.options}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The time goes on."""
-        self.earlier = float(checkpoint["elapsed"])
+        self.earlier, self.figures = float(checkpoint["elapsed"]), checkpoint["figures"]
 
 
 class TrainVAE(Trained):
@@ -101,11 +136,16 @@ class TrainVAE(Trained):
     net: VAE
 
     def __init__(self, net: VAE, train: TrainConfig, loss: LossConfig) -> None:
-        super().__init__(net, train)
+        super().__init__(net, train, loss=loss.to_dict())
         self.loss = loss
+
+    def facts(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
+        """The scale of its latents."""
+        return {"latent_scale": latent_scale(self.net, batches, min(shapes, SCALE_SHAPES))}
 
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
         """Of a sample of the posterior; in evaluation of its mean."""
+        check_labels(voxels, self.net.config.num_labels)
         posterior = self.net.encode(voxels)
         latents = _sampled(posterior, generator) if self.training else posterior.mode()
         decoded = self.net.decode(latents, voxels.grid)
@@ -123,9 +163,15 @@ class TrainRefiner(Trained):
     def __init__(
         self, net: Refiner, train: TrainConfig, vae: VAE, *, scale: float, first: int = 200, last: int = 400
     ) -> None:
-        super().__init__(net, train)
+        if not 0 <= first <= last < STEPS:
+            raise ValueError(f"first and last must be steps of the diffusion, 0 to {STEPS - 1}, got {first} and {last}")
+        super().__init__(net, train, first=first, last=last, scale=scale)
         self.vae = vae.requires_grad_(False).eval()
         self.scale, self.first, self.last = scale, first, last
+
+    def facts(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
+        """What it was trained on."""
+        return {"latent_scale": self.scale, "first": self.first, "last": self.last}
 
     def train(self, mode: bool = True) -> "TrainRefiner":
         """The VAE stays as it is."""
@@ -135,6 +181,7 @@ class TrainRefiner(Trained):
 
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
         """Of repairing a noisy decode, which may be empty."""
+        check_labels(voxels, self.vae.config.num_labels)
         with torch.no_grad():
             rough = noisy_decode(self.vae, voxels, generator, scale=self.scale, first=self.first, last=self.last)
         return refine_losses(self.net(rough), voxels)
@@ -150,24 +197,35 @@ def noisy_decode(
     return vae.decode(noised(latents, steps, noise, scale)).voxels
 
 
-def latent_scale(vae: VAE, batches: Any, most: int = 32) -> float:
-    """1 / the standard deviation of all latents of some batches, as samples of the posterior."""
-    generator, parts = torch.Generator().manual_seed(0), []
+def latent_scale(vae: VAE, batches: Iterable[Voxels], shapes: int = SCALE_SHAPES) -> float:
+    """1 / the standard deviation of the latents of so many shapes, all channels together, as samples of the posterior.
+
+    Raises:
+        ValueError: If there are no latents, or they are not finite or all the same.
+    """
+    generator, device = torch.Generator().manual_seed(0), next(vae.parameters()).device
+    seen, count, total, squares = 0, 0, 0.0, 0.0
     with torch.no_grad():
-        for _, batch in zip(range(most), batches, strict=False):
-            parts.append(_sampled(vae.encode(batch), generator).feats.flatten())
-    return 1 / float(torch.cat(parts).std())
+        for batch in batches:
+            latents = _sampled(vae.encode(batch.to(device)), generator).feats.double()
+            count, total = count + latents.numel(), total + float(latents.sum())
+            squares, seen = squares + float(latents.square().sum()), seen + batch.batch_size
+            if seen >= shapes:
+                break
+    variance = squares / max(count, 1) - (total / max(count, 1)) ** 2
+    if not 0 < variance < float("inf"):
+        raise ValueError(f"latents of the VAE must be finite and differ, got {count} of variance {variance}")
+    return float(variance**-0.5)
+
+
+def check_labels(voxels: Voxels, count: int) -> None:
+    """Raise ValueError if voxels have a label that is none of `count`; 0 takes no labels."""
+    labels = voxels.attributes.get("label")
+    if count and labels is not None and labels.numel():
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= count:
+            raise ValueError(f"labels must lie in [0, {count}), as num_labels of the model says, got {least} to {most}")
 
 
 def _sampled(posterior: Posterior, generator: torch.Generator) -> SparseTensor:
     return posterior.sample(torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean))
-
-
-def refiner_for(vae: VAE, channels: tuple[int, ...] = (16, 32, 64)) -> Refiner:
-    """A refinement network for what a VAE decodes."""
-    config = vae.config
-    return Refiner(
-        RefineConfig(
-            voxel_size=config.voxel_sizes[0], channels=channels, normal=config.normal, num_labels=config.num_labels
-        )
-    )

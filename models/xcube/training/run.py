@@ -1,27 +1,27 @@
 """Runs: a folder that holds the logs, the checkpoints and, in the end, the network."""
 
+import json
 import logging
+import signal
 import warnings
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import Tensor
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from sparsevox import Voxels
-from xcube.data.folder import read_card, read_index
+from sparsevox._atomic import atomic
+from xcube.data.folder import read_index
 from xcube.data.loading import ShapeFolder
-from xcube.pretrained import save_pretrained
+from xcube.pretrained import load_weights, save_pretrained
+from xcube.training.callbacks import LOGS, Average, Progress, WholeFiles, table
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches, validation_batches
+from xcube.training.folder import CHECKPOINT, FIGURES, finished, prepare, steps_of
 from xcube.training.modules import Trained
-
-CHECKPOINT = "last.ckpt"
 
 # What Lightning warns of though it is meant to be so, or is its own affair.
 EXPECTED = (
@@ -32,90 +32,79 @@ EXPECTED = (
     "GPU available but not used",
     "Total length of `list` across ranks is zero",
     "Experiment logs directory .* exists",
+    "The dirpath has changed from",
 )
 
 
-class Average(WeightAveraging):
-    """Exponential moving average of the weights, short at first: the decay of step n is (1 + n) / (10 + n) at most."""
-
-    def __init__(self, decay: float) -> None:
-        def update(averages: Sequence[Tensor], weights: Sequence[Tensor], number: Tensor | int) -> None:
-            n = int(number)
-            rate = 1 - min(decay, (1 + n) / (10 + n))
-            torch._foreach_lerp_(list(averages), list(weights), rate)
-
-        super().__init__(multi_avg_fn=update)
-
-
-class Progress(TQDMProgressBar):
-    """A bar of all steps, with the time left, the loss and the voxels of a second."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=1)
-        self.voxels = 0
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin where an earlier run has stopped."""
-        super().on_train_start(trainer, pl_module)
-        self.start = trainer.global_step
-
-    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-        """All steps are one epoch."""
-        self.train_progress_bar.reset(trainer.max_steps)
-        self.train_progress_bar.initial = self.start
-        self.train_progress_bar.set_description("train")
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count."""
-        self.voxels += batch.num_voxels
-        bar = self.train_progress_bar
-        bar.n = trainer.global_step
-        rate = self.voxels / max(pl_module.elapsed - pl_module.earlier, 1e-9)
-        bar.set_postfix({"loss": f"{float(outputs['loss']):.3f}", "voxels/s": f"{rate:,.0f}"})
-
-
 def train(
-    module: Trained,
-    data: Path,
-    out: Path,
-    *,
-    level: int = -1,
-    resume: bool = True,
-    progress: bool = True,
-    **facts: Any,
+    module: Trained, data: Path, out: Path, *, level: int = -1, restart: bool = False, quiet: bool = False
 ) -> Trained:
     """Train a network on one level of a data set, and write it to a folder.
 
     The folder gets `last.ckpt` as training goes, from which the same call goes on if it was interrupted, logs for
-    TensorBoard and as CSV, and in the end what `save_pretrained` writes: the averaged weights.
+    TensorBoard and as CSV, and in the end `figures.json`, with steps, seconds and the last validation, and what
+    `save_pretrained` writes: the averaged weights. A call whose run has come to its end there reads it.
 
     Args:
         module: The network and how to train it.
         data: A folder that `xcube data build` made, with a split "train"; "val", if it is there, is for validation.
         out: Folder of the run.
         level: Which level; 0 is the coarsest.
-        resume: Whether to go on from `last.ckpt` if it is there.
-        progress: Whether to show a bar.
-        facts: What to write beside the network.
+        restart: Whether to begin anew, whatever is in the folder.
+        quiet: Whether to show no bar.
 
     Returns:
         The module with the averaged weights.
+
+    Raises:
+        FileNotFoundError: If `data` is no data set.
+        IndexError: If there is no such level.
+        KeyboardInterrupt: If it was interrupted.
+        OSError: If `out` cannot be written to.
+        ValueError: If `data` is damaged or has nothing to train on, or `out` holds something damaged, another network,
+            or a run with other options. Steps, minutes, and how often to look and save may be others.
     """
-    config = module.config
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / CHECKPOINT
-    before = checkpoint if resume and checkpoint.is_file() else None
-    splits = {entry.split for entry in read_index(data, read_card(data))}
+    shapes = ShapeFolder[Voxels](data, "train", level=level)
+    box, number = shapes.card.box, level % len(shapes.card.box.levels)
+    place = {"level": number, "resolution": box.levels[number], "levels": list(box.levels), "size": list(box.size)}
+    module.options["data"] = place
+    prepare(out, restart)
+    if not restart and finished(out, module.options):
+        load_weights(module.net, out)
+        return module
+    start = None if restart else steps_of(out, module.options)
+    splits = {entry.split for entry in read_index(data, shapes.card)}
     held_out = ShapeFolder[Voxels](data, "val", level=level) if "val" in splits else None
-    batches = Batches(ShapeFolder(data, "train", level=level), held_out, config)
+    trainer = _fitted(module, Batches(shapes, held_out, module.config), out, start, quiet)
+    if trainer.is_global_zero:
+        options = {name: value for name, value in module.options.items() if name not in ("kind", "model", "data")}
+        end = {"steps": trainer.global_step, "seconds": round(module.elapsed, 1)}
+        module.to(trainer.strategy.root_device)
+        facts = module.facts(training_batches(shapes, module.config, 0, 0, 1), len(shapes))
+        with atomic(out / FIGURES) as file:
+            file.write((json.dumps(end | module.figures, indent=2) + "\n").encode())
+        facts = place | {"attributes": sorted(shapes.card.attributes)} | end | facts | {"options": options}
+        save_pretrained(module.cpu().net.eval(), out, **facts)
+    trainer.strategy.barrier()  # nobody reads the folder before it is written
+    return module
+
+
+def _fitted(module: Trained, batches: "Batches", out: Path, start: int | None, quiet: bool) -> lightning.Trainer:
+    """The trainer that has trained the module, from the checkpoint of a step on or from the beginning."""
+    handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
-        trainer = trainer_for(config, out, progress=progress)
-        trainer.fit(module, batches, ckpt_path=before, weights_only=False if before else None)
-    if trainer.is_global_zero:
-        save_pretrained(module.net.eval(), out, steps=trainer.global_step, **facts)
-    return module
+        trainer = trainer_for(module.config, out, start=start or 0, quiet=quiet)
+        try:
+            trainer.fit(module, batches, ckpt_path=None if start is None else out / CHECKPOINT, weights_only=True)
+        except SystemExit as end:  # what Lightning makes of an interrupt
+            if trainer.interrupted:
+                raise KeyboardInterrupt from end
+            raise
+        finally:
+            signal.signal(signal.SIGINT, handler)  # after an interrupt Lightning leaves it ignored
+    return trainer
 
 
 class Batches(lightning.LightningDataModule):
@@ -137,15 +126,17 @@ class Batches(lightning.LightningDataModule):
         return [] if self.val is None else validation_batches(self.val, self.config)
 
 
-def trainer_for(config: TrainConfig, out: Path, *, progress: bool) -> lightning.Trainer:
-    """A trainer that counts steps, not epochs."""
+def trainer_for(config: TrainConfig, out: Path, *, start: int, quiet: bool) -> lightning.Trainer:
+    """A trainer that counts steps, not epochs, from `start` on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    checkpoints: dict[str, Any] = {"dirpath": out, "filename": "last", "enable_version_counter": False}
     callbacks: list[Any] = [
-        ModelCheckpoint(out, filename="last", every_n_train_steps=config.save_every, enable_version_counter=False)
+        ModelCheckpoint(**checkpoints, every_n_train_steps=config.save_every),
+        ModelCheckpoint(**checkpoints, every_n_epochs=1, save_on_train_epoch_end=True),  # after the last step
     ]
     if config.ema:
         callbacks.append(Average(config.ema))
-    if progress:
+    if not quiet:
         callbacks.append(Progress())
     return lightning.Trainer(
         accelerator=config.accelerator,
@@ -159,9 +150,10 @@ def trainer_for(config: TrainConfig, out: Path, *, progress: bool) -> lightning.
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        logger=[CSVLogger(out, name="", version="logs"), TensorBoardLogger(out, name="", version="logs")],
+        plugins=[WholeFiles()],
+        logger=[table(out, start), TensorBoardLogger(out, name="", version=LOGS, purge_step=start or None)],
         log_every_n_steps=10,
-        enable_progress_bar=progress,
+        enable_progress_bar=not quiet,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )

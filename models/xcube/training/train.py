@@ -1,18 +1,14 @@
-"""Networks from data sets: what `xcube train` calls."""
+"""Networks from data sets: `xcube train`. What is slow to import is imported by what is called."""
 
+from collections.abc import Collection
 from pathlib import Path
 
-import lightning
-
 from xcube.config import VAEConfig
-from xcube.data.loading import ShapeFolder
+from xcube.data.folder import Card, read_card
 from xcube.losses import LossConfig
 from xcube.pretrained import from_pretrained, read_config
 from xcube.refine import RefineConfig, Refiner
 from xcube.training.config import TrainConfig
-from xcube.training.data import training_batches
-from xcube.training.modules import TrainRefiner, TrainVAE, latent_scale
-from xcube.training.run import train
 from xcube.vae import VAE
 
 
@@ -22,29 +18,42 @@ def train_vae(
     level: int = -1,
     model: VAEConfig = VAEConfig(),  # noqa: B008  (immutable)
     loss: LossConfig = LossConfig(),  # noqa: B008  (immutable)
-    train_config: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
-    resume: bool = True,
-    progress: bool = True,
+    train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
+    restart: bool = False,
+    quiet: bool = False,
 ) -> VAE:
     """Train the VAE of one level of a data set, or go on with it.
 
+    The folder gets checkpoints, from which the same call goes on, logs for TensorBoard and as CSV, and in the end
+    figures.json and the network: config.json and model.safetensors.
+
     Args:
-        data: Folder of a data set, as `xcube data` makes them.
-        out: Folder of the run: checkpoints, logs and the network.
+        data: Folder of a data set, as xcube data makes them.
+        out: Folder of the run.
         level: Which level of the data set; 0 is the coarsest, -1 the finest.
         model: The network.
         loss: Weights of the losses.
-        train_config: Optimisation.
-        resume: Whether to go on from the last checkpoint in `out`.
-        progress: Whether to show a bar.
+        train: Optimisation.
+        restart: Begin anew, whatever is in the folder.
+        quiet: Show no progress bar.
+
+    Raises:
+        FileNotFoundError: If there is no data set.
+        OSError: If `out` cannot be written to.
+        ValueError: If there is no such level, the model does not fit the data, or `out` holds something damaged,
+            another network, or a run with other options.
     """
-    lightning.seed_everything(train_config.seed, verbose=False)
-    shapes = ShapeFolder(data, "train", level=level)
-    expected = shapes.card.box.voxel_size(level)
-    if any(abs(size - expected) > 1e-5 * expected for size in model.voxel_sizes):
-        raise ValueError(f"model must have the voxel_size of the level, {expected}, got {model.voxel_size}")
-    module = TrainVAE(VAE(model), train_config, loss)
-    train(module, data, out, level=level, resume=resume, progress=progress)
+    card = _level_of(data, level, model.voxel_sizes)
+    needed = [name for name in ("normal", "intensity", "color") if getattr(model, name)]
+    _attributes_of(data, card, needed + ["label"] * (model.num_labels > 0))
+    import lightning
+
+    from xcube.training import run
+    from xcube.training.modules import TrainVAE
+
+    lightning.seed_everything(train.seed, verbose=False)
+    module = TrainVAE(VAE(model), train, loss)
+    run.train(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
 
 
@@ -54,38 +63,80 @@ def train_refine(
     vae: Path,
     level: int = -1,
     model: RefineConfig = RefineConfig(),  # noqa: B008  (immutable)
-    train_config: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
+    train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
     first: int = 200,
     last: int = 400,
-    scaled: bool = True,
-    resume: bool = True,
-    progress: bool = True,
+    unscaled: bool = False,
+    restart: bool = False,
+    quiet: bool = False,
 ) -> Refiner:
-    """Train the refinement network of one level on what its VAE decodes from noised latents.
+    """Train the refinement network of one level, on what its VAE decodes from noised latents.
 
     Args:
         data: Folder of a data set.
         out: Folder of the run.
         vae: Folder of the trained VAE.
-        level: Which level of the data set.
+        level: Which level of the data set; 0 is the coarsest, -1 the finest.
         model: The network.
-        train_config: Optimisation.
+        train: Optimisation.
         first: Least step of the diffusion of which latents get the noise.
         last: Largest one.
-        scaled: Whether latents are brought to unit standard deviation first; the paper's are not.
-        resume: Whether to go on from the last checkpoint in `out`.
-        progress: Whether to show a bar.
+        unscaled: Add noise to the latents as they are, as in the paper, and not to latents of unit deviation.
+        restart: Begin anew, whatever is in the folder.
+        quiet: Show no progress bar.
+
+    Raises:
+        FileNotFoundError: If there is no data set or no VAE.
+        OSError: If `out` cannot be written to.
+        ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds
+            something damaged, another network, or a run with other options.
     """
-    lightning.seed_everything(train_config.seed, verbose=False)
     decoder = from_pretrained(vae, VAE)
+    card = _level_of(data, level, (model.voxel_size,) * 3)
+    _level_of(data, level, decoder.config.voxel_sizes)
+    decoded = (decoder.config.normal, decoder.config.num_labels)
+    if (model.normal and not decoder.config.normal) or model.num_labels not in (0, decoder.config.num_labels):
+        asked = (model.normal, model.num_labels)
+        raise ValueError(f"model must take the normal and num_labels {decoded} that the VAE decodes, got {asked}")
+    _attributes_of(data, card, ["normal"] * model.normal + ["label"] * (model.num_labels > 0))
+    import lightning
+
+    from xcube.data.loading import ShapeFolder
+    from xcube.training import run
+    from xcube.training.data import training_batches
+    from xcube.training.modules import TrainRefiner, latent_scale
+
+    lightning.seed_everything(train.seed, verbose=False)
     known = read_config(vae)["facts"].get("latent_scale")
     shapes = ShapeFolder(data, "train", level=level)
-    if not scaled:
+    if unscaled:
         scale = 1.0
     elif known is not None:
         scale = float(known)
-    else:
-        scale = latent_scale(decoder, training_batches(shapes, train_config, 0, 0, 1))
-    module = TrainRefiner(Refiner(model), train_config, decoder, scale=scale, first=first, last=last)
-    train(module, data, out, level=level, resume=resume, progress=progress, latent_scale=scale)
+    else:  # of a VAE from elsewhere
+        scale = latent_scale(decoder, training_batches(shapes, train, 0, 0, 1), len(shapes))
+    module = TrainRefiner(Refiner(model), train, decoder, scale=scale, first=first, last=last)
+    run.train(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
+
+
+def _level_of(data: Path, level: int, sizes: tuple[float, float, float]) -> Card:
+    """What there is to know of a data set, one of whose levels has voxels of these sizes."""
+    card = read_card(data)
+    count = len(card.box.levels)
+    if not -count <= level < count:
+        raise ValueError(f"level must be among the {count} of {card.box.levels}, got {level}")
+    expected = card.box.voxel_size(level)
+    if any(abs(size - expected) > 1e-5 * expected for size in sizes):
+        given = sizes[0] if len(set(sizes)) == 1 else sizes
+        raise ValueError(f"model must have the voxel_size of the level, {expected}, got {given}")
+    return card
+
+
+def _attributes_of(data: Path, card: Card, needed: Collection[str]) -> None:
+    missing = sorted(set(needed) - set(card.attributes))
+    if missing:
+        raise ValueError(
+            f"data must have the attributes {sorted(needed)} that the model needs, got {data} without {missing}; "
+            "build it with them, or switch them off in the model"
+        )
