@@ -1,0 +1,222 @@
+"""Presets: what the command line makes of them, and that the released ones are what was released."""
+
+import functools
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from xcube import cli
+from xcube.checkpoints.vae import config_from_official, vae_state
+from xcube.cli import PRESETS, presets
+from xcube.config import VAEConfig
+from xcube.data.hierarchy import as_box
+from xcube.losses import LossConfig
+from xcube.refine import RefineConfig, Refiner
+from xcube.training.config import TrainConfig
+from xcube.vae import VAE
+
+for package in ("jsonargparse", "lightning", "yaml"):
+    pytest.importorskip(package, reason="the command line and training")
+
+MANIFEST = Path(__file__).parents[3] / "shared" / "xcube_manifest.json"
+LEVELS = ("vae-0", "vae-1")
+# Folder: its name in the manifest, millions of parameters and weight of the divergence of the coarse and the fine VAE.
+RELEASED = {
+    "shapenet-chair": ("shapenet/chair", (59.63, 3.80), (0.03, 1.0)),
+    "shapenet-car": ("shapenet/car", (59.63, 3.80), (0.03, 1.0)),
+    "shapenet-plane": ("shapenet/plane", (59.63, 3.80), (0.03, 1.0)),
+    "objaverse": ("objaverse", (236.32, 14.86), (0.03, 0.3)),
+    "waymo": ("waymo", (59.39, 3.83), (0.03, 0.3)),
+}
+VAES = [f"{folder}/{level}" for folder in RELEASED for level in LEVELS]
+OURS = [name for name in presets() if name.split("/")[0] in (*RELEASED, "small")]
+
+Made = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def called() -> Iterator[Callable[..., Made]]:
+    """What a command line calls training with, by the names of its arguments."""
+    calls: list[Made] = []
+    about, verbs = cast(tuple[str, dict[str, Callable[..., int]]], cli.COMMANDS["train"])
+
+    def recorder(function: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def record(**arguments: Any) -> int:
+            calls.append(arguments)
+            return 0
+
+        return record
+
+    @functools.cache
+    def call(*words: str) -> Made:
+        assert cli.main(words) == 0
+        return calls.pop()
+
+    recorders = {verb: recorder(function) for verb, function in verbs.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "COMMANDS", {**cli.COMMANDS, "train": (about, recorders)})
+        patch.setattr(cli, "CONFIGURED", tuple(recorders.values()))
+        patch.setattr(cli, "parser", functools.cache(cli.parser))  # takes a quarter of a second
+        yield call
+
+
+@pytest.fixture(scope="module")
+def made(called: Callable[..., Made]) -> Callable[..., Made]:
+    """What training would be called with for a preset and further options."""
+
+    def call(preset: str, *options: str) -> Made:
+        verb, others = ("refine", ("--vae", "vae")) if "refine" in preset else ("vae", ())
+        return called("train", verb, "--config", preset, "--data", "data", "--out", "out", *others, *options)
+
+    return call
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_parses(made, name):
+    values = made(name)
+    assert (values["data"], values["out"]) == (Path("data"), Path("out"))
+    assert isinstance(values["model"], RefineConfig if "refine" in name else VAEConfig)
+    assert isinstance(values["train"], TrainConfig)
+    assert values["train"].steps > 1
+
+
+def test_options_override_a_preset(made):
+    values = made("waymo/refine")
+    changed = made("waymo/refine", "--train.steps", "7", "--level", "0", "--model.voxel_size", "0.4")
+    assert (changed["train"].steps, changed["level"], changed["model"].voxel_size) == (7, 0, 0.4)
+    assert changed["model"].channels == values["model"].channels
+    assert changed["train"] == replace(values["train"], steps=7)
+
+
+def test_there_is_a_preset_for_every_network():
+    folders = (*RELEASED, "small")
+    assert sorted(OURS) == sorted(f"{folder}/{part}" for folder in folders for part in (*LEVELS, "refine"))
+
+
+@pytest.mark.parametrize("line", ["modell: 3", "model: {chanels: [8]}", "train: {step: 3}", "loss: {kld: 1.0}"])
+def test_unknown_fields_are_errors(called, tmp_path, line):
+    (tmp_path / "bad.yaml").write_text(f"level: 0\n{line}\n")
+    with pytest.raises((SystemExit, AssertionError), match="2"):  # argparse leaves, we return
+        called("train", "vae", "--config", str(tmp_path / "bad.yaml"), "--data", "x", "--out", "y")
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_optimisation_and_losses_are_those_of_the_release(made, name):
+    values = made(name)
+    level = LEVELS.index(name.split("/")[1])
+    loss, train, model = values["loss"], values["train"], values["model"]
+    assert values["level"] == level
+    assert loss == LossConfig(structure=20.0, normal=300.0, label=20.0, kl=RELEASED[name.split("/")[0]][2][level])
+    assert (train.learning_rate, train.schedule, train.amsgrad, train.weight_decay) == (1e-4, "release", True, 0.0)
+    assert (train.clip_value, train.clip_norm, train.ema, train.precision) == (0.5, 0.0, 0.0, "32-true")
+    assert train.batch_size * train.accumulate == (32, 16)[level]
+    # The rate falls by 0.7 every 50,000 shapes, to a hundredth.
+    decay = 50_000 // (32, 16)[level]
+    assert [train.rate(step, 0.0) for step in (0, decay - 1, decay + 1, 10**7)] == [1.0, 1.0, 0.7, 0.01]
+    assert model.cutoff == (0.3 if name == "objaverse/vae-1" else None)
+    assert model.keep == "predicted"
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_sizes_are_those_of_the_release(made, name):
+    model = made(name)["model"]
+    folder, level = name.split("/")
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in VAE(model).parameters())
+    assert round(count / 1e6, 2) == RELEASED[folder][1][LEVELS.index(level)]
+    free = (
+        "voxel_size",
+        "channels",
+        "latent_channels",
+        "dense_neck",
+        "strides",
+        "dilation",
+        "max_voxels",
+        "cutoff",
+        "box",
+    )
+    attributes = ("normal", "intensity", "num_labels", "label_dim")
+    assert model == VAEConfig.paper(**{field: getattr(model, field) for field in (*free, *attributes)})
+
+
+@pytest.mark.skipif(not MANIFEST.is_file(), reason="needs ../shared/xcube_manifest.json")
+@pytest.mark.parametrize("name", VAES)
+def test_parameters_are_those_of_the_release(made, name):
+    folder, level = name.split("/")
+    configs = json.loads(MANIFEST.read_text())["configs"]
+    entry = configs[f"{RELEASED[folder][0]}/{'vae_dense' if level == 'vae-0' else 'vae_sparse'}"]
+    shapes = (
+        configs[entry["state_dict_same_as"]]["state_dict"] if "state_dict_same_as" in entry else entry["state_dict"]
+    )
+    values = made(name)
+    with torch.device("meta"):
+        network = VAE(values["model"])
+        official = vae_state({n: torch.empty(shape) for n, shape in shapes.items()}, values["model"].depths)
+    assert {n: v.shape for n, v in network.state_dict().items()} == {n: v.shape for n, v in official.items()}
+    # What the manifest says beside the parameters. `max_voxels` is ours, and only a cutoff needs a box.
+    there, hparams = config_from_official(entry["hparams"]).to_dict(), entry["hparams"]
+    ours = values["model"].to_dict()
+    free = {"max_voxels"} | ({"box"} if ours["cutoff"] is None else set())
+    assert {k: v for k, v in ours.items() if k not in free} == {k: v for k, v in there.items() if k not in free}
+    assert values["train"].learning_rate == hparams["learning_rate"]["init"]
+    assert (values["train"].clip_value, values["loss"].kl) == (hparams["grad_clip"], hparams["kl_weight"])
+    weights = {"structure": "structure_weight", "normal": "normal_weight", "label": "semantic_weight"}
+    for term, key in weights.items():
+        assert getattr(values["loss"], term) == hparams["supervision"].get(key, 20.0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_small_networks_are_small(made, level):
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in VAE(made(f"small/{level}")["model"]).parameters())
+    assert round(count / 1e6, 2) == 0.83
+
+
+@pytest.mark.parametrize("folder", [*RELEASED, "small"])
+def test_refinement_fits_what_it_repairs(made, folder):
+    values, fine = made(f"{folder}/refine"), made(f"{folder}/vae-1")["model"]
+    model = values["model"]
+    assert (values["first"], values["last"], values["level"]) == (200, 400, 1)
+    assert values["unscaled"] == (folder != "small")
+    assert (model.voxel_size, model.normal, model.num_labels) == (fine.voxel_size, fine.normal, fine.num_labels)
+    with torch.device("meta"):
+        assert len(Refiner(model).pool) >= 2
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_commands_in_the_comments_make_the_data_that_a_preset_needs(called, name):
+    *before, last = commands(name)
+    part = name.split("/")[1]
+    assert last[: last.index("--data")] == ["train", part.partition("-")[0], "--config", name]
+    values = called(*last)
+    if part == "refine":
+        assert not before
+        assert values["vae"] == called(*commands(name.replace("refine", "vae-1"))[-1])["out"]
+        return
+    options = cli.parser().parse_args(before[0]).data
+    built = options[options.subcommand]
+    assert built.out == values["data"]
+    size = getattr(built, "size", (1.0,))
+    box, model, level = as_box(built.levels, size[0] if len(size) == 1 else size), values["model"], values["level"]
+    assert model.voxel_size == pytest.approx(box.voxel_size(level), rel=1e-9)
+    wanted = {"normal": model.normal, "label": model.num_labels, "intensity": model.intensity}
+    assert {attribute for attribute, needed in wanted.items() if needed} <= set(built.attributes)
+    if model.dense_neck is not None:
+        latent = zip(model.dense_neck, model.factor, strict=True)
+        assert tuple(2 * half * factor for half, factor in latent) == box.shape(level)
+    if model.cutoff is not None:
+        assert model.box == box.shape(level)
+
+
+def commands(name: str) -> list[list[str]]:
+    """The command lines in the comment at the head of a preset."""
+    text = (PRESETS / f"{name}.yaml").read_text().replace("\\\n#", "")
+    lines = [line[1:].strip() for line in text.splitlines() if line.startswith("#     ")]
+    return [shlex.split(line)[1:] for line in lines]
