@@ -32,6 +32,7 @@ BENCHES = (
     "nearest",
     "surfaces",
     "html",
+    "xcube",
 )
 
 

@@ -1,0 +1,171 @@
+"""Networks of `xcube` in plain torch: the same layers with the same weights on dense volumes, zero where no voxel is.
+
+B items, C channels. Volumes are [B, C, R, R, R], masks [B, 1, R, R, R] of the same type.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import sparsevox as sv
+from xcube.blocks import Head, ResBlock
+from xcube.refine import Refiner
+from xcube.vae import VAE
+
+
+class Volume(NamedTuple):
+    """Features and where voxels are."""
+
+    feats: Tensor
+    mask: Tensor
+
+    def rows(self, grid: sv.Grid, half: int) -> Tensor:
+        """Features [N, C] of the voxels of a grid, in a box from -half."""
+        b, i, j, k = grid.coords.long().unbind(1)
+        return self.feats[b, :, i + half, j + half, k + half]
+
+
+def volume(rows: Tensor, grid: sv.Grid, half: int) -> Volume:
+    """Rows [N, C] of a grid that lies in the box from -half to half."""
+    b, i, j, k = grid.coords.long().unbind(1)
+    shape = (grid.batch_size, 2 * half, 2 * half, 2 * half)
+    at = (b, i + half, j + half, k + half)
+    feats = rows.new_zeros((*shape, rows.shape[1])).index_put(at, rows).permute(0, 4, 1, 2, 3).contiguous()
+    mask = rows.new_zeros(shape).index_put(at, rows.new_ones(1)).unsqueeze(1)
+    return Volume(feats, mask)
+
+
+def coarser(mask: Tensor) -> Tensor:
+    """Where blocks of two have a voxel."""
+    return functional.max_pool3d(mask, 2)
+
+
+def finer(x: Tensor) -> Tensor:
+    """The children of everything."""
+    return functional.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def wider(mask: Tensor) -> Tensor:
+    """Dilation by one."""
+    return functional.max_pool3d(mask, 3, 1, 1)
+
+
+def linear(module: torch.nn.Module, x: Volume) -> Volume:
+    """A linear map, or none."""
+    if isinstance(module, torch.nn.Identity):
+        return x
+    weight = module.get_parameter("weight")[:, :, None, None, None]
+    return Volume(functional.conv3d(x.feats, weight, module.get_parameter("bias")) * x.mask, x.mask)
+
+
+def conv(module: sv.nn.Conv3d, x: Volume) -> Volume:
+    """Kernel 3, within the voxels."""
+    return Volume(functional.conv3d(x.feats, module.weight, module.bias, padding=1) * x.mask, x.mask)
+
+
+def pool(module: torch.nn.Module, x: Volume, mask: Tensor) -> Volume:
+    """Kernel and stride 2, to the voxels of a mask."""
+    parameters = module.get_parameter("weight"), module.get_parameter("bias")
+    return Volume(functional.conv3d(x.feats, *parameters, stride=2) * mask, mask)
+
+
+def norm(module: sv.nn.GroupNorm, x: Volume) -> Volume:
+    """Statistics over the voxels of an item; features are zero elsewhere."""
+    assert module.weight is not None
+    assert module.bias is not None
+    groups = x.feats.unflatten(1, (module.num_groups, -1)).flatten(2)  # [B, G, C / G * R^3]
+    count = x.mask.sum((2, 3, 4)).clamp(min=1) * (x.feats.shape[1] // module.num_groups)
+    mean = groups.sum(2) / count
+    rstd = (groups.square().sum(2) / count - mean.square() + module.eps).rsqrt()
+    mean, rstd = (part.repeat_interleave(x.feats.shape[1] // module.num_groups, 1) for part in (mean, rstd))
+    scale = rstd * module.weight
+    shift = module.bias - mean * scale
+    return Volume(torch.addcmul(shift[:, :, None, None, None] * x.mask, x.feats, scale[:, :, None, None, None]), x.mask)
+
+
+def residual(block: torch.nn.Module, x: Volume) -> Volume:
+    """A `ResBlock`, or several."""
+    for part in [block] if isinstance(block, ResBlock) else block.children():
+        assert isinstance(part, ResBlock)
+        y = conv(part.conv1, silu(norm(part.norm1, x)))
+        y = conv(part.conv2, silu(norm(part.norm2, y)))
+        x = Volume(linear(part.skip, x).feats + y.feats, x.mask)
+    return x
+
+
+def silu(x: Volume) -> Volume:
+    """It keeps zeros."""
+    return Volume(functional.silu(x.feats), x.mask)
+
+
+def head(module: Head, x: Volume) -> Volume:
+    """Norm, SiLU and a linear map."""
+    first = next(module.unit.children())
+    assert isinstance(first, sv.nn.GroupNorm)
+    return linear(module.out, silu(norm(first, x)))
+
+
+def encode(net: VAE, x: Volume) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, log-variance and mask of the latents of a `modern` VAE of three depths, from its embedded input."""
+    encoder, middle = net.encoder, coarser(x.mask)
+    masks = (x.mask, middle, coarser(wider(middle)))
+    for stage, mask in zip(encoder.stages, masks, strict=True):
+        inner, block = stage.get_submodule("block"), getattr(stage, "pool", None)
+        x = residual(inner, x if block is None else pool(block, x, mask))
+    x = linear(encoder.out, residual(encoder.neck, x))
+    mean, logvar = x.feats.chunk(2, 1)
+    return mean, logvar, x.mask
+
+
+def decode(net: VAE, latents: Volume, truth: Sequence[Tensor]) -> tuple[list[Volume], Volume]:
+    """Logits of the candidates at each depth, the finest first, and normals, where what goes on is the truth."""
+    decoder = net.decoder
+    logits: list[Volume] = []
+    x = residual(decoder.neck, linear(decoder.enter, latents))
+    for depth in reversed(range(len(truth))):
+        part = decoder.heads[depth]
+        assert isinstance(part, Head)
+        logits.insert(0, head(part, x))
+        keep = x.mask * truth[depth]
+        x = Volume(x.feats * keep, keep)
+        if depth:
+            lift = decoder.lifts[depth - 1]
+            reduced = linear(lift.get_submodule("reduce"), x)
+            x = residual(lift.get_submodule("block"), Volume(finer(reduced.feats), finer(x.mask)))
+    assert decoder.normal is not None
+    return logits, head(decoder.normal, x)
+
+
+def refine(net: Refiner, x: Volume) -> tuple[Volume, Volume]:
+    """Logits, but for what the decode says, and normals of the candidates, from the inputs of a refinement network."""
+    x, skips = linear(net.enter, x), []
+    for level, stage in enumerate(net.down):
+        x = residual(stage, x)
+        if level < len(net.pool):
+            skips.append(x)
+            x = pool(net.pool[level], x, coarser(x.mask))
+    for level in reversed(range(len(net.pool))):
+        skip = skips[level]
+        lifted = finer(linear(net.lift[level], x).feats) * skip.mask
+        x = residual(net.up[level], Volume(torch.cat([skip.feats, lifted], 1), skip.mask))
+    assert net.normal is not None
+    return head(net.keep, x), head(net.normal, x)
+
+
+def cross_entropy(logits: Volume, real: Tensor) -> Tensor:
+    """Of existence, the mean over the candidates."""
+    entropy = functional.binary_cross_entropy_with_logits(logits.feats, real, reduction="none")
+    return (entropy * logits.mask).sum() / logits.mask.sum()
+
+
+def distance(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference over the voxels of a mask."""
+    return ((a - b).abs() * mask).sum() / (mask.sum() * a.shape[1])
+
+
+def divergence(mean: Tensor, logvar: Tensor, mask: Tensor) -> Tensor:
+    """From the standard normal distribution: summed over channels, the mean over voxels."""
+    return (-0.5 * (1 + logvar - mean.square() - logvar.exp()) * mask).sum() / mask.sum()

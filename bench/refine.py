@@ -1,0 +1,143 @@
+"""What the refinement network is worth: `python -m bench.refine --data parts --vae runs/vae --refine runs/refine`.
+
+A bench of its own, because it needs trained networks. Held-out shapes are encoded, their latents noised at the steps of
+training, and decoded; then the decode is repaired by the network, or by filters that need no training.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import scipy.ndimage
+import torch
+from torch import Tensor
+
+from sparsevox import Grid, Voxels
+from sparsevox.viz import render_row
+from xcube.data import ShapeFolder
+from xcube.losses import normal_angle, true_attributes, voxel_iou
+from xcube.pretrained import from_pretrained, read_config
+from xcube.refine import Refiner
+from xcube.training.modules import latent_scale, noisy_decode
+from xcube.vae import VAE
+
+CROSS = torch.zeros(3, 3, 3, dtype=torch.bool)
+CROSS[1, 1] = CROSS[1, :, 1] = CROSS[:, 1, 1] = True
+CRUMB = 0.02  # a connected component with less than this share of the voxels
+
+
+def majority(grid: Grid, least: int) -> Grid:
+    """The voxels, of the grid and around it, of whose 27 neighbours, themselves included, at least `least` exist."""
+    candidates = grid.dilate(1)
+    table = candidates.kernel_map(3, target=candidates).up.table  # rows of neighbours, -1 where there is none
+    there = torch.cat([grid.contains(candidates.coords), torch.zeros(1, dtype=torch.bool)])
+    return candidates.prune(there[table.long()].sum(0) >= least)
+
+
+FILTERS: dict[str, Callable[[Grid], Grid]] = {
+    "decode": lambda grid: grid,
+    **{f"majority of {least}": partial(majority, least=least) for least in (4, 6, 8, 10, 12, 14)},
+    "opening": lambda grid: grid.erode(1).dilate(1),
+    "closing": lambda grid: grid.dilate(1).erode(1),
+    "closing by faces": lambda grid: grid.dilate(stencil=CROSS).erode(stencil=CROSS),
+}
+
+
+def components(grid: Grid) -> tuple[int, int]:
+    """How many connected components (26 neighbours) one grid has, and how many of them are crumbs."""
+    if not grid.num_voxels:
+        return 0, 0
+    ijk = grid.ijk - grid.ijk.min(0).values
+    dense = torch.zeros(tuple((ijk.max(0).values + 1).tolist()), dtype=torch.bool)
+    dense[tuple(ijk.T)] = True
+    labels, count = scipy.ndimage.label(dense.numpy(), structure=torch.ones(3, 3, 3).numpy())
+    sizes = torch.bincount(torch.from_numpy(labels).flatten().long())[1:]
+    return int(count), int((sizes < CRUMB * grid.num_voxels).sum())
+
+
+def rough_shapes(
+    shapes: ShapeFolder[Voxels], vae: VAE, count: int, scale: float, first: int, last: int
+) -> Iterator[tuple[Voxels, Voxels]]:
+    """Held-out shapes, evenly spread over the split, and what their noised latents decode to."""
+    generator = torch.Generator().manual_seed(0)
+    for item in torch.linspace(0, len(shapes) - 1, min(count, len(shapes))).round().long().tolist():
+        voxels = shapes[item]
+        with torch.no_grad():
+            yield voxels, noisy_decode(vae, voxels, generator, scale=scale, first=first, last=last)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser("python -m bench.refine", description="Measure what refinement is worth.")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of a data set")
+    add("--vae", type=Path, required=True, help="folder of a trained VAE")
+    add("--refine", type=Path, required=True, help="folder of a trained refinement network")
+    add("--split", default="val", help="of the data set (default: val)")
+    add("--level", type=int, default=-1, help="of the data set (default: -1, the finest)")
+    add("--shapes", type=int, default=64, help="how many (default: 64)")
+    add("--first", type=int, default=200, help="least step of the noise (default: 200)")
+    add("--last", type=int, default=400, help="largest step of the noise (default: 400)")
+    add("--picture", type=Path, help="PNG for input, decode and refined decode of six shapes")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print."""
+    options = parse(arguments)
+    vae, refiner = from_pretrained(options.vae, VAE), from_pretrained(options.refine, Refiner)
+    shapes = ShapeFolder[Voxels](options.data, options.split, level=options.level)
+    scale = read_config(options.refine)["facts"].get("latent_scale")
+    if scale is None:
+        scale = latent_scale(vae, (shapes[item] for item in range(len(shapes))))
+    found: dict[str, list[tuple[float, int, int]]] = {}
+    angles: dict[str, list[float]] = {"decode": [], "refined": []}
+    seen: list[tuple[Voxels, Voxels, Voxels]] = []
+    for real, rough in rough_shapes(shapes, vae, options.shapes, scale, options.first, options.last):
+        with torch.no_grad():
+            refined = refiner.refine(rough)
+        grids = {name: repair(rough.grid) for name, repair in FILTERS.items()} | {"refined": refined.grid}
+        for name, grid in grids.items():
+            found.setdefault(name, []).append((float(voxel_iou(grid, real.grid)), *components(grid)))
+        for name, voxels in (("decode", rough), ("refined", refined)):
+            angles[name].append(angle(voxels, real))
+        seen.append((real, rough, refined))
+    report(found, angles)
+    if options.picture:
+        draw(seen[:: max(1, len(seen) // 6)][:6], options.picture)
+    return 0
+
+
+def angle(voxels: Voxels, real: Voxels) -> float:
+    """Between predicted and true normals, in degrees."""
+    target: Tensor = true_attributes(real, voxels.grid, ["normal"])["normal"]
+    return float(normal_angle(voxels.attributes["normal"], target))
+
+
+def report(found: dict[str, list[tuple[float, int, int]]], angles: dict[str, list[float]]) -> None:
+    """A row for each way to repair."""
+    print(f"{'':>16} {'IoU':>6} {'worst':>6} {'components':>11} {'crumbs':>7} {'normals':>8}")
+    means: dict[str, float] = {}
+    for name, rows in found.items():
+        iou, parts, crumbs = (statistics.mean(column) for column in zip(*rows, strict=True))
+        means[name] = iou
+        turned = f"{statistics.mean(angles[name]):7.1f}°" if name in angles else ""
+        print(f"{name:>16} {iou:6.3f} {min(row[0] for row in rows):6.3f} {parts:11.2f} {crumbs:7.2f} {turned:>8}")
+    refined = means.pop("refined")
+    best = max(means, key=lambda name: means[name])
+    print(f"refined is {100 * (refined - means[best]):.1f} points above the best filter, {best!r}")
+
+
+def draw(shapes: list[tuple[Voxels, Voxels, Voxels]], path: Path) -> None:
+    """One row of input, decode and refined decode a shape."""
+    titles = ["input", "decode of noised latents", "refined"]
+    pieces = [piece for row in shapes for piece in row]
+    colors: list[Tensor | None] = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 for v in pieces]
+    render_row([v.grid for v in pieces], path, titles=titles * len(shapes), colors=colors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
