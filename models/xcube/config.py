@@ -65,7 +65,7 @@ class VAEConfig(Config):
         block: "gcr": GroupNorm, convolution, ReLU, twice; "residual": GroupNorm, SiLU, convolution, twice, and a skip.
         pooling: "max", or "strided": a convolution of kernel 2 and stride 2.
         upsample: "nearest", or "shuffle": a linear map to the channels of all children.
-        child_masks: Whether a voxel decides for its eight children before they exist, and not they for themselves.
+        child_masks: Whether a voxel decides for its children before they exist, and not they for themselves.
         bottleneck: "relu": a block ends in mean and log-variance, both positive; "linear": a linear map does.
         logvar_init: Initial bias of the log-variance of a linear bottleneck.
         attention: Whether latents attend to each other, grid by grid.
@@ -85,17 +85,17 @@ class VAEConfig(Config):
 
     voxel_size: float | tuple[float, float, float] = 1 / 64
     channels: tuple[int, ...] = (16, 32, 64)
-    latent_channels: int = 4
+    latent_channels: int = 8
     hidden: int = 16
     dense_neck: Triple | None = None
     strides: tuple[Triple, ...] | None = None
     dilation: Literal["all", "latent", "none"] = "latent"
     block: Literal["gcr", "residual"] = "residual"
     pooling: Literal["max", "strided"] = "strided"
-    upsample: Literal["nearest", "shuffle"] = "nearest"
-    child_masks: bool = False
+    upsample: Literal["nearest", "shuffle"] = "shuffle"
+    child_masks: bool = True
     bottleneck: Literal["relu", "linear"] = "linear"
-    logvar_init: float = -4.0
+    logvar_init: float = -6.0
     attention: bool = False
     keep: Literal["predicted", "union"] = "union"
     keep_ratio: float = 1.5
@@ -126,8 +126,8 @@ class VAEConfig(Config):
         if self.strides is not None and len(self.strides) != self.depths - 1:
             raise ValueError(f"strides must be {self.depths - 1} triples for {self.depths} depths, got {self.strides}")
         isotropic = all(stride == (2, 2, 2) for stride in self.all_strides)
-        if not isotropic and (self.dilation != "none" or self.child_masks):
-            raise ValueError("strides other than 2 need dilation 'none' and no child_masks")
+        if not isotropic and self.dilation != "none":
+            raise ValueError("strides other than 2 need dilation 'none'")
         if self.upsample == "shuffle" and self.block == "gcr":
             raise ValueError("upsample 'shuffle' needs block 'residual'")
         if self.cutoff is not None and self.box is None:
@@ -165,6 +165,8 @@ class VAEConfig(Config):
             "dilation": "all",
             "block": "gcr",
             "pooling": "max",
+            "upsample": "nearest",
+            "child_masks": False,
             "bottleneck": "relu",
             "keep": "predicted",
         }

@@ -72,15 +72,15 @@ class Lift(torch.nn.Module):
             self.reduce = torch.nn.Identity()
         self.block = block(config.block, in_channels if config.block == "gcr" else out_channels, out_channels)
 
-    def forward(self, x: SparseTensor, mask: Tensor | None = None) -> SparseTensor:
-        """Features of the children of all voxels, or of those that the mask, bool [M, 8], selects."""
-        if isinstance(self.block, DoubleConv) and mask is None:
+    def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
+        """Features of the children of all voxels, or of those in `grid`."""
+        if isinstance(self.block, DoubleConv) and grid is None:
             y = checkpointed(partial(self.block.first, up=self.up), x, self.checkpointing)
             return checkpointed(self.block.second, y, self.checkpointing)
-        return checkpointed(partial(self._at_once, mask=mask), x, self.checkpointing)
+        return checkpointed(partial(self._at_once, grid=grid), x, self.checkpointing)
 
-    def _at_once(self, x: SparseTensor, mask: Tensor | None) -> SparseTensor:
-        y: SparseTensor = self.block(self.up(self.reduce(x), mask=mask))
+    def _at_once(self, x: SparseTensor, grid: Grid | None) -> SparseTensor:
+        y: SparseTensor = self.block(self.up(self.reduce(x), grid=grid))
         return y
 
 
@@ -96,13 +96,15 @@ class Decoder(torch.nn.Module):
         self.enter = block("gcr", first, top) if config.block == "gcr" else sv.nn.Linear(first, top)
         self.neck = block(config.block, top, top)
         self.attention = sv.nn.Attention(top) if config.attention else None
-        pairs = zip(config.channels[1:], lower, config.all_strides, strict=True)
-        self.lifts = torch.nn.ModuleList(Lift(config, a, b, stride) for a, b, stride in pairs)  # by finer depth
+        steps = zip(config.channels[1:], lower, config.all_strides, strict=True)
+        self.lifts = torch.nn.ModuleList(Lift(config, a, b, stride) for a, b, stride in steps)  # by finer depth
         logits = 2 if config.block == "gcr" else 1
         if config.child_masks:
             # Of the latent voxels one logit, then of every voxel one for each child.
             self.root = Head(config.block, top, 1)
-            self.heads = torch.nn.ModuleList(Head(config.block, c, 8) for c in config.channels[1:])
+            counts = (x * y * z for x, y, z in config.all_strides)
+            pairs = zip(config.channels[1:], counts, strict=True)
+            self.heads = torch.nn.ModuleList(Head(config.block, c, count) for c, count in pairs)
         else:
             self.heads = torch.nn.ModuleList(Head(config.block, c, logits) for c in config.channels)
         finest = config.channels[0]
@@ -135,11 +137,10 @@ class Decoder(torch.nn.Module):
         decided, keep = self._decide(x.grid, self.root(x), truth, self.config.depths - 1)
         structure, x = [decided], SparseTensor(decided.grid, x.feats[keep])
         for depth in reversed(range(self.config.depths - 1)):
-            logits = self.heads[depth](x)
-            decided, keep = self._decide(x.grid.subdivide(2), logits.reshape(-1, 1), truth, depth)
+            children = sv.nn.ChannelToSpace(self.config.all_strides[depth])(x.replace(self.heads[depth](x)))
+            decided, _ = self._decide(children.grid, children.feats, truth, depth)
             structure.insert(0, decided)
-            x = self.lifts[depth](x, mask=keep.view(-1, 8))
-            x = SparseTensor(decided.grid, x.feats)
+            x = self.lifts[depth](x, decided.grid)
         return x, structure
 
     def _decide(

@@ -71,8 +71,8 @@ def test_training_and_reconstruction(parts: Path, tmp_path: Path, capsys: pytest
 
 def test_an_empty_decode_is_reconstructed_all_the_same(tmp_path: Path) -> None:
     model = VAE(VAEConfig(voxel_size=1 / 16, channels=(8, 8), latent_channels=2, hidden=4))
-    torch.nn.init.zeros_(model.decoder.heads[1].out.weight)  # type: ignore[union-attr, arg-type]
-    torch.nn.init.constant_(model.decoder.heads[1].out.bias, -1.0)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.zeros_(model.decoder.root.out.weight)
+    torch.nn.init.constant_(model.decoder.root.out.bias, -1.0)
     save_pretrained(model, tmp_path / "vae")
     save_pretrained(Refiner(RefineConfig(voxel_size=1 / 16, channels=(8, 8, 8))), tmp_path / "refine")
     save_mesh(from_trimesh(trimesh.creation.icosphere(2)), tmp_path / "ball.obj")
