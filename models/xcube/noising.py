@@ -5,7 +5,6 @@ M latent voxels, L channels, B grids.
 
 from typing import Any
 
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from sparsevox import SparseTensor
@@ -15,6 +14,8 @@ STEPS = 1000
 
 def paper_schedule() -> Any:
     """A `DDPMScheduler` of 1000 steps with linear betas from 1e-4 to 0.02 that predicts the velocity."""
+    from diffusers import DDPMScheduler  # slow to import
+
     return DDPMScheduler(
         num_train_timesteps=STEPS,
         beta_start=1e-4,

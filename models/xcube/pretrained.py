@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save
 from sparsevox._atomic import atomic
 from xcube.config import Config, VAEConfig
 from xcube.refine import RefineConfig, Refiner
+from xcube.unet import UNet
+from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
 FORMAT = 1
@@ -22,6 +24,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 KINDS: dict[str, tuple[type[torch.nn.Module], type[Config]]] = {
     "vae": (VAE, VAEConfig),
     "refiner": (Refiner, RefineConfig),
+    "denoiser": (UNet, UNetConfig),
 }
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xcube.checkpoints import denoiser
 from xcube.checkpoints.reader import plain, read_checkpoint
 from xcube.checkpoints.vae import config_from_official, vae_state
+from xcube.diffusion import DiffusionConfig
 from xcube.pretrained import load_exactly, save_pretrained
+from xcube.unet import UNet
 from xcube.vae import VAE
 
 
@@ -31,7 +34,7 @@ def from_official(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> VA
     return model.eval()
 
 
-def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE:
+def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | UNet:
     """Read an official checkpoint and write the network that it holds as a folder.
 
     Args:
@@ -51,6 +54,11 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE:
     values = plain(content.get("hyper_parameters")) if hparams is None else json.loads(hparams.read_text())
     if not isinstance(values, dict) or "network" not in values:
         raise ValueError(f"{checkpoint} has no hyper-parameters that can be read; give them as a JSON file")
+    if "diffuser" in values["network"]:
+        net, scale = denoiser.from_official(state, values)
+        diffusion = DiffusionConfig().to_dict()
+        save_pretrained(net, out, source=checkpoint.name, latent_scale=scale, diffusion=diffusion)
+        return net
     model = from_official(state, values)
     save_pretrained(model, out, source=checkpoint.name)
     return model

@@ -29,6 +29,7 @@ def _trains(function: Callable[P, Module]) -> Callable[P, int]:
 
 train_vae = _trains(train.train_vae)
 train_refine = _trains(train.train_refine)
+train_diffusion = _trains(train.train_diffusion)
 
 
 @functools.wraps(convert_checkpoint)

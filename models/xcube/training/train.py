@@ -1,14 +1,20 @@
 """Networks from data sets: `xcube train`. What is slow to import is imported by what is called."""
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Literal
 
 from xcube.config import VAEConfig
 from xcube.data.folder import Card, read_card
+from xcube.diffusion import DiffusionConfig
 from xcube.losses import LossConfig
 from xcube.pretrained import from_pretrained, read_config
 from xcube.refine import RefineConfig, Refiner
+from xcube.text import TextEncoder
 from xcube.training.config import TrainConfig
+from xcube.unet import UNet
+from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
 
@@ -120,6 +126,91 @@ def train_refine(
     return module.net.eval()
 
 
+def train_diffusion(
+    data: Path,
+    out: Path,
+    vae: Path,
+    level: int = -1,
+    model: UNetConfig = UNetConfig(),  # noqa: B008  (immutable)
+    diffusion: DiffusionConfig = DiffusionConfig(),  # noqa: B008  (immutable)
+    train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
+    drop: float = 0.1,
+    dropped: tuple[Literal["normal", "label", "category", "text"], ...] = ("category", "text"),
+    categories: tuple[str, ...] = (),
+    captions: Path | None = None,
+    text_model: str | None = None,
+    tokenizer: str | None = None,
+    cache: bool = True,
+    restart: bool = False,
+    quiet: bool = False,
+) -> UNet:
+    """Train the denoiser of one level of a data set on the latents of its VAE, or go on with it.
+
+    Args:
+        data: Folder of a data set.
+        out: Folder of the run.
+        vae: Folder of the trained VAE.
+        level: Which level of the data set; 0 is the coarsest, -1 the finest.
+        model: The network.
+        diffusion: What it predicts.
+        train: Optimisation; its `voxels` are those of latent grids, if they are kept in memory.
+        drop: Share of shapes without conditions, for guidance.
+        dropped: Which conditions these lack.
+        categories: How the names of the shapes of each category begin.
+        captions: A JSON file with a text for each name.
+        text_model: Folder or name of the CLIP text model that embeds them.
+        tokenizer: The same of its tokenizer, if that lies elsewhere.
+        cache: Keep the latents of all shapes in memory.
+        restart: Begin anew, whatever is in the folder.
+        quiet: Show no progress bar.
+
+    Raises:
+        FileNotFoundError: If there is no data set, no VAE or no file of captions.
+        ImportError: If there are captions and transformers is not installed.
+        OSError: If `out` cannot be written to.
+        ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds
+            something damaged, another network, or a run with other options.
+    """
+    encoder = from_pretrained(vae, VAE)
+    text = None if text_model is None else TextEncoder.from_pretrained(text_model, tokenizer)
+    _check_diffusion(data, level, encoder, model, categories, captions, text)
+
+    import lightning
+
+    from xcube.data.loading import ShapeFolder
+    from xcube.training import run
+    from xcube.training.data import training_batches
+    from xcube.training.diffusion import TrainDiffusion
+    from xcube.training.latents import Whole
+    from xcube.training.modules import latent_scale
+
+    lightning.seed_everything(train.seed, verbose=False)
+    shapes = ShapeFolder(data, "train", level=level)
+    everything = ShapeFolder(data, None, level=level).entries
+    texts = None if captions is None else json.loads(captions.read_text())
+    whole = {
+        split: Whole([e.name for e in everything if e.split == split], categories, texts, text)
+        for split in ("train", "val")
+    }
+    known = read_config(vae)["facts"].get("latent_scale")
+    if known is None:  # a VAE from elsewhere
+        known = latent_scale(encoder, training_batches(shapes, train, 0, 0, 1), len(shapes))
+    module = TrainDiffusion(
+        UNet(model),
+        train,
+        encoder,
+        scale=float(known),
+        diffusion=diffusion,
+        whole=whole,
+        drop=drop,
+        dropped=dropped,
+        cache=cache,
+    )
+    module.options |= {"categories": list(categories), "text_model": text_model}
+    run.train(module, data, out, level=level, restart=restart, quiet=quiet)
+    return module.net.eval()
+
+
 def _level_of(data: Path, level: int, sizes: tuple[float, float, float]) -> Card:
     """What there is to know of a data set, one of whose levels has voxels of these sizes."""
     card = read_card(data)
@@ -139,4 +230,35 @@ def _attributes_of(data: Path, card: Card, needed: Collection[str]) -> None:
         raise ValueError(
             f"data must have the attributes {sorted(needed)} that the model needs, got {data} without {missing}; "
             "build it with them, or switch them off in the model"
+        )
+
+
+def _check_diffusion(
+    data: Path,
+    level: int,
+    vae: VAE,
+    model: UNetConfig,
+    categories: Sequence[str],
+    captions: Path | None,
+    text: TextEncoder | None,
+) -> None:
+    """Raise ValueError unless data, VAE, network and conditions fit each other."""
+    config = vae.config
+    card = _level_of(data, level, config.voxel_sizes)
+    if model.latent_channels != config.latent_channels:
+        raise ValueError(
+            f"model must have the latent_channels of the VAE, {config.latent_channels}, got {model.latent_channels}"
+        )
+    if model.dense and config.dense_neck is None:
+        raise ValueError("model can be dense only if the latents of the VAE fill a box; this VAE has no dense_neck")
+    if model.extra:
+        raise ValueError(f"model must have extra 0: data sets hold nothing of the kind, got {model.extra}")
+    _attributes_of(data, card, ["normal"] * model.normal + ["label"] * (model.num_labels > 0))
+    if model.categories != len(categories):
+        raise ValueError(f"categories must be as many as the model has, {model.categories}, got {list(categories)}")
+    channels = 0 if captions is None or text is None else text.channels
+    if model.text_channels != channels:
+        raise ValueError(
+            f"model must have as many text_channels as the text model, {channels} (0 without captions or text_model), "
+            f"got {model.text_channels}"
         )
