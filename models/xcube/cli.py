@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xcube.commands.data import build_files, build_parts, build_scenes
-from xcube.commands.models import convert, reconstruct, train_refine, train_vae
+from xcube.commands.evaluate import evaluate
+from xcube.commands.models import convert, reconstruct, train_diffusion, train_refine, train_vae
 from xcube.commands.options import Integers, Names, Numbers
 from xcube.commands.view import view
 
@@ -25,12 +26,13 @@ Function = Callable[..., int]
 # Subcommands, and groups of them: what a group is for, and its functions.
 COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
     "data": ("data sets", {"build": build_files, "parts": build_parts, "scenes": build_scenes}),
-    "train": ("networks", {"vae": train_vae, "refine": train_refine}),
+    "train": ("networks", {"vae": train_vae, "refine": train_refine, "diffusion": train_diffusion}),
     "convert": convert,
+    "evaluate": evaluate,
     "reconstruct": reconstruct,
     "view": view,
 }
-CONFIGURED = (train_vae, train_refine)  # they take --config, a file or the name of a preset
+CONFIGURED = (train_vae, train_refine, train_diffusion)  # they take --config, a file or the name of a preset
 OPTIONS = ("data", "out")  # what is given by name, though it comes first
 PRESETS = Path(__file__).parent / "presets"
 
