@@ -96,6 +96,13 @@ def residual(block: torch.nn.Module, x: Volume) -> Volume:
     return x
 
 
+def shuffled(feats: Tensor) -> Tensor:
+    """Volumes [B, 8 C, I, J, K] with the channels of each voxel dealt out to its children: [B, C, 2 I, 2 J, 2 K]."""
+    batch, _, *size = feats.shape
+    parts = feats.unflatten(1, (2, 2, 2, -1)).movedim(4, 1)  # [B, C, 2, 2, 2, I, J, K]
+    return parts.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, -1, *(2 * n for n in size))
+
+
 def silu(x: Volume) -> Volume:
     """It keeps zeros."""
     return Volume(functional.silu(x.feats), x.mask)
@@ -123,18 +130,18 @@ def encode(net: VAE, x: Volume) -> tuple[Tensor, Tensor, Tensor]:
 def decode(net: VAE, latents: Volume, truth: Sequence[Tensor]) -> tuple[list[Volume], Volume]:
     """Logits of the candidates at each depth, the finest first, and normals, where what goes on is the truth."""
     decoder = net.decoder
-    logits: list[Volume] = []
     x = residual(decoder.neck, linear(decoder.enter, latents))
-    for depth in reversed(range(len(truth))):
-        part = decoder.heads[depth]
+    logits = [head(decoder.root, x)]
+    keep = x.mask * truth[-1]
+    x = Volume(x.feats * keep, keep)
+    for depth in reversed(range(len(truth) - 1)):
+        part, lift = decoder.heads[depth], decoder.lifts[depth]
         assert isinstance(part, Head)
-        logits.insert(0, head(part, x))
-        keep = x.mask * truth[depth]
-        x = Volume(x.feats * keep, keep)
-        if depth:
-            lift = decoder.lifts[depth - 1]
-            reduced = linear(lift.get_submodule("reduce"), x)
-            x = residual(lift.get_submodule("block"), Volume(finer(reduced.feats), finer(x.mask)))
+        children = Volume(shuffled(head(part, x).feats), finer(x.mask))
+        logits.insert(0, children)
+        keep = children.mask * truth[depth]
+        reduced = linear(lift.get_submodule("reduce"), x)
+        x = residual(lift.get_submodule("block"), Volume(shuffled(reduced.feats) * keep, keep))
     assert decoder.normal is not None
     return logits, head(decoder.normal, x)
 

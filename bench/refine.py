@@ -13,6 +13,7 @@ from pathlib import Path
 
 import scipy.ndimage
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sparsevox import Grid, Voxels
@@ -132,11 +133,17 @@ def report(found: dict[str, list[tuple[float, int, int]]], angles: dict[str, lis
 
 
 def draw(shapes: list[tuple[Voxels, Voxels, Voxels]], path: Path) -> None:
-    """One row of input, decode and refined decode a shape."""
-    titles = ["input", "decode of noised latents", "refined"]
-    pieces = [piece for row in shapes for piece in row]
-    colors: list[Tensor | None] = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 for v in pieces]
-    render_row([v.grid for v in pieces], path, titles=titles * len(shapes), colors=colors)
+    """Input, decode and refined decode: a row of each, a column a shape."""
+    rows: list[Image.Image] = []
+    for title, pieces in zip(("input", "decode of noised latents", "refined"), zip(*shapes, strict=True), strict=True):
+        colors: list[Tensor | None] = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 for v in pieces]
+        render_row([v.grid for v in pieces], path, titles=[title] + [""] * (len(pieces) - 1), colors=colors)
+        with Image.open(path) as picture:
+            rows.append(picture.convert("RGB"))
+    whole = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    for number, row in enumerate(rows):
+        whole.paste(row, (0, sum(r.height for r in rows[:number])))
+    whole.save(path)
 
 
 if __name__ == "__main__":

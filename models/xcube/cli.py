@@ -16,6 +16,7 @@ from xcube.commands.data import build_files, build_parts, build_scenes
 from xcube.commands.evaluate import evaluate
 from xcube.commands.models import convert, reconstruct, train_diffusion, train_refine, train_vae
 from xcube.commands.options import Integers, Names, Numbers
+from xcube.commands.sample import sample, upsample
 from xcube.commands.view import view
 
 if TYPE_CHECKING:
@@ -30,16 +31,18 @@ COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
     "convert": convert,
     "evaluate": evaluate,
     "reconstruct": reconstruct,
+    "sample": sample,
+    "upsample": upsample,
     "view": view,
 }
 CONFIGURED = (train_vae, train_refine, train_diffusion)  # they take --config, a file or the name of a preset
-OPTIONS = ("data", "out")  # what is given by name, though it comes first
+OPTIONS = ("data", "model", "out")  # what is given by name, though it comes first
 PRESETS = Path(__file__).parent / "presets"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    words = _with_presets(sys.argv[1:] if arguments is None else list(arguments))
+    words = _with_presets(_apart(sys.argv[1:] if arguments is None else arguments))
     try:
         _check_files(words)
         options = parser().parse_args(words)
@@ -51,8 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("xcube: interrupted; the same command goes on\n")
         return 130
     except (ImportError, KeyError, OSError, ValueError) as error:
-        sys.stderr.write(f"xcube: {error}\n")
+        sys.stderr.write(f"xcube: {error.args[0] if isinstance(error, KeyError) else error}\n")
         return 2
+
+
+def _apart(words: Sequence[str]) -> list[str]:
+    """`--config=FILE` in two words, as it is looked for."""
+    return [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
 
 
 def presets() -> list[str]:

@@ -72,6 +72,7 @@ class VAEConfig(Config):
         keep: What goes on to the next depth in training: "predicted", or "union" of prediction and truth.
         keep_ratio: With "union", a shape whose prediction has more voxels than this times the truth gets the truth.
         max_voxels: In training, candidates of a depth beyond this number for the batch are those of the truth only.
+            Elsewhere no truth is known, and nothing is cut.
         cutoff: The release's counter-measure: in training, a depth below the latent one where more than this share of
             the box exists is emptied. None for none.
         box: Voxels along each axis at depth 0; only `cutoff` needs it.
@@ -123,8 +124,19 @@ class VAEConfig(Config):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not self.channels or min(self.channels) < 1 or self.latent_channels < 1 or self.hidden < 1:
             raise ValueError(f"channels must be positive, got {self.channels}, {self.latent_channels}, {self.hidden}")
-        if self.strides is not None and len(self.strides) != self.depths - 1:
+        if len(self.all_strides) != self.depths - 1 or any(len(s) != 3 or min(s) < 1 for s in self.all_strides):
             raise ValueError(f"strides must be {self.depths - 1} triples for {self.depths} depths, got {self.strides}")
+        if len(self.voxel_sizes) != 3 or min(self.voxel_sizes) <= 0:
+            raise ValueError(f"voxel_size must be one positive number or three, got {self.voxel_size}")
+        for name in ("dense_neck", "box"):
+            edges = getattr(self, name)
+            if edges is not None and (len(edges) != 3 or min(edges) < 1):
+                raise ValueError(f"{name} must be three positive numbers, got {edges}")
+        if self.num_labels < 0 or self.label_dim < 1 or self.keep_ratio < 0:
+            given = f"{self.num_labels}, {self.label_dim} and {self.keep_ratio}"
+            raise ValueError(f"num_labels and keep_ratio must not be negative, label_dim positive, got {given}")
+        if self.max_voxels is not None and self.max_voxels < 1:
+            raise ValueError(f"max_voxels must be positive, got {self.max_voxels}")
         isotropic = all(stride == (2, 2, 2) for stride in self.all_strides)
         if not isotropic and self.dilation != "none":
             raise ValueError("strides other than 2 need dilation 'none'")

@@ -3,6 +3,7 @@
 N voxels, M candidates, D depths, B grids.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -166,7 +167,7 @@ class Decoder(torch.nn.Module):
                 volume *= edge // stride
             keep = keep & (keep.sum() <= config.cutoff * volume)
         if config.max_voxels is not None:
-            children = 1 if depth == 0 else 8
+            children = math.prod(config.all_strides[depth - 1]) if depth else 1
             keep = torch.where(keep.sum() * children <= config.max_voxels, keep, real)
         return keep
 

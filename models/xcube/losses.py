@@ -91,7 +91,7 @@ def vae_losses(
             losses.terms[name] = mean_or_zero((attributes[name] - target[name]).abs())
             losses.weights[name] = getattr(config, name)
     if "label_logits" in attributes:
-        entropy = functional.cross_entropy(attributes["label_logits"], target["label"], reduction="none")
+        entropy = functional.cross_entropy(attributes["label_logits"], target["label"].long(), reduction="none")
         losses.terms["label"] = mean_or_zero(entropy)
         losses.weights["label"] = config.label
     losses.terms["kl"] = kl_divergence(posterior.mean, posterior.logvar)

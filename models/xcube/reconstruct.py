@@ -18,7 +18,8 @@ from xcube.data.sources import load_shape
 from xcube.losses import normal_angle, true_attributes, voxel_iou
 from xcube.pretrained import from_pretrained, read_config
 from xcube.refine import Refiner
-from xcube.vae import TOLERANCE, VAE
+from xcube.tree import TOLERANCE
+from xcube.vae import VAE
 
 
 @dataclass(frozen=True)

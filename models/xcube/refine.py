@@ -16,8 +16,7 @@ from sparsevox.io.voxelize import normalized
 from xcube.blocks import Head, ResBlock, centres, checkpointed, embed_position, exact
 from xcube.config import Config
 from xcube.losses import Losses, mean_or_zero, structure_loss, true_attributes, voxel_iou
-
-TOLERANCE = 1e-5  # of a voxel, between the sizes that a model and a grid have
+from xcube.tree import check_voxels
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class RefineConfig(Config):
     def __post_init__(self) -> None:
         if len(self.channels) < 3 or min(self.channels) < 1:
             raise ValueError(f"channels must be at least three positive numbers, got {self.channels}")
+        if not self.voxel_size > 0:
+            raise ValueError(f"voxel_size must be positive, got {self.voxel_size}")
         if self.blocks < 1 or self.radius < 1 or self.num_labels < 0:
             raise ValueError(f"blocks and radius must be at least 1, got {self.blocks} and {self.radius}")
 
@@ -91,8 +92,7 @@ class Refiner(torch.nn.Module):
             ValueError: If the voxels have another size than those of the model.
         """
         config = self.config
-        if any(abs(size - config.voxel_size) > TOLERANCE * config.voxel_size for size in voxels.grid.voxel_size):
-            raise ValueError(f"voxels must have voxel_size {config.voxel_size}, got {voxels.grid.voxel_size}")
+        check_voxels(voxels.grid, (config.voxel_size,) * 3, "voxels")
         grid = voxels.grid.dilate(config.radius)
         given = voxels.grid.index(grid.coords)
         flag = (given >= 0)[:, None].to(self.prior.dtype)

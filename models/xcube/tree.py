@@ -5,8 +5,20 @@ from typing import Literal
 
 from sparsevox import Grid
 
+TOLERANCE = 1e-5  # of a voxel, between the sizes that a model and a grid have
+
 Dilation = Literal["all", "latent", "none"]
 Triple = tuple[int, int, int]
+
+
+def check_voxels(grid: Grid, sizes: Sequence[float], name: str) -> None:
+    """Raise ValueError unless the voxels of a grid have these sizes, and corners that meet at the origin."""
+    for got, want, start in zip(grid.voxel_size, sizes, grid.origin, strict=True):
+        if abs(got - want) > TOLERANCE * want or abs(start - want / 2) > TOLERANCE * want:
+            raise ValueError(
+                f"{name} must have voxel_size {tuple(sizes)} and an origin of half of it, got {grid.voxel_size} and "
+                f"{grid.origin}"
+            )
 
 
 def enclosing_coarsen(grid: Grid, factor: int) -> Grid:

@@ -16,9 +16,7 @@ from sparsevox.io.voxelize import normalized
 from xcube.blocks import block, centres, checkpointed, embed_position, exact
 from xcube.config import Triple, VAEConfig
 from xcube.decoder import Decoded, Decoder
-from xcube.tree import pooling_tree, truth_tree
-
-TOLERANCE = 1e-5  # of a voxel, between the sizes that a model and a grid have
+from xcube.tree import check_voxels, pooling_tree, truth_tree
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,9 @@ class Featurizer(torch.nn.Module):
             parts.append(normalized(attributes["normal"].to(dtype)))
         if config.num_labels:
             parts.append(self.label(attributes["label"].long()))
-        parts += [attributes[n].to(dtype).reshape(voxels.num_voxels, -1) for n in ("intensity", "color") if n in wanted]
+        for name, channels in (("intensity", 1), ("color", 3)):
+            if name in wanted:
+                parts.append(attributes[name].to(dtype).reshape(voxels.num_voxels, channels))
         return SparseTensor(voxels.grid, self.mix(torch.cat(parts, 1)))
 
 
@@ -168,7 +168,7 @@ class VAE(torch.nn.Module):
             KeyError: If voxels lack an attribute that the model takes.
             ValueError: If the voxels have another size than those of the model.
         """
-        self.check(voxels.grid, self.config.voxel_sizes, "voxels")
+        check_voxels(voxels.grid, self.config.voxel_sizes, "voxels")
         return self.encoder(voxels)
 
     def decode(self, latents: SparseTensor, truth: Grid | None = None) -> Decoded:
@@ -184,7 +184,7 @@ class VAE(torch.nn.Module):
         if latents.channels != self.config.latent_channels:
             raise ValueError(f"latents must have {self.config.latent_channels} channels, got {latents.channels}")
         sizes = tuple(s * f for s, f in zip(self.config.voxel_sizes, self.config.factor, strict=True))
-        self.check(latents.grid, sizes, "latents")
+        check_voxels(latents.grid, sizes, "latents")
         tree = None if truth is None else self.truth(truth)
         return self.decoder(latents, tree if self.training else None)
 
@@ -201,13 +201,3 @@ class VAE(torch.nn.Module):
         """The latent grid of a finest grid."""
         coarsest = pooling_tree(grid, self.config.all_strides, self.config.dilation)[-1]
         return coarsest if self.config.dense_neck is None else dense_box(coarsest, self.config.dense_neck)
-
-    @staticmethod
-    def check(grid: Grid, sizes: tuple[float, ...], name: str) -> None:
-        """Raise ValueError unless the voxels of a grid have these sizes, and corners that meet at the origin."""
-        for got, want, start in zip(grid.voxel_size, sizes, grid.origin, strict=True):
-            if abs(got - want) > TOLERANCE * want or abs(start - want / 2) > TOLERANCE * want:
-                raise ValueError(
-                    f"{name} must have voxel_size {sizes} and an origin of half of it, got {grid.voxel_size} and "
-                    f"{grid.origin}"
-                )

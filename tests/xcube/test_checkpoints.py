@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from xcube.checkpoints import convert, from_official
 from xcube.checkpoints.reader import Inert, plain, read_checkpoint
 from xcube.checkpoints.vae import our_name, vae_state
-from xcube.pretrained import from_pretrained
+from xcube.pretrained import from_pretrained, read_config
+from xcube.reconstruct import box_of
 from xcube.vae import VAE
 
 HPARAMS: dict[str, Any] = {
@@ -152,6 +154,47 @@ def test_what_no_release_has_is_refused(unet: dict[str, Any], message: str) -> N
     hparams["network"]["unet"]["params"].update(unet)
     with pytest.raises(ValueError, match=message):
         from_official(official(HPARAMS), hparams)
+
+
+def test_the_box_of_a_released_network_goes_along(tmp_path: Path) -> None:
+    convert(save(tmp_path / "last.ckpt"), tmp_path / "out")
+    box, level = box_of(from_pretrained(tmp_path / "out", VAE), read_config(tmp_path / "out")["facts"])
+    assert (box.levels, level) == ((128, 512), 1)
+    assert box.size == pytest.approx((1.28, 1.28, 1.28))
+
+
+def test_lacking_hyper_parameters_are_named(tmp_path: Path) -> None:
+    hparams = {name: value for name, value in HPARAMS.items() if name != "cut_ratio"}
+    with pytest.raises(ValueError, match=r"last.ckpt: the hyper-parameters lack 'cut_ratio'"):
+        convert(save(tmp_path / "last.ckpt", hyper_parameters=hparams), tmp_path / "out")
+
+
+class Scripted(torch.nn.Module):
+    """A module that could run code of its own when it is loaded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scripted.ckpt"
+    torch.jit.save(torch.jit.script(Scripted()), str(path))  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"scripted.ckpt is a TorchScript archive"):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path / "last.ckpt")
+    with zipfile.ZipFile(path) as archive:
+        entry = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+    content = bytearray(path.read_bytes())
+    start = entry.header_offset + 30 + int.from_bytes(content[entry.header_offset + 26 :][:2], "little")
+    start += int.from_bytes(content[entry.header_offset + 28 :][:2], "little")
+    content[start + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged: .*data/0 is not what was written"):
+        read_checkpoint(path)
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

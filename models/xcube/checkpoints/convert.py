@@ -59,6 +59,19 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | U
         diffusion = DiffusionConfig().to_dict()
         save_pretrained(net, out, source=checkpoint.name, latent_scale=scale, diffusion=diffusion)
         return net
-    model = from_official(state, values)
-    save_pretrained(model, out, source=checkpoint.name)
+    try:
+        model = from_official(state, values)
+        facts = _box_of(model, values)
+    except KeyError as error:
+        raise ValueError(f"{checkpoint}: the hyper-parameters lack {error}") from error
+    save_pretrained(model, out, source=checkpoint.name, **facts)
     return model
+
+
+def _box_of(model: VAE, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The levels and the edges of the box that a released VAE is for: its latents fill `neck_bound` to both sides."""
+    factor = model.config.factor
+    bound = hparams["network"]["unet"]["params"]["neck_bound"]
+    fine = [2 * int(half) * ratio for half, ratio in zip(bound, factor, strict=True)]
+    size = [count * edge for count, edge in zip(fine, model.config.voxel_sizes, strict=True)]
+    return {"levels": [fine[0] // factor[0], fine[0]], "level": 1, "size": size}

@@ -88,13 +88,21 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint of `torch.save` (1.6 or newer), is damaged, or holds no dictionary.
     """
-    with open(path, "rb") as file:  # noqa: PTH123  (its error names the path as it was given)
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path} is no checkpoint of torch.save, or is cut off")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, bad = archive.namelist(), archive.testzip()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile raises whatever damage leads it to
+        raise ValueError(f"{path} is no checkpoint of torch.save, or is cut off") from error
+    if bad is not None:
+        raise ValueError(f"{path} is damaged: {bad} is not what was written")
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in names):  # torch.load would run its code
+        raise ValueError(f"{path} is a TorchScript archive, not a checkpoint of torch.save")
     module = SimpleNamespace(Unpickler=SafeUnpickler, __name__="safe_pickle")
     try:
         loaded = torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # torch.load raises whatever its readers raise
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not the dictionary of a checkpoint")

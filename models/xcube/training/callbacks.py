@@ -28,6 +28,11 @@ class Average(WeightAveraging):
 
         super().__init__(multi_avg_fn=update)
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """The average lies where the module will be, which moves there only later."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Too early: a run that is taken up after its last step does not come here."""
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_info
 
 import sparsevox as sv
@@ -62,8 +63,9 @@ def training_batches(
 
 
 def validation_batches(shapes: ShapeFolder[Voxels], config: TrainConfig) -> DataLoader[Any]:
-    """The first shapes of a split, in batches."""
-    some = Subset(shapes, range(min(config.val_shapes, len(shapes))))
-    sizes = shapes.sizes[: len(some)]
+    """Some shapes of a split, in batches. They are spread over it: names that belong together are neighbours."""
+    count = min(config.val_shapes, len(shapes))
+    chosen = torch.linspace(0, len(shapes) - 1, count, dtype=torch.float64).round().long().tolist()
+    some, sizes = Subset(shapes, chosen), [shapes.sizes[item] for item in chosen]
     sampler = VoxelBudgetSampler(sizes, config.voxels, max_items=config.batch_size, shuffle=False, rank=0, replicas=1)
     return DataLoader(some, batch_sampler=sampler, collate_fn=sv.collate, num_workers=0)

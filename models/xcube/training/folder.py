@@ -40,6 +40,8 @@ def prepare(out: Path, restart: bool) -> None:
     if restart:
         for path in (out / CONFIG, out / WEIGHTS, out / FIGURES, out / CHECKPOINT, out / LOGS / TABLE):
             path.unlink(missing_ok=True)
+        for curves in (out / LOGS).glob("events.out.tfevents.*"):
+            curves.unlink()
 
 
 def finished(out: Path, options: Options) -> bool:

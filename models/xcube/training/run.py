@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -95,7 +96,10 @@ def _fitted(module: Trained, batches: "Batches", out: Path, start: int | None, q
     with warnings.catch_warnings():
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
-        trainer = trainer_for(module.config, out, start=start or 0, quiet=quiet)
+        try:
+            trainer = trainer_for(module.config, out, start=start or 0, quiet=quiet)
+        except MisconfigurationException as error:  # no such accelerator, or not as many
+            raise ValueError(f"train.accelerator and train.devices must fit the machine: {error}") from error
         try:
             trainer.fit(module, batches, ckpt_path=None if start is None else out / CHECKPOINT, weights_only=True)
         except SystemExit as end:  # what Lightning makes of an interrupt

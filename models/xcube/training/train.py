@@ -50,8 +50,7 @@ def train_vae(
             another network, or a run with other options.
     """
     card = _level_of(data, level, model.voxel_sizes)
-    needed = [name for name in ("normal", "intensity", "color") if getattr(model, name)]
-    _attributes_of(data, card, needed + ["label"] * (model.num_labels > 0))
+    _attributes_of(data, card, _inputs_of(model))
     import lightning
 
     from xcube.training import run
@@ -104,13 +103,13 @@ def train_refine(
     if (model.normal and not decoder.config.normal) or model.num_labels not in (0, decoder.config.num_labels):
         asked = (model.normal, model.num_labels)
         raise ValueError(f"model must take the normal and num_labels {decoded} that the VAE decodes, got {asked}")
-    _attributes_of(data, card, ["normal"] * model.normal + ["label"] * (model.num_labels > 0))
+    _attributes_of(data, card, _inputs_of(decoder.config))
     import lightning
 
     from xcube.data.loading import ShapeFolder
     from xcube.training import run
     from xcube.training.data import training_batches
-    from xcube.training.modules import TrainRefiner, latent_scale
+    from xcube.training.modules import SCALE_SHAPES, TrainRefiner, latent_scale
 
     lightning.seed_everything(train.seed, verbose=False)
     known = read_config(vae)["facts"].get("latent_scale")
@@ -120,7 +119,7 @@ def train_refine(
     elif known is not None:
         scale = float(known)
     else:  # of a VAE from elsewhere
-        scale = latent_scale(decoder, training_batches(shapes, train, 0, 0, 1), len(shapes))
+        scale = latent_scale(decoder, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
     module = TrainRefiner(Refiner(model), train, decoder, scale=scale, first=first, last=last)
     run.train(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
@@ -182,7 +181,7 @@ def train_diffusion(
     from xcube.training.data import training_batches
     from xcube.training.diffusion import TrainDiffusion
     from xcube.training.latents import Whole
-    from xcube.training.modules import latent_scale
+    from xcube.training.modules import SCALE_SHAPES, latent_scale
 
     lightning.seed_everything(train.seed, verbose=False)
     shapes = ShapeFolder(data, "train", level=level)
@@ -194,7 +193,7 @@ def train_diffusion(
     }
     known = read_config(vae)["facts"].get("latent_scale")
     if known is None:  # a VAE from elsewhere
-        known = latent_scale(encoder, training_batches(shapes, train, 0, 0, 1), len(shapes))
+        known = latent_scale(encoder, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
     module = TrainDiffusion(
         UNet(model),
         train,
@@ -222,6 +221,11 @@ def _level_of(data: Path, level: int, sizes: tuple[float, float, float]) -> Card
         given = sizes[0] if len(set(sizes)) == 1 else sizes
         raise ValueError(f"model must have the voxel_size of the level, {expected}, got {given}")
     return card
+
+
+def _inputs_of(model: VAEConfig) -> list[str]:
+    given = {"normal": model.normal, "intensity": model.intensity, "color": model.color, "label": model.num_labels > 0}
+    return [name for name, wanted in given.items() if wanted]
 
 
 def _attributes_of(data: Path, card: Card, needed: Collection[str]) -> None:
@@ -253,7 +257,8 @@ def _check_diffusion(
         raise ValueError("model can be dense only if the latents of the VAE fill a box; this VAE has no dense_neck")
     if model.extra:
         raise ValueError(f"model must have extra 0: data sets hold nothing of the kind, got {model.extra}")
-    _attributes_of(data, card, ["normal"] * model.normal + ["label"] * (model.num_labels > 0))
+    told = {"normal": model.normal, "label": model.num_labels > 0}
+    _attributes_of(data, card, {*_inputs_of(config), *(name for name, wanted in told.items() if wanted)})
     if model.categories != len(categories):
         raise ValueError(f"categories must be as many as the model has, {model.categories}, got {list(categories)}")
     channels = 0 if captions is None or text is None else text.channels
