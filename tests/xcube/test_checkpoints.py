@@ -179,7 +179,7 @@ class Scripted(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scripted.ckpt"
-    torch.jit.save(torch.jit.script(Scripted()), str(path))  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.script(Scripted()), str(path))
     with pytest.raises(ValueError, match=r"scripted.ckpt is a TorchScript archive"):
         read_checkpoint(path)
 

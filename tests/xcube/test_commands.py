@@ -103,6 +103,14 @@ def test_files_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFix
 def test_files_of_options_that_do_not_fit_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
-    (tmp_path / "bad.yaml").write_text(text)
-    assert main(["train", "vae", "--config", str(tmp_path / "bad.yaml"), "--data", "x", "--out", "y"]) == 2
-    assert message in capsys.readouterr().err
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    for words in (["--config", str(file)], [f"--config={file}"]):
+        assert main(["train", "vae", *words, "--data", "x", "--out", "y"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_preset_is_found_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--config", "demo/vae-1"], ["--config=demo/vae-1"]):
+        assert main(["train", "vae", *words, "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+        assert "none" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,14 @@ from sparsevox import Grid, Voxels
 from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
+from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source
 from xcube.losses import LossConfig
 from xcube.pretrained import from_pretrained, read_config, save_pretrained
 from xcube.refine import RefineConfig
+from xcube.training.callbacks import Average
 from xcube.training.config import TrainConfig
+from xcube.training.data import validation_batches
 from xcube.training.folder import CHECKPOINT, FIGURES
 from xcube.training.modules import TrainVAE, latent_scale
 from xcube.training.run import train
@@ -298,3 +302,32 @@ def test_networks_that_do_not_fit_each_other_are_named(data: Path, tmp_path: Pat
             train_refine(data, tmp_path / "out", tmp_path / "vae", model=RefineConfig(**(good | changes)), quiet=True)
     with pytest.raises(ValueError, match="first and last must be steps of the diffusion, 0 to 999, got 500 and 400"):
         train_refine(data, tmp_path / "out", tmp_path / "vae", model=RefineConfig(**good), first=500, quiet=True)
+
+
+def test_a_graphics_card_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"train.accelerator and train.devices must fit the machine: .*"):
+        run_vae(data, tmp_path, accelerator="gpu")
+
+
+def test_beginning_anew_leaves_no_earlier_curves(data: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run_vae(data, tmp_path, restart=True, steps=1)
+        assert len(list((tmp_path / "logs").glob("events.out.tfevents.*"))) == 1
+
+
+def test_validation_is_spread_over_the_split(data: Path) -> None:
+    shapes = ShapeFolder[Voxels](data, None, level=-1)
+    names = [shapes.entries[item].name for item in range(len(shapes))]
+    batches = validation_batches(shapes, config(val_shapes=3, batch_size=1))
+    sizes = sorted(batch.num_voxels for batch in batches)
+    assert sizes == sorted(shapes[names.index(f"ball-{number}")].num_voxels for number in (0, 3, 6))
+
+
+def test_the_average_lies_where_the_module_will_be() -> None:
+    module = TrainVAE(VAE(MODEL), config(), LOSS)
+    average, trainer = Average(0.9), SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    average.setup(trainer, module, "fit")
+    assert average._average_model is not None
+    assert {p.device.type for p in average._average_model.parameters()} == {"meta"}
