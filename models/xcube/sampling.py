@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor
@@ -156,6 +155,8 @@ class Solver:
     """
 
     def __init__(self, sampler: SamplerConfig, config: DiffusionConfig) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler  # slow to import
+
         self.eta = {"ddpm": 1.0, "ddim": sampler.eta}.get(sampler.kind, 0.0)
         if sampler.kind == "flow":
             self._scheduler: Any = FlowMatchEulerDiscreteScheduler(STEPS, shift=config.shift)
@@ -208,6 +209,8 @@ def keep(diffusion: Diffusion, latents: SparseTensor, mask: Tensor, noise: Tenso
 
 
 def _dpm_solver(sampler: SamplerConfig, config: DiffusionConfig) -> Any:
+    from diffusers import DPMSolverMultistepScheduler  # slow to import
+
     return DPMSolverMultistepScheduler.from_config(
         paper_schedule().config,
         prediction_type=NAMES[config.prediction],

@@ -205,7 +205,7 @@ def train_diffusion(
         dropped=dropped,
         cache=cache,
     )
-    module.options |= {"categories": list(categories), "text_model": text_model}
+    module.options |= {"categories": list(categories), "text_model": text_model, "tokenizer": tokenizer}
     run.train(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
 

@@ -1,0 +1,390 @@
+"""The cascade with small random networks: shapes to begin with, folders, and what is refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsevox import Grid, Voxels
+from xcube.conditions import Text
+from xcube.config import VAEConfig
+from xcube.diffusion import DiffusionConfig
+from xcube.losses import voxel_iou
+from xcube.orientation import estimated_normals
+from xcube.pipeline import XCubePipeline
+from xcube.pretrained import save_pretrained
+from xcube.reconstruct import reconstruct
+from xcube.refine import RefineConfig, Refiner
+from xcube.request import Request, Sample, items_of
+from xcube.sampling import SamplerConfig
+from xcube.stages import Stage, TextSource
+from xcube.unet import UNet
+from xcube.unet_config import UNetConfig
+from xcube.vae import VAE
+
+STEPS = 2
+TEXT = 6  # channels of a token
+
+
+def random(model: Any, seed: int, std: float = 0.2) -> Any:
+    """The network with random parameters, also those that begin at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return model.eval()
+
+
+def vae(level: int, **changes: Any) -> VAE:
+    """4^3 latents fill the box of level 0, which makes 8^3; every further level makes twice as fine voxels."""
+    small: dict[str, Any] = {"voxel_size": 1 / (8 << level), "channels": (4, 6), "latent_channels": 2, "hidden": 4}
+    box = {"dense_neck": (2, 2, 2)} if level == 0 else {}
+    model: VAE = random(VAE(VAEConfig(**(small | box | changes))), level)
+    with torch.no_grad():  # about half of the children exist
+        for head in model.decoder.heads:
+            torch.nn.init.zeros_(head.get_parameter("out.bias"))
+        torch.nn.init.constant_(model.decoder.root.out.bias, 0.5)
+    return model
+
+
+def unet(level: int, **changes: Any) -> UNet:
+    small: dict[str, Any] = {"latent_channels": 2, "channels": 4, "multipliers": (1, 2), "attention": (2,), "heads": 2}
+    kind = {"dense": True} if level == 0 else {"normal": True}
+    model: UNet = random(UNet(UNetConfig(**(small | kind | changes))), 10 + level)
+    return model
+
+
+def refiner(level: int, **changes: Any) -> Refiner:
+    small: dict[str, Any] = {"voxel_size": 1 / (8 << level), "channels": (4, 4, 4)}
+    model: Refiner = random(Refiner(RefineConfig(**(small | changes))), 20 + level)
+    with torch.no_grad():  # most of the decode stays, and little is added
+        model.prior.fill_(0.4)
+        model.keep.out.bias.fill_(-0.2)
+    return model
+
+
+def stage(level: int, **changes: Any) -> Stage:
+    usual: dict[str, Any] = {"vae": vae(level), "denoiser": unet(level), "scale": 0.5 + level}
+    return Stage(**(usual | changes))
+
+
+@pytest.fixture(scope="module")
+def three() -> XCubePipeline:
+    return XCubePipeline([stage(0, refiner=refiner(0)), stage(1), stage(2, refiner=refiner(2))])
+
+
+@pytest.fixture(scope="module")
+def two() -> XCubePipeline:
+    return XCubePipeline([stage(0), stage(1)])
+
+
+def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
+    return pipeline.sample(n, **({"steps": STEPS, "quiet": True} | options))
+
+
+def same_bits(first: Voxels, second: Voxels) -> bool:
+    return (
+        first.grid.same_voxels(second.grid)
+        and first.attributes.keys() == second.attributes.keys()
+        and all(torch.equal(value, second.attributes[name]) for name, value in first.attributes.items())
+    )
+
+
+def all_same(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(same_bits(a, b) for x, y in pairs for a, b in zip(x.levels, y.levels, strict=True))
+
+
+def least_iou(first: Sequence[Sample], second: Sequence[Sample]) -> float:
+    pairs = [(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x.levels, y.levels, strict=True)]
+    return min(float(voxel_iou(a.grid, b.grid).min()) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def classes() -> XCubePipeline:
+    first = stage(0, denoiser=unet(0, categories=2), categories=("chair", "lamp"))
+    return XCubePipeline([first, stage(1, denoiser=unet(1, categories=2), categories=("chair", "lamp"))])
+
+
+# From shapes
+
+
+def ball(side: int, radius: float, thick: float = 0.9) -> Grid:
+    axis = torch.arange(-side // 2, side // 2)
+    ijk = torch.cartesian_prod(axis, axis, axis)
+    height = (ijk + 0.5).square().sum(1).sqrt() - radius * side
+    shell = ijk[(height < 0.9) & (height > -thick)]
+    return Grid.from_coords(shell, voxel_size=1 / side, origin=0.5 / side)
+
+
+def test_upsampling_is_the_cascade_from_there_on(three: XCubePipeline) -> None:
+    shapes = made(three, 2)
+    for level in (1, 2):
+        given = Voxels.stack([shape.levels[level - 1] for shape in shapes])
+        found = three.upsample(given, level, steps=STEPS, quiet=True)
+        assert all(shape.first == level for shape in found)
+        assert least_iou(found, [Sample(shape.levels[level:]) for shape in shapes]) >= 0.99
+        assert all_same(found, three.upsample(given, steps=STEPS, quiet=True))  # the level is that of the voxels
+    variants = three.upsample(shapes[0].levels[1], numbers=[0, 1, 2], steps=STEPS, quiet=True)
+    assert len(variants) == 3
+    assert not all_same(variants[:1], variants[1:2])
+
+
+def test_normals_are_estimated_where_there_are_none(three: XCubePipeline) -> None:
+    grid = ball(16, 0.3)
+    told: dict[str, Any] = {"steps": STEPS, "quiet": True}
+    [bare] = three.upsample(grid, **told)
+    [given] = three.upsample(Voxels(grid, {"normal": 7 * estimated_normals(grid), "label": torch.ones(len(grid.ijk))}),
+                             **told)  # fmt: skip
+    assert same_bits(bare.finest, given.finest) or least_iou([bare], [given]) >= 0.99
+    assert (bare.first, len(bare.levels)) == (2, 1)
+
+
+@pytest.mark.parametrize("thick", [0.9, 1.7, 9.0])
+def test_estimated_normals_point_out_of_shells_and_solids(thick: float) -> None:
+    grid = Grid.stack([ball(16, 0.3, thick), Grid.empty(1, voxel_size=1 / 16, origin=0.5 / 16), ball(16, 0.3, thick)])
+    normal = estimated_normals(grid)
+    length = normal.norm(dim=1)
+    assert normal.dtype == torch.float32
+    assert bool(((length - 1).abs() < 1e-5).logical_or(length == 0).all())
+    outward = torch.nn.functional.normalize(grid.ijk + 0.5, dim=1)
+    away = (grid.ijk + 0.5).norm(dim=1) > 3.5
+    assert float((normal * outward).sum(1)[away].min()) > 0.85
+    assert torch.equal(normal[: len(normal) // 2], normal[len(normal) // 2 :])
+    assert float(length[(grid.ijk + 0.5).norm(dim=1) < 1].sum()) == 0 or thick < 9
+    assert estimated_normals(Grid.empty(2)).shape == (0, 3)
+
+
+def test_a_pipeline_without_a_box_begins_with_a_grid() -> None:
+    pipeline = XCubePipeline([stage(1), stage(2)], size=[1.0, 1.0, 0.5])
+    with pytest.raises(ValueError, match="the latents of the first level fill no box, so it needs a grid"):
+        made(pipeline, 1)
+    grid = ball(8, 0.3).crop([-4, -4, -2], [4, 4, 2])
+    [shape] = pipeline.upsample(grid, 0, steps=STEPS, quiet=True)
+    assert (shape.first, len(shape.levels)) == (0, 2)
+    with pytest.raises(ValueError, match="must lie in the box"):
+        pipeline.upsample(ball(8, 0.3), 0)
+
+
+def test_a_shape_through_every_vae(three: XCubePipeline) -> None:
+    grid = ball(32, 0.25)
+    shape = Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk + 0.5, dim=1)})
+    found = three.reconstruct(shape)
+    assert [result.input.grid.voxel_size[0] for result in found] == [1 / 8, 1 / 16, 1 / 32]
+    assert found[2].input.grid.same_voxels(grid)
+    for result, part in zip(found, three.stages, strict=True):
+        expected = reconstruct(result.input, part.vae, part.refiner)
+        assert same_bits(result.best, expected.best)
+    with pytest.raises(KeyError, match="normal"):
+        three.reconstruct(Voxels(grid))
+
+
+# Folders
+
+
+def test_a_folder_gives_the_same_shapes(classes: XCubePipeline, three: XCubePipeline, tmp_path: Path) -> None:
+    for name, pipeline in (("classes", classes), ("three", three)):
+        pipeline.save_pretrained(tmp_path / name)
+        again = XCubePipeline.from_pretrained(tmp_path / name)
+        assert (again.size, again.resolutions) == (pipeline.size, pipeline.resolutions)
+        assert [s.categories for s in again.stages] == [s.categories for s in pipeline.stages]
+        assert all_same(made(pipeline, 1), made(again, 1))
+        (tmp_path / name / "pipeline.json").unlink()  # the usual names of sub-folders say enough
+        assert all_same(made(pipeline, 1), made(XCubePipeline.from_pretrained(tmp_path / name), 1))
+
+
+def test_the_size_and_the_text_model_are_kept(tmp_path: Path) -> None:
+    source = TextSource("somewhere", "elsewhere", "inside")
+    first = XCubePipeline([stage(1, denoiser=unet(1, text_channels=TEXT))], size=[2.0, 1.0, 1.0], text=source)
+    first.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "pipeline.json").read_text())
+    assert index["box"] == [2.0, 1.0, 1.0]
+    assert index["text"] == {"model": "somewhere", "tokenizer": "elsewhere", "subfolder": "inside"}
+    assert index["levels"] == [{"vae": "vae-0", "denoiser": "diffusion-0"}]
+    assert XCubePipeline.from_pretrained(tmp_path).size == (2.0, 1.0, 1.0)
+
+
+def test_facts_of_networks_are_kept(tmp_path: Path) -> None:
+    facts = {"vae": {"levels": [8, 16]}, "denoiser": {"seconds": 3, "options": {"drop": 0.1}}}
+    XCubePipeline([stage(0, facts=facts), stage(1)]).save_pretrained(tmp_path)
+    again = XCubePipeline.from_pretrained(tmp_path).stages[0].facts
+    assert again["vae"] == {"levels": [8, 16]}
+    assert again["denoiser"]["seconds"] == 3
+    assert again["denoiser"]["options"] == {"drop": 0.1, "categories": [], "dropped": ["category", "text"]}
+
+
+@pytest.fixture
+def saved(two: XCubePipeline, tmp_path: Path) -> Path:
+    two.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_missing_networks_are_named(saved: Path, index: bool) -> None:
+    if not index:
+        (saved / "pipeline.json").unlink()
+    for name, told in (("diffusion-1", "the denoiser of level 1"), ("vae-0", "the vae of level 0")):
+        (saved / name).rename(saved / "away")
+        with pytest.raises(ValueError, match=f"lacks {name}, {told}"):
+            XCubePipeline.from_pretrained(saved)
+        (saved / "away").rename(saved / name)
+    (saved / "vae-1" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        XCubePipeline.from_pretrained(saved)
+
+
+def test_folders_that_are_no_pipelines(saved: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"holds no pipeline: neither pipeline\.json nor vae-0"):
+            XCubePipeline.from_pretrained(folder)
+    file = saved / "pipeline.json"
+    whole = json.loads(file.read_text())
+    damaged: dict[str, str] = {
+        "{": "is damaged",
+        "[]": "must have format 1 and a list of levels",
+        json.dumps(whole | {"format": 2}): "must have format 1",
+        json.dumps(whole | {"levels": []}): "list of levels",
+        json.dumps(whole | {"levels": [{"vae": "../vae-0"}]}): "must name sub-folders, got '../vae-0'",
+        json.dumps(whole | {"box": [1.0]}): "box must be three edges",
+        json.dumps(whole | {"box": [2.0, 1.0, 1.0]}): "size must be that of the box of latents",
+        json.dumps(whole | {"text": {"name": "x"}}): "text name a model",
+        json.dumps(whole | {"levels": [{"denoiser": "diffusion-0"}]}): "lacks vae-0, the vae of level 0",
+        json.dumps(whole | {"levels": whole["levels"][::-1]}): "must have no dense_neck",
+    }
+    for text, told in damaged.items():
+        file.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            XCubePipeline.from_pretrained(saved)
+
+
+def test_facts_that_sampling_needs(saved: Path) -> None:
+    save_pretrained(unet(1), saved / "diffusion-1")
+    with pytest.raises(ValueError, match="must say latent_scale and diffusion among the facts"):
+        XCubePipeline.from_pretrained(saved)
+    save_pretrained(unet(1), saved / "diffusion-1", latent_scale=2.0, diffusion=DiffusionConfig().to_dict())
+    save_pretrained(vae(1), saved / "vae-1", latent_scale=3.0)
+    with pytest.raises(ValueError, match=r"must be trained on latents of vae-1, of latent_scale 3\.0, got 2\.0"):
+        XCubePipeline.from_pretrained(saved)
+
+
+# What does not fit
+
+
+MISFITS: dict[str, Callable[[], list[Any]]] = {
+    "stages must hold one level": list,
+    r"stages\[1\].denoiser must have the latent_channels of the VAE, 2, got 3": lambda: [
+        stage(0), stage(1, denoiser=unet(1, latent_channels=3))
+    ],
+    r"stages\[1\].denoiser must not be dense": lambda: [stage(0), stage(1, denoiser=unet(1, dense=True))],
+    r"stages\[0\].scale must be positive": lambda: [stage(0, scale=0.0)],
+    r"stages\[0\].scale must be positive and finite, got nan": lambda: [stage(0, scale=float("nan"))],
+    r"stages\[0\].categories must be 0": lambda: [stage(0, categories=("chair",))],
+    r"stages\[0\].refiner must have the voxel_size": lambda: [stage(0, refiner=refiner(1))],
+    r"stages\[0\].refiner must take the normal and num_labels": lambda: [stage(0, refiner=refiner(0, num_labels=2))],
+    r"stages\[0\].denoiser must not take normal": lambda: [stage(0, denoiser=unet(0, normal=True))],
+    r"stages\[1\].vae must have no dense_neck": lambda: [stage(0), stage(1, vae=vae(1, dense_neck=(4, 4, 4)))],
+    r"stages\[1\].vae must have latent voxels of \(0.125, 0.125, 0.125\)": lambda: [stage(0), stage(2)],
+    r"stages\[1\].denoiser takes normal, which": lambda: [stage(0, vae=vae(0, normal=False)), stage(1)],
+    r"stages\[1\].denoiser must have num_labels 0": lambda: [stage(0), stage(1, denoiser=unet(1, num_labels=2))],
+    "stages must read texts of one text model": lambda: [
+        stage(0, denoiser=unet(0, text_channels=4)), stage(1, denoiser=unet(1, text_channels=6))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_networks_that_do_not_fit_are_named(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        XCubePipeline(MISFITS[message]())
+
+
+def test_things_of_another_kind(two: XCubePipeline) -> None:
+    with pytest.raises(TypeError, match=r"stages\[0\] must be a Stage, got VAE"):
+        XCubePipeline([vae(0)])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"stages\[0\].denoiser must be a UNet, got VAE"):
+        XCubePipeline([stage(0, denoiser=vae(0))])
+    with pytest.raises(TypeError, match=r"shape must be a sparsevox\.Grid or Voxels, got list"):
+        two.upsample([1])  # type: ignore[arg-type]
+    for size, error in (([1.0, 1.0], ValueError), ([1.0, 1.0, -1.0], ValueError), (["a", 1.0, 1.0], TypeError)):
+        with pytest.raises(error, match="size must"):
+            XCubePipeline([stage(1)], size=size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"n": -1}, ValueError, "n must be at least 1"),
+        ({"n": 1.0}, TypeError, "n must be an int, got 1.0"),
+        ({"n": "1"}, TypeError, "n must be an int"),
+        ({"seed": -1}, ValueError, "seed must not be negative"),
+        ({"seed": 0.5}, TypeError, "seed must be an int"),
+        ({"seed": "a"}, TypeError, "seed must be an int"),
+        ({"steps": 0}, ValueError, "steps must lie in"),
+        ({"steps": 2.0}, TypeError, "steps must be an int"),
+        ({"steps": 600}, ValueError, "steps of DDIM must come near 1000"),
+        ({"batch_size": 0}, ValueError, "batch_size must lie in"),
+        ({"batch_size": 2000}, ValueError, "batch_size must lie in"),
+        ({"budget": 0}, ValueError, "budget must be positive"),
+        ({"budget": 1e6}, TypeError, "budget must be an int"),
+        ({"text": "chair"}, ValueError, "text must be None for a model that takes none, got 'chair'"),
+        ({"text": [3]}, TypeError, "text must be a string"),
+        ({"guidance": float("nan")}, ValueError, "guidance must be finite"),
+        ({"category": "table"}, ValueError, "category must be chair, lamp, 0 to 1, got 'table'"),
+        ({"category": 2}, ValueError, "category must be"),
+        ({"category": ["chair"], "n": 2}, ValueError, "category must be one, or one for each of 2 shapes, got 1"),
+        ({"hooks": {2: None}}, ValueError, r"hooks and conditions must be of levels 0 to 1, got \[2\]"),
+        ({"sampler": SamplerConfig("flow", steps=4)}, ValueError, "must not be 'flow'"),
+    ],
+)
+def test_bad_requests(classes: XCubePipeline, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        made(classes, **({"n": 1} | options))
+
+
+def test_requests_for_what_a_model_has_not(two: XCubePipeline) -> None:
+    with pytest.raises(ValueError, match="category must be None for a model that takes none, got 'chair'"):
+        made(two, 1, category="chair")
+    with pytest.raises(ValueError, match=r"guidance must be 1 for a model that always has its conditions, got 2\.0"):
+        made(two, 1, guidance=2.0)
+    with pytest.raises(ValueError, match="numbers must not be negative"):
+        two.stream([-1])
+    with pytest.raises(ValueError, match="numbers must hold one"):
+        two.stream([])
+    with pytest.raises(TypeError, match="numbers must be an int"):
+        two.stream([0.5])  # type: ignore[list-item]
+
+
+def test_grids_that_do_not_fit(two: XCubePipeline) -> None:
+    good = ball(8, 0.3)
+    for grid, level, message in (
+        (ball(16, 0.3), None, "shape must have a voxel_size of"),
+        (ball(16, 0.3), 1, r"shape must have voxel_size \(0.125, 0.125, 0.125\) and an origin"),
+        (Grid.from_coords(good.ijk, voxel_size=1 / 8), 1, "shape must have voxel_size"),
+        (good, 0, r"level must lie in \[1, 2\), got 0; level 0 begins with noise in a box"),
+        (good, 2, r"level must lie in \[1, 2\), got 2"),
+        (good.dilate(3), 1, r"shape must lie in the box \(1.0, 1.0, 1.0\) around the origin, got \d+ voxels beyond"),
+        (Grid.empty(0, voxel_size=1 / 8, origin=1 / 16), 1, "numbers must hold one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            two.upsample(grid, level)
+    with pytest.raises(TypeError, match="level must be an int"):
+        two.upsample(good, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="numbers must be one for each of 2 shapes, got 3"):
+        two.upsample(Grid.stack([good, good]), numbers=[0, 1, 2])
+    with pytest.raises(ValueError, match=r"normal must have shape \[\d+, 3\]"):
+        two.upsample(Voxels(good, {"normal": torch.zeros(good.num_voxels)}))
+    labelled = XCubePipeline([stage(0, vae=vae(0, num_labels=2)), stage(1, denoiser=unet(1, num_labels=2))])
+    with pytest.raises(ValueError, match=r"must have the attributes .* that level 1 takes, got none of \['label'\]"):
+        labelled.upsample(good)
+
+
+def test_a_text_that_is_not_there_is_not_embedded(two: XCubePipeline) -> None:
+    def never(text: str) -> Text:
+        raise AssertionError(text)
+
+    items = items_of(two.stages, [0], [Voxels(ball(8, 0.3))], Request(), never)
+    assert items[0].text is None
