@@ -98,7 +98,7 @@ def train_refine(
     """
     decoder = from_pretrained(vae, VAE)
     card = _level_of(data, level, (model.voxel_size,) * 3)
-    _level_of(data, level, decoder.config.voxel_sizes)
+    _level_of(data, level, decoder.config.voxel_sizes, "vae")
     decoded = (decoder.config.normal, decoder.config.num_labels)
     if (model.normal and not decoder.config.normal) or model.num_labels not in (0, decoder.config.num_labels):
         asked = (model.normal, model.num_labels)
@@ -210,7 +210,7 @@ def train_diffusion(
     return module.net.eval()
 
 
-def _level_of(data: Path, level: int, sizes: tuple[float, float, float]) -> Card:
+def _level_of(data: Path, level: int, sizes: tuple[float, float, float], whose: str = "model") -> Card:
     """What there is to know of a data set, one of whose levels has voxels of these sizes."""
     card = read_card(data)
     count = len(card.box.levels)
@@ -219,7 +219,7 @@ def _level_of(data: Path, level: int, sizes: tuple[float, float, float]) -> Card
     expected = card.box.voxel_size(level)
     if any(abs(size - expected) > 1e-5 * expected for size in sizes):
         given = sizes[0] if len(set(sizes)) == 1 else sizes
-        raise ValueError(f"model must have the voxel_size of the level, {expected}, got {given}")
+        raise ValueError(f"{whose} must have the voxel_size of the level, {expected}, got {given}")
     return card
 
 
@@ -248,7 +248,7 @@ def _check_diffusion(
 ) -> None:
     """Raise ValueError unless data, VAE, network and conditions fit each other."""
     config = vae.config
-    card = _level_of(data, level, config.voxel_sizes)
+    card = _level_of(data, level, config.voxel_sizes, "vae")
     if model.latent_channels != config.latent_channels:
         raise ValueError(
             f"model must have the latent_channels of the VAE, {config.latent_channels}, got {model.latent_channels}"
