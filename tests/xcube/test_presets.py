@@ -19,6 +19,7 @@ from xcube.data.hierarchy import as_box
 from xcube.losses import LossConfig
 from xcube.refine import RefineConfig, Refiner
 from xcube.training.config import TrainConfig
+from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
 for package in ("jsonargparse", "lightning", "yaml"):
@@ -72,7 +73,8 @@ def made(called: Callable[..., Made]) -> Callable[..., Made]:
     """What training would be called with for a preset and further options."""
 
     def call(preset: str, *options: str) -> Made:
-        verb, others = ("refine", ("--vae", "vae")) if "refine" in preset else ("vae", ())
+        verb = preset.partition("/")[2].partition("-")[0]
+        others = () if verb == "vae" else ("--vae", "vae")
         return called("train", verb, "--config", preset, "--data", "data", "--out", "out", *others, *options)
 
     return call
@@ -82,7 +84,8 @@ def made(called: Callable[..., Made]) -> Callable[..., Made]:
 def test_every_preset_parses(made, name):
     values = made(name)
     assert (values["data"], values["out"]) == (Path("data"), Path("out"))
-    assert isinstance(values["model"], RefineConfig if "refine" in name else VAEConfig)
+    kinds = {"vae": VAEConfig, "refine": RefineConfig, "diffusion": UNetConfig}
+    assert type(values["model"]) is kinds[name.partition("/")[2].partition("-")[0]]
     assert isinstance(values["train"], TrainConfig)
     assert values["train"].steps > 1
 
