@@ -156,7 +156,9 @@ class Noise:
             words = [_checks.integer(name, value) for name, value in parts.items()]
             if min(words) < 0:
                 raise ValueError(f"seed, shapes and level must not be negative, got {seed}, {shape}, {level}")
-            generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+            # A list of three would be cut into words of 32 bits, and large seeds meet other shapes and levels.
+            mixed = np.random.SeedSequence(words[0], spawn_key=tuple(words[1:]))
+            generator.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
 
     def __call__(self, grid: Grid, channels: int) -> Tensor:
         """The next numbers, float32 [M, channels].

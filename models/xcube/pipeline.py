@@ -226,7 +226,7 @@ class XCubePipeline:
             raise ValueError(f"voxels of all levels must be cubes for hierarchies of a shape, got {self.voxel_sizes}")
         levels = build_hierarchy(shape, Box(self.resolutions, self.size), samples=samples, outside=outside)
         pairs = zip(levels, self.stages, strict=True)
-        return tuple(reconstruct(voxels.to(self.device), stage.vae, stage.refiner) for voxels, stage in pairs)
+        return tuple(reconstruct(voxels.to(self.device), stage.vae, stage.refiner).to("cpu") for voxels, stage in pairs)
 
     def _run(self, first: int, numbers: Sequence[int], grids: Sequence[Voxels], asked: Request) -> Iterator[Sample]:
         """Shapes from some level on. Errors come before the first batch."""

@@ -36,6 +36,11 @@ class Reconstruction:
         """The last of them."""
         return self.decoded if self.refined is None else self.refined
 
+    def to(self, device: torch.device | str) -> "Reconstruction":
+        """The same on another device."""
+        refined = None if self.refined is None else self.refined.to(device)
+        return Reconstruction(self.input.to(device), self.decoded.to(device), refined, self.latents.to(device))
+
     def figures(self) -> dict[str, Any]:
         """Intersection over union, a mean over the batch, angle of normals in degrees, and numbers of voxels."""
         made: dict[str, Any] = {

@@ -3,7 +3,6 @@
 B shapes of a batch.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,11 +73,9 @@ class Request:
             raise ValueError(f"budget must be positive, got {self.budget}")
         if self.steps is not None:
             _checks.integer("steps", self.steps)
-        texts = [self.text] if isinstance(self.text, str) else self.text or []
-        if not all(isinstance(text, str) for text in texts):
+        texts = self.text if isinstance(self.text, Sequence) else [self.text]
+        if self.text is not None and not all(isinstance(text, str) for text in texts):
             raise TypeError(f"text must be a string or one for each shape, got {self.text!r}")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise ValueError(f"guidance must be finite, got {self.guidance}")
 
     @property
     def weight(self) -> float:
@@ -88,14 +85,16 @@ class Request:
 
     def sampler_of(self, stage: Stage) -> SamplerConfig:
         """The sampler of a level: flows have their own, and what takes no conditions has no guidance."""
-        chosen = self.sampler if self.steps is None else replace(self.sampler, steps=self.steps)
-        if self.guidance is not None:
-            chosen = replace(chosen, guidance=self.guidance)
-        if stage.diffusion.prediction == "flow":
-            chosen = replace(chosen, kind="flow")
-        elif chosen.kind == "flow":
+        is_flow = stage.diffusion.prediction == "flow"
+        if self.sampler.kind == "flow" and not is_flow:
             raise ValueError(f"kind of the sampler must not be 'flow' for a network of {stage.diffusion.prediction!r}")
-        return chosen if can_guide(stage) else replace(chosen, guidance=1.0)
+        asked: dict[str, Any] = {
+            "kind": "flow" if is_flow else None,
+            "steps": self.steps,
+            "guidance": self.guidance if can_guide(stage) else 1.0,
+        }
+        # At once: steps that do for a flow may be none for the kind before.
+        return replace(self.sampler, **{name: value for name, value in asked.items() if value is not None})
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +130,7 @@ def items_of(
         embed: What embeds a text, for levels that read texts.
 
     Raises:
-        TypeError: If a number is no integer.
+        TypeError: If a number is no integer, or the category of no kind that there is.
         ValueError: If there is no shape, a number is negative, a text, category or guidance is for levels that take
             none, there is not one for each shape, or a category is unknown.
     """
@@ -162,6 +161,8 @@ def _each(name: str, value: Any, count: int) -> list[Any]:
     """One for each shape."""
     if value is None or isinstance(value, str | int):
         return [value] * count
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be one, or one for each of {count} shapes, got {value!r}")
     if len(value) != count:
         raise ValueError(f"{name} must be one, or one for each of {count} shapes, got {len(value)}")
     return list(value)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sparsevox import Voxels
 from sparsevox._atomic import atomic
 from sparsevox.io import load_voxels, save_mesh, save_voxels, to_mesh
@@ -48,6 +50,16 @@ class SampleFolder:
         with atomic(path / SETTINGS) as written:
             written.write((json.dumps(settings, indent=2) + "\n").encode())
 
+    @classmethod
+    def existing(cls, path: Path) -> "SampleFolder":
+        """The folder that is there.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If its settings are damaged.
+        """
+        return cls(path, json.loads((path / SETTINGS).read_text()))
+
     def file(self, number: int) -> Path:
         """That of the finest level of a shape."""
         return self.path / f"{PREFIX}{number:06}.npz"
@@ -63,9 +75,7 @@ class SampleFolder:
             folder.mkdir(parents=True, exist_ok=True)
             save_voxels(voxels, folder / self.file(number).name, half=True)
         if sample.finest.num_voxels:  # nothing has no surface
-            mesh = to_mesh(sample.finest)
-            mesh = mesh if len(mesh.faces) else to_mesh(sample.finest, "faces")
-            save_mesh(mesh, self.file(number).with_suffix(".glb"))
+            save_mesh(to_mesh(sample.finest), self.file(number).with_suffix(".glb"))
         save_voxels(sample.finest, self.file(number), half=True)
 
     def levels(self, number: int) -> list[Voxels]:
@@ -118,18 +128,19 @@ def gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
         files = [Path(folder) / f"{n}.png" for n in range(len(rows))]
         for row, file in zip(rows, files, strict=True):
             voxels = [shapes[name] for name in row]
-            colors = [_colors(each) for each in voxels]
+            colors = [normal_colors(each) for each in voxels]
             render_row([v.grid for v in voxels], file, titles=row, colors=colors, width=TILE * len(row))
-        _stacked(files, path)
+        stack(files, path)
 
 
-def _colors(voxels: Voxels) -> Any:
+def normal_colors(voxels: Voxels) -> Tensor | None:
+    """Red, green and blue of every voxel, from its normal; None if there are no normals."""
     normal = voxels.attributes.get("normal")
     return None if normal is None else (normal.float().clamp(-1, 1) + 1) / 2
 
 
-def _stacked(files: Sequence[Path], path: Path) -> None:
-    """One picture of all, one below the other."""
+def stack(files: Sequence[Path], path: Path) -> None:
+    """Write one picture of several, one below the other."""
     from PIL import Image  # which comes with matplotlib, which has just painted them
 
     pictures = [Image.open(file) for file in files]

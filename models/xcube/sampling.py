@@ -3,6 +3,7 @@
 M latent voxels, L channels, B grids.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class SamplerConfig(Config):
             raise ValueError(f"with order 3, karras and {self.steps} steps the release's result is not a number")
         if not 0 <= self.eta <= 1 or self.order not in (1, 2, 3):
             raise ValueError(f"eta must lie in [0, 1] and order in 1 to 3, got {self.eta} and {self.order}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be finite, got {self.guidance}")
 
     @property
     def weight(self) -> float:

@@ -158,3 +158,9 @@ def test_bad_seeds_are_named() -> None:
         Noise(0, [-1])
     with pytest.raises(ValueError, match="grid must have a batch of 2, one a shape, got 1"):
         Noise(0, [0, 1])(shape(0, 3), 2)
+
+
+def test_large_seeds_do_not_meet_other_shapes() -> None:
+    grid = shape(0, 8)
+    assert not torch.equal(Noise(3 + (5 << 32), [1], 0)(grid, 2), Noise(3, [5], 1)(grid, 2))
+    assert torch.equal(Noise(3 + (5 << 32), [1], 0)(grid, 2), Noise(3 + (5 << 32), [1], 0)(grid, 2))

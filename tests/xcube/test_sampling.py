@@ -78,7 +78,7 @@ def test_ancestral_sampling_keeps_the_variance() -> None:
     """Of latents of unit variance, what is seen says nothing about the velocity: the best guess is 0."""
     diffusion, grid = Diffusion(), Grid.full(-8, 8)
     found = sample(lambda x, t, _: x.replace(x.feats * 0), grid, 2, Noise(1, [0]), diffusion=diffusion,
-                   sampler=SamplerConfig("ddpm", steps=200))  # fmt: skip
+                   sampler=SamplerConfig("ddpm", steps=1000))  # fmt: skip
     assert float(found.feats.std()) == pytest.approx(1, abs=0.03)
 
 

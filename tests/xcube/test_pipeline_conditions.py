@@ -1,0 +1,338 @@
+"""What the denoisers of a cascade are told, with small random networks; samplers, boxes, normals, folders."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsevox import Grid, Voxels
+from xcube.beginning import in_box
+from xcube.conditions import Conditions
+from xcube.config import VAEConfig
+from xcube.diffusion import Diffusion, DiffusionConfig
+from xcube.losses import voxel_iou
+from xcube.orientation import estimated_normals
+from xcube.pipeline import XCubePipeline
+from xcube.pretrained import save_pretrained
+from xcube.refine import RefineConfig, Refiner
+from xcube.request import ConditionsMaker, Request, Sample
+from xcube.sampling import SamplerConfig, Solver, sample
+from xcube.stages import Stage
+from xcube.unet import UNet
+from xcube.unet_config import UNetConfig
+from xcube.vae import VAE
+
+STEPS = 2
+LATENT = 2  # channels
+LABELS = 3
+
+
+def random(model: Any, seed: int) -> Any:
+    """The network with random parameters, also those that begin at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def stage(level: int, **changes: Any) -> Stage:
+    """4 x 4 x 2 latents fill the box of level 0, which makes 8 x 8 x 4; further levels make twice as fine voxels."""
+    neck = (2, 2, 1) if level == 0 else None
+    options: dict[str, Any] = {"num_labels": LABELS, "label_dim": 2, "color": True, "dense_neck": neck}
+    vae = random(VAE(VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=LATENT, hidden=4, **options)), level)
+    with torch.no_grad():  # about half of the children exist
+        vae.decoder.root.out.bias.fill_(0.5)
+        for head in vae.decoder.heads:
+            head.out.bias.zero_()
+    told: dict[str, Any] = {"normal": True, "num_labels": LABELS, "label_dim": 2, "categories": 2} if level else {}
+    small: dict[str, Any] = {"channels": 4, "multipliers": (1, 2), "attention": (), "heads": 2}
+    unet = random(UNet(UNetConfig(LATENT, dense=level == 0, **small, **told)), 10 + level)
+    refiner = None
+    if level == 0:  # it knows of normals only; labels and colors go past it
+        refiner = random(Refiner(RefineConfig(1 / 8, channels=(4, 4, 4))), 20)
+        with torch.no_grad():  # most of the decode stays, and little is added
+            refiner.prior.fill_(0.4)
+            refiner.keep.out.bias.fill_(-0.2)
+    return Stage(**({"vae": vae, "denoiser": unet, "refiner": refiner, "scale": 0.5 + level} | changes))
+
+
+@lru_cache
+def cascade(levels: int) -> XCubePipeline:
+    return XCubePipeline([stage(level) for level in range(levels)])
+
+
+def made(pipeline: XCubePipeline, numbers: Sequence[int], **options: Any) -> list[Sample]:
+    return list(pipeline.stream(numbers, **({"steps": STEPS, "quiet": True} | options)))
+
+
+def same_bits(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
+    pairs = [(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x.levels, y.levels, strict=True)]
+    return all(
+        a.grid.same_voxels(b.grid)
+        and a.attributes.keys() == b.attributes.keys()
+        and all(torch.equal(value, b.attributes[name]) for name, value in a.attributes.items())
+        for a, b in pairs
+    )
+
+
+def agree(first: Sample, second: Sample) -> None:
+    """The same shape, but for the order of additions."""
+    for a, b in zip(first.levels, second.levels, strict=True):
+        assert float(voxel_iou(a.grid, b.grid)) >= 0.99
+        assert (a.grid.voxel_size, a.grid.origin) == (b.grid.voxel_size, b.grid.origin)
+        row = b.grid.index(a.grid.coords)
+        both = row >= 0
+        for name, value in a.attributes.items():
+            close = (value - b.attributes[name][row])[both].abs() < 1e-2
+            assert float(close.float().mean()) > 0.98
+
+
+@contextmanager
+def watched(model: torch.nn.Module, see: Callable[[Any], object]) -> Iterator[None]:
+    """Shows the arguments of each call."""
+
+    def hook(_: torch.nn.Module, args: Any) -> None:
+        see(args)
+
+    handle = model.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Conditions
+
+
+def test_conditions_are_those_of_the_level_before_and_can_be_composed() -> None:
+    pipeline, numbers = cascade(2), [4, 1, 3]
+    seen: list[tuple[Conditions, Grid, list[int]]] = []
+
+    def look(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        seen.append((told, grid, list(batch)))
+        return told
+
+    def classes(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        return replace(told, category=torch.tensor([n % 2 for n in batch]))
+
+    def without_normals(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        assert told.normal is not None
+        return replace(told, normal=torch.zeros_like(told.normal))
+
+    def at_once(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        return without_normals(classes(told, grid, batch), grid, batch)
+
+    def composed(*makers: ConditionsMaker) -> ConditionsMaker:
+        def make(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+            for maker in makers:
+                told = maker(told, grid, batch)
+            return told
+
+        return make
+
+    def edited(maker: ConditionsMaker, **options: Any) -> list[Sample]:
+        return made(pipeline, numbers, conditions={1: maker}, **options)
+
+    plain = made(pipeline, numbers, category=0)
+    assert same_bits(edited(look, category=0), plain)
+    [(told, grid, batch)] = seen
+    before = Voxels.stack([shape.levels[0] for shape in plain])
+    assert batch == numbers
+    assert grid.same_voxels(before.grid)
+    assert told.given == ("normal", "label", "category")
+    for value, name in ((told.normal, "normal"), (told.label, "label")):
+        assert value is not None
+        assert torch.equal(value, before.attributes[name])
+    assert same_bits(edited(composed(classes, look, without_normals)), edited(at_once))
+    by_number = edited(classes)
+    assert same_bits(by_number, made(pipeline, numbers, category=[0, 1, 1]))
+    agree(by_number[0], plain[0])
+    assert not same_bits(by_number[1:2], plain[1:2])
+
+
+def test_normals_that_are_given_are_made_unit_long() -> None:
+    given = made(cascade(2), [0])[0].levels[0]
+    calls: list[Conditions] = []
+    with watched(cascade(2).stages[1].denoiser, lambda args: calls.append(args[2])):
+        cascade(2).upsample(given.with_attributes(normal=given.attributes["normal"] * 7), steps=STEPS, quiet=True)
+    assert len(calls) == STEPS
+    for told in calls:
+        assert told.normal is not None
+        torch.testing.assert_close(told.normal, given.attributes["normal"])
+
+
+def test_guidance_leaves_out_what_was_dropped_and_nothing_else() -> None:
+    calls: list[list[Conditions]] = [[], []]
+    first, second = (part.denoiser for part in cascade(2).stages)
+    with watched(first, lambda args: calls[0].append(args[2])), watched(second, lambda args: calls[1].append(args[2])):
+        [shape] = made(cascade(2), [0], category=1, guidance=3.0)
+    assert len(calls[0]) == STEPS  # which has no condition, and so is not called twice
+    assert [told.category.tolist() for told in calls[1] if told.category is not None] == [[1], [-1]] * STEPS
+    for told in calls[1]:
+        assert told.normal is not None
+        assert told.label is not None
+        assert torch.equal(told.normal, shape.levels[0].attributes["normal"])
+        assert torch.equal(told.label, shape.levels[0].attributes["label"])
+
+
+def test_what_cannot_be_done_is_said_before_anything_is() -> None:
+    calls: list[object] = []
+    with watched(cascade(2).stages[0].denoiser, calls.append):
+        for options, message in (
+            ({"category": 2}, "category must be 0 to 1, got 2"),
+            ({"conditions": {2: lambda told, grid, batch: told}}, r"must be of levels 0 to 1, got \[2\]"),
+            ({"hooks": {-1: lambda grid, batch: None}}, r"must be of levels 0 to 1, got \[-1\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                cascade(2).stream([0], **options)  # nobody asks for the first shape
+        with pytest.raises(ValueError, match=r"guidance must be 1 for a model that always has its conditions"):
+            cascade(1).stream([0], sampler=SamplerConfig(guidance=2.0))
+        for values, told in (({"category": 1.5}, "category must be one, or"), ({"text": 3}, "text must be a string")):
+            with pytest.raises(TypeError, match=told):
+                cascade(2).stream([0], **values)
+    assert not calls
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf")])
+def test_guidance_is_a_number_wherever_it_is_said(guidance: float) -> None:
+    with pytest.raises(ValueError, match=r"guidance must be finite, got (nan|inf)"):
+        SamplerConfig(guidance=guidance)
+    with pytest.raises(ValueError, match=r"guidance must be finite, got (nan|inf)"):
+        cascade(2).stream([0], guidance=guidance)
+
+
+def test_flows_take_any_number_of_steps() -> None:
+    """Also those with which DDIM would not begin at full noise."""
+    part = stage(0, diffusion=DiffusionConfig("flow"))
+    assert Request(steps=350).sampler_of(part) == SamplerConfig("flow", steps=350)
+    assert Request(sampler=SamplerConfig("dpm++", steps=7)).sampler_of(part) == SamplerConfig("flow", steps=7)
+    with pytest.raises(ValueError, match="steps of DDIM must come near 1000"):
+        Request(steps=350).sampler_of(stage(0))
+
+
+def test_guidance_may_leave_out_what_voxels_say() -> None:
+    first, second = cascade(2).stages
+    pipeline, calls = XCubePipeline([first, replace(second, dropped=("normal", "label"))]), []
+    with watched(second.denoiser, lambda args: calls.append(args[2])):
+        made(pipeline, [0], category=1, guidance=2.0)
+    for told in calls[1::2]:
+        assert not told.normal.any()
+        assert bool((told.label == -1).all())
+        assert told.category.tolist() == [1]
+
+
+def test_whatever_else_is_known_is_taken_from_voxels() -> None:
+    grid = Grid.full(-1, 1)
+    voxels = Voxels(grid, {"extra": torch.ones(8, 2), "normal": torch.ones(8, 3)})
+    assert Conditions.of(voxels, UNetConfig(LATENT, extra=2)).given == ("extra",)
+    with pytest.raises(KeyError, match="extra"):
+        Conditions.of(Voxels(grid), UNetConfig(LATENT, extra=2))
+
+
+# Boxes, and voxels that are no cubes
+
+
+def test_networks_no_longer_train() -> None:
+    parts = stage(0)
+    for model in parts.networks.values():
+        model.train()
+    XCubePipeline([parts])
+    assert not any(module.training for model in parts.networks.values() for module in model.modules())
+
+
+def test_voxels_that_are_no_cubes() -> None:
+    sizes = (1 / 8, 1 / 8, 1 / 2)
+    config = VAEConfig(sizes, channels=(4, 6), latent_channels=LATENT, hidden=4, dense_neck=(2, 2, 1))
+    pipeline = XCubePipeline([Stage(random(VAE(config), 0), stage(0).denoiser)])
+    assert (pipeline.size, pipeline.voxel_sizes, pipeline.resolutions) == ((1.0, 1.0, 2.0), (sizes,), (8,))
+    begun: list[Grid] = []
+    with watched(pipeline.stages[0].denoiser, lambda args: begun.append(args[0].grid)):
+        [shape] = made(pipeline, [0])
+    assert torch.equal(
+        begun[0].ijk.unique(dim=0), torch.cartesian_prod(*(torch.arange(-n, n) for n in (2, 2, 1))).int()
+    )
+    assert begun[0].origin == (1 / 8, 1 / 8, 1 / 2)
+    assert shape.finest.grid.origin == (1 / 16, 1 / 16, 1 / 4)
+
+
+def test_boxes_whose_edges_are_rounded() -> None:
+    grid = Grid.full(-4, 4, voxel_size=0.1, origin=0.05)
+    assert 0.6 / (2 * 0.1) < 3  # as numbers are rounded
+    assert torch.equal(in_box(grid, (0.6, 0.6, 0.6)), ((grid.ijk >= -3) & (grid.ijk < 3)).all(1))
+
+
+@pytest.mark.parametrize("sizes", [(1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (3.0, 1.0, 1.0)])
+def test_normals_of_a_slope(sizes: tuple[float, float, float]) -> None:
+    """A half space that ends at a slanted plane, on voxels of any shape."""
+    axis = torch.arange(-12, 12)
+    ijk = torch.cartesian_prod(axis, axis, axis)
+    outward = torch.nn.functional.normalize(torch.tensor([1.0, 0.5, 1.0]), dim=0)
+    height = (ijk * torch.tensor(sizes)) @ outward
+    grid = Grid.from_coords(ijk[height < 0], voxel_size=sizes)
+    normal = estimated_normals(grid)
+    depth = -(grid.ijk * torch.tensor(sizes)) @ outward
+    middle = (grid.ijk.abs() < 5).all(1) & (depth < max(sizes))
+    assert float((normal[middle] @ outward).mean()) > 0.995
+    assert not normal[(grid.ijk < -4).all(1) & (grid.ijk >= -7).all(1)].any()  # deep inside nothing is known
+
+
+def test_normals_end_where_nothing_is_known() -> None:
+    """Of a half space: the blur reaches four voxels."""
+    axis = torch.arange(-12, 12)
+    ijk = torch.cartesian_prod(axis, axis, axis)
+    grid = Grid.from_coords(ijk[ijk[:, 2] < 0])
+    inner = (grid.ijk[:, :2].abs() < 4).all(1) & (grid.ijk[:, 2] >= -7)
+    length = estimated_normals(grid).norm(dim=1)[inner]
+    near = grid.ijk[inner, 2] >= -4
+    torch.testing.assert_close(length, near.float())
+    assert bool(near.any())
+    assert not bool(near.all())
+
+
+# Samplers
+
+
+def test_noise_is_added_on_the_way_by_those_who_say_so() -> None:
+    grid, draws = Grid.full(-1, 1), [0]
+
+    def source(asked: Grid, channels: int) -> Tensor:
+        draws[0] += 1
+        return torch.zeros(asked.num_voxels, channels)
+
+    for sampler, count in (
+        (SamplerConfig(steps=5), 1),
+        (SamplerConfig(steps=5, eta=0.5), 6),
+        (SamplerConfig("ddpm", steps=5), 6),
+    ):
+        draws[0] = 0
+        sample(lambda x, t, told: x, grid, LATENT, source, diffusion=Diffusion(), sampler=sampler)
+        assert draws == [count]
+
+
+def test_times_of_a_flow_are_shifted() -> None:
+    even, shifted = (Solver(SamplerConfig("flow", steps=8), DiffusionConfig("flow", shift=s)).times for s in (1.0, 3.0))
+    torch.testing.assert_close(shifted, 3 * even / (1 + 2 * even / 1000), atol=7, rtol=0)
+    assert float((shifted - even).max()) > 200
+
+
+# Folders
+
+
+def test_what_guidance_leaves_out_is_kept(tmp_path: Path) -> None:
+    XCubePipeline([stage(0, dropped=("category", "normal")), stage(1)]).save_pretrained(tmp_path)
+    found = XCubePipeline.from_pretrained(tmp_path).stages
+    assert [part.dropped for part in found] == [("category", "normal"), ("category", "text")]
+
+
+def test_runs_know_the_size_of_their_box(tmp_path: Path) -> None:
+    facts = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict()}
+    save_pretrained(stage(1).vae, tmp_path / "vae-0", size=[1.0, 1.0, 0.5])
+    save_pretrained(stage(1).denoiser, tmp_path / "diffusion-0", **facts)
+    assert XCubePipeline.from_pretrained(tmp_path).size == (1.0, 1.0, 0.5)

@@ -1,0 +1,197 @@
+"""Cascades that read texts, from folders: the real loading code of transformers on a tiny random model."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xcube.conditions import Conditions
+from xcube.config import VAEConfig
+from xcube.diffusion import DiffusionConfig
+from xcube.pipeline import XCubePipeline
+from xcube.pretrained import save_pretrained
+from xcube.request import Sample
+from xcube.stages import Stage, TextSource
+from xcube.text import TextEncoder
+from xcube.unet import UNet
+from xcube.unet_config import UNetConfig
+from xcube.vae import VAE
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CHANNELS = 8
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    return pytest.importorskip("transformers", reason="needs the extra 'text'")
+
+
+def write_model(transformers: Any, folder: Path, channels: int = CHANNELS) -> None:
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=2 + 2 * len(LETTERS),
+        hidden_size=channels,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    transformers.CLIPTextModel(config).save_pretrained(folder)
+
+
+def write_tokenizer(transformers: Any, folder: Path) -> None:
+    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    transformers.CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[]).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both."""
+    folder = tmp_path_factory.mktemp("clip")
+    write_model(transformers, folder)
+    write_tokenizer(transformers, folder)
+    return folder
+
+
+def random(model: Any, seed: int) -> Any:
+    """The network with random parameters, also those that begin at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def stage(level: int, text_channels: int = CHANNELS) -> Stage:
+    """4^3 latents fill the box of level 0, which makes 8^3."""
+    neck = (2, 2, 2) if level == 0 else None
+    config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=2, hidden=4, dense_neck=neck)
+    vae = random(VAE(config), level)
+    with torch.no_grad():  # about half of the children exist
+        for head in (vae.decoder.root, *vae.decoder.heads):
+            head.out.bias.zero_()
+    small: dict[str, Any] = {"channels": 4, "multipliers": (1, 2), "attention": (2,), "heads": 2}
+    unet = UNetConfig(2, dense=level == 0, normal=level > 0, text_channels=text_channels, **small)
+    return Stage(vae, random(UNet(unet), 10 + level))
+
+
+def write_runs(folder: Path, stages: list[Stage], **options: Any) -> None:
+    """As training leaves them, without pipeline.json."""
+    for level, part in enumerate(stages):
+        facts: dict[str, Any] = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict(), "options": options}
+        save_pretrained(part.vae, folder / f"vae-{level}")
+        save_pretrained(part.denoiser, folder / f"diffusion-{level}", **facts)
+
+
+def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
+    return pipeline.sample(n, steps=STEPS, quiet=True, **options)
+
+
+def same(first: list[Sample], second: list[Sample]) -> bool:
+    pairs = [(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x.levels, y.levels, strict=True)]
+    return all(
+        a.grid.same_voxels(b.grid) and torch.equal(a.attributes["normal"], b.attributes["normal"]) for a, b in pairs
+    )
+
+
+@contextmanager
+def watched(model: torch.nn.Module, see: Callable[[Conditions], object]) -> Iterator[None]:
+    """Shows the conditions of each call."""
+    handle = model.register_forward_pre_hook(lambda _, args: see(args[2]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_a_folder_that_names_a_text_model(clip: Path, tmp_path: Path) -> None:
+    stages = [stage(0), stage(1, text_channels=0)]  # one level reads texts, the other does not
+    XCubePipeline(stages, text=TextSource(str(clip))).save_pretrained(tmp_path)
+    pipeline = XCubePipeline.from_pretrained(tmp_path)
+    chair = made(pipeline, 2, text="chair")
+    given = XCubePipeline(stages, text=TextEncoder.from_pretrained(clip))
+    assert same(chair, made(given, 2, text="chair"))
+    assert not same(chair, made(pipeline, 2, text="lamp"))
+    assert not same(chair, made(pipeline, 2, text="chair", guidance=4.0))
+    assert same(made(pipeline, 2), made(pipeline, 2, text=["", ""]))
+    # It was loaded once, and is named in the next folder too.
+    clip.rename(clip.with_name("away"))
+    try:
+        assert same(chair, made(pipeline, 2, text="chair"))
+        pipeline.save_pretrained(tmp_path / "again")
+    finally:
+        clip.with_name("away").rename(clip)
+    assert json.loads((tmp_path / "again" / "pipeline.json").read_text())["text"]["model"] == str(clip)
+    assert same(chair, made(XCubePipeline.from_pretrained(tmp_path / "again"), 2, text="chair"))
+
+
+def test_what_the_network_is_told(clip: Path) -> None:
+    encoder = TextEncoder.from_pretrained(clip)
+    pipeline = XCubePipeline([stage(0)], text=encoder)
+    seen: list[Conditions] = []
+    with watched(pipeline.stages[0].denoiser, seen.append):
+        made(pipeline, 2, text=["a chair", "lamp"], guidance=2.0)
+    texts, without = encoder(["a chair", "lamp"]), encoder(["", ""])
+    assert len(seen) == 2 * STEPS
+    for told, expected in zip(seen, [texts, without] * STEPS, strict=True):
+        assert told.text is not None
+        assert [int(mask.sum()) for mask in told.text.mask] == [int(mask.sum()) for mask in expected.mask]
+        for n in range(2):
+            rows = expected.tokens[n][expected.mask[n]]
+            torch.testing.assert_close(told.text.tokens[n][told.text.mask[n]], rows, atol=1e-5, rtol=0)
+
+
+def test_runs_name_the_model_and_the_tokenizer(transformers: Any, clip: Path, tmp_path: Path) -> None:
+    write_model(transformers, tmp_path / "model")
+    write_tokenizer(transformers, tmp_path / "tokenizer")
+    stages, places = [stage(0, text_channels=0), stage(1)], (tmp_path / "model", tmp_path / "tokenizer")
+    model, tokenizer = map(str, places)
+    write_runs(tmp_path / "runs", stages, text_model=model, tokenizer=tokenizer)
+    found = made(XCubePipeline.from_pretrained(tmp_path / "runs"), 1, text="chair")
+    assert same(found, made(XCubePipeline(stages, text=TextEncoder.from_pretrained(clip)), 1, text="chair"))
+    # In a sub-folder, as in releases.
+    write_model(transformers, tmp_path / "release" / "text_encoder")
+    source = TextSource(str(tmp_path / "release"), tokenizer, "text_encoder")
+    XCubePipeline(stages, text=source).save_pretrained(tmp_path / "saved")
+    assert same(found, made(XCubePipeline.from_pretrained(tmp_path / "saved"), 1, text="chair"))
+
+
+def test_a_text_for_a_model_without(tmp_path: Path) -> None:
+    XCubePipeline([stage(0, text_channels=0)]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="text must be None for a model that takes none, got 'chair'"):
+        made(XCubePipeline.from_pretrained(tmp_path), 1, text="chair")
+
+
+def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path: Path) -> None:
+    write_runs(tmp_path, [stage(0)])
+    with pytest.raises(ValueError, match="the model reads texts, so the pipeline needs text: an encoder, or where"):
+        made(XCubePipeline.from_pretrained(tmp_path), 1, text="chair")
+    write_tokenizer(transformers, tmp_path / "half")  # no model beside it
+    write_model(transformers, tmp_path / "wide", channels=2 * CHANNELS)
+    write_tokenizer(transformers, tmp_path / "wide")
+    for name, error, message in (
+        ("nowhere", OSError, "nowhere"),
+        ("half", OSError, "half"),
+        ("wide", ValueError, r"text must be an encoder of \{8\} channels, got one of 16"),
+    ):
+        XCubePipeline([stage(0)], text=TextSource(str(tmp_path / name))).save_pretrained(tmp_path)
+        pipeline = XCubePipeline.from_pretrained(tmp_path)  # which needs no text model yet
+        for _ in range(2):  # what was refused once is not taken the next time
+            with pytest.raises(error, match=message):
+                pipeline.stream([0], text="chair")
+
+
+def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    XCubePipeline([stage(0)], text=TextSource("anything")).save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"texts need transformers: pip install 'sparsevox\[text\]'"):
+        XCubePipeline.from_pretrained(tmp_path).stream([0], text="chair")
