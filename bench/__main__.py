@@ -33,6 +33,7 @@ BENCHES = (
     "surfaces",
     "html",
     "xcube",
+    "denoise",
 )
 
 

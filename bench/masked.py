@@ -3,6 +3,7 @@
 B items, C channels. Volumes are [B, C, R, R, R], masks [B, 1, R, R, R] of the same type.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from torch.nn import functional
 import sparsevox as sv
 from xcube.blocks import Head, ResBlock
 from xcube.refine import Refiner
+from xcube.spaces import Context, Dense
+from xcube.unet import UNet
 from xcube.vae import VAE
 
 
@@ -72,7 +75,7 @@ def pool(module: torch.nn.Module, x: Volume, mask: Tensor) -> Volume:
     return Volume(functional.conv3d(x.feats, *parameters, stride=2) * mask, mask)
 
 
-def norm(module: sv.nn.GroupNorm, x: Volume) -> Volume:
+def norm(module: sv.nn.GroupNorm | torch.nn.GroupNorm, x: Volume) -> Volume:
     """Statistics over the voxels of an item; features are zero elsewhere."""
     assert module.weight is not None
     assert module.bias is not None
@@ -176,3 +179,101 @@ def distance(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 def divergence(mean: Tensor, logvar: Tensor, mask: Tensor) -> Tensor:
     """From the standard normal distribution: summed over channels, the mean over voxels."""
     return (-0.5 * (1 + logvar - mean.square() - logvar.exp()) * mask).sum() / mask.sum()
+
+
+class Masked(Dense):
+    """Where the twin of a sparse denoiser computes: volumes, zero where some grids have no voxel.
+
+    masks: Where they have one, by edge.
+    """
+
+    def __init__(self, grid: sv.Grid, half: int) -> None:
+        self.half = half
+        mask = volume(torch.ones(grid.num_voxels, 1, device=grid.device), grid, half).mask
+        self.masks = {2 * half: mask}
+        while mask.shape[2] % 2 == 0:
+            mask = coarser(mask)
+            self.masks[mask.shape[2]] = mask
+
+    def enter(self, x: sv.SparseTensor) -> Tensor:
+        """A volume."""
+        return volume(x.feats, x.grid, self.half).feats
+
+    def leave(self, field: Tensor, like: sv.SparseTensor) -> sv.SparseTensor:
+        """The voxels of `like`."""
+        return like.replace(self.volume(field).rows(like.grid, self.half))
+
+    def volume(self, field: Tensor) -> Volume:
+        """With its mask."""
+        return Volume(field, self.masks[field.shape[2]])
+
+    def conv(self, in_channels: int, out_channels: int) -> torch.nn.Module:
+        """Within the voxels."""
+        return MaskedConv(self, in_channels, out_channels)
+
+    def norm(self, groups: int, channels: int, eps: float) -> torch.nn.Module:
+        """Over the voxels."""
+        return MaskedNorm(self, groups, channels, eps)
+
+    def modulate(self, field: Tensor, values: Tensor) -> Tensor:
+        """Every volume by its own."""
+        return super().modulate(field, values) * self.volume(field).mask
+
+    def down(self, field: Tensor) -> Tensor:
+        """The mean over the voxels that there are."""
+        share = functional.avg_pool3d(self.volume(field).mask, 2).clamp(min=1 / 8)
+        return functional.avg_pool3d(field, 2) / share
+
+    def up(self, field: Tensor, like: Tensor) -> Tensor:
+        """To the voxels of `like`."""
+        return super().up(field, like) * self.volume(like).mask
+
+    def replace(self, field: Tensor, rows: Tensor) -> Tensor:
+        """Zero where no voxel is."""
+        return super().replace(field, rows) * self.volume(field).mask
+
+    def attend(self, field: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context | None) -> Tensor:
+        """To the voxels that there are, and to no text."""
+        assert context is None
+        there = self.volume(field).mask.flatten(2)[:, :, None] > 0
+        q, k, v = (rows.unflatten(2, (heads, -1)).transpose(1, 2) for rows in (q, k, v))
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=there).transpose(1, 2).flatten(2)
+
+
+class MaskedConv(torch.nn.Conv3d):
+    """Kernel 3, within the voxels."""
+
+    def __init__(self, space: Masked, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.space = space
+
+    def forward(self, input: Tensor) -> Tensor:
+        """A volume."""
+        return super().forward(input) * self.space.volume(input).mask
+
+
+class MaskedNorm(torch.nn.GroupNorm):
+    """Statistics over the voxels of an item."""
+
+    def __init__(self, space: Masked, groups: int, channels: int, eps: float) -> None:
+        super().__init__(groups, channels, eps)
+        self.space = space
+
+    def forward(self, input: Tensor) -> Tensor:
+        """A volume."""
+        return norm(self, self.space.volume(input)).feats
+
+
+def denoiser(net: UNet, grid: sv.Grid, half: int) -> UNet:
+    """The twin of a sparse denoiser for latent grids in the box from -half to half: the same in another space."""
+    twin, space = copy.deepcopy(net), Masked(grid, half)
+    for module in list(twin.modules()):
+        if "space" in vars(module):
+            vars(module)["space"] = space
+        for name, part in list(module.named_children()):
+            if isinstance(part, sv.nn.Conv3d):
+                setattr(module, name, space.conv(part.in_channels, part.out_channels))
+            elif isinstance(part, sv.nn.GroupNorm):
+                setattr(module, name, space.norm(part.num_groups, part.num_channels, part.eps))
+    twin.load_state_dict(net.state_dict())
+    return twin.to(grid.device)

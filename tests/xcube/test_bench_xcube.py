@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench import denoise
 from bench import xcube as module
 from bench.harness import Case, check
 from bench.scenes import scene
@@ -27,3 +28,22 @@ def agree(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     everyone = case.prepare(scene("shell", 16))
     assert len(everyone) == 2
     check(case, everyone)
+
+
+@pytest.mark.parametrize("what", ["step", "sampling step"])
+@pytest.mark.parametrize(("level", "scene_", "size"), [("coarse", "block", 8), ("fine", "shell", 12)])
+def test_the_twin_of_a_denoiser_agrees(level: str, scene_: str, size: int, what: str) -> None:
+    found = {case.op: case for case in denoise.cases(torch.device("cpu"), quick=True)}
+    case = found[f"XCube, {level} denoiser, {what}, batch of 8"]
+    assert (case.scene, case.size) == (scene_, size)
+    everyone = case.prepare(scene(case.scene, case.size))
+    assert len(everyone) == 2
+    check(case, everyone)
+
+
+def test_a_denoiser_depends_on_what_lies_before_its_zero_layers() -> None:
+    problem = denoise.Problem(scene("shell", 12), 1)
+    (latents,) = problem.sampling(problem.net)()
+    torch.nn.init.zeros_(problem.net.get_parameter("middle.first.conv1.weight"))
+    (others,) = problem.sampling(problem.net)()
+    assert (latents - others).abs().amax() > 1e-3 * latents.abs().amax()

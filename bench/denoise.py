@@ -1,0 +1,111 @@
+"""The denoisers of the demo: steps of training and of sampling, beside the same layers in the other kind of space.
+
+The coarse one, in volumes, stands beside itself on the voxels of the full box; the fine one, on voxels, beside itself
+in volumes that are zero where no voxel is.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import sparsevox as sv
+from bench import masked
+from bench.harness import Case, Contender, close
+from bench.xcube import TOLERANCE, Result, flat, precisely, random, shapes, step
+from xcube.conditions import Conditions
+from xcube.diffusion import Diffusion, DiffusionConfig
+from xcube.sampling import SamplerConfig, Solver
+from xcube.training.parts import read_preset
+from xcube.unet import UNet
+
+HALF = 8  # of the box of the fine level's latents, in voxels
+SHAPES = 8
+
+
+def boxes(coords: Tensor) -> sv.Voxels:
+    """As many full boxes around zero, and in them as many voxels, as pieces of a cube."""
+    half = round((len(coords) / SHAPES) ** (1 / 3)) // 2
+    return sv.Voxels(sv.Grid.full([-half] * 3, [half] * 3, batch_size=SHAPES, device=coords.device))
+
+
+class Problem:
+    """A denoiser of the demo, its twin, and noisy latents of eight shapes.
+
+    Layers that begin at zero have random weights: nothing would depend on what comes before them.
+    """
+
+    def __init__(self, coords: Tensor, level: int) -> None:
+        options = next(part.options for part in read_preset("demo") if part.name == f"diffusion-{level}")
+        config, self.diffusion = options["model"], Diffusion(options.get("diffusion", DiffusionConfig()))
+        voxels = boxes(coords) if config.dense else shapes(coords, SHAPES, 1 / (2 * HALF))
+        self.grid = voxels.grid
+        torch.manual_seed(0)
+        self.net = UNet(config).to(coords.device)
+        for parameter in self.net.parameters():
+            if not bool(parameter.any()):
+                torch.nn.init.normal_(parameter, std=0.05)
+        if config.dense:
+            self.twin = UNet(replace(config, dense=False)).to(coords.device)
+            self.twin.load_state_dict(self.net.state_dict())
+        else:
+            self.twin = masked.denoiser(self.net, self.grid, HALF)
+        category = self.grid.ijk.new_zeros(self.grid.batch_size) if config.categories else None
+        self.told = Conditions.of(voxels, config, category=category)
+        like = torch.zeros((), device=coords.device)
+        noise = random(self.grid.num_voxels, 2 * config.latent_channels, like=like)
+        self.latents, self.noise = sv.SparseTensor(self.grid, noise[:, ::2]), noise[:, 1::2]
+        self.times = torch.linspace(0, 999, SHAPES, device=coords.device).long()
+
+    def training(self, net: UNet) -> Callable[[], Result]:
+        """Forward, loss, backward and AdamW, with the search for neighbours: every batch has its own."""
+        finish = step(net, "enter.weight", "out.conv.weight")
+
+        def run() -> Result:
+            self.grid.clear_cache()
+            return finish(self.diffusion.loss(net, self.latents, self.told, self.times, self.noise))
+
+        return run
+
+    def sampling(self, net: UNet) -> Callable[[], Result]:
+        """A prediction, and latents with less noise. Neighbours are at hand, as in all steps but the first."""
+        solver = Solver(SamplerConfig(), self.diffusion.config)
+        t = solver.times[len(solver.times) // 2]
+        # Grids know coarser ones, and these their maps, for as long as somebody has them.
+        coarser = [self.grid]
+        for _ in net.config.multipliers[1:]:
+            coarser.append(coarser[-1].coarsen(2))
+
+        def run() -> Result:
+            assert coarser
+            with torch.no_grad():
+                prediction = net(self.latents, t.to(self.grid.device).expand(SHAPES), self.told).feats
+                return (solver.step(prediction, t, self.latents.feats, None),)
+
+        return run
+
+
+def contenders(coords: Tensor, *, level: int, sampling: bool) -> Sequence[Contender]:
+    """Ours and the twin, which is the baseline."""
+    p = Problem(coords, level)
+    calls = (p.sampling if sampling else p.training)(p.net), (p.sampling if sampling else p.training)(p.twin)
+    ours, theirs = (precisely(coords.device, call) for call in calls)
+    name = "sparsevox, voxels of the full box" if p.net.config.dense else "plain torch, dense and masked"
+    return Contender("sparsevox", ours, view), Contender(name, theirs, view, baseline=True)
+
+
+def view(result: Result) -> Tensor:
+    """Latents, or a loss and gradients."""
+    return result[0] if len(result) == 1 else flat(result)
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    """Eight shapes: boxes of 4^3 at the coarse level, and pieces of a sphere in boxes of 16^3 at the fine one."""
+    levels = ((0, "coarse", "block", 8), (1, "fine", "shell", 12 if quick else 30))
+    for sampling, what in ((False, "step"), (True, "sampling step")):
+        for level, name, scene, size in levels:
+            run = functools.partial(contenders, level=level, sampling=sampling)
+            op = f"XCube, {name} denoiser, {what}, batch of {SHAPES}"
+            yield Case(op, scene, size, run, agree=close(TOLERANCE), dtype="float32", rounds=7)
