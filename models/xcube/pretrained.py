@@ -1,5 +1,6 @@
 """Networks in folders: `config.json` and `model.safetensors`, which anybody can read, and nothing that is executed."""
 
+import hashlib
 import json
 from os import PathLike
 from pathlib import Path
@@ -107,6 +108,16 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
     if not all(isinstance(values.get(name), dict) for name in ("config", "facts")):
         raise ValueError(f"{path} must have a config and facts, got only {sorted(values)}")
     return values
+
+
+def digest(file: str | PathLike[str]) -> str:
+    """What tells the bytes of a file from others: SHA-256.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:

@@ -1,5 +1,6 @@
 """The networks of a cascade, level by level: what belongs together, whether it fits, and the folder that holds it."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from sparsevox._atomic import atomic
 from xcube.config import VAEConfig
 from xcube.diffusion import DiffusionConfig
-from xcube.pretrained import CONFIG, KINDS, from_pretrained, read_config, save_pretrained
+from xcube.pretrained import CONFIG, KINDS, WEIGHTS, digest, from_pretrained, read_config, save_pretrained
 from xcube.refine import Refiner
 from xcube.tree import TOLERANCE
 from xcube.unet import UNet
@@ -213,6 +214,14 @@ def write_cascade(cascade: Cascade, folder: str | PathLike[str]) -> None:
     index = {"format": FORMAT, "levels": levels, "box": cascade.size, "text": text}
     with atomic(path / INDEX) as file:
         file.write((json.dumps(index, indent=2) + "\n").encode())
+
+
+def fingerprint(folder: str | PathLike[str]) -> str:
+    """What tells the networks of a folder from others."""
+    path = Path(folder)
+    files = sorted(file for name in (CONFIG, WEIGHTS) for file in path.glob(f"*/{name}"))
+    index = [path / INDEX] if (path / INDEX).is_file() else []
+    return hashlib.sha256("".join(map(digest, [*index, *files])).encode()).hexdigest()
 
 
 def _read_index(path: Path) -> dict[str, Any]:

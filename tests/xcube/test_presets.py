@@ -13,12 +13,12 @@ import torch
 
 from xcube import cli
 from xcube.checkpoints.vae import config_from_official, vae_state
-from xcube.cli import PRESETS, presets
 from xcube.config import VAEConfig
 from xcube.data.hierarchy import as_box
 from xcube.losses import LossConfig
 from xcube.refine import RefineConfig, Refiner
 from xcube.training.config import TrainConfig
+from xcube.training.parts import PRESETS, presets
 from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
@@ -26,7 +26,7 @@ for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="the command line and training")
 
 MANIFEST = Path(__file__).parents[3] / "shared" / "xcube_manifest.json"
-LEVELS = ("vae-0", "vae-1")
+LEVELS, DENOISERS = ("vae-0", "vae-1"), ("diffusion-0", "diffusion-1")
 # Folder: its name in the manifest, millions of parameters and weight of the divergence of the coarse and the fine VAE.
 RELEASED = {
     "shapenet-chair": ("shapenet/chair", (59.63, 3.80), (0.03, 1.0)),
@@ -99,8 +99,8 @@ def test_options_override_a_preset(made):
 
 
 def test_there_is_a_preset_for_every_network():
-    folders = (*RELEASED, "small")
-    assert sorted(OURS) == sorted(f"{folder}/{part}" for folder in folders for part in (*LEVELS, "refine"))
+    parts = dict.fromkeys(RELEASED, (*LEVELS, "refine")) | {"small": (*LEVELS, "refine", *DENOISERS)}
+    assert sorted(OURS) == sorted(f"{folder}/{part}" for folder, names in parts.items() for part in names)
 
 
 @pytest.mark.parametrize("line", ["modell: 3", "model: {chanels: [8]}", "train: {step: 3}", "loss: {kld: 1.0}"])
@@ -199,9 +199,10 @@ def test_commands_in_the_comments_make_the_data_that_a_preset_needs(called, name
     part = name.split("/")[1]
     assert last[: last.index("--data")] == ["train", part.partition("-")[0], "--config", name]
     values = called(*last)
-    if part == "refine":
+    if not part.startswith("vae"):
+        level = part[-1] if part[-1].isdigit() else "1"
         assert not before
-        assert values["vae"] == called(*commands(name.replace("refine", "vae-1"))[-1])["out"]
+        assert values["vae"] == called(*commands(name.replace(part, f"vae-{level}"))[-1])["out"]
         return
     options = cli.parser().parse_args(before[0]).data
     built = options[options.subcommand]

@@ -23,6 +23,11 @@ Result = TypeVar("Result")
 AHEAD = 2  # inputs under way for each worker: one at work, one that waits
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_here(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Generator[tuple[Input, Result | None]]:
     """In this process, with one thread, as workers do it."""
     threads = torch.get_num_threads()
@@ -86,14 +91,15 @@ def _alone(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Gene
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Never a plain fork: locks that threads hold stay locked in it. A server that forks imports PyTorch once.
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_worker)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["xcube.data.build", "trimesh"])
-    return ProcessPoolExecutor(workers, context, _prepare)
+    return ProcessPoolExecutor(workers, context, prepare_worker)
 
 
-def _prepare() -> None:
-    torch.set_num_threads(1)
+def prepare_worker(threads: int = 1) -> None:
+    """What a worker does first: it ends with its parent, and leaves interrupts to it."""
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and lets the work under way end
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

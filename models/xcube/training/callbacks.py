@@ -1,20 +1,46 @@
 """What a run does beside its steps: an average of the weights, a bar, and files that outlive a kill."""
 
 import csv
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from sparsevox._atomic import atomic
+from xcube.training.status import Status
 
 LOGS = "logs"
 TABLE = "metrics.csv"
+PERIOD = 0.5  # seconds between two reports
+
+
+class Report(Callback):
+    """Tells a listener how far training is."""
+
+    def __init__(self, tell: Callable[[Status], None]) -> None:
+        self.tell, self.told, self.start = tell, 0.0, 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Steps of an earlier run say nothing about the speed of this one."""
+        self.start = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Now and then."""
+        now, config = time.monotonic(), pl_module.config
+        if now - self.told < PERIOD and trainer.global_step < config.steps:
+            return
+        self.told = now
+        taken = (pl_module.elapsed - pl_module.earlier) / max(trainer.global_step - self.start, 1)
+        left = taken * (config.steps - trainer.global_step)
+        if config.minutes is not None:
+            left = min(left, max(60 * config.minutes - pl_module.elapsed, 0.0))
+        self.tell(Status("train", trainer.global_step, config.steps, left, float(outputs["loss"])))
 
 
 class Average(WeightAveraging):

@@ -17,7 +17,8 @@ FIGURES = "figures.json"
 
 # What may be another when a run is taken up again.
 FREE = {
-    f"train.{name}" for name in ("steps", "minutes", "val_every", "val_shapes", "save_every", "workers", "accelerator")
+    f"train.{name}"
+    for name in ("steps", "minutes", "warmup", "val_every", "val_shapes", "save_every", "workers", "accelerator")
 }
 
 Options = dict[str, Any]
@@ -45,7 +46,7 @@ def prepare(out: Path, restart: bool) -> None:
 
 
 def finished(out: Path, options: Options) -> bool:
-    """Whether a folder holds the network that a run with these options ends with.
+    """Whether a folder holds the network that a run with these options ends with, or one of more steps.
 
     Raises:
         ValueError: If it holds another one.
@@ -59,7 +60,7 @@ def finished(out: Path, options: Options) -> bool:
     place = {name: facts.get(name) for name in options["data"]}
     there = {"kind": values["kind"], "model": values["config"], "data": place} | facts["options"]
     same_run(out, there, options)
-    return there == options
+    return there == options or int(facts["steps"]) >= options["train"]["steps"]
 
 
 def steps_of(out: Path, options: Options) -> int | None:
@@ -71,14 +72,23 @@ def steps_of(out: Path, options: Options) -> int | None:
     path = out / CHECKPOINT
     if not path.is_file():
         return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        there, steps = state["options"], int(state["global_step"])
-    except Exception as error:  # torch.load raises whatever its readers raise
-        first = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged, so the run cannot go on; begin anew with restart ({first})") from error
+    there, steps = _checkpoint(path)
     same_run(out, there, options)
     return steps
+
+
+def trained_with(out: Path) -> str | None:
+    """The digest of the weights of the VAE with which the run in a folder began, None if there is no such run.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    found: Any = None
+    if (out / CONFIG).is_file():
+        found = read_config(out)["facts"].get("options", {}).get("vae")
+    elif (out / CHECKPOINT).is_file():
+        found = _checkpoint(out / CHECKPOINT)[0].get("vae")
+    return found
 
 
 def same_run(out: Path, there: Options, options: Options) -> None:
@@ -88,6 +98,16 @@ def same_run(out: Path, there: Options, options: Options) -> None:
     if others:
         told = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in others)
         raise ValueError(f"{out} holds a run with other options: {told}; take another folder, or begin anew: restart")
+
+
+def _checkpoint(path: Path) -> tuple[Options, int]:
+    """Options and steps of a checkpoint."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return dict(state["options"]), int(state["global_step"])
+    except Exception as error:  # torch.load raises whatever its readers raise
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged, so the run cannot go on; begin anew with restart ({first})") from error
 
 
 def _flat(values: Options, before: str = "") -> Iterator[tuple[str, Any]]:

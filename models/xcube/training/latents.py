@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import sparsevox as sv
 from sparsevox import Voxels
@@ -17,6 +16,7 @@ from xcube.conditions import NOTHING, Text
 from xcube.data.loading import ShapeFolder
 from xcube.text import TextEncoder
 from xcube.training.config import TrainConfig
+from xcube.training.status import shown
 
 NUMBER = "number"  # the attribute that says of every voxel which shape of the data set it belongs to
 
@@ -83,7 +83,7 @@ class Prepared:
         sampler = VoxelBudgetSampler(
             self.sizes, config.voxels, max_items=config.batch_size, shuffle=False, rank=0, replicas=1
         )
-        for items in tqdm(sampler, desc="encode", disable=quiet):
+        for items in shown(list(sampler), "encode", quiet):
             made = function(sv.collate([self[item] for item in items])).to("cpu")
             self._encoded |= dict(zip(items, made.unbind(), strict=True))
         self.sizes = [self._encoded[item].num_voxels for item in range(len(self))]

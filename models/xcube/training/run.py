@@ -18,11 +18,12 @@ from sparsevox._atomic import atomic
 from xcube.data.folder import read_index
 from xcube.data.loading import ShapeFolder
 from xcube.pretrained import load_weights, save_pretrained
-from xcube.training.callbacks import LOGS, Average, Progress, WholeFiles, table
+from xcube.training.callbacks import LOGS, Average, Progress, Report, WholeFiles, table
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches, validation_batches
 from xcube.training.folder import CHECKPOINT, FIGURES, finished, prepare, steps_of
 from xcube.training.modules import Trained
+from xcube.training.status import LISTENER
 
 # What Lightning warns of though it is meant to be so, or is its own affair.
 EXPECTED = (
@@ -140,7 +141,10 @@ def trainer_for(config: TrainConfig, out: Path, *, start: int, quiet: bool) -> l
     ]
     if config.ema:
         callbacks.append(Average(config.ema))
-    if not quiet:
+    listener = LISTENER.get()
+    if listener is not None:
+        callbacks.append(Report(listener))
+    elif not quiet:
         callbacks.append(Progress())
     return lightning.Trainer(
         accelerator=config.accelerator,
@@ -157,7 +161,7 @@ def trainer_for(config: TrainConfig, out: Path, *, start: int, quiet: bool) -> l
         plugins=[WholeFiles()],
         logger=[table(out, start), TensorBoardLogger(out, name="", version=LOGS, purge_step=start or None)],
         log_every_n_steps=10,
-        enable_progress_bar=not quiet,
+        enable_progress_bar=not quiet and listener is None,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )

@@ -9,7 +9,7 @@ from xcube.config import VAEConfig
 from xcube.data.folder import Card, read_card
 from xcube.diffusion import DiffusionConfig
 from xcube.losses import LossConfig
-from xcube.pretrained import from_pretrained, read_config
+from xcube.pretrained import WEIGHTS, digest, from_pretrained, read_config
 from xcube.refine import RefineConfig, Refiner
 from xcube.text import TextEncoder
 from xcube.training.config import TrainConfig
@@ -121,6 +121,7 @@ def train_refine(
     else:  # of a VAE from elsewhere
         scale = latent_scale(decoder, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
     module = TrainRefiner(Refiner(model), train, decoder, scale=scale, first=first, last=last)
+    module.options["vae"] = digest(vae / WEIGHTS)
     run.train(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
 
@@ -205,9 +206,15 @@ def train_diffusion(
         dropped=dropped,
         cache=cache,
     )
-    module.options |= {"categories": list(categories), "text_model": text_model, "tokenizer": tokenizer}
+    module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
+    module.options |= {"text_model": _found_anywhere(text_model), "tokenizer": _found_anywhere(tokenizer)}
     run.train(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
+
+
+def _found_anywhere(model: str | None) -> str | None:
+    """The name of a model, or its folder as it is called wherever one stands."""
+    return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
 def _level_of(data: Path, level: int, sizes: tuple[float, float, float], whose: str = "model") -> Card:
