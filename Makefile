@@ -18,9 +18,9 @@ unexport TRITON_INTERPRET SPARSEVOX_BACKEND
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/demo.stamp ## Voxelise shapes, do topology on them, turn them back to meshes, write pictures to demo/
-	$(VENV)/bin/python examples/topology.py --out demo
-	$(VENV)/bin/python examples/hierarchy.py --out demo
+DEMO ?=
+demo: $(VENV)/demo.stamp ## Train XCube on made shapes and make new ones, in 15 minutes, in demo/ (DEMO="--minutes 5")
+	$(VENV)/bin/xcube demo --out demo $(DEMO)
 
 # Triton's interpreter and its compiler exclude each other in one process: hence several runs.
 # Under 3.6 every kernel is compiled too: that is what GPU machines have. XCube needs packages that are not there.
@@ -71,7 +71,7 @@ triton = $(1)/bin/python -m pip install -q --disable-pip-version-check --no-deps
 comma := ,
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
-	$(call environment,$(VENV),io$(comma)viz,constraints.txt)
+	$(call environment,$(VENV),xcube,constraints.txt)
 	$(call triton,$(VENV),constraints.txt)
 	@touch $@
 

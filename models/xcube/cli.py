@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xcube.commands.data import build_files, build_parts, build_scenes
+from xcube.commands.demo import demo
 from xcube.commands.evaluate import evaluate
-from xcube.commands.models import convert, reconstruct, train_diffusion, train_refine, train_vae
+from xcube.commands.models import convert, reconstruct, train_all, train_diffusion, train_refine, train_vae
 from xcube.commands.options import Integers, Names, Numbers
 from xcube.commands.sample import sample, upsample
 from xcube.commands.view import view
+from xcube.training.parts import PRESETS, presets
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -27,8 +29,9 @@ Function = Callable[..., int]
 # Subcommands, and groups of them: what a group is for, and its functions.
 COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
     "data": ("data sets", {"build": build_files, "parts": build_parts, "scenes": build_scenes}),
-    "train": ("networks", {"vae": train_vae, "refine": train_refine, "diffusion": train_diffusion}),
+    "train": ("networks", {"all": train_all, "vae": train_vae, "diffusion": train_diffusion, "refine": train_refine}),
     "convert": convert,
+    "demo": demo,
     "evaluate": evaluate,
     "reconstruct": reconstruct,
     "sample": sample,
@@ -37,7 +40,6 @@ COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
 }
 CONFIGURED = (train_vae, train_refine, train_diffusion)  # they take --config, a file or the name of a preset
 OPTIONS = ("data", "model", "out")  # what is given by name, though it comes first
-PRESETS = Path(__file__).parent / "presets"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,11 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _apart(words: Sequence[str]) -> list[str]:
     """`--config=FILE` in two words, as it is looked for."""
     return [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-
-
-def presets() -> list[str]:
-    """Names of what `--config` finds in the package."""
-    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
 
 
 def parser() -> "ArgumentParser":
@@ -105,10 +102,13 @@ def _of_function(function: Function) -> "tuple[ArgumentParser, str]":
     about = {each.arg_name: each.description for each in doc.params}
     first, *others = inspect.signature(function).parameters.values()
     made = ArgumentParser(description=doc.description)
-    flags = [each.name for each in others if each.annotation is bool]
-    skip: set[str | int] = {*flags}
+    flags = [each.name for each in others if each.annotation is bool and each.default is False]
+    files = [each.name for each in others if each.annotation == list[Path]]
+    skip: set[str | int] = {*flags, *files}
     for name in flags:
         made.add_argument(f"--{name}", action="store_true", help=about[name])
+    for name in files:
+        made.add_argument(f"--{name}", type=Path, nargs="+", default=[], metavar="FILE", help=about[name])
     if first.name not in OPTIONS:
         many = first.annotation == list[str]
         made.add_argument(first.name, type=str if many else first.annotation, help=about[first.name], **_number(many))

@@ -1,12 +1,13 @@
 """The command line."""
 
+import inspect
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from xcube.cli import COMMANDS, main
+from xcube.cli import COMMANDS, _of_function, main
 from xcube.data import ShapeFolder
 from xcube.data.folder import read_card
 
@@ -101,6 +102,23 @@ def test_bad_command_lines(capsys, arguments, message):
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def functions():
+    for name, entry in COMMANDS.items():
+        verbs = entry[1] if isinstance(entry, tuple) else {"": entry}
+        yield from (pytest.param(function, id=f"{name} {verb}".strip()) for verb, function in verbs.items())
+
+
+@pytest.mark.parametrize("function", list(functions()))
+def test_the_defaults_of_options_are_those_of_python(function):
+    defaults = _of_function(function)[0].get_defaults()
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not parameter.empty:
+            found = defaults[name]
+            found = found.as_dict() if hasattr(found, "as_dict") else found
+            expected = parameter.default.__dict__ if hasattr(parameter.default, "to_dict") else parameter.default
+            assert found == expected, name
 
 
 def test_help_says_what_every_option_is(capsys):

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from xcube.commands.options import Integers, Names, Numbers, cores
+from xcube.commands.options import Integers, Names, Numbers
 from xcube.data import (
     Report,
     Source,
@@ -18,6 +18,7 @@ from xcube.data import (
     with_lists,
 )
 from xcube.data.build import Engine
+from xcube.data.engines import cores
 from xcube.data.hierarchy import Box, Outside, as_box
 from xcube.data.outdoor import CLASSES
 from xcube.data.outdoor import make as make_scene

@@ -48,10 +48,16 @@ def evaluate(samples: Path, data: Path, out: Path | None = None, **options: Any)
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Figures side by side: a line for each, a column for each set, a remark."""
+    lines = [("", *COLUMNS.values(), ""), *cells(rows)]
+    return "".join(f"{t:<14}{a:>10}{b:>10}{c:>10}  {remark}".rstrip() + "\n" for t, a, b, c, remark in lines)
+
+
+def cells(rows: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str, str, str]]:
+    """What stands in the lines of the table: a title, a figure for each set, a remark."""
     error = rows["samples"]["one_nna_error"]
-    lines = [("", *COLUMNS.values(), "")]
+    found = []
     for key, title, form, remark in LINES:
         if any(key in rows[name] for name in COLUMNS):
-            cells = [form.format(rows[name][key]) if key in rows[name] else "-" for name in COLUMNS]
-            lines.append((title, *cells, remark.format(error=error)))
-    return "".join(f"{t:<14}{a:>10}{b:>10}{c:>10}  {remark}".rstrip() + "\n" for t, a, b, c, remark in lines)
+            a, b, c = (form.format(rows[name][key]) if key in rows[name] else "-" for name in COLUMNS)
+            found.append((title, a, b, c, remark.format(error=error)))
+    return found

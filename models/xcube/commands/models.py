@@ -10,7 +10,7 @@ from torch.nn import Module
 
 import xcube.reconstruct
 from xcube.checkpoints import convert as convert_checkpoint
-from xcube.training import train
+from xcube.training import everything, train
 
 P = ParamSpec("P")
 
@@ -30,6 +30,14 @@ def _trains(function: Callable[P, Module]) -> Callable[P, int]:
 train_vae = _trains(train.train_vae)
 train_refine = _trains(train.train_refine)
 train_diffusion = _trains(train.train_diffusion)
+
+
+@functools.wraps(everything.train_all)
+def train_all(data: Path, out: Path, **options: Any) -> int:
+    """Train networks, and say where they are."""
+    everything.train_all(data, out, **options)
+    sys.stdout.write(f"{out} holds the networks: xcube sample --model {out}\n")
+    return 0
 
 
 @functools.wraps(convert_checkpoint)

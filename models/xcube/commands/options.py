@@ -1,7 +1,5 @@
 """Types of options on the command line."""
 
-import os
-
 
 class Integers(tuple[int, ...]):
     """16,128,512 on the command line."""
@@ -13,8 +11,3 @@ class Numbers(tuple[float, ...]):
 
 class Names(tuple[str, ...]):
     """normal,label on the command line."""
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,5 @@
 """`xcube sample` and `xcube upsample`: new shapes."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -11,9 +10,10 @@ import torch
 
 from sparsevox import Voxels
 from sparsevox.io import load_voxels
+from xcube.commands.options import Names
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.sources import load_shape
-from xcube.pretrained import CONFIG, WEIGHTS
+from xcube.pretrained import digest
 
 if TYPE_CHECKING:
     from xcube.pipeline import XCubePipeline
@@ -31,7 +31,7 @@ def sample(
     seed: int = 0,
     steps: int = 50,
     text: str | None = None,
-    category: str | None = None,
+    category: Names | None = None,
     guidance: float = 1.0,
     sampler: Kind = "ddim",
     batch_size: int = 16,
@@ -52,7 +52,7 @@ def sample(
         seed: of the noise; a shape follows from it and its number
         steps: of the sampler, at each level
         text: what the shapes should be, for models that read texts
-        category: the same, for models that know classes
+        category: the same, for models that know classes; several, as chair,lamp, are taken in turn
         guidance: weight of text and category; 1 is none
         sampler: how to sample; networks that predict flows have their own way
         batch_size: shapes of a batch, at most
@@ -63,15 +63,19 @@ def sample(
     """
     from xcube.sample_folder import SampleFolder
     from xcube.sampling import SamplerConfig
+    from xcube.stages import fingerprint
 
     pipeline = _pipeline(model, count, device)
     chosen = SamplerConfig(sampler, steps=steps, guidance=guidance)
-    told: dict[str, Any] = {"seed": seed, "text": text, "category": category, "sampler": chosen}
+    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen}
     split: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "quiet": quiet}
-    pipeline.stream([0], **told, **split)  # errors come before the folder is made
-    settings = {"model": _fingerprint(model)} | told | {"sampler": asdict(chosen)}
-    folder = SampleFolder(out, settings, restart=restart)
-    return _fill(folder, count, lambda numbers: pipeline.stream(numbers, **told, **split))
+
+    def make(numbers: Sequence[int]) -> Iterator["Sample"]:
+        return pipeline.stream(numbers, category=_in_turn(category, numbers), **told, **split)
+
+    make(range(len(category or [0])))  # errors come before the folder is made
+    settings = {"model": fingerprint(model), "category": category} | told | {"sampler": asdict(chosen)}
+    return _fill(SampleFolder(out, settings, restart=restart), count, make)
 
 
 def upsample(
@@ -83,7 +87,7 @@ def upsample(
     seed: int = 0,
     steps: int = 50,
     text: str | None = None,
-    category: str | None = None,
+    category: Names | None = None,
     guidance: float = 1.0,
     sampler: Kind = "ddim",
     batch_size: int = 16,
@@ -106,7 +110,7 @@ def upsample(
         seed: of the noise; a variant follows from it and its number
         steps: of the sampler, at each level
         text: what the shapes should be, for models that read texts
-        category: the same, for models that know classes
+        category: the same, for models that know classes; several, as chair,lamp, are taken in turn
         guidance: weight of text and category; 1 is none
         sampler: how to sample; networks that predict flows have their own way
         batch_size: shapes of a batch, at most
@@ -117,17 +121,26 @@ def upsample(
     """
     from xcube.sample_folder import SampleFolder
     from xcube.sampling import SamplerConfig
+    from xcube.stages import fingerprint
 
     pipeline = _pipeline(model, count, device)
     voxels = _coarse(file, pipeline, level)
     chosen = SamplerConfig(sampler, steps=steps, guidance=guidance)
-    told: dict[str, Any] = {"seed": seed, "text": text, "category": category, "sampler": chosen}
+    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen}
     split: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "quiet": quiet}
     where: dict[str, Any] = {"begin": voxels, "level": level}
-    pipeline.stream([0], **where, **told, **split)
-    settings = {"model": _fingerprint(model), "file": _digest(file), "level": level} | told
-    folder = SampleFolder(out, settings | {"sampler": asdict(chosen)}, restart=restart)
-    return _fill(folder, count, lambda numbers: pipeline.stream(numbers, **where, **told, **split))
+
+    def make(numbers: Sequence[int]) -> Iterator["Sample"]:
+        return pipeline.stream(numbers, category=_in_turn(category, numbers), **where, **told, **split)
+
+    make(range(len(category or [0])))
+    settings = {"model": fingerprint(model), "file": digest(file), "level": level, "category": category} | told
+    return _fill(SampleFolder(out, settings | {"sampler": asdict(chosen)}, restart=restart), count, make)
+
+
+def _in_turn(category: Sequence[str] | None, numbers: Sequence[int]) -> list[str] | None:
+    """The category of each shape, by its number."""
+    return [category[number % len(category)] for number in numbers] if category else None
 
 
 def _pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
@@ -168,23 +181,10 @@ def _fill(folder: "SampleFolder", count: int, make: Callable[[Sequence[int]], It
             folder.write(number, made)
     from xcube.sample_folder import GALLERY, PAGE
 
-    folder.show(count, folder.path.name)
+    if missing or not (folder.path / PAGE).is_file():
+        folder.show(count, folder.path.name)
     there = f", {count - len(missing)} were there already" if len(missing) < count else ""
     sys.stdout.write(f"{len(missing)} shapes made{there}\n")
     if (folder.path / PAGE).is_file():
         sys.stdout.write(f"look at {folder.path / GALLERY}, or open {folder.path / PAGE}\n")
     return 0
-
-
-def _fingerprint(model: Path) -> str:
-    """Of all networks of a pipeline."""
-    from xcube.stages import INDEX
-
-    files = sorted(path for name in (CONFIG, WEIGHTS) for path in model.glob(f"*/{name}"))
-    index = [model / INDEX] if (model / INDEX).is_file() else []
-    return hashlib.sha256("".join(map(_digest, [*index, *files])).encode()).hexdigest()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,163 @@
+"""`xcube demo`: a cascade from nothing, in one command."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsevox._atomic import atomic
+from xcube.commands.options import Names
+from xcube.commands.sample import sample
+from xcube.data import Source, build, file_sources
+from xcube.data.engines import cores
+from xcube.data.hierarchy import Box
+from xcube.data.parts import part_sources
+from xcube.pretrained import digest
+from xcube.training.parts import Part, box_of_parts, read_preset
+
+OPTIONS = "demo.json"
+SHAPES = {"demo": 1400, "small": 6000}  # of the data set
+SAMPLES = 64
+GUIDANCE = 1.5  # where classes are asked for
+OTHER = 3.0  # minutes for everything but training
+OWN = "yours"  # how the names of the user's meshes begin
+
+
+def demo(
+    out: Path = Path("demo"),
+    minutes: float | None = None,
+    mesh: list[Path] = [],  # noqa: B006  (read only; the command line makes lists)
+    preset: str | None = None,
+    seed: int = 0,
+    restart: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Make a data set, train a cascade on it, and make new shapes: 15 minutes on two cores, and nothing to download.
+
+    The data set is of chairs, tables, sofas, lamps, aeroplanes and cars by rule, and of meshes of yours. On it a VAE, a
+    denoiser and what repairs are trained for each level. Of 64 new shapes the first 16 are shown, the others are for
+    figures. The same command goes on after an interruption, and makes only what is missing.
+
+    Args:
+        out: folder of all of it; index.html shows it
+        minutes: how long it may take, about; fewer make rougher shapes
+        mesh: meshes of yours, to be learned from, reconstructed, and made again from their coarse voxels
+        preset: demo, 16^3 and then 64^3; or small, 32^3 and then 128^3, which is taken where there is a GPU
+        seed: of the new shapes
+        restart: begin anew, whatever is in the folder
+        quiet: show no progress
+    """
+    chosen = preset or ("small" if torch.cuda.is_available() else "demo")
+    parts = read_preset(chosen)
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    box, say = box_of_parts(parts), _speaker(quiet)
+    sources = _sources(SHAPES.get(chosen, SHAPES["demo"]), box, mesh)
+    _begin(out, {"preset": chosen, "meshes": {source.name: digest(path) for source, path in _own(sources)}}, restart)
+    data, runs, samples = out / "data", out / "runs", out / "samples"
+
+    say(f"data: {len(sources):,} shapes of {' and '.join(f'{n}^3' for n in box.levels)}")
+    _build(sources, data, box, restart, quiet)
+
+    say(f"training: {', '.join(part.name for part in parts)}")
+    from xcube.training.everything import train_all  # slow to import, as what samples and paints
+
+    limit = None if minutes is None else max(minutes - OTHER, minutes / 2)
+    trained = train_all(data, runs, chosen, limit, restart=restart, quiet=quiet)
+
+    say(f"sampling: {SAMPLES} shapes")
+    from xcube.sample_folder import SETTINGS
+    from xcube.stages import fingerprint
+
+    there = _read(samples / SETTINGS)
+    anew = restart or (there or {}).get("model") != fingerprint(runs) or (there or {}).get("seed") != seed
+    asked = _categories(parts)
+    weight = GUIDANCE if asked else 1.0
+    sample(runs, samples, SAMPLES, seed, category=asked, guidance=weight, restart=anew, quiet=quiet)
+
+    say("figures and pictures")
+    from xcube.commands.demo_page import show
+
+    show(out, trained, _own(sources))
+    say("done")
+    sys.stdout.write(f"open {out / 'index.html'}, or look at {out / 'gallery.png'}; meshes are in {samples}\n")
+    return 0
+
+
+def _categories(parts: Sequence[Part]) -> Names | None:
+    """What the first denoiser can be asked for, all in turn; None if there is nothing."""
+    first = next(part for part in parts if part.name == "diffusion-0")
+    return Names(first.options["categories"]) if "categories" in first.options else None
+
+
+def _sources(count: int, box: Box, mesh: Sequence[Path]) -> list[Source]:
+    """Shapes by rule, and files, all of which are learned from."""
+    own = [replace(source, name=f"{OWN}/{source.name}", split="train") for source in file_sources(mesh)] if mesh else []
+    return [*part_sources(count, box), *own]
+
+
+def _own(sources: Sequence[Source]) -> list[tuple[Source, Path]]:
+    """Those of files, with their files."""
+    return [(source, source.path) for source in sources if source.path is not None]
+
+
+def _begin(out: Path, options: dict[str, Any], restart: bool) -> None:
+    """Make the folder, or see that it is of a demo with these options."""
+    file = out / OPTIONS
+    there = _read(file)
+    if there is None and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"out must be a new or empty folder, or that of a demo, got {out}")
+    if there is not None and there != options and not restart:
+        raise ValueError(
+            f"{out} holds a demo of {there}, not of {options}; take another folder, or begin anew: restart"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as written:
+        written.write((json.dumps(options, indent=2) + "\n").encode())
+
+
+def _build(sources: Sequence[Source], data: Path, box: Box, restart: bool, quiet: bool) -> None:
+    """Build the data set, or what it lacks.
+
+    Raises:
+        ValueError: If a mesh of the user cannot be used.
+    """
+    report = build(
+        sources,
+        data,
+        box,
+        outside="rescale",
+        source="xcube.data.parts, and files",
+        workers=cores(),
+        overwrite=restart,
+        progress=not quiet,
+    )
+    for skipped in report.skipped:
+        raise ValueError(f"{skipped.path or skipped.name} cannot be used: {skipped.reason}: {skipped.detail}")
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """A JSON file, None if there is none or it is none."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _speaker(quiet: bool) -> Callable[[str], None]:
+    """What says, with the time since now, what is done next."""
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        if not quiet:
+            minutes, seconds = divmod(round(time.monotonic() - start), 60)
+            sys.stdout.write(f"[{minutes:2}:{seconds:02}] {text}\n")
+            sys.stdout.flush()
+
+    return say

@@ -1,0 +1,218 @@
+"""The demo: what it writes, what a second call does, and what it refuses. Its training is that of `train all`."""
+
+import json
+import re
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sparsevox import Grid, Voxels
+from sparsevox.io import save_mesh, to_mesh
+from xcube import cli
+from xcube.commands import demo as command
+from xcube.commands import demo_page
+from xcube.data.build import build
+from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.sources import Source
+from xcube.report import draw_curves, draw_samples, smoothed, write_page
+from xcube.sample_folder import SampleFolder
+from xcube.training.everything import train_all
+from xcube.training.parts import PRESETS
+
+for package in ("jsonargparse", "lightning", "matplotlib", "trimesh", "yaml"):
+    pytest.importorskip(package, reason="the demo")
+
+FINE = 16
+SAMPLES = 4
+
+
+def write_preset(folder: Path) -> str:
+    """Two tiny levels."""
+    vae = {"channels": [8, 8], "latent_channels": 2, "hidden": 4}
+    unet = {"latent_channels": 2, "channels": 8, "multipliers": [1], "attention": [], "heads": 2}
+    parts: dict[str, dict[str, Any]] = {
+        "vae-0": {"level": 0, "model": vae | {"voxel_size": 2 / FINE, "dense_neck": [2, 2, 2]}},
+        "diffusion-0": {"level": 0, "model": unet | {"dense": True}},
+        "vae-1": {"level": 1, "model": vae | {"voxel_size": 1 / FINE}},
+        "diffusion-1": {"level": 1, "model": unet | {"position": "ijk", "normal": True}},
+    }
+    train = {"steps": 10, "batch_size": 2, "warmup": 1, "val_every": 5, "val_shapes": 2, "minutes": 1.0}
+    folder.mkdir()
+    for name, values in parts.items():
+        steps = {"steps": 2} if name.startswith("diffusion") else {}
+        (folder / f"{name}.yaml").write_text(
+            yaml.safe_dump({"train": train | {"learning_rate": 0.01} | steps} | values)
+        )
+    return str(folder)
+
+
+class Links(HTMLParser):
+    """Where a page leads, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in ("src", "href") and value]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One test, because training takes seconds."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(command, "part_sources", balls)  # shapes by rule do not fit into so few voxels
+    monkeypatch.setattr(command, "SAMPLES", SAMPLES)
+    monkeypatch.setattr(demo_page, "build_hierarchy", partial(build_hierarchy, samples=10_000))
+    here = partial(train_all, processes=1)
+    monkeypatch.setattr("xcube.training.everything.train_all", here)
+    mesh = tmp_path / "my <mesh>.glb"
+    save_mesh(to_mesh(ball()), mesh)
+    out, preset = tmp_path / "demo", write_preset(tmp_path / "preset")
+    words = ["demo", "--out", str(out), "--preset", preset, "--mesh", str(mesh)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert f"open {out / 'index.html'}" in said
+    assert re.search(r"\[ 0:\d\d\] training: vae-0, diffusion-0, vae-1, diffusion-1\n", said)
+
+    figures = json.loads((out / "figures.json").read_text())
+    assert list(figures["training"]) == ["vae-0", "diffusion-0", "vae-1", "diffusion-1"]
+    assert len(figures["unseen"]["iou"]) == 2
+    assert figures["unseen"]["shapes"] == 6
+    assert figures["samples"]["samples"]["shapes"] == SAMPLES
+    page = Links((out / "index.html").read_text())
+    for link in page.found:
+        assert (out / link.partition("#")[0]).is_file(), link
+    full = [path.stem for path in (out / "samples").glob("shape-*.glb")]
+    assert len([link for link in page.found if link.startswith("pictures/shape-")]) == len(full)
+    assert "yours/my%20%3Cmesh%3E" in page.text
+    assert "nearest" in page.text
+    assert (out / "gallery.png").is_file() == bool(full)
+
+    # A second call makes nothing anew; what is missing, and that alone, is made again.
+    # That training does not begin anew is tested where it is; what it tells is enough here.
+    monkeypatch.setattr("xcube.training.everything.train_all", lambda *_, **__: figures["training"])
+    files = {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".safetensors", ".npz", ".html")
+    }
+    assert cli.main(words) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    (out / "samples" / "shape-000001.npz").unlink()
+    (out / "figures.json").unlink()
+    assert cli.main(words) == 0
+    changed = {path for path in files if files[path] != path.stat().st_mtime_ns}
+    assert {path.name for path in changed} == {"shape-000001.npz", "index.html"}
+    again = json.loads((out / "figures.json").read_text())
+    assert again["samples"] == figures["samples"]
+    assert again["made_of"] == figures["made_of"]
+    # Other samples, of the same networks.
+    assert cli.main([*words, "--seed", "1"]) == 0
+    assert json.loads((out / "figures.json").read_text())["made_of"] != figures["made_of"]
+    assert all(files[path] == path.stat().st_mtime_ns for path in files if path.suffix == ".safetensors")
+    capsys.readouterr()
+    assert cli.main(words[:-2]) == 2
+    assert "take another folder, or begin anew" in capsys.readouterr().err
+
+
+def ball(radius: float = 5.0) -> Voxels:
+    axis = torch.arange(-7, 7)
+    ijk = torch.cartesian_prod(axis, axis, axis)
+    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
+    grid = Grid.from_coords(shell, voxel_size=1 / FINE, origin=0.5 / FINE)
+    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
+
+
+def balls(count: int, box: Box) -> list[Source]:
+    splits = {"train": 10, "val": 2, "test": 6}
+    names = [split for split, n in splits.items() for _ in range(n)]
+    return [Source(f"ball-{n}", partial(ball, 2.5 + n / 6), split=split) for n, split in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--minutes", "0"], "minutes must be positive, got 0"),
+        (["--preset", "none"], "preset must be a folder, or one of demo, small, got 'none'"),
+        (["--mesh", "nowhere.obj"], "nowhere.obj: there is no such file"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    out = tmp_path / "demo"
+    assert cli.main(["demo", "--out", str(out), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert cli.main(["demo", "--out", str(tmp_path), "--restart"]) == 2
+    assert "out must be a new or empty folder, or that of a demo" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_mesh_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "SHAPES", {"demo": 6})
+    (tmp_path / "bad.obj").write_text("v 0 0 0\n")
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--mesh", str(tmp_path / "bad.obj"), "--quiet"]) == 2
+    assert "bad.obj cannot be used: " in capsys.readouterr().err
+
+
+def test_a_gpu_gets_the_larger_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        """Which preset."""
+
+    def read(preset: str) -> Any:
+        raise Asked(preset)
+
+    monkeypatch.setattr(command, "read_preset", read)
+    for there, expected in {False: "demo", True: "small"}.items():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with pytest.raises(Asked, match=expected):
+            command.demo(tmp_path / "demo")
+    with pytest.raises(Asked, match="demo"):
+        command.demo(tmp_path / "demo", preset="demo")
+    assert {path.name for path in PRESETS.iterdir()} >= {"demo", "small"}
+
+
+def test_samples_that_are_empty_have_no_picture(tmp_path: Path) -> None:
+    data, samples = tmp_path / "data", tmp_path / "samples"
+    sources = [Source(f"ball-{n}", partial(ball, 3.0 + n), split="train" if n else "test") for n in range(3)]
+    build(sources, data, Box((FINE // 2, FINE)))
+    folder = SampleFolder(samples, {"seed": 0})
+    from sparsevox.io import save_voxels
+
+    nothing = ball().grid.prune(torch.zeros(ball().num_voxels, dtype=torch.bool))
+    save_voxels(Voxels(nothing, {"normal": torch.zeros(0, 3)}), folder.file(0), half=True)
+    save_voxels(ball(4.0), folder.file(1), half=True)
+    near = {"nearest_chamfer_shape": "ball-1"}
+    draw_samples(SampleFolder.existing(samples), {0: near, 1: near}, data, tmp_path / "pictures")
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["shape-000001.png"]
+    assert demo_page._sample_text({"voxels": 0}) == "empty"
+
+
+def test_the_page_escapes_and_misses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="is undefined"):
+        write_page(tmp_path / "page.html", title="x")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_curves(tmp_path: Path) -> None:
+    logs = tmp_path / "vae-0" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "metrics.csv").write_text("step,train/loss,val/loss\n9,2.0,\n19,1.0,\n19,,1.5\n")
+    draw_curves(tmp_path, ["vae-0"], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert smoothed([1.0, 2.0, 2.0]) == pytest.approx([1.0, 1.1, 1.19])
