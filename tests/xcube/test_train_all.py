@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,21 @@ def test_what_is_refused_before_a_process_begins(data: Path, tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"some part without train\.minutes"):
         train_all(data, tmp_path / "out", free, minutes=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_is_that_of_all_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Exception):
+        """Far enough."""
+
+    def trained(parts: list[Part], *_: object) -> None:
+        raise Stop(*(part.train.seed for part in parts))
+
+    monkeypatch.setattr("xcube.training.everything._trained", trained)
+    monkeypatch.setattr("xcube.training.everything.workers", lambda *_: nullcontext([]))
+    whole = preset(tmp_path / "whole", refine={"train": TRAIN | {"seed": 5}})
+    with pytest.raises(Stop) as found:
+        train_all(data, tmp_path / "out", whole, processes=1, seed=3)
+    assert found.value.args == (3, 3, 3, 3, 8)
 
 
 def test_presets_that_are_none(tmp_path: Path) -> None:

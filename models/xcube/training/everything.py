@@ -23,6 +23,7 @@ def train_all(
     preset: str = "demo",
     minutes: float | None = None,
     processes: int | None = None,
+    seed: int = 0,
     restart: bool = False,
     quiet: bool = False,
 ) -> dict[str, dict[str, float]]:
@@ -37,6 +38,7 @@ def train_all(
         preset: One of the package, demo or small, or a folder of options: vae-0.yaml, diffusion-0.yaml and so on.
         minutes: How long all of it may take, at most; steps grow and shrink with it. By default as the preset says.
         processes: How many are at work; by default as many as there are levels, and one on a single core.
+        seed: Of weights, order and noise of all parts.
         restart: Begin anew, whatever is in the folder.
         quiet: Show nothing.
 
@@ -50,7 +52,7 @@ def train_all(
             with other options; the message names the part.
     """
     read_card(data)
-    parts = read_preset(preset)
+    parts = [part.seeded(seed) for part in read_preset(preset)]
     count = min(cores(), len({part.level for part in parts})) if processes is None else processes
     if count < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")

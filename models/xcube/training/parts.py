@@ -46,6 +46,10 @@ class Part:
         """The part that must be there before."""
         return None if self.kind == "vae" else f"vae-{self.level}"
 
+    def seeded(self, seed: int) -> "Part":
+        """With another seed; 0 is that of the preset."""
+        return replace(self, train=replace(self.train, seed=self.train.seed + seed))
+
     def scaled(self, factor: float) -> "Part":
         """With so many times the steps and the minutes."""
         steps = max(1, round(self.train.steps * factor))
