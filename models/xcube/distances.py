@@ -135,20 +135,9 @@ def distance_matrix(
     columns = rows if b is None else [_checked(f"b[{n}]", points) for n, points in enumerate(b)]
     if metric == "emd":
         _check_equally_many([*rows, *columns])
-    spatial = library().spatial
-    row_trees = [_tree(spatial, points, metric) for points in rows]
-    column_trees = row_trees if b is None else [_tree(spatial, points, metric) for points in columns]
-    made = torch.full((len(rows), len(columns)), torch.inf, dtype=torch.float64)
-    pairs = [(i, j) for i, j in product(range(len(rows)), range(len(columns))) if b is not None or i <= j]
-    for i, j in shown(pairs, progress):
-        if len(rows[i]) and len(columns[j]):
-            if metric == "chamfer":
-                made[i, j] = _nearest(row_trees[i], columns[j]) + _nearest(column_trees[j], rows[i])
-            else:
-                made[i, j] = _assigned(rows[i], columns[j])
-    if b is None:
-        made = torch.minimum(made, made.T)  # the lower triangle is infinite
-    return made
+        return _earth_movers(rows, columns, progress, symmetric=b is None)
+    there = _nearest(rows, columns, progress)
+    return there + (there if b is None else _nearest(columns, rows, progress)).T
 
 
 def shown(items: Sequence[Any], title: str) -> Iterable[Any]:
@@ -179,19 +168,39 @@ def _check_equally_many(sets: Sequence[np.ndarray[Any, Any]]) -> None:
         raise ValueError(f"sets must be equally large for the earth mover's distance, got {sizes} points")
 
 
-def _tree(spatial: Any, points: np.ndarray[Any, Any], metric: Metric) -> Any:
-    return spatial.cKDTree(points, leafsize=LEAF) if metric == "chamfer" and len(points) else None
+def _nearest(sets: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[Any, Any]], progress: str) -> Tensor:
+    """Mean squared distance of the points of a set to the nearest of another: float64 [sets, others].
 
-
-def _nearest(tree: Any, points: np.ndarray[Any, Any]) -> float:
-    """Mean squared distance of points to the nearest of a tree."""
-    distance, _ = tree.query(points, workers=torch.get_num_threads())
-    return float(np.square(distance).mean())
+    All sets are looked up in a tree at once: threads are worth their while for many points.
+    """
+    spatial = library().spatial
+    made = torch.full((len(sets), len(others)), torch.inf, dtype=torch.float64)
+    points = np.concatenate([*sets, np.empty((0, 3))])
+    ends = np.cumsum([len(each) for each in sets], dtype=np.int64)
+    for column, other in enumerate(shown(others, progress)):
+        if len(other) and len(points):
+            tree = spatial.cKDTree(other, leafsize=LEAF)
+            squares = np.square(tree.query(points, workers=torch.get_num_threads())[0])
+            for row, each in enumerate(np.split(squares, ends[:-1])):
+                if len(each):
+                    made[row, column] = float(each.mean())
+    return made
 
 
 def _assigned(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     cost = library().spatial.distance.cdist(a, b)
     return float(cost[library().optimize.linear_sum_assignment(cost)].mean())
+
+
+def _earth_movers(
+    rows: Sequence[np.ndarray[Any, Any]], columns: Sequence[np.ndarray[Any, Any]], progress: str, *, symmetric: bool
+) -> Tensor:
+    made = torch.full((len(rows), len(columns)), torch.inf, dtype=torch.float64)
+    pairs = [(i, j) for i, j in product(range(len(rows)), range(len(columns))) if not symmetric or i <= j]
+    for i, j in shown(pairs, progress):
+        if len(rows[i]) and len(columns[j]):
+            made[i, j] = _assigned(rows[i], columns[j])
+    return torch.minimum(made, made.T) if symmetric else made  # the lower triangle is infinite
 
 
 def normal_consistency(a: Points, b: Points) -> float:
