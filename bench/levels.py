@@ -19,7 +19,7 @@ from xcube.data.parts import FAMILIES
 
 MODELS = {"cascade": ("demo", "16,64"), "single": (str(Path(__file__).parent / "single"), "64")}
 FIGURES = ("mmd", "one_nna", "coverage", "one_component", "empty")
-SHAPES, SAMPLES, GUIDANCE = 1400, 64, 1.5
+SHAPES, SAMPLES, GUIDANCE = 1400, 64, 1.25
 POINTS = 1024  # of a shape
 
 
@@ -56,7 +56,7 @@ def trial(name: str, seed: int, options: argparse.Namespace) -> None:
     xcube("data", "parts", "--out", data, "--count", options.shapes, "--levels", levels)
     budget = ("--minutes", options.minutes, "--processes", 1, "--seed", number)
     xcube("train", "all", "--preset", preset, "--data", data, "--out", runs, *budget)
-    asked = ("--category", ",".join(FAMILIES), "--guidance", GUIDANCE)
+    asked = ("--category", ",".join(FAMILIES), "--guidance", GUIDANCE, "--sampler", "ddpm")
     xcube("sample", "--model", runs, "--out", samples, "--count", SAMPLES, "--seed", number, *asked)
     xcube("evaluate", samples, "--data", data, "--points", POINTS)
 

@@ -99,7 +99,7 @@ def test_options_override_a_preset(made):
 
 
 def test_there_is_a_preset_for_every_network():
-    parts = dict.fromkeys(RELEASED, (*LEVELS, "refine")) | {"small": (*LEVELS, "refine", *DENOISERS)}
+    parts = dict.fromkeys(RELEASED, (*LEVELS, "refine")) | {"small": (*LEVELS, "refine-0", "refine", *DENOISERS)}
     assert sorted(OURS) == sorted(f"{folder}/{part}" for folder, names in parts.items() for part in names)
 
 
@@ -182,12 +182,13 @@ def test_the_small_networks_are_small(made, level):
     assert round(count / 1e6, 2) == 0.85
 
 
-@pytest.mark.parametrize("folder", [*RELEASED, "small"])
-def test_refinement_fits_what_it_repairs(made, folder):
-    values, fine = made(f"{folder}/refine"), made(f"{folder}/vae-1")["model"]
-    model = values["model"]
-    assert (values["first"], values["last"], values["level"]) == (200, 400, 1)
-    assert values["unscaled"] == (folder != "small")
+@pytest.mark.parametrize("name", [*(f"{folder}/refine" for folder in (*RELEASED, "small")), "small/refine-0"])
+def test_refinement_fits_what_it_repairs(made, name):
+    folder, level = name.split("/")[0], 0 if name.endswith("-0") else 1
+    values, fine = made(name), made(f"{folder}/vae-{level}")["model"]
+    model, ours = values["model"], folder == "small"
+    assert (values["first"], values["last"], values["level"]) == (0 if ours else 200, 400, level)
+    assert values["unscaled"] != ours
     assert (model.voxel_size, model.normal, model.num_labels) == (fine.voxel_size, fine.normal, fine.num_labels)
     with torch.device("meta"):
         assert len(Refiner(model).pool) >= 2

@@ -148,7 +148,7 @@ def test_presets_that_are_none(tmp_path: Path) -> None:
 def test_a_folder_does_not_hide_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert len(read_preset("demo")) == 5
+    assert len(read_preset("demo")) == 6
     with pytest.raises(ValueError, match="got demo with parts"):
         read_preset("./demo")
 
@@ -157,10 +157,11 @@ def test_the_presets_of_the_package_are_whole() -> None:
     assert whole_presets() == ["demo", "small"]
     for name in whole_presets():
         parts = read_preset(name)
-        assert [part.name for part in parts] == ["vae-0", "diffusion-0", "vae-1", "diffusion-1", "refine-1"]
+        kinds = ("vae", "diffusion", "refine")
+        assert [part.name for part in parts] == [f"{kind}-{level}" for level in (0, 1) for kind in kinds]
         minutes = minutes_of(parts, 2)
         assert minutes is not None
-        assert minutes == pytest.approx({"demo": 11.5, "small": 13.0}[name], abs=0.5)
+        assert minutes == pytest.approx({"demo": 11.5, "small": 15.0}[name], abs=0.5)
         assert sum(minutes for minutes in [part.train.minutes or 0.0 for part in parts]) <= 2 * minutes
 
 

@@ -23,6 +23,7 @@ from xcube.report import (
     write_page,
 )
 from xcube.sample_folder import GALLERY, SETTINGS, SampleFolder, gallery
+from xcube.sampling import SamplerConfig
 
 FIGURES, PAGE = "figures.json", "index.html"
 SHOWN = 16  # samples
@@ -139,7 +140,8 @@ def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
     box = Box(pipeline.resolutions, pipeline.size)
     levels = build_hierarchy(source.load(), box, outside="rescale")
     back = pipeline.reconstruct(levels[-1])
-    again = pipeline.upsample(levels[0].unbind()[0], 1, numbers=range(VARIANTS), quiet=True)
+    sampler = SamplerConfig("ddpm")
+    again = pipeline.upsample(levels[0].unbind()[0], 1, numbers=range(VARIANTS), sampler=sampler, quiet=True)
     rows = {
         "in": [each.input for each in back],
         "out": [each.best for each in back],
@@ -156,8 +158,8 @@ def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
 def _commands(out: Path) -> list[str]:
     coarse = out / "samples" / "levels" / "0" / "shape-000000.npz"
     return [
-        f"xcube sample --model {out / 'runs'} --count 100 --seed 1 --out more",
-        f"xcube upsample {coarse} --model {out / 'runs'} --count 4 --out finer",
+        f"xcube sample --model {out / 'runs'} --count 100 --seed 1 --sampler ddpm --out more",
+        f"xcube upsample {coarse} --model {out / 'runs'} --count 4 --sampler ddpm --out finer",
         f"xcube evaluate {out / 'samples'} --data {out / 'data'} --emd",
         f"xcube demo --out {out} --minutes 60",
     ]
