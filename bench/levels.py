@@ -51,11 +51,17 @@ def trial(name: str, seed: int, options: argparse.Namespace) -> None:
     folder, data = options.out / f"{name}-{seed}", options.out / f"data-{name}"
     preset, levels = MODELS[name]
     runs, samples, number = folder / "runs", folder / "samples", str(seed)
+    budget = {"minutes": options.minutes, "shapes": options.shapes}
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = folder / "budget.json"
+    if noted.exists() and json.loads(noted.read_text()) != budget:
+        raise ValueError(f"{folder} was made with {noted.read_text()}, not with {budget}")
+    noted.write_text(json.dumps(budget))
     if (samples / "evaluation.json").exists():
         return
     xcube("data", "parts", "--out", data, "--count", options.shapes, "--levels", levels)
-    budget = ("--minutes", options.minutes, "--processes", 1, "--seed", number)
-    xcube("train", "all", "--preset", preset, "--data", data, "--out", runs, *budget)
+    limits = ("--minutes", options.minutes, "--processes", 1, "--threads", 1, "--seed", number)
+    xcube("train", "all", "--preset", preset, "--data", data, "--out", runs, *limits)
     asked = ("--category", ",".join(FAMILIES), "--guidance", GUIDANCE, "--sampler", "ddpm")
     xcube("sample", "--model", runs, "--out", samples, "--count", SAMPLES, "--seed", number, *asked)
     xcube("evaluate", samples, "--data", data, "--points", POINTS)
@@ -80,11 +86,11 @@ def results(out: Path, name: str) -> dict[str, dict[str, float]]:
 
 def report(found: dict[str, dict[str, dict[str, float]]]) -> None:
     """A row for each model and seed, and their means."""
-    print(f"{'':>12}" + "".join(f"{name:>14}" for name in FIGURES))
+    print(f"{'':>14}" + "".join(f"{name:>14}" for name in FIGURES))
     for name, rows in found.items():
         mean = {figure: statistics.mean(float(row[figure]) for row in rows.values()) for figure in FIGURES}
         for title, row in (rows | {f"{name}, mean": mean}).items():
-            print(f"{title:>12}" + "".join(f"{row[figure]:>14.4g}" for figure in FIGURES))
+            print(f"{title:>14}" + "".join(f"{row[figure]:>14.4g}" for figure in FIGURES))
 
 
 if __name__ == "__main__":

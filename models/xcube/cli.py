@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen, found = chosen[chosen.subcommand], found[1][chosen.subcommand]
         return found(**{name: value for name, value in _made(chosen, found).items() if name != "config"})
     except KeyboardInterrupt:
-        sys.stderr.write("xcube: interrupted; the same command goes on\n")
+        without = " without --restart" if "--restart" in words else ""
+        sys.stderr.write(f"xcube: interrupted; the same command{without} goes on\n")
         return 130
     except (ImportError, KeyError, OSError, ValueError) as error:
         sys.stderr.write(f"xcube: {error.args[0] if isinstance(error, KeyError) else error}\n")

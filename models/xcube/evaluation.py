@@ -257,6 +257,7 @@ def evaluate_folder(
     emd: bool = False,
     seed: int = 0,
     out: Path | None = None,
+    quiet: bool = False,
 ) -> Evaluation:
     """Compare generated shapes with shapes that no network was trained on, and look for copies of training shapes.
 
@@ -274,6 +275,7 @@ def evaluate_folder(
         emd: also use the earth mover's distance of 256 points, which takes a few times as long
         seed: of the drawing of shapes and points
         out: file for the figures; evaluation.json in the folder of the samples by default
+        quiet: show no progress bar
 
     Raises:
         FileNotFoundError: If a folder is missing or holds nothing.
@@ -282,8 +284,7 @@ def evaluate_folder(
     _check(split, count, on, points)
     box = ShapeFolder(data, split, level=level).card.box
     found = read_samples(samples, box, level)
-    made = evaluate(
-        found, data, split=split, count=count, level=level, on=on, points=points, emd=emd, seed=seed, progress=True
-    )
+    how: dict[str, Any] = {"split": split, "count": count, "level": level, "on": on, "points": points}
+    made = evaluate(found, data, **how, emd=emd, seed=seed, progress=not quiet)
     made.save(samples / "evaluation.json" if out is None else out)
     return made

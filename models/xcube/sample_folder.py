@@ -58,7 +58,10 @@ class SampleFolder:
             FileNotFoundError: If there is none.
             ValueError: If its settings are damaged.
         """
-        return cls(path, json.loads((path / SETTINGS).read_text()))
+        found = cls.__new__(cls)  # to look at it takes no right to write
+        found.path = path
+        found._check(json.loads((path / SETTINGS).read_text()))
+        return found
 
     def file(self, number: int) -> Path:
         """That of the finest level of a shape."""

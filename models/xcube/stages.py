@@ -259,6 +259,8 @@ def _read_stage(path: Path, level: int, names: Mapping[str, str]) -> Stage:
     facts = {kind: read_config(path / name)["facts"] for kind, name in names.items() if kind in NAMES}
     of_denoiser, options = facts["denoiser"], facts["denoiser"].get("options", {})
     _check_scale(path, names, facts["vae"].get("latent_scale"), of_denoiser.get("latent_scale"))
+    if not (path / INDEX).is_file():  # runs: whoever writes an index has put together what fits
+        _check_vae(path, names, facts)
     try:
         return Stage(
             vae,
@@ -282,6 +284,15 @@ def _check_scale(path: Path, names: Mapping[str, str], of_vae: object, of_denois
             f"{path / names['denoiser']} must be trained on latents of {names['vae']}, of latent_scale {of_vae}, got "
             f"{of_denoiser}"
         )
+
+
+def _check_vae(path: Path, names: Mapping[str, str], facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """A run says with which VAE it was trained."""
+    there = digest(path / names["vae"] / WEIGHTS)
+    for kind in facts:
+        before = facts[kind].get("options", {}).get("vae")
+        if kind != "vae" and before not in (None, there):
+            raise ValueError(f"{path / names[kind]} must be trained with {names['vae']}, got a run with another VAE")
 
 
 def _network(path: Path, level: int, names: Mapping[str, str], kind: str, cls: type[M]) -> M:

@@ -7,8 +7,9 @@ import torch
 
 from bench import stages
 from bench.stages import WORK, Stage, main, measure
+from xcube.training.parts import read_preset
 
-PARTS = ("vae-0", "diffusion-0", "vae-1", "diffusion-1", "refine-1")
+PARTS = tuple(part.name for part in read_preset("demo"))
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -91,10 +93,11 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert figures["samples"]["samples"]["shapes"] == SAMPLES
     page = Links((out / "index.html").read_text())
     for link in page.found:
-        assert (out / link.partition("#")[0]).is_file(), link
+        assert (out / unquote(link.partition("#")[0])).is_file(), link
     full = [path.stem for path in (out / "samples").glob("shape-*.glb")]
     assert len([link for link in page.found if link.startswith("pictures/shape-")]) == len(full)
-    assert "yours/my%20%3Cmesh%3E" in page.text
+    assert "yours/my <mesh>: IoU" in page.text
+    assert shlex.join(["xcube", "demo", "--out", str(out), "--preset", preset, "--mesh", str(mesh)]) in page.text
     assert "nearest" in page.text
     assert (out / "gallery.png").is_file() == bool(full)
 
@@ -142,6 +145,9 @@ def balls(count: int, box: Box) -> list[Source]:
     [
         (["--minutes", "0"], "minutes must be positive, got 0"),
         (["--preset", "none"], "preset must be a folder, or one of demo, small, got 'none'"),
+        (["--seed", "-1"], "seed must not be negative, got -1"),
+        (["--preset", "bench/single"], "a VAE and a denoiser for each of two levels or more, got one"),
+        (["--preset", "shapenet-chair"], "for each of two levels or more, got lack of diffusion-0, diffusion-1"),
         (["--mesh", "nowhere.obj"], "nowhere.obj: there is no such file"),
     ],
 )
@@ -161,6 +167,29 @@ def test_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_networks_are_gone_before_others_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is interrupted after that would else go on with networks of another data set."""
+
+    class Interrupted(Exception):
+        """In the middle."""
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    out, run = tmp_path / "demo", tmp_path / "demo" / "runs" / "vae-0"
+    monkeypatch.setattr(command, "_build", interrupted)
+    with pytest.raises(Interrupted):
+        command.demo(out, quiet=True)
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(Interrupted):
+        command.demo(out, quiet=True)
+    assert (run / "config.json").exists()
+    with pytest.raises(Interrupted):
+        command.demo(out, preset="small", restart=True, quiet=True)
+    assert not (run / "config.json").exists()
+
+
 def test_a_mesh_that_cannot_be_used_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +197,7 @@ def test_a_mesh_that_cannot_be_used_is_named(
     (tmp_path / "bad.obj").write_text("v 0 0 0\n")
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--mesh", str(tmp_path / "bad.obj"), "--quiet"]) == 2
     assert "bad.obj cannot be used: " in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_gpu_gets_the_larger_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,8 @@ def demo(
 
     Args:
         out: folder of all of it; index.html shows it
-        minutes: how long it may take, about; fewer make rougher shapes
-        mesh: meshes of yours, to be learned from, reconstructed, and made again from their coarse voxels
+        minutes: how long it may take, about; fewer make rougher shapes, and three are for all but training
+        mesh: meshes of yours, to be learned from; the first eight are reconstructed, and made again from coarse voxels
         preset: demo, 16^3 and then 64^3; or small, 32^3 and then 128^3, which is taken where there is a GPU
         seed: of the new shapes
         restart: begin anew, whatever is in the folder
@@ -54,10 +54,11 @@ def demo(
     """
     chosen = preset or ("small" if torch.cuda.is_available() else "demo")
     parts = read_preset(chosen)
-    if minutes is not None and not minutes > 0:
-        raise ValueError(f"minutes must be positive, got {minutes}")
+    _check(parts, minutes, seed)
     box, say = box_of_parts(parts), _speaker(quiet)
     sources = _sources(SHAPES.get(chosen, SHAPES["demo"]), box, mesh)
+    for source, path in _own(sources):
+        _check_mesh(source, path)
     _begin(out, {"preset": chosen, "meshes": {source.name: digest(path) for source, path in _own(sources)}}, restart)
     data, runs, samples = out / "data", out / "runs", out / "samples"
 
@@ -85,10 +86,30 @@ def demo(
     say("figures and pictures")
     from xcube.commands.demo_page import show
 
-    show(out, trained, _own(sources))
+    show(out, trained, _own(sources), chosen, quiet)
     say("done")
     sys.stdout.write(f"open {out / 'index.html'}, or look at {out / 'gallery.png'}; meshes are in {samples}\n")
     return 0
+
+
+def _check(parts: Sequence[Part], minutes: float | None, seed: int) -> None:
+    """What would else be found out after training."""
+    levels = range(max(part.level for part in parts) + 1)
+    lacking = {f"{kind}-{level}" for kind in ("vae", "diffusion") for level in levels} - {part.name for part in parts}
+    if lacking or len(levels) < 2:
+        told = f"lack of {', '.join(sorted(lacking))}" if lacking else "one"
+        raise ValueError(f"preset must have a VAE and a denoiser for each of two levels or more, got {told}")
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+
+
+def _check_mesh(source: Source, path: Path) -> None:
+    try:
+        source.load()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
 
 
 def _categories(parts: Sequence[Part]) -> Names | None:
@@ -118,6 +139,11 @@ def _begin(out: Path, options: dict[str, Any], restart: bool) -> None:
         raise ValueError(
             f"{out} holds a demo of {there}, not of {options}; take another folder, or begin anew: restart"
         )
+    if restart:
+        from xcube.training.folder import prepare  # slow to import
+
+        for run in (out / "runs").glob("*"):  # a call after an interruption must not take them for its own
+            prepare(run, restart=True)
     out.mkdir(parents=True, exist_ok=True)
     with atomic(file) as written:
         written.write((json.dumps(options, indent=2) + "\n").encode())

@@ -1,9 +1,13 @@
 """What `xcube demo` shows: figures, pictures, and a page of them."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
+
+import torch
 
 from sparsevox._atomic import atomic
 from xcube.commands.evaluate import COLUMNS, cells
@@ -34,20 +38,23 @@ OWN_SHOWN = 8  # meshes of the user
 Trained = Mapping[str, Mapping[str, float]]
 
 
-def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]]) -> None:
+def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]], preset: str, quiet: bool) -> None:
     """Write figures.json, gallery.png, pictures and index.html, unless they are there and of the same samples.
 
     Args:
         out: Folder of the demo, with data, runs and samples.
         trained: Figures of the networks.
         own: Meshes of the user.
+        preset: Of the networks.
+        quiet: Show no progress.
     """
     made_of = digest(out / "samples" / SETTINGS)
     if _made_of(out) == made_of:
         return
-    pipeline = XCubePipeline.from_pretrained(out / "runs")
+    pipeline = XCubePipeline.from_pretrained(out / "runs").to("cuda" if torch.cuda.is_available() else "cpu")
     (out / PICTURES).mkdir(exist_ok=True)
-    evaluation = evaluate_folder(out / "samples", out / "data", points=POINTS)
+    (out / GALLERY).unlink(missing_ok=True)  # that of other samples
+    evaluation = evaluate_folder(out / "samples", out / "data", points=POINTS, quiet=quiet)
     unseen = reconstruct_split(pipeline, out / "data")
     figures = {
         "samples": evaluation.rows,
@@ -70,7 +77,8 @@ def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]]) -> Non
         examples=len(unseen.examples),
         own=[_own(pipeline, source, out) for source, _ in own[:OWN_SHOWN]],
         training=[_training_row(name, values) for name, values in trained.items()],
-        commands=_commands(out),
+        pictured=(out / GALLERY).is_file(),
+        commands=_commands(out, preset, [path for _, path in own]),
     )
     with atomic(out / FIGURES) as file:  # last: where it is, all is
         file.write((json.dumps(figures, indent=2) + "\n").encode())
@@ -152,14 +160,17 @@ def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
     text = " and ".join(
         f"{each.figures()['iou']:.3f} at {n}^3" for each, n in zip(back, pipeline.resolutions, strict=True)
     )
-    return {"name": source.name, "picture": picture, "text": f"IoU {text}"}
+    return {"name": unquote(source.name), "picture": quote(picture), "text": f"IoU {text}"}
 
 
-def _commands(out: Path) -> list[str]:
-    coarse = out / "samples" / "levels" / "0" / "shape-000000.npz"
-    return [
-        f"xcube sample --model {out / 'runs'} --count 100 --seed 1 --sampler ddpm --out more",
-        f"xcube upsample {coarse} --model {out / 'runs'} --count 4 --sampler ddpm --out finer",
-        f"xcube evaluate {out / 'samples'} --data {out / 'data'} --emd",
-        f"xcube demo --out {out} --minutes 60",
+def _commands(out: Path, preset: str, own: Sequence[Path]) -> list[str]:
+    """What to do next, as it can be pasted into a shell."""
+    runs, coarse = out / "runs", out / "samples" / "levels" / "0" / "shape-000000.npz"
+    again: list[object] = ["--preset", preset, *(["--mesh", *own] if own else [])]
+    words: list[list[object]] = [
+        ["sample", "--model", runs, "--count", 100, "--seed", 1, "--sampler", "ddpm", "--out", "more"],
+        ["upsample", coarse, "--model", runs, "--count", 4, "--sampler", "ddpm", "--out", "finer"],
+        ["evaluate", out / "samples", "--data", out / "data", "--emd"],
+        ["demo", "--out", out, *again, "--minutes", 60],
     ]
+    return [shlex.join(["xcube", *map(str, each)]) for each in words]

@@ -175,12 +175,13 @@ def _coarse(file: Path, pipeline: "XCubePipeline", level: int | None) -> Voxels:
 
 def _fill(folder: "SampleFolder", count: int, make: Callable[[Sequence[int]], Iterator["Sample"]]) -> int:
     """Make the shapes of a folder that are missing, and pictures of all."""
-    missing = folder.missing(count)
-    if missing:
-        for number, made in zip(missing, make(missing), strict=True):
-            folder.write(number, made)
     from xcube.sample_folder import GALLERY, PAGE
 
+    missing = folder.missing(count)
+    if missing:
+        (folder.path / PAGE).unlink(missing_ok=True)  # it shows fewer
+        for number, made in zip(missing, make(missing), strict=True):
+            folder.write(number, made)
     if missing or not (folder.path / PAGE).is_file():
         folder.show(count, folder.path.name)
     there = f", {count - len(missing)} were there already" if len(missing) < count else ""

@@ -23,6 +23,7 @@ def train_all(
     preset: str = "demo",
     minutes: float | None = None,
     processes: int | None = None,
+    threads: int | None = None,
     seed: int = 0,
     restart: bool = False,
     quiet: bool = False,
@@ -36,8 +37,10 @@ def train_all(
         data: Folder of a data set, as xcube data makes them.
         out: Folder of the networks.
         preset: One of the package, demo or small, or a folder of options: vae-0.yaml, diffusion-0.yaml and so on.
-        minutes: How long all of it may take, at most; steps grow and shrink with it. By default as the preset says.
+        minutes: How long the steps of all parts may take; they grow and shrink with it. By default as the preset says.
+            To begin, to encode shapes and to validate takes about a minute more.
         processes: How many are at work; by default as many as there are levels, and one on a single core.
+        threads: Of each process; by default they share the cores.
         seed: Of weights, order and noise of all parts.
         restart: Begin anew, whatever is in the folder.
         quiet: Show nothing.
@@ -47,7 +50,7 @@ def train_all(
 
     Raises:
         FileNotFoundError: If there is no such data set or preset.
-        ChildProcessError: If a process dies.
+        ChildProcessError: If a process dies, or fails in a way that nobody foresaw.
         ValueError: If the preset does not fit the data, or a folder holds something damaged, another network, or a run
             with other options; the message names the part.
     """
@@ -56,9 +59,11 @@ def train_all(
     count = min(cores(), len({part.level for part in parts})) if processes is None else processes
     if count < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
     if minutes is not None:
         parts = within(parts, minutes, count)
-    with workers(count, max(1, cores() // count)) as made, Display(count, quiet) as display:
+    with workers(count, threads or max(1, cores() // count)) as made, Display(count, quiet) as display:
         figures = _trained(parts, data, out, made, display, restart)
     return {part.name: figures[part.name] for part in parts}
 

@@ -1,8 +1,9 @@
 """The parts of a cascade, as a preset describes them: which networks, how they are trained, and in which order."""
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,7 @@ from xcube.data.hierarchy import Box, as_box
 from xcube.diffusion import DiffusionConfig
 from xcube.losses import LossConfig
 from xcube.refine import RefineConfig
+from xcube.training import train
 from xcube.training.config import TrainConfig
 from xcube.unet_config import UNetConfig
 
@@ -18,6 +20,12 @@ PRESETS = Path(__file__).parents[1] / "presets"
 WARMUP = 0.2  # of the steps, at most
 
 Kind = Literal["vae", "diffusion", "refine"]
+TRAINERS: dict[Kind, Callable[..., Any]] = {
+    "vae": train.train_vae,
+    "diffusion": train.train_diffusion,
+    "refine": train.train_refine,
+}
+GIVEN = {"data", "out", "vae", "restart", "quiet"}  # arguments that no file of options has
 MODELS: dict[Kind, type[Config]] = {"vae": VAEConfig, "diffusion": UNetConfig, "refine": RefineConfig}
 
 
@@ -106,7 +114,7 @@ def ready(parts: Sequence[Part], done: Collection[str], begun: Collection[str]) 
 
 
 def minutes_of(parts: Sequence[Part], workers: int) -> float | None:
-    """The longest that training takes, in so many processes; None if nothing limits it."""
+    """How long training takes by the limits of the parts, in so many processes; None if a part has none."""
     if any(part.train.minutes is None for part in parts):
         return None
     now, done, begun = 0.0, set[str](), set[str]()
@@ -142,8 +150,13 @@ def _read(file: Path) -> Part:
         "loss": LossConfig,
         "diffusion": DiffusionConfig,
     }
+    known = set(signature(TRAINERS[kind]).parameters) - GIVEN
     try:
         values = yaml.safe_load(file.read_text())
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"there is no option {', '.join(unknown)}")
+        if "captions" in values:
+            values["captions"] = Path(values["captions"])
         made: dict[str, Any] = {
             name: hints[name].from_dict(value) if name in hints else value for name, value in values.items()
         }

@@ -3,13 +3,13 @@
 import multiprocessing
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from xcube.training.parts import Part
+from xcube.training.parts import TRAINERS, Part
 from xcube.training.status import LISTENER, Status
 
 
@@ -37,10 +37,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A part cannot be trained: the error, and where it came from."""
+    """A part cannot be trained."""
 
     error: Exception
-    trace: str
 
 
 Message = Status | Done | Failed
@@ -57,7 +56,8 @@ class Worker:
         # A fresh interpreter: what a fork would take along, locks and threads of PyTorch, works in no child.
         context = multiprocessing.get_context("spawn")
         self.line, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, threads), daemon=True)
+        # No daemon, as those may not start processes that load data. It sees to its end itself, in prepare_worker.
+        self.process = context.Process(target=_work, args=(theirs, threads))
         self.process.start()
         theirs.close()
         self.job: Job | None = None
@@ -65,7 +65,10 @@ class Worker:
     def begin(self, job: Job) -> None:
         """Give it something to do."""
         self.job = job
-        self.line.send(job)
+        try:
+            self.line.send(job)
+        except ConnectionError as error:
+            raise self._dead() from error
 
     def message(self) -> Message:
         """What it has to say.
@@ -76,13 +79,18 @@ class Worker:
         try:
             message: Message = self.line.recv()
         except (ConnectionError, EOFError) as error:
-            self.process.join()
-            raise ChildProcessError(
-                f"its process has ended with {self.process.exitcode}, perhaps for want of memory; the same call goes on"
-            ) from error
+            raise self._dead() from error
         if not isinstance(message, Status):
             self.job = None
         return message
+
+    def _dead(self) -> ChildProcessError:
+        self.process.join()
+        assert self.job is not None
+        return ChildProcessError(
+            f"{self.job.part.name}: its process has ended with {self.process.exitcode}, perhaps for want of memory; "
+            "the same call goes on"
+        )
 
     def end(self) -> None:
         """End it, whatever it does; a run goes on from its last checkpoint."""
@@ -117,38 +125,34 @@ def _work(line: "Connection[Message, Job]", threads: int) -> None:
 
     prepare_worker(threads)
     LISTENER.set(line.send)
-    while True:
-        job = line.recv()
-        try:
-            line.send(Done(_train(job)))
-        except Exception as error:  # noqa: BLE001  (whatever it is, somebody waits for the answer)
-            line.send(Failed(_plain(error), traceback.format_exc()))
+    with suppress(KeyboardInterrupt):  # what a run makes of the end that its parent gives it
+        while True:
+            job = line.recv()
+            try:
+                line.send(Done(_train(job)))
+            except Exception as error:  # noqa: BLE001  (whatever it is, somebody waits for the answer)
+                line.send(Failed(_plain(error)))
 
 
 def _plain(error: Exception) -> Exception:
-    """The same, so that it can be sent: not every error can."""
+    """The same, so that it can be sent: not every error can. Of what nobody foresaw the traceback is printed here."""
     for kind in (ValueError, FileNotFoundError, OSError, ImportError):
         if isinstance(error, kind):
             return kind(str(error))
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    traceback.print_exc()
+    return ChildProcessError(f"{type(error).__name__}: {error}")
 
 
 def _train(job: Job) -> dict[str, float]:
     """Train a part, and return its figures."""
     import json
 
-    from xcube.training import train
     from xcube.training.folder import FIGURES
 
-    functions: dict[str, Any] = {
-        "vae": train.train_vae,
-        "diffusion": train.train_diffusion,
-        "refine": train.train_refine,
-    }
     part, folder = job.part, job.out / job.part.name
     told: dict[str, Any] = {"level": part.level, "train": part.train, "restart": job.restart, "quiet": True}
     if part.needs is not None:
         told["vae"] = job.out / part.needs
-    functions[part.kind](job.data, folder, **told, **part.options)
+    TRAINERS[part.kind](job.data, folder, **told, **part.options)
     figures: dict[str, float] = json.loads((folder / FIGURES).read_text())
     return figures
