@@ -163,7 +163,7 @@ def test_the_presets_of_the_package_are_whole() -> None:
         assert [part.name for part in parts] == [f"{kind}-{level}" for level in (0, 1) for kind in kinds]
         minutes = minutes_of(parts, 2)
         assert minutes is not None
-        assert minutes == pytest.approx({"demo": 11.5, "small": 15.0}[name], abs=0.5)
+        assert minutes == pytest.approx({"demo": 11.75, "small": 15.0}[name], abs=0.5)
 
 
 def part(kind: Kind, level: int, minutes: float | None, steps: int = 100) -> Part:
