@@ -1,0 +1,36 @@
+"""The picture of samples for a README: `python -m bench.gallery demo/samples --out assets/samples.png`.
+
+The first sixteen as they came, small and in few colors.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from xcube.sample_folder import SampleFolder, gallery
+
+SHOWN, WIDTH, COLORS = 16, 900, 96
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Paint and write."""
+    parser = argparse.ArgumentParser("python -m bench.gallery", description="A small picture of sixteen samples.")
+    parser.add_argument("samples", type=Path, help="folder that xcube sample has written")
+    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
+    options = parser.parse_args(arguments)
+    folder = SampleFolder.existing(options.samples)
+    shapes = {str(n): folder.levels(n)[-1] for n in range(SHOWN) if folder.file(n).is_file()}
+    with tempfile.TemporaryDirectory() as place:
+        large = Path(place) / "gallery.png"
+        gallery({name: voxels for name, voxels in shapes.items() if voxels.num_voxels}, large)
+        with Image.open(large) as picture:
+            small = picture.convert("RGB").resize((WIDTH, round(picture.height * WIDTH / picture.width)))
+    small.quantize(COLORS).save(options.out, optimize=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
