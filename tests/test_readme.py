@@ -1,4 +1,4 @@
-"""The README tells the truth: its examples run, its table is measured, its links lead somewhere. The demo runs too."""
+"""The README tells the truth: its examples run, its table is measured, its links lead somewhere. The first example runs too."""
 
 import doctest
 import re
@@ -94,7 +94,7 @@ def test_pictures_are_small() -> None:
     assert max(sizes.values()) <= 200_000, sizes
 
 
-def test_the_demo_runs_on_a_mesh_of_the_user_too(tmp_path, monkeypatch, capsys) -> None:
+def test_the_example_of_topology_runs_on_a_mesh_of_the_user_too(tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra viz")
     trimesh = pytest.importorskip("trimesh", reason="needs the extra io")
     trimesh.creation.box((1, 2, 3)).export(tmp_path / "box.stl")
