@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("samples", type=Path, help="folder that xcube sample has written")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     options = parser.parse_args(arguments)
-    folder = SampleFolder.existing(options.samples)
+    folder = SampleFolder(options.samples)
     shapes = {str(n): folder.levels(n)[-1] for n in range(SHOWN) if folder.file(n).is_file()}
     with tempfile.TemporaryDirectory() as place:
         large = Path(place) / "gallery.png"

@@ -28,17 +28,22 @@ class SampleFolder:
     `levels/0/shape-000000.npz` and so on the coarser levels. The first one is written last: where it is, all are.
 
     Args:
-        path: The folder; made if it is not there.
-        settings: What the shapes follow from, as plain values.
+        path: The folder; made, where settings are given, if it is not there.
+        settings: What the shapes follow from, as plain values. None looks at what is there, and changes nothing.
         restart: Whether to remove shapes that are there.
 
     Raises:
+        FileNotFoundError: If there are no settings, neither given nor in the folder.
         OSError: If the folder cannot be made or written to.
         ValueError: If it holds shapes with other settings, or its settings are damaged.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool = False) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, *, restart: bool = False) -> None:
         self.path = path
+        if settings is None:
+            if not (path / SETTINGS).is_file():
+                raise FileNotFoundError(f"{path} holds no samples: it lacks {SETTINGS}")
+            return
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, *(path / LEVELS).glob("*")):
             remove_parts(folder)
@@ -49,19 +54,6 @@ class SampleFolder:
         self._check(json.loads(json.dumps(settings)))
         with atomic(path / SETTINGS) as written:
             written.write((json.dumps(settings, indent=2) + "\n").encode())
-
-    @classmethod
-    def existing(cls, path: Path) -> "SampleFolder":
-        """The folder that is there.
-
-        Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If its settings are damaged.
-        """
-        found = cls.__new__(cls)  # to look at it takes no right to write
-        found.path = path
-        found._check(json.loads((path / SETTINGS).read_text()))
-        return found
 
     def file(self, number: int) -> Path:
         """That of the finest level of a shape."""

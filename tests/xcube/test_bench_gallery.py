@@ -23,6 +23,9 @@ def test_full_samples_are_in_it_and_the_folder_is_left_alone(tmp_path: Path) -> 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "samples").rglob("*")}
     assert main([str(tmp_path / "samples"), "--out", str(tmp_path / "small.png")]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "samples").rglob("*")}
+    with pytest.raises(FileNotFoundError, match=r"none holds no samples: it lacks settings\.json"):
+        main([str(tmp_path / "none"), "--out", str(tmp_path / "no.png")])
+    assert not (tmp_path / "none").exists()
     with Image.open(tmp_path / "small.png") as picture:
         assert picture.width == WIDTH
         assert picture.mode == "P"

@@ -13,8 +13,9 @@ import pytest
 import torch
 import yaml
 
-from sparsevox import Grid, Voxels
+from sparsevox import Voxels
 from sparsevox.io import save_mesh, to_mesh
+from tests.xcube.balls import SIDE, ball
 from xcube import cli
 from xcube.commands import demo as command
 from xcube.commands import demo_page
@@ -29,7 +30,6 @@ from xcube.training.parts import PRESETS
 for package in ("jsonargparse", "lightning", "matplotlib", "trimesh", "yaml"):
     pytest.importorskip(package, reason="the demo")
 
-FINE = 16
 SAMPLES = 4
 
 
@@ -38,9 +38,9 @@ def write_preset(folder: Path) -> str:
     vae = {"channels": [8, 8], "latent_channels": 2, "hidden": 4}
     unet = {"latent_channels": 2, "channels": 8, "multipliers": [1], "attention": [], "heads": 2}
     parts: dict[str, dict[str, Any]] = {
-        "vae-0": {"level": 0, "model": vae | {"voxel_size": 2 / FINE, "dense_neck": [2, 2, 2]}},
+        "vae-0": {"level": 0, "model": vae | {"voxel_size": 2 / SIDE, "dense_neck": [2, 2, 2]}},
         "diffusion-0": {"level": 0, "model": unet | {"dense": True}},
-        "vae-1": {"level": 1, "model": vae | {"voxel_size": 1 / FINE}},
+        "vae-1": {"level": 1, "model": vae | {"voxel_size": 1 / SIDE}},
         "diffusion-1": {"level": 1, "model": unet | {"position": "ijk", "normal": True}},
     }
     train = {"steps": 10, "batch_size": 2, "warmup": 1, "val_every": 5, "val_shapes": 2, "minutes": 1.0}
@@ -78,7 +78,7 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     here = partial(train_all, processes=1)
     monkeypatch.setattr("xcube.training.everything.train_all", here)
     mesh = tmp_path / "my <mesh>.glb"
-    save_mesh(to_mesh(ball()), mesh)
+    save_mesh(to_mesh(ball(5.0)), mesh)
     out, preset = tmp_path / "demo", write_preset(tmp_path / "preset")
     words = ["demo", "--out", str(out), "--preset", preset, "--mesh", str(mesh)]
     assert cli.main(words) == 0
@@ -124,14 +124,6 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     capsys.readouterr()
     assert cli.main(words[:-2]) == 2
     assert "take another folder, or begin anew" in capsys.readouterr().err
-
-
-def ball(radius: float = 5.0) -> Voxels:
-    axis = torch.arange(-7, 7)
-    ijk = torch.cartesian_prod(axis, axis, axis)
-    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
-    grid = Grid.from_coords(shell, voxel_size=1 / FINE, origin=0.5 / FINE)
-    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
 
 
 def balls(count: int, box: Box) -> list[Source]:
@@ -220,15 +212,15 @@ def test_a_gpu_gets_the_larger_preset(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_samples_that_are_empty_have_no_picture(tmp_path: Path) -> None:
     data, samples = tmp_path / "data", tmp_path / "samples"
     sources = [Source(f"ball-{n}", partial(ball, 3.0 + n), split="train" if n else "test") for n in range(3)]
-    build(sources, data, Box((FINE // 2, FINE)))
+    build(sources, data, Box((SIDE // 2, SIDE)))
     folder = SampleFolder(samples, {"seed": 0})
     from sparsevox.io import save_voxels
 
-    nothing = ball().grid.prune(torch.zeros(ball().num_voxels, dtype=torch.bool))
+    nothing = ball(5.0).grid.prune(torch.zeros(ball(5.0).num_voxels, dtype=torch.bool))
     save_voxels(Voxels(nothing, {"normal": torch.zeros(0, 3)}), folder.file(0), half=True)
     save_voxels(ball(4.0), folder.file(1), half=True)
     near = {"nearest_chamfer_shape": "ball-1"}
-    draw_samples(SampleFolder.existing(samples), {0: near, 1: near}, data, tmp_path / "pictures")
+    draw_samples(SampleFolder(samples), {0: near, 1: near}, data, tmp_path / "pictures")
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["shape-000001.png"]
     assert demo_page._sample_text({"voxels": 0}) == "empty"
 

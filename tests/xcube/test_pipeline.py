@@ -9,65 +9,20 @@ import torch
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
+from tests.xcube.cascades import random, refiner, stage, unet, vae
 from xcube.cascade import Level
 from xcube.conditions import Conditions, Text
-from xcube.config import VAEConfig
 from xcube.diffusion import Diffusion, DiffusionConfig, Noise
 from xcube.losses import voxel_iou
 from xcube.pipeline import XCubePipeline
-from xcube.refine import RefineConfig, Refiner
 from xcube.request import Sample
 from xcube.sampling import Hook, SamplerConfig, keep, sample
-from xcube.stages import Stage
 from xcube.text import TextEncoder
 from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
 STEPS = 2
 TEXT = 6  # channels of a token
-
-
-def random(model: Any, seed: int, std: float = 0.2) -> Any:
-    """The network with random parameters, also those that begin at zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    return model.eval()
-
-
-def vae(level: int, **changes: Any) -> VAE:
-    """4^3 latents fill the box of level 0, which makes 8^3; every further level makes twice as fine voxels."""
-    small: dict[str, Any] = {"voxel_size": 1 / (8 << level), "channels": (4, 6), "latent_channels": 2, "hidden": 4}
-    box = {"dense_neck": (2, 2, 2)} if level == 0 else {}
-    model: VAE = random(VAE(VAEConfig(**(small | box | changes))), level)
-    with torch.no_grad():  # about half of the children exist
-        for head in model.decoder.heads:
-            torch.nn.init.zeros_(head.get_parameter("out.bias"))
-        torch.nn.init.constant_(model.decoder.root.out.bias, 0.5)
-    return model
-
-
-def unet(level: int, **changes: Any) -> UNet:
-    small: dict[str, Any] = {"latent_channels": 2, "channels": 4, "multipliers": (1, 2), "attention": (2,), "heads": 2}
-    kind = {"dense": True} if level == 0 else {"normal": True}
-    model: UNet = random(UNet(UNetConfig(**(small | kind | changes))), 10 + level)
-    return model
-
-
-def refiner(level: int, **changes: Any) -> Refiner:
-    small: dict[str, Any] = {"voxel_size": 1 / (8 << level), "channels": (4, 4, 4)}
-    model: Refiner = random(Refiner(RefineConfig(**(small | changes))), 20 + level)
-    with torch.no_grad():  # most of the decode stays, and little is added
-        model.prior.fill_(0.4)
-        model.keep.out.bias.fill_(-0.2)
-    return model
-
-
-def stage(level: int, **changes: Any) -> Stage:
-    usual: dict[str, Any] = {"vae": vae(level), "denoiser": unet(level), "scale": 0.5 + level}
-    return Stage(**(usual | changes))
 
 
 @pytest.fixture(scope="module")

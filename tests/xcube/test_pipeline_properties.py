@@ -1,8 +1,7 @@
 """What holds of every cascade, with small random networks: batches, noise, known latents, empty shapes."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,22 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.config import VAEConfig
+from tests.xcube.cascades import LATENT, agree, labelled, same_bits, watched
 from xcube.decoder import Decoded
 from xcube.diffusion import Diffusion, DiffusionConfig, Noise
 from xcube.losses import voxel_iou
 from xcube.pipeline import XCubePipeline
-from xcube.refine import RefineConfig, Refiner
 from xcube.request import HookMaker, Sample
 from xcube.sampling import Hook, SamplerConfig, keep
 from xcube.stages import Stage
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
 STEPS = 2
-LATENT = 2  # channels
-LABELS = 3
 
 
 class Mortal(VAE):
@@ -41,36 +35,8 @@ class Mortal(VAE):
         return replace(found, voxels=found.voxels.prune(~dead[found.voxels.grid.batch.long()]))
 
 
-def random(model: Any, seed: int) -> Any:
-    """The network with random parameters, also those that begin at zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
-
-
 def stage(level: int, **changes: Any) -> Stage:
-    """4 x 4 x 2 latents fill the box of level 0, which makes 8 x 8 x 4; further levels make twice as fine voxels."""
-    neck = (2, 2, 1) if level == 0 else None
-    options: dict[str, Any] = {"num_labels": LABELS, "label_dim": 2, "color": True, "dense_neck": neck}
-    vae = random(
-        Mortal(VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=LATENT, hidden=4, **options)), level
-    )
-    with torch.no_grad():  # about half of the children exist
-        vae.decoder.root.out.bias.fill_(0.5)
-        for head in vae.decoder.heads:
-            head.out.bias.zero_()
-    told: dict[str, Any] = {"normal": True, "num_labels": LABELS, "label_dim": 2, "categories": 2} if level else {}
-    small: dict[str, Any] = {"channels": 4, "multipliers": (1, 2), "attention": (), "heads": 2}
-    unet = random(UNet(UNetConfig(LATENT, dense=level == 0, **small, **told)), 10 + level)
-    refiner = None
-    if level == 0:  # it knows of normals only; labels and colors go past it
-        refiner = random(Refiner(RefineConfig(1 / 8, channels=(4, 4, 4))), 20)
-        with torch.no_grad():  # most of the decode stays, and little is added
-            refiner.prior.fill_(0.4)
-            refiner.keep.out.bias.fill_(-0.2)
-    return Stage(**({"vae": vae, "denoiser": unet, "refiner": refiner, "scale": 0.5 + level} | changes))
+    return labelled(level, Mortal, **changes)
 
 
 @lru_cache
@@ -86,28 +52,6 @@ def made(pipeline: XCubePipeline, numbers: Sequence[int], **options: Any) -> lis
 def alone(levels: int, number: int, eta: float = 0.0) -> Sample:
     [shape] = made(cascade(levels), [number], sampler=SamplerConfig(eta=eta))
     return shape
-
-
-def same_bits(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
-    pairs = [(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x.levels, y.levels, strict=True)]
-    return all(
-        a.grid.same_voxels(b.grid)
-        and a.attributes.keys() == b.attributes.keys()
-        and all(torch.equal(value, b.attributes[name]) for name, value in a.attributes.items())
-        for a, b in pairs
-    )
-
-
-def agree(first: Sample, second: Sample) -> None:
-    """The same shape, but for the order of additions."""
-    for a, b in zip(first.levels, second.levels, strict=True):
-        assert float(voxel_iou(a.grid, b.grid)) >= 0.99
-        assert (a.grid.voxel_size, a.grid.origin) == (b.grid.voxel_size, b.grid.origin)
-        row = b.grid.index(a.grid.coords)
-        both = row >= 0
-        for name, value in a.attributes.items():
-            close = (value - b.attributes[name][row])[both].abs() < 1e-2
-            assert float(close.float().mean()) > 0.98
 
 
 numbers_of_shapes = st.lists(st.sampled_from([0, 1, 2, 5, 1_000_000]), min_size=1, max_size=4, unique=True)
@@ -258,20 +202,6 @@ def test_known_latents_are_left_in_the_end(level: int, numbers: list[int], batch
         assert not bool((latents.feats == values / scale)[~is_known].any())
     # Hooks one after the other.
     assert same_bits(made(pipeline, numbers, batch_size=batch_size, hooks={level: maker([[0], [1]])}), shapes)
-
-
-@contextmanager
-def watched(model: torch.nn.Module, see: Callable[[Any], object]) -> Iterator[None]:
-    """Shows the arguments of each call."""
-
-    def hook(_: torch.nn.Module, args: Any) -> None:
-        see(args)
-
-    handle = model.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # Nothing

@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.xcube.cascades import halved, random, same_bits, watched
+from tests.xcube.tiny_clip import write_model, write_tokenizer
 from xcube.conditions import Conditions
 from xcube.config import VAEConfig
 from xcube.diffusion import DiffusionConfig
@@ -22,7 +22,6 @@ from xcube.unet import UNet
 from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CHANNELS = 8
 STEPS = 2
 
@@ -32,56 +31,22 @@ def transformers() -> Any:
     return pytest.importorskip("transformers", reason="needs the extra 'text'")
 
 
-def write_model(transformers: Any, folder: Path, channels: int = CHANNELS) -> None:
-    torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(
-        vocab_size=2 + 2 * len(LETTERS),
-        hidden_size=channels,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    transformers.CLIPTextModel(config).save_pretrained(folder)
-
-
-def write_tokenizer(transformers: Any, folder: Path) -> None:
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    transformers.CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[]).save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def clip(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both."""
     folder = tmp_path_factory.mktemp("clip")
-    write_model(transformers, folder)
+    write_model(transformers, folder, CHANNELS)
     write_tokenizer(transformers, folder)
     return folder
-
-
-def random(model: Any, seed: int) -> Any:
-    """The network with random parameters, also those that begin at zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model.eval()
 
 
 def stage(level: int, text_channels: int = CHANNELS) -> Stage:
     """4^3 latents fill the box of level 0, which makes 8^3."""
     neck = (2, 2, 2) if level == 0 else None
     config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=2, hidden=4, dense_neck=neck)
-    vae = random(VAE(config), level)
-    with torch.no_grad():  # about half of the children exist
-        for head in (vae.decoder.root, *vae.decoder.heads):
-            head.out.bias.zero_()
     small: dict[str, Any] = {"channels": 4, "multipliers": (1, 2), "attention": (2,), "heads": 2}
     unet = UNetConfig(2, dense=level == 0, normal=level > 0, text_channels=text_channels, **small)
-    return Stage(vae, random(UNet(unet), 10 + level))
+    return Stage(halved(random(VAE(config), level, 0.3)), random(UNet(unet), 10 + level, 0.3))
 
 
 def write_runs(folder: Path, stages: list[Stage], **options: Any) -> None:
@@ -96,49 +61,32 @@ def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
     return pipeline.sample(n, steps=STEPS, quiet=True, **options)
 
 
-def same(first: list[Sample], second: list[Sample]) -> bool:
-    pairs = [(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x.levels, y.levels, strict=True)]
-    return all(
-        a.grid.same_voxels(b.grid) and torch.equal(a.attributes["normal"], b.attributes["normal"]) for a, b in pairs
-    )
-
-
-@contextmanager
-def watched(model: torch.nn.Module, see: Callable[[Conditions], object]) -> Iterator[None]:
-    """Shows the conditions of each call."""
-    handle = model.register_forward_pre_hook(lambda _, args: see(args[2]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def test_a_folder_that_names_a_text_model(clip: Path, tmp_path: Path) -> None:
     stages = [stage(0), stage(1, text_channels=0)]  # one level reads texts, the other does not
     XCubePipeline(stages, text=TextSource(str(clip))).save_pretrained(tmp_path)
     pipeline = XCubePipeline.from_pretrained(tmp_path)
     chair = made(pipeline, 2, text="chair")
     given = XCubePipeline(stages, text=TextEncoder.from_pretrained(clip))
-    assert same(chair, made(given, 2, text="chair"))
-    assert not same(chair, made(pipeline, 2, text="lamp"))
-    assert not same(chair, made(pipeline, 2, text="chair", guidance=4.0))
-    assert same(made(pipeline, 2), made(pipeline, 2, text=["", ""]))
+    assert same_bits(chair, made(given, 2, text="chair"))
+    assert not same_bits(chair, made(pipeline, 2, text="lamp"))
+    assert not same_bits(chair, made(pipeline, 2, text="chair", guidance=4.0))
+    assert same_bits(made(pipeline, 2), made(pipeline, 2, text=["", ""]))
     # It was loaded once, and is named in the next folder too.
     clip.rename(clip.with_name("away"))
     try:
-        assert same(chair, made(pipeline, 2, text="chair"))
+        assert same_bits(chair, made(pipeline, 2, text="chair"))
         pipeline.save_pretrained(tmp_path / "again")
     finally:
         clip.with_name("away").rename(clip)
     assert json.loads((tmp_path / "again" / "pipeline.json").read_text())["text"]["model"] == str(clip)
-    assert same(chair, made(XCubePipeline.from_pretrained(tmp_path / "again"), 2, text="chair"))
+    assert same_bits(chair, made(XCubePipeline.from_pretrained(tmp_path / "again"), 2, text="chair"))
 
 
 def test_what_the_network_is_told(clip: Path) -> None:
     encoder = TextEncoder.from_pretrained(clip)
     pipeline = XCubePipeline([stage(0)], text=encoder)
     seen: list[Conditions] = []
-    with watched(pipeline.stages[0].denoiser, seen.append):
+    with watched(pipeline.stages[0].denoiser, lambda args: seen.append(args[2])):
         made(pipeline, 2, text=["a chair", "lamp"], guidance=2.0)
     texts, without = encoder(["a chair", "lamp"]), encoder(["", ""])
     assert len(seen) == 2 * STEPS
@@ -151,18 +99,18 @@ def test_what_the_network_is_told(clip: Path) -> None:
 
 
 def test_runs_name_the_model_and_the_tokenizer(transformers: Any, clip: Path, tmp_path: Path) -> None:
-    write_model(transformers, tmp_path / "model")
+    write_model(transformers, tmp_path / "model", CHANNELS)
     write_tokenizer(transformers, tmp_path / "tokenizer")
     stages, places = [stage(0, text_channels=0), stage(1)], (tmp_path / "model", tmp_path / "tokenizer")
     model, tokenizer = map(str, places)
     write_runs(tmp_path / "runs", stages, text_model=model, tokenizer=tokenizer)
     found = made(XCubePipeline.from_pretrained(tmp_path / "runs"), 1, text="chair")
-    assert same(found, made(XCubePipeline(stages, text=TextEncoder.from_pretrained(clip)), 1, text="chair"))
+    assert same_bits(found, made(XCubePipeline(stages, text=TextEncoder.from_pretrained(clip)), 1, text="chair"))
     # In a sub-folder, as in releases.
-    write_model(transformers, tmp_path / "release" / "text_encoder")
+    write_model(transformers, tmp_path / "release" / "text_encoder", CHANNELS)
     source = TextSource(str(tmp_path / "release"), tokenizer, "text_encoder")
     XCubePipeline(stages, text=source).save_pretrained(tmp_path / "saved")
-    assert same(found, made(XCubePipeline.from_pretrained(tmp_path / "saved"), 1, text="chair"))
+    assert same_bits(found, made(XCubePipeline.from_pretrained(tmp_path / "saved"), 1, text="chair"))
 
 
 def test_a_text_for_a_model_without(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparsevox import Grid, Mesh, Voxels
+from sparsevox import Mesh, Voxels
 from sparsevox.io import from_trimesh, load_mesh, save_mesh, save_points
 from sparsevox.shapes import Points
+from tests.xcube.balls import SIDE, ball
 from xcube.cli import main
 from xcube.config import VAEConfig
 from xcube.data.hierarchy import Box, build_hierarchy
@@ -21,7 +22,6 @@ from xcube.vae import VAE
 
 trimesh = pytest.importorskip("trimesh", reason="makes the meshes")
 
-SIDE = 16
 SMALL: dict[str, Any] = {"voxel_size": 1 / SIDE, "channels": (8, 8), "latent_channels": 2, "hidden": 4}
 
 
@@ -34,14 +34,6 @@ def refiner(**changes: Any) -> Refiner:
     torch.manual_seed(0)
     small: dict[str, Any] = {"voxel_size": 1 / SIDE, "channels": (8, 8, 8)}
     return Refiner(RefineConfig(**(small | changes))).eval()
-
-
-def ball(radius: float) -> Voxels:
-    axis = torch.arange(-7, 7)
-    ijk = torch.cartesian_prod(axis, axis, axis)
-    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
-    grid = Grid.from_coords(shell, voxel_size=1 / SIDE, origin=0.5 / SIDE)
-    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
 
 
 NOTHING = ball(4.0).prune(torch.zeros(ball(4.0).num_voxels, dtype=torch.bool))

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparsevox import Grid, Voxels
+from sparsevox import Voxels
+from tests.xcube.balls import SIDE, ball
 from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
@@ -32,19 +33,9 @@ from xcube.training.run import train
 from xcube.training.train import train_refine, train_vae
 from xcube.vae import VAE
 
-SIDE = 16
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
 LOSS = LossConfig(structure=1.0, normal=0.3, kl=1e-3)
 OPTIONS: dict[str, Any] = {"batch_size": 2, "warmup": 2, "val_every": 1000, "save_every": 1, "seed": 3}
-
-
-def ball(radius: float, names: tuple[str, ...] = ("normal",)) -> Voxels:
-    axis = torch.arange(-7, 7)
-    ijk = torch.cartesian_prod(axis, axis, axis)
-    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
-    grid = Grid.from_coords(shell, voxel_size=1 / SIDE, origin=0.5 / SIDE)
-    made = {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1), "label": grid.ijk[:, 2].long() + 7}
-    return Voxels(grid, {name: made[name] for name in names})
 
 
 def built(folder: Path, splits: dict[float, str], names: tuple[str, ...] = ("normal",)) -> Path:

@@ -9,6 +9,7 @@ import torch
 
 from sparsevox import Grid, Voxels
 from sparsevox.io import from_trimesh, load_mesh, load_voxels, save_mesh, save_voxels
+from tests.xcube.cascades import halved, random
 from xcube.cli import main
 from xcube.config import VAEConfig
 from xcube.data.hierarchy import Box
@@ -28,23 +29,12 @@ pytest.importorskip("scipy", reason="makes meshes of normals")
 NAMES = ("chair", "lamp")
 
 
-def random(model: Any, seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-        if isinstance(model, VAE):  # about half of the candidates exist
-            for head in (model.decoder.root, *model.decoder.heads):
-                head.out.bias.zero_()
-    return model
-
-
 def write(folder: Path, *, seed: int = 0, empty: bool = False) -> None:
     """Runs of two levels, 4^3 latents to 8^3 and to 16^3, as training leaves them."""
     for level in range(2):
         neck = (2, 2, 2) if level == 0 else None
         config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=2, hidden=4, dense_neck=neck)
-        vae = random(VAE(config), seed + level)
+        vae = halved(random(VAE(config), seed + level))
         if empty and level:
             torch.nn.init.constant_(vae.decoder.root.out.bias, -1e4)
         place = {"levels": [8, 16], "level": level, "size": [1.0, 1.0, 1.0]}

@@ -15,6 +15,7 @@ import torch
 from sparsevox import Grid, Voxels
 from sparsevox.io import load_mesh, load_voxels
 from sparsevox.viz import show_html
+from tests.xcube.cascades import halved, random
 from xcube.cli import main
 from xcube.config import VAEConfig
 from xcube.diffusion import DiffusionConfig
@@ -32,17 +33,6 @@ pytest.importorskip("trimesh", reason="writes the meshes")
 COUNT = 4
 
 
-def random(model: Any, seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-        if isinstance(model, VAE):  # about half of the candidates exist
-            for head in (model.decoder.root, *model.decoder.heads):
-                head.out.bias.zero_()
-    return model
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two levels, 4^3 latents to 8^3 and to 16^3."""
@@ -50,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for level in range(2):
         neck = (2, 2, 2) if level == 0 else None
         config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=2, hidden=4, dense_neck=neck)
-        save_pretrained(random(VAE(config), level), folder / f"vae-{level}")
+        save_pretrained(halved(random(VAE(config), level)), folder / f"vae-{level}")
         unet = UNetConfig(2, dense=level == 0, channels=4, multipliers=(1, 2), attention=(), heads=2, normal=level > 0)
         facts: dict[str, Any] = {"latent_scale": 0.5, "diffusion": DiffusionConfig().to_dict()}
         save_pretrained(random(UNet(unet), 10 + level), folder / f"diffusion-{level}", **facts)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sparsevox import Grid, SparseTensor
+from tests.xcube.tiny_clip import LETTERS, write_model, write_tokenizer
 from xcube.conditions import Conditions
 from xcube.text import TextEncoder
 from xcube.unet import UNet
 from xcube.unet_config import UNetConfig
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CHANNELS = 16
 
 
@@ -24,24 +24,9 @@ def transformers() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights and a tokenizer that knows letters, in the files that transformers writes."""
     path = tmp_path_factory.mktemp("clip")
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    tokenizer = transformers.CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=CHANNELS,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    transformers.CLIPTextModel(config).save_pretrained(path)
+    write_model(transformers, path, CHANNELS, layers=2)
+    write_tokenizer(transformers, path)
     return path
 
 

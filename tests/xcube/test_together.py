@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsevox import Grid, Voxels
+from sparsevox import Voxels
+from tests.xcube.balls import SIDE, ball
 from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
@@ -25,7 +26,7 @@ from xcube.training.data import training_batches
 from xcube.training.modules import TrainVAE
 from xcube.vae import VAE
 
-SIDE, STEPS = 16, 3
+STEPS = 3
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
 # The cut-off empties the finest depth of a rank by its number of candidates, if these decide for themselves.
 ASKED = replace(MODEL, child_masks=False, upsample="nearest")
@@ -66,14 +67,6 @@ run("plain", TrainVAE, model, options)
 shrunk = {{"keep": "predicted", "cutoff": cutoff, "box": [16, 16, 16]}}
 run("empty", Skewed, model | shrunk, options | {{"minutes": 10.0, "ema": 0.9}})
 """
-
-
-def ball(radius: float) -> Voxels:
-    axis = torch.arange(-7, 7)
-    ijk = torch.cartesian_prod(axis, axis, axis)
-    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
-    grid = Grid.from_coords(shell, voxel_size=1 / SIDE, origin=0.5 / SIDE)
-    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
 
 
 class Rank(TrainVAE):

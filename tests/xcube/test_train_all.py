@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsevox import Grid, Voxels
+from tests.xcube.balls import SIDE, ball
 from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
@@ -30,32 +29,23 @@ from xcube.training.workers import Done, Failed, Job, Worker, messages, workers
 for package in ("lightning", "yaml"):
     pytest.importorskip(package, reason="training")
 
-FINE = 16
 TRAIN = {"steps": 2, "batch_size": 2, "warmup": 1, "val_every": 2, "save_every": 1, "val_shapes": 2, "minutes": 1.0}
 SMALL_VAE = {"channels": [8, 8], "latent_channels": 2, "hidden": 4}
 SMALL_UNET = {"latent_channels": 2, "channels": 8, "multipliers": [1], "attention": [], "heads": 2}
 PRESET: dict[str, dict[str, Any]] = {
-    "vae-0": {"level": 0, "model": SMALL_VAE | {"voxel_size": 2 / FINE, "dense_neck": [2, 2, 2]}},
+    "vae-0": {"level": 0, "model": SMALL_VAE | {"voxel_size": 2 / SIDE, "dense_neck": [2, 2, 2]}},
     "diffusion-0": {"level": 0, "model": SMALL_UNET | {"dense": True}},
-    "vae-1": {"level": 1, "model": SMALL_VAE | {"voxel_size": 1 / FINE}},
+    "vae-1": {"level": 1, "model": SMALL_VAE | {"voxel_size": 1 / SIDE}},
     "diffusion-1": {"level": 1, "model": SMALL_UNET | {"position": "ijk", "normal": True}},
-    "refine": {"level": 1, "first": 0, "model": {"voxel_size": 1 / FINE, "channels": [8, 8, 8]}},
+    "refine": {"level": 1, "first": 0, "model": {"voxel_size": 1 / SIDE, "channels": [8, 8, 8]}},
 }
-
-
-def ball(radius: float) -> Voxels:
-    axis = torch.arange(-7, 7)
-    ijk = torch.cartesian_prod(axis, axis, axis)
-    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
-    grid = Grid.from_coords(shell, voxel_size=1 / FINE, origin=0.5 / FINE)
-    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     sources = [Source(f"ball-{n}", partial(ball, 2.5 + n / 3), split="val" if n > 3 else "train") for n in range(6)]
-    assert len(build(sources, folder, Box((FINE // 2, FINE))).built) == len(sources)
+    assert len(build(sources, folder, Box((SIDE // 2, SIDE))).built) == len(sources)
     return folder
 
 
@@ -80,7 +70,7 @@ def test_a_cascade_is_trained_reused_and_trained_further(data: Path, tmp_path: P
     assert sorted(line.split()[0] for line in said) == sorted(figures)
     first = weights(out)
     sample = XCubePipeline.from_pretrained(out).sample(1, steps=2, quiet=True)[0]
-    assert [voxels.grid.voxel_size[0] for voxels in sample.levels] == [2 / FINE, 1 / FINE]
+    assert [voxels.grid.voxel_size[0] for voxels in sample.levels] == [2 / SIDE, 1 / SIDE]
 
     # The fine VAE is trained further: what was trained on its latents begins anew, the others stay.
     more = preset(tmp_path / "more", **{"vae-1": {"train": TRAIN | {"steps": 3}}})

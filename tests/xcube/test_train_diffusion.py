@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sparsevox import Grid, Voxels
+from tests.xcube.balls import SIDE, ball
 from xcube.conditions import Conditions, Text
 from xcube.config import VAEConfig
 from xcube.data.build import build
@@ -26,19 +27,10 @@ from xcube.unet import UNet
 from xcube.unet_config import UNetConfig
 from xcube.vae import VAE
 
-SIDE = 16
 SPARSE = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
 DENSE = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), latent_channels=2, hidden=4, dense_neck=(2, 2, 2))
 NET = UNetConfig(latent_channels=2, channels=8, multipliers=(1, 2), attention=(), heads=2, position="ijk", normal=True)
 BOX = UNetConfig(latent_channels=2, channels=8, multipliers=(1, 2), attention=(1,), heads=2, dense=True)
-
-
-def ball(radius: float) -> Voxels:
-    axis = torch.arange(-7, 7)
-    ijk = torch.cartesian_prod(axis, axis, axis)
-    shell = ijk[((ijk + 0.5).square().sum(1).sqrt() - radius).abs() < 0.7]
-    grid = Grid.from_coords(shell, voxel_size=1 / SIDE, origin=0.5 / SIDE)
-    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
 
 
 @pytest.fixture(scope="module")

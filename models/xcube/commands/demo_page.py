@@ -106,7 +106,7 @@ def _summary(evaluation: Evaluation, unseen: Unseen) -> str:
 
 def _samples(out: Path, evaluation: Evaluation) -> list[dict[str, Any]]:
     """The first samples, in the gallery and one by one."""
-    folder = SampleFolder.existing(out / "samples")
+    folder = SampleFolder(out / "samples")
     near = {int(each["name"].rpartition("-")[2]): each for each in evaluation.samples}
     first = {number: near[number] for number in sorted(near)[:SHOWN]}
     draw_samples(folder, first, out / "data", out / PICTURES)
