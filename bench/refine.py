@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import scipy.ndimage
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sparsevox import Grid, Voxels
 from sparsevox.viz import render_row
+from xcube.connected import components
 from xcube.data import ShapeFolder
 from xcube.losses import normal_angle, true_attributes, voxel_iou
 from xcube.pretrained import from_pretrained, read_config
@@ -47,16 +47,10 @@ FILTERS: dict[str, Callable[[Grid], Grid]] = {
 }
 
 
-def components(grid: Grid) -> tuple[int, int]:
-    """How many connected components (26 neighbours) one grid has, and how many of them are crumbs."""
-    if not grid.num_voxels:
-        return 0, 0
-    ijk = grid.ijk - grid.ijk.min(0).values
-    dense = torch.zeros(tuple((ijk.max(0).values + 1).tolist()), dtype=torch.bool)
-    dense[tuple(ijk.T)] = True
-    labels, count = scipy.ndimage.label(dense.numpy(), structure=torch.ones(3, 3, 3).numpy())
-    sizes = torch.bincount(torch.from_numpy(labels).flatten().long())[1:]
-    return int(count), int((sizes < CRUMB * grid.num_voxels).sum())
+def count_parts(grid: Grid) -> tuple[int, int]:
+    """How many connected parts one grid has, and how many of them are crumbs."""
+    sizes = components(grid)
+    return len(sizes), int((sizes < CRUMB * grid.num_voxels).sum())
 
 
 def rough_shapes(
@@ -102,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             refined = refiner.refine(rough)
         grids = {name: repair(rough.grid) for name, repair in FILTERS.items()} | {"refined": refined.grid}
         for name, grid in grids.items():
-            found.setdefault(name, []).append((float(voxel_iou(grid, real.grid)), *components(grid)))
+            found.setdefault(name, []).append((float(voxel_iou(grid, real.grid)), *count_parts(grid)))
         for name, voxels in (("decode", rough), ("refined", refined)):
             angles[name].append(angle(voxels, real))
         seen.append((real, rough, refined))

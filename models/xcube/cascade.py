@@ -18,6 +18,7 @@ from sparsevox.data import VoxelBudgetSampler
 from xcube.beginning import in_box
 from xcube.blocks import centres
 from xcube.conditions import Conditions, Text
+from xcube.connected import without_crumbs
 from xcube.diffusion import Diffusion, Noise
 from xcube.reconstruct import with_unit_normals
 from xcube.request import Item, Request, Sample, number_of
@@ -111,12 +112,13 @@ class Level:
         return edit(replace(whole, **known), given.grid, [item.number for item in items])
 
     def _decoded(self, latents: Sequence[SparseTensor]) -> list[Voxels]:
-        """The voxels of latents, repaired, shape by shape."""
+        """The voxels of latents, repaired and without crumbs, shape by shape."""
         with torch.no_grad():
             voxels = tidy(self.stage.vae.decode(sv.stack(list(latents))).voxels)
             if self.stage.refiner is not None:
                 refined = tidy(self.stage.refiner.refine(voxels))
                 voxels = cropped(with_others(refined, voxels), self.size)
+            voxels = without_crumbs(voxels, self.request.crumbs)
         return [item.to("cpu") for item in voxels.unbind()]
 
 

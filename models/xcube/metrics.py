@@ -4,15 +4,14 @@ G generated shapes, R real shapes, N voxels. Matrices of distances are those of 
 """
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 
-from sparsevox import Grid, Mesh, Voxels
+from sparsevox import Mesh, Voxels
 from sparsevox.io import describe, to_mesh
 from sparsevox.ops import _checks
-from xcube.distances import library
+from xcube.connected import components
 
 
 def one_nna(generated: Tensor, between: Tensor, real: Tensor) -> float:
@@ -121,30 +120,6 @@ class SetMetrics:
 def set_metrics(generated: Tensor, between: Tensor, real: Tensor) -> SetMetrics:
     """`one_nna`, `coverage` and `minimum_matching_distance` from the same matrices."""
     return SetMetrics(one_nna(generated, between, real), coverage(between), minimum_matching_distance(between))
-
-
-def components(grid: Grid) -> Tensor:
-    """Voxels of each connected component, the largest first: int64 [components].
-
-    Voxels are connected where they share a side, an edge or a corner. An empty grid has no component.
-
-    Raises:
-        ImportError: If scipy is not installed.
-        ValueError: If the grid is a batch.
-    """
-    if grid.batch_size != 1:
-        raise ValueError(f"grid must be one grid, got a batch of {grid.batch_size}")
-    ijk, count = grid.ijk, grid.num_voxels
-    if not count:
-        return torch.zeros(0, dtype=torch.long)
-    steps = [step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]  # a half; the other looks back
-    found = [grid.index(ijk + ijk.new_tensor(step)) for step in steps]
-    source = torch.cat([(there >= 0).nonzero().squeeze(1) for there in found]).cpu().numpy()
-    target = torch.cat([there[there >= 0] for there in found]).cpu().numpy()
-    sparse = library().sparse
-    edges = sparse.coo_array((torch.ones(len(source)).numpy(), (source, target)), shape=(count, count))
-    _, label = sparse.csgraph.connected_components(edges, directed=False)
-    return torch.from_numpy(label).long().bincount().sort(descending=True).values
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ class XCubePipeline:
         sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
         batch_size: int = 16,
         budget: int = 500_000,
+        crumbs: float = 0.0,
         hooks: Mapping[int, HookMaker] | None = None,
         conditions: Mapping[int, ConditionsMaker] | None = None,
         quiet: bool = False,
@@ -136,6 +137,8 @@ class XCubePipeline:
             batch_size: Shapes of a batch, at most.
             budget: Voxels of a batch, at most, of latent grids as well as expected of decodes. What has more is a batch
                 of its own. If the memory of a GPU runs out all the same, batches are halved.
+            crumbs: What floats beside a shape is removed at each level: parts, connected by sides, edges or corners, of
+                less than this share of its voxels. The largest part stays. 0 removes nothing.
             hooks: By level, what makes the hook that may change latents at every step, as `xcube.sampling.keep` does.
             conditions: By level, what changes or adds to the conditions of its denoiser.
             quiet: Show no progress.
@@ -144,15 +147,16 @@ class XCubePipeline:
             UserWarning: If nothing is left of a shape at some level. It is empty from there on.
 
         Raises:
-            ImportError: If a text is to be embedded and transformers is not installed.
-            TypeError: If a number is no integer, or a text no string.
+            ImportError: If a text is to be embedded and transformers is not installed, or crumbs are to be removed and
+                scipy is not.
+            TypeError: If a number is of another kind, or a text no string.
             ValueError: If a number is out of range, a text, category or guidance is for a model without, there is not
                 one for each shape, a category or a level is unknown, or the first level has no box.
         """
         if _checks.integer("n", n) < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         told: dict[str, Any] = {"seed": seed, "steps": steps, "text": text, "category": category, "guidance": guidance}
-        split: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "budget": budget}
+        split: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size, "budget": budget, "crumbs": crumbs}
         edits: dict[str, Any] = {"hooks": hooks or {}, "conditions": conditions or {}, "quiet": quiet}
         return list(self.stream(range(n), **told, **split, **edits))
 

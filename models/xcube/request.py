@@ -60,6 +60,7 @@ class Request:
     sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009  (immutable)
     batch_size: int = 16
     budget: int = 500_000
+    crumbs: float = 0.0
     hooks: Mapping[int, HookMaker] = field(default_factory=dict)
     conditions: Mapping[int, ConditionsMaker] = field(default_factory=dict)
     quiet: bool = False
@@ -71,6 +72,10 @@ class Request:
             raise ValueError(f"batch_size must lie in [1, {MAX_BATCH}], got {self.batch_size}")
         if _checks.integer("budget", self.budget) < 1:
             raise ValueError(f"budget must be positive, got {self.budget}")
+        if isinstance(self.crumbs, bool) or not isinstance(self.crumbs, int | float):
+            raise TypeError(f"crumbs must be a number, got {self.crumbs!r}")
+        if not 0 <= self.crumbs < 1:
+            raise ValueError(f"crumbs must lie in [0, 1), got {self.crumbs}")
         if self.steps is not None:
             _checks.integer("steps", self.steps)
         texts = self.text if isinstance(self.text, Sequence) else [self.text]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.refine import components, majority
+from bench.refine import count_parts, majority
 from sparsevox import Grid
 
 AROUND = list(itertools.product((-1, 0, 1), repeat=3))
@@ -27,6 +27,6 @@ def test_majority_counts_the_voxels_around(voxels: set[tuple[int, int, int]], le
     ([(0, 0, 0), (1, 1, 1)], (1, 0)),  # by a corner
     ([(i, 0, 0) for i in range(99)] + [(200, 5, 5)], (2, 1)),
 ])  # fmt: skip
-def test_components_and_crumbs(pieces: list[tuple[int, int, int]], expected: tuple[int, int]) -> None:
+def test_parts_and_crumbs(pieces: list[tuple[int, int, int]], expected: tuple[int, int]) -> None:
     grid = Grid.from_coords(torch.tensor(pieces, dtype=torch.int64).reshape(-1, 3), batch_size=1)
-    assert components(grid) == expected
+    assert count_parts(grid) == expected

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsevox import Grid, Mesh, Voxels
-from sparsevox.testing import as_coords, voxel_sets
 from xcube.distances import distance_matrix
 from xcube.metrics import (
-    components,
     coverage,
     minimum_matching_distance,
     one_nna,
@@ -175,32 +173,6 @@ def test_bad_matrices_are_named() -> None:
 
 
 # Sound shapes
-
-
-def slow_components(voxels: set[tuple[int, ...]]) -> list[int]:
-    left, sizes = set(voxels), []
-    while left:
-        todo, size = [left.pop()], 0
-        while todo:
-            x, y, z = todo.pop()
-            size += 1
-            near = {v for v in left if max(abs(v[0] - x), abs(v[1] - y), abs(v[2] - z)) == 1}
-            left -= near
-            todo += near
-        sizes.append(size)
-    return sorted(sizes, reverse=True)
-
-
-@given(voxel_sets(max_voxels=60, max_batch=1))
-def test_components_are_those_of_a_walk(data: Any) -> None:
-    grid = Grid.from_coords(as_coords(data.voxels), batch_size=1)
-    assert components(grid).tolist() == slow_components({v[1:] for v in data.voxels})
-
-
-def test_corners_connect() -> None:
-    assert components(Grid.from_coords(torch.tensor([[0, 0, 0], [1, -1, 1], [3, 0, 0]]))).tolist() == [2, 1]
-    with pytest.raises(ValueError, match="grid must be one grid, got a batch of 2"):
-        components(Grid.empty(2))
 
 
 def ball(radius: float) -> Voxels:

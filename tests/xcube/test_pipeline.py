@@ -12,6 +12,7 @@ from sparsevox import Grid, SparseTensor, Voxels
 from tests.xcube.cascades import random, refiner, stage, unet, vae
 from xcube.cascade import Level
 from xcube.conditions import Conditions, Text
+from xcube.connected import without_crumbs
 from xcube.diffusion import Diffusion, DiffusionConfig, Noise
 from xcube.losses import voxel_iou
 from xcube.pipeline import XCubePipeline
@@ -236,6 +237,20 @@ def test_what_is_refined_is_the_next_latent_grid() -> None:
     assert grid.same_voxels(expected)
     assert torch.equal(normal, shape.levels[0].attributes["normal"])
     torch.testing.assert_close(normal.norm(dim=1), torch.ones(len(normal)))
+
+
+def test_crumbs_are_removed_at_every_level() -> None:
+    strict, share = refiner(0), 0.05
+    torch.nn.init.constant_(strict.keep.out.bias, -0.4)  # it takes holes out of the decode
+    pipeline = XCubePipeline([stage(0, refiner=strict), stage(1)])
+    plain, clean = made(pipeline, 3), made(pipeline, 3, crumbs=share)
+    coarse = [without_crumbs(shape.levels[0], share) for shape in plain]
+    finer = pipeline.upsample(Voxels.stack(coarse), steps=STEPS, quiet=True)
+    expected = [Sample((a, without_crumbs(b.finest, share))) for a, b in zip(coarse, finer, strict=True)]
+    assert least_iou(expected, clean) == 1
+    for level, rough in enumerate(([shape.levels[0] for shape in plain], [shape.finest for shape in finer])):
+        assert sum(each.num_voxels for each in rough) > sum(shape.levels[level].num_voxels for shape in clean)
+    assert all_same(plain, made(pipeline, 3, crumbs=0.0))
 
 
 def test_attributes_that_a_refiner_does_not_predict_stay() -> None:

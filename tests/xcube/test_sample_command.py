@@ -15,6 +15,7 @@ from xcube.config import VAEConfig
 from xcube.data.hierarchy import Box
 from xcube.diffusion import DiffusionConfig
 from xcube.losses import voxel_iou
+from xcube.pipeline import XCubePipeline
 from xcube.pretrained import save_pretrained
 from xcube.samples import read_samples
 from xcube.unet import UNet
@@ -138,6 +139,22 @@ def test_other_settings_need_another_folder(model: Path, tmp_path: Path, capsys:
     assert "must be a new folder, or one of samples" in refused(
         capsys, "sample", "--model", str(model), "--out", str(out)
     )
+
+
+def test_crumbs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, clean = tmp_path / "plain", tmp_path / "clean"
+    assert run(model, plain, "--count", "2") == 0
+    assert run(model, clean, "--count", "2", "--crumbs", "0.1") == 0
+    found = [load_voxels(clean / f"shape-00000{n}.npz").grid for n in range(2)]
+    expected = XCubePipeline.from_pretrained(model).sample(2, steps=2, crumbs=0.1, quiet=True)
+    assert all(a.same_voxels(b.finest.grid) for a, b in zip(found, expected, strict=True))
+    assert not all(a.same_voxels(load_voxels(plain / f"shape-00000{n}.npz").grid) for n, a in enumerate(found))
+    capsys.readouterr()
+    assert run(model, plain, "--count", "2", "--crumbs", "0.1") == 2
+    assert "other settings: crumbs 0.0, now 0.1" in capsys.readouterr().err
+    assert run(model, tmp_path / "none", "--crumbs", "2") == 2
+    assert "crumbs must lie in [0, 1), got 2" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_empty_shapes_are_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sparsevox._atomic import atomic
-from xcube.commands.options import Names
+from xcube.commands.options import CRUMBS, Names
 from xcube.commands.sample import sample
 from xcube.data import Source, build, file_sources
 from xcube.data.engines import cores
@@ -80,7 +80,7 @@ def demo(
     asked = _categories(parts)
     weight = GUIDANCE if asked else 1.0
     # Noise on the way corrects the errors of networks that trained for minutes: flatter, and fewer loose parts.
-    more: dict[str, Any] = {"category": asked, "guidance": weight, "sampler": "ddpm"}
+    more: dict[str, Any] = {"category": asked, "guidance": weight, "sampler": "ddpm", "crumbs": CRUMBS}
     sample(runs, samples, SAMPLES, seed, **more, restart=anew, quiet=quiet)
 
     say("figures and pictures")

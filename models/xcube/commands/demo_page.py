@@ -11,6 +11,7 @@ import torch
 
 from sparsevox._atomic import atomic
 from xcube.commands.evaluate import COLUMNS, cells
+from xcube.commands.options import CRUMBS
 from xcube.data import Source
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.evaluation import Evaluation, evaluate_folder
@@ -100,7 +101,7 @@ def _summary(evaluation: Evaluation, unseen: Unseen) -> str:
         "New shapes out of noise, level by level. Shapes that the networks have not seen come through the VAEs with an "
         f"IoU of {iou}. A nearest neighbour tells {row['shapes']} samples from held-out shapes in {apart} of the cases "
         f"(±{error}; 50 % is ideal, training shapes give {real['one_nna']:.1%}). {row['empty']} samples are empty, "
-        f"{row['one_component']:.0%} are of one part."
+        f"{row['one_component']:.0%} are of one part; loose parts of less than {CRUMBS:.0%} of a shape were removed."
     )
 
 
@@ -148,8 +149,8 @@ def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
     box = Box(pipeline.resolutions, pipeline.size)
     levels = build_hierarchy(source.load(), box, outside="rescale")
     back = pipeline.reconstruct(levels[-1])
-    sampler = SamplerConfig("ddpm")
-    again = pipeline.upsample(levels[0].unbind()[0], 1, numbers=range(VARIANTS), sampler=sampler, quiet=True)
+    told: dict[str, Any] = {"sampler": SamplerConfig("ddpm"), "crumbs": CRUMBS, "quiet": True}
+    again = pipeline.upsample(levels[0].unbind()[0], 1, numbers=range(VARIANTS), **told)
     rows = {
         "in": [each.input for each in back],
         "out": [each.best for each in back],
@@ -167,9 +168,10 @@ def _commands(out: Path, preset: str, own: Sequence[Path]) -> list[str]:
     """What to do next, as it can be pasted into a shell."""
     runs, coarse = out / "runs", out / "samples" / "levels" / "0" / "shape-000000.npz"
     again: list[object] = ["--preset", preset, *(["--mesh", *own] if own else [])]
+    how = ("--sampler", "ddpm", "--crumbs", CRUMBS)
     words: list[list[object]] = [
-        ["sample", "--model", runs, "--count", 100, "--seed", 1, "--sampler", "ddpm", "--out", "more"],
-        ["upsample", coarse, "--model", runs, "--count", 4, "--sampler", "ddpm", "--out", "finer"],
+        ["sample", "--model", runs, "--count", 100, "--seed", 1, *how, "--out", "more"],
+        ["upsample", coarse, "--model", runs, "--count", 4, *how, "--out", "finer"],
         ["evaluate", out / "samples", "--data", out / "data", "--emd"],
         ["demo", "--out", out, *again, "--minutes", 60],
     ]

@@ -34,6 +34,7 @@ def sample(
     category: Names | None = None,
     guidance: float = 1.0,
     sampler: Kind = "ddim",
+    crumbs: float = 0.0,
     batch_size: int = 16,
     budget: int = 500_000,
     device: str = "auto",
@@ -55,6 +56,7 @@ def sample(
         category: the same, for models that know classes; several, as chair,lamp, are taken in turn
         guidance: weight of text and category; 1 is none
         sampler: how to sample; networks that predict flows have their own way
+        crumbs: remove, at each level, loose parts of less than this share of a shape, as 0.01
         batch_size: shapes of a batch, at most
         budget: voxels of a batch, at most
         device: cpu, cuda, or auto, a GPU if there is one
@@ -67,7 +69,7 @@ def sample(
 
     pipeline = _pipeline(model, count, device)
     chosen = SamplerConfig(sampler, steps=steps, guidance=guidance)
-    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen}
+    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen, "crumbs": crumbs}
     split: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "quiet": quiet}
 
     def make(numbers: Sequence[int]) -> Iterator["Sample"]:
@@ -90,6 +92,7 @@ def upsample(
     category: Names | None = None,
     guidance: float = 1.0,
     sampler: Kind = "ddim",
+    crumbs: float = 0.0,
     batch_size: int = 16,
     budget: int = 500_000,
     device: str = "auto",
@@ -113,6 +116,7 @@ def upsample(
         category: the same, for models that know classes; several, as chair,lamp, are taken in turn
         guidance: weight of text and category; 1 is none
         sampler: how to sample; networks that predict flows have their own way
+        crumbs: remove, at each level, loose parts of less than this share of a shape, as 0.01
         batch_size: shapes of a batch, at most
         budget: voxels of a batch, at most
         device: cpu, cuda, or auto, a GPU if there is one
@@ -126,7 +130,7 @@ def upsample(
     pipeline = _pipeline(model, count, device)
     voxels = _coarse(file, pipeline, level)
     chosen = SamplerConfig(sampler, steps=steps, guidance=guidance)
-    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen}
+    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen, "crumbs": crumbs}
     split: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "quiet": quiet}
     where: dict[str, Any] = {"begin": voxels, "level": level}
 
