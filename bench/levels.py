@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench.levels", description="Compare a cascade with a single level.")
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for data, networks and samples")
-    add("--minutes", type=float, default=8.0, help="of training, for each model and seed (default: 8)")
+    add("--minutes", type=float, default=23.0, help="of training, for each model and seed (default: 23)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training and sampling (default: 0 1 2)")
     add("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="which (default: both)")
     add("--shapes", type=int, default=SHAPES, help=f"of the data set (default: {SHAPES})")
