@@ -33,7 +33,7 @@ def library() -> Any:
         import scipy.sparse.csgraph
         import scipy.spatial
     except ImportError as error:
-        raise ImportError("distances between shapes and their parts need scipy: pip install 'sparsevox[xcube]'") from error
+        raise ImportError("distances and parts of shapes need scipy: pip install 'sparsevox[xcube]'") from error
     return scipy
 
 

@@ -146,6 +146,24 @@ def test_refiner_adds_removes_and_learns() -> None:
     assert candidates.same_voxels(grid.dilate(1))
 
 
+def test_voxels_exist_from_the_threshold_on() -> None:
+    torch.manual_seed(0)
+    voxels, found = ball(4.0), []
+    weights = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))).state_dict()
+    weights["keep.out.weight"].normal_(std=2.0)
+    for threshold in (0.2, 0.5, 0.9):
+        net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), threshold=threshold))
+        net.load_state_dict(weights)
+        refined = net(voxels)
+        exists = refined.candidates.grid.ijk[refined.logits.sigmoid() > threshold]
+        assert torch.equal(exists, refined.voxels.grid.ijk)
+        found.append(len(exists))
+    assert found[0] > found[1] > found[2] > 0
+    for threshold in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold must lie in \(0, 1\), got"):
+            RefineConfig(threshold=threshold)
+
+
 def test_refining_nothing_gives_nothing() -> None:
     net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8)))
     empty = Voxels(Grid.empty(2, voxel_size=1 / SIDE, origin=0.5 / SIDE), {"normal": torch.zeros(0, 3)})
