@@ -57,7 +57,8 @@ class Problem:
         like = torch.zeros((), device=coords.device)
         noise = random(self.grid.num_voxels, 2 * config.latent_channels, like=like)
         self.latents, self.noise = sv.SparseTensor(self.grid, noise[:, ::2]), noise[:, 1::2]
-        self.times = torch.linspace(0, 999, SHAPES, device=coords.device).long()
+        times = torch.linspace(0, 999, SHAPES, device=coords.device)
+        self.times = times if self.diffusion.is_flow else times.long()
 
     def training(self, net: UNet) -> Callable[[], Result]:
         """Forward, loss, backward and AdamW, with the search for neighbours: every batch has its own."""
@@ -71,8 +72,9 @@ class Problem:
 
     def sampling(self, net: UNet) -> Callable[[], Result]:
         """A prediction, and latents with less noise. Neighbours are at hand, as in all steps but the first."""
-        solver = Solver(SamplerConfig(), self.diffusion.config)
-        t = solver.times[len(solver.times) // 2]
+        sampler = SamplerConfig(kind="flow" if self.diffusion.is_flow else "ddim")
+        times = Solver(sampler, self.diffusion.config).times
+        t = times[len(times) // 2]
         # Grids know coarser ones, and these their maps, for as long as somebody has them.
         coarser = [self.grid]
         for _ in net.config.multipliers[1:]:
@@ -81,6 +83,7 @@ class Problem:
         def run() -> Result:
             assert coarser
             with torch.no_grad():
+                solver = Solver(sampler, self.diffusion.config)  # that of a flow counts its steps
                 prediction = net(self.latents, t.to(self.grid.device).expand(SHAPES), self.told).feats
                 return (solver.step(prediction, t, self.latents.feats, None),)
 

@@ -67,6 +67,7 @@ class Stage:
         self.parts = {part.name: part for part in read_preset(preset)}
         self.part, self.device = self.parts[name], device
         self.vae = self.parts[f"vae-{self.part.level}"].options["model"]
+        self.diffusion = self.part.options.get("diffusion", DiffusionConfig())
 
     def shapes(self, count: int) -> Voxels:
         """So many procedural shapes, at the level of the part."""
@@ -102,7 +103,8 @@ class Stage:
         if part.kind == "diffusion":
             names = [called(number) for number in range(batch.batch_size)]
             whole = {"train": Whole(names, options.get("categories", ()))}
-            return TrainDiffusion(UNet(options["model"]), train, VAE(self.vae), scale=1.0, whole=whole)
+            told: dict[str, Any] = {"diffusion": self.diffusion, "whole": whole}
+            return TrainDiffusion(UNet(options["model"]), train, VAE(self.vae), scale=1.0, **told)
         steps = {name: options[name] for name in ("first", "last") if name in options}
         led = Led(self.vae, batch.grid)
         return TrainRefiner(Refiner(options["model"]), train, led, scale=1.0, **steps)
@@ -137,7 +139,7 @@ class Stage:
         config = module.net.config
         category = told.grid.ijk.new_zeros(told.grid.batch_size) if config.categories else None
         conditions = Conditions.of(told, config, category=category)
-        diffusion = Diffusion(self.part.options.get("diffusion", DiffusionConfig()))
+        diffusion = Diffusion(self.diffusion)
         sampler = SamplerConfig(kind="flow" if diffusion.is_flow else "ddim", steps=STEPS)
 
         def run() -> None:

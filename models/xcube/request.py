@@ -5,12 +5,14 @@ B shapes of a batch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from sparsevox import Grid, Voxels
 from sparsevox.morton import MAX_BATCH
 from sparsevox.ops import _checks
 from xcube.conditions import NOTHING, Conditions, Text
+from xcube.distances import library
 from xcube.sampling import Hook, SamplerConfig
 from xcube.stages import Stage
 
@@ -48,7 +50,8 @@ class Request:
     """How to sample, at all levels. `XCubePipeline.sample` says what the fields are.
 
     Raises:
-        TypeError: If a number is no integer, or a text no string.
+        ImportError: If crumbs are to be removed and scipy is not installed.
+        TypeError: If a number is of another kind, or a text no string.
         ValueError: If one is out of range.
     """
 
@@ -72,10 +75,12 @@ class Request:
             raise ValueError(f"batch_size must lie in [1, {MAX_BATCH}], got {self.batch_size}")
         if _checks.integer("budget", self.budget) < 1:
             raise ValueError(f"budget must be positive, got {self.budget}")
-        if isinstance(self.crumbs, bool) or not isinstance(self.crumbs, int | float):
+        if isinstance(self.crumbs, bool) or not isinstance(self.crumbs, Real):
             raise TypeError(f"crumbs must be a number, got {self.crumbs!r}")
         if not 0 <= self.crumbs < 1:
             raise ValueError(f"crumbs must lie in [0, 1), got {self.crumbs}")
+        if self.crumbs:
+            library()  # an error before anything is made
         if self.steps is not None:
             _checks.integer("steps", self.steps)
         texts = self.text if isinstance(self.text, Sequence) else [self.text]

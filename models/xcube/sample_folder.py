@@ -30,7 +30,7 @@ class SampleFolder:
     Args:
         path: The folder; made, where settings are given, if it is not there.
         settings: What the shapes follow from, as plain values. None looks at what is there, and changes nothing.
-        restart: Whether to remove shapes that are there.
+        restart: Whether to remove shapes that are there, where settings are given.
 
     Raises:
         FileNotFoundError: If there are no settings, neither given nor in the folder.
@@ -43,6 +43,7 @@ class SampleFolder:
         if settings is None:
             if not (path / SETTINGS).is_file():
                 raise FileNotFoundError(f"{path} holds no samples: it lacks {SETTINGS}")
+            self._settings()
             return
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, *(path / LEVELS).glob("*")):
@@ -91,16 +92,20 @@ class SampleFolder:
         color = next((name for name in ("normal", "color") if name in shared), None)
         show_html(shapes, self.path / PAGE, title=title, attributes=shared, color=color)
 
+    def _settings(self) -> Any:
+        file = self.path / SETTINGS
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}; take another folder, or begin anew: restart") from error
+
     def _check(self, settings: Mapping[str, Any]) -> None:
         file = self.path / SETTINGS
         if not file.is_file():
             if list(self.path.glob(f"{PREFIX}*.npz")):
                 raise ValueError(f"out must be a new folder, or one of samples, got {self.path} without {SETTINGS}")
             return
-        try:
-            there = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}; take another folder, or begin anew: restart") from error
+        there = self._settings()
         if there != settings:
             old = there if isinstance(there, dict) else {}
             names = [n for n in sorted(old.keys() | settings.keys()) if old.get(n) != settings.get(n)]

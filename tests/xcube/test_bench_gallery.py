@@ -26,6 +26,10 @@ def test_full_samples_are_in_it_and_the_folder_is_left_alone(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"none holds no samples: it lacks settings\.json"):
         main([str(tmp_path / "none"), "--out", str(tmp_path / "no.png")])
     assert not (tmp_path / "none").exists()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        main([str(tmp_path / "damaged"), "--out", str(tmp_path / "no.png")])
     with Image.open(tmp_path / "small.png") as picture:
         assert picture.width == WIDTH
         assert picture.mode == "P"

@@ -19,6 +19,7 @@ from tests.xcube.balls import SIDE, ball
 from xcube import cli
 from xcube.commands import demo as command
 from xcube.commands import demo_page
+from xcube.commands.options import CRUMBS
 from xcube.data.build import build
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.sources import Source
@@ -99,6 +100,8 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "yours/my <mesh>: IoU" in page.text
     assert shlex.join(["xcube", "demo", "--out", str(out), "--preset", preset, "--mesh", str(mesh)]) in page.text
     assert "nearest" in page.text
+    assert json.loads((out / "samples" / "settings.json").read_text())["crumbs"] == CRUMBS
+    assert page.text.count(f"--crumbs {CRUMBS}") == 2
     assert (out / "gallery.png").is_file() == bool(full)
 
     # A second call makes nothing anew; what is missing, and that alone, is made again.

@@ -76,10 +76,12 @@ def demo(
     from xcube.stages import fingerprint
 
     there = _read(samples / SETTINGS)
-    anew = restart or (there or {}).get("model") != fingerprint(runs) or (there or {}).get("seed") != seed
+    wanted = {"model": fingerprint(runs), "seed": seed, "crumbs": CRUMBS}
+    anew = restart or wanted != {name: (there or {}).get(name) for name in wanted}
     asked = _categories(parts)
     weight = GUIDANCE if asked else 1.0
-    # Noise on the way corrects the errors of networks that trained for minutes: flatter, and fewer loose parts.
+    # Noise on the way corrects the errors of a fine network that trained for minutes: flatter, and fewer loose parts.
+    # The coarse one is a flow, which has its own sampler.
     more: dict[str, Any] = {"category": asked, "guidance": weight, "sampler": "ddpm", "crumbs": CRUMBS}
     sample(runs, samples, SAMPLES, seed, **more, restart=anew, quiet=quiet)
 
