@@ -1,7 +1,7 @@
 """The voxel list: what a sparse-voxel library is without bricks, in plain torch, as good as people write it.
 
 A set of voxels is a sorted list of distinct int64 keys, one a voxel: batch index above x, y, z with 18 bits each,
-biased to be positive. A voxel is found by binary search. Neighbours are keys at a constant distance, so nothing has to
+biased to be positive. A voxel is found by binary search. Neighbors are keys at a constant distance, so nothing has to
 be decoded for them; voxels at the border of the range (and batches beyond 511) are not looked after.
 N voxels, M other voxels.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 distinct: Callable[[Tensor], Tensor] = torch.unique  # sorts and removes duplicates
 
 BIAS = 1 << 17
-STEPS = (1 << 36, 1 << 18, 1)  # the distance of a neighbour along x, y, z
+STEPS = (1 << 36, 1 << 18, 1)  # the distance of a neighbor along x, y, z
 IJK = (1 << 54) - 1  # the bits below the batch index
 BIASES = BIAS * sum(STEPS)
 # No axis may hand its lowest bit to the next one when all three are halved at once.
@@ -134,7 +134,7 @@ def from_dense(mask: Tensor) -> Tensor:
 
 
 def neighbor_table(keys: Tensor) -> Tensor:
-    """Row int32 [27, N] of the neighbour at every tap (dx slowest, dz fastest), -1 where absent: 26 searches."""
+    """Row int32 [27, N] of the neighbor at every tap (dx slowest, dz fastest), -1 where absent: 26 searches."""
     table = torch.empty(27, len(keys), dtype=torch.int32, device=keys.device)
     for tap, step in enumerate(TAPS):
         table[tap] = find(keys, keys + step) if step else torch.arange(len(keys), device=keys.device)
@@ -142,7 +142,7 @@ def neighbor_table(keys: Tensor) -> Tensor:
 
 
 def neighbor_table_by_symmetry(keys: Tensor) -> Tensor:
-    """The same with 13 searches: if n is the neighbour of r at a tap, then r is the neighbour of n at the opposite."""
+    """The same with 13 searches: if n is the neighbor of r at a tap, then r is the neighbor of n at the opposite."""
     rows = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
     table = torch.full((27, len(keys)), -1, dtype=torch.int32, device=keys.device)
     table[13] = rows

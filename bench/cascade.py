@@ -20,18 +20,17 @@ import torch
 from bench.fine import peak
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io import load_mesh
-from xcube.config import VAEConfig
 from xcube.data.hierarchy import Box, as_box, build_hierarchy
-from xcube.decoder import Decoded
-from xcube.pipeline import XCubePipeline
-from xcube.refine import RefineConfig, Refined, Refiner
-from xcube.request import Sample
-from xcube.sampling import SamplerConfig
-from xcube.stages import Stage, latent_sizes
-from xcube.training.parts import read_preset, whole_presets
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
+from xcube.diffusion.samplers import SamplerConfig
+from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
+from xcube.networks.decoder import Decoded
+from xcube.networks.refiner import Refined, Refiner
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.pipeline.checkpoint import Stage, latent_sizes
+from xcube.pipeline.options import Sample
+from xcube.pipeline.pipeline import XCubePipeline
+from xcube.training.jobs import read_preset, whole_presets
 
 WANTED = 12  # GiB, at most
 BETWEEN = "between"  # the name of what is no part
@@ -48,7 +47,7 @@ RELEASED: dict[str, tuple[UNetConfig, UNetConfig]] = {
     "shapenet-plane": (COARSE, FINE),
 }
 
-Networks = tuple[VAEConfig, UNetConfig, RefineConfig]  # of a level
+Networks = tuple[VAEConfig, UNetConfig, RefinerConfig]  # of a level
 
 
 def guided(config: VAEConfig) -> VAEConfig:
@@ -146,8 +145,8 @@ def configs(name: str) -> list[Networks]:
     made = []
     for level in range(2):
         vae = parts[f"vae-{level}"]
-        unet = parts[f"diffusion-{level}"] if f"diffusion-{level}" in parts else RELEASED[name][level]
-        repair = replace(parts["refine-1"], voxel_size=vae.voxel_sizes[0])
+        unet = parts[f"denoiser-{level}"] if f"denoiser-{level}" in parts else RELEASED[name][level]
+        repair = replace(parts["refiner-1"], voxel_size=vae.voxel_sizes[0])
         made.append((vae, replace(unet, categories=1), repair))
     return made
 

@@ -48,7 +48,7 @@ def batch_against_one(
 
 
 def _count(result: Any) -> Tensor:
-    """The number of voxels of a grid, or of neighbours in a table: that both sides share."""
+    """The number of voxels of a grid, or of neighbors in a table: that both sides share."""
     return (result >= 0).sum() if isinstance(result, Tensor) else torch.tensor(result.num_voxels)
 
 

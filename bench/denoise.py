@@ -15,11 +15,11 @@ import sparsevox as sv
 from bench import masked
 from bench.harness import Case, Contender, close
 from bench.xcube import TOLERANCE, Result, flat, precisely, random, shapes, step
-from xcube.conditions import Conditions
-from xcube.diffusion import Diffusion, DiffusionConfig
-from xcube.sampling import SamplerConfig, Solver
-from xcube.training.parts import read_preset
-from xcube.unet import UNet
+from xcube.diffusion.objective import Diffusion, DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig, Solver
+from xcube.networks.conditions import Conditions
+from xcube.networks.unet import UNet
+from xcube.training.jobs import read_preset
 
 HALF = 8  # of the box of the fine level's latents, in voxels
 SHAPES = 8
@@ -61,7 +61,7 @@ class Problem:
         self.times = times if self.diffusion.is_flow else times.long()
 
     def training(self, net: UNet) -> Callable[[], Result]:
-        """Forward, loss, backward and AdamW, with the search for neighbours: every batch has its own."""
+        """Forward, loss, backward and AdamW, with the search for neighbors: every batch has its own."""
         finish = step(net, "enter.weight", "out.conv.weight")
 
         def run() -> Result:
@@ -71,7 +71,7 @@ class Problem:
         return run
 
     def sampling(self, net: UNet) -> Callable[[], Result]:
-        """A prediction, and latents with less noise. Neighbours are at hand, as in all steps but the first."""
+        """A prediction, and latents with less noise. Neighbors are at hand, as in all steps but the first."""
         sampler = SamplerConfig(kind="flow" if self.diffusion.is_flow else "ddim")
         times = Solver(sampler, self.diffusion.config).times
         t = times[len(times) // 2]

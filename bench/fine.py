@@ -12,10 +12,10 @@ import time
 import torch
 
 from sparsevox.io import load_mesh
-from xcube.config import VAEConfig
 from xcube.data.hierarchy import as_box, build_hierarchy
-from xcube.losses import LossConfig, vae_losses
-from xcube.vae import VAE
+from xcube.networks.configs import VAEConfig
+from xcube.networks.losses import LossConfig, vae_losses
+from xcube.networks.vae import VAE
 
 EDGE = 1.28  # of the box of ShapeNet
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from xcube.sample_folder import SampleFolder, gallery
+from xcube.pipeline.output import SampleFolder, gallery
 
 SHOWN, WIDTH, COLORS = 16, 900, 96
 

@@ -65,7 +65,7 @@ def _size(written: Written) -> int:
 
 
 def _our_faces(written: Written) -> Tensor:
-    """Twice the centres of faces, int64 [F, 3], sorted: what both pages hold."""
+    """Twice the centers of faces, int64 [F, 3], sorted: what both pages hold."""
     page = written[0].read_text(encoding="utf-8")
     level = json.loads(_between(page, 'id="manifest">', "</script>"))["shapes"][0]["levels"][0]
     data = zlib.decompress(base64.b64decode(_between(page, 'id="data-0-0">', "</script>")))
@@ -83,8 +83,8 @@ def _their_faces(written: Written) -> Tensor:
     return _sorted(mesh.triangles.reshape(-1, 6, 3)[:, [0, 1, 2, 5]].mean(1) * 2)
 
 
-def _sorted(centres: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(np.unique(np.rint(centres).astype(np.int64), axis=0))
+def _sorted(centers: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.unique(np.rint(centers).astype(np.int64), axis=0))
 
 
 def _between(text: str, start: str, end: str) -> str:

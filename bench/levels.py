@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from xcube import cli
-from xcube.data.parts import FAMILIES
+from xcube.procedural.shapes import FAMILIES
 
 MODELS = {"cascade": ("demo", "16,64"), "single": (str(Path(__file__).parent / "single"), "64")}
-FIGURES = ("mmd", "one_nna", "coverage", "one_component", "empty")
+METRICS = ("mmd", "one_nna", "coverage", "one_component", "empty")
 SHAPES, SAMPLES, GUIDANCE = 1400, 64, 1.25
 POINTS = 1024  # of a shape
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def trial(name: str, seed: int, options: argparse.Namespace) -> None:
-    """One model, from its data to its figures; what is there already is kept."""
+    """One model, from its data to its metrics; what is there already is kept."""
     folder, data = options.out / f"{name}-{seed}", options.out / f"data-{name}"
     preset, levels = MODELS[name]
     runs, samples, number = folder / "runs", folder / "samples", str(seed)
@@ -86,11 +86,11 @@ def results(out: Path, name: str) -> dict[str, dict[str, float]]:
 
 def report(found: dict[str, dict[str, dict[str, float]]]) -> None:
     """A row for each model and seed, and their means."""
-    print(f"{'':>14}" + "".join(f"{name:>14}" for name in FIGURES))
+    print(f"{'':>14}" + "".join(f"{name:>14}" for name in METRICS))
     for name, rows in found.items():
-        mean = {figure: statistics.mean(float(row[figure]) for row in rows.values()) for figure in FIGURES}
+        mean = {figure: statistics.mean(float(row[figure]) for row in rows.values()) for figure in METRICS}
         for title, row in (rows | {f"{name}, mean": mean}).items():
-            print(f"{title:>14}" + "".join(f"{row[figure]:>14.4g}" for figure in FIGURES))
+            print(f"{title:>14}" + "".join(f"{row[figure]:>14.4g}" for figure in METRICS))
 
 
 if __name__ == "__main__":

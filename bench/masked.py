@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 import sparsevox as sv
-from xcube.blocks import Head, ResBlock
-from xcube.refine import Refiner
-from xcube.spaces import Context, Dense
-from xcube.unet import UNet
-from xcube.vae import VAE
+from xcube.networks.blocks import Head, ResBlock
+from xcube.networks.refiner import Refiner
+from xcube.networks.space import Context, Dense
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
 
 
 class Volume(NamedTuple):

@@ -12,7 +12,7 @@ from bench.harness import Case, Contender, Wanted
 
 
 def dilate(coords: Tensor) -> Sequence[Contender]:
-    """Add all neighbours; the list does it at once and axis by axis."""
+    """Add all neighbors; the list does it at once and axis by axis."""
     keys = build(coords)
     return (
         ours(lambda g: g.dilate(1), grid(coords)),
@@ -22,7 +22,7 @@ def dilate(coords: Tensor) -> Sequence[Contender]:
 
 
 def erode(coords: Tensor) -> Sequence[Contender]:
-    """Keep the voxels that have all neighbours."""
+    """Keep the voxels that have all neighbors."""
     return ours(lambda g: g.erode(1), grid(coords)), voxel_list(baseline.erode, build(coords))
 
 

@@ -15,7 +15,7 @@ def nearest(coords: Tensor) -> Sequence[Contender]:
     generator = torch.Generator().manual_seed(0)
     chosen = coords[torch.randint(len(coords), (100_000,), generator=generator).to(coords.device), 1:]
     points = chosen + 2 * torch.randn(len(chosen), 3, generator=generator).to(coords.device)
-    g, centres = grid(coords), coords[:, 1:].double()
+    g, centers = grid(coords), coords[:, 1:].double()
 
     def distance(rows: Tensor, voxels: Tensor) -> Tensor:
         """Of the voxels found: two voxels can be equally near."""
@@ -25,11 +25,11 @@ def nearest(coords: Tensor) -> Sequence[Contender]:
     if importlib.util.find_spec("scipy"):
         from scipy.spatial import cKDTree
 
-        data, queries = centres.cpu().numpy(), points.double().cpu().numpy()
+        data, queries = centers.cpu().numpy(), points.double().cpu().numpy()
         tree = cKDTree(data)
 
         def view(found: tuple[object, object]) -> Tensor:
-            return distance(torch.as_tensor(found[1]), centres)
+            return distance(torch.as_tensor(found[1]), centers)
 
         def search(tree: cKDTree) -> tuple[object, object]:
             found: tuple[object, object] = tree.query(queries, workers=torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""Who is whose neighbour: kernel tables, and what a CPU makes of them for a convolution and its gradients."""
+"""Who is whose neighbor: kernel tables, and what a CPU makes of them for a convolution and its gradients."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from sparsevox.kernel_map import KernelMap
 
 
 def neighbors(coords: Tensor, *, searched: Wanted | None = None, peer: Wanted | None = None) -> Sequence[Contender]:
-    """Rows of all neighbours. 13 searches and symmetry stand beside the 26 searches that something is wanted against.
+    """Rows of all neighbors. 13 searches and symmetry stand beside the 26 searches that something is wanted against.
 
     spconv's pairs are more than a table: they are all that its convolutions need.
     """

@@ -31,9 +31,9 @@ def by_index_add(feats: Tensor, weight: Tensor, bias: Tensor, g: sv.Grid, item: 
         rows = x.unflatten(1, (GROUPS, -1)).sum(2)
         return (rows.new_zeros(g.batch_size, GROUPS).index_add(0, item, rows) / size).index_select(0, item)
 
-    centred = feats.unflatten(1, (GROUPS, -1)) - mean(feats)[:, :, None]
-    scale = (mean(centred.flatten(1).square()) + EPS).rsqrt()
-    return (centred * scale[:, :, None]).flatten(1) * weight + bias
+    centered = feats.unflatten(1, (GROUPS, -1)) - mean(feats)[:, :, None]
+    scale = (mean(centered.flatten(1).square()) + EPS).rsqrt()
+    return (centered * scale[:, :, None]).flatten(1) * weight + bias
 
 
 def norm(coords: Tensor, *, backward: bool) -> Sequence[Contender]:

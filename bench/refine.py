@@ -17,13 +17,13 @@ from torch import Tensor
 
 from sparsevox import Grid, Voxels
 from sparsevox.viz import render_row
-from xcube.connected import components
 from xcube.data import ShapeFolder
-from xcube.losses import normal_angle, true_attributes, voxel_iou
-from xcube.pretrained import from_pretrained, read_config
-from xcube.refine import Refiner
+from xcube.geometry.components import components
+from xcube.networks.losses import normal_angle, true_attributes, voxel_iou
+from xcube.networks.pretrained import from_pretrained, read_config
+from xcube.networks.refiner import Refiner
+from xcube.networks.vae import VAE
 from xcube.training.modules import latent_scale, noisy_decode
-from xcube.vae import VAE
 
 CROSS = torch.zeros(3, 3, 3, dtype=torch.bool)
 CROSS[1, 1] = CROSS[1, :, 1] = CROSS[:, 1, 1] = True
@@ -31,9 +31,9 @@ CRUMB = 0.02  # a connected component with less than this share of the voxels
 
 
 def majority(grid: Grid, least: int) -> Grid:
-    """The voxels, of the grid and around it, of whose 27 neighbours, themselves included, at least `least` exist."""
+    """The voxels, of the grid and around it, of whose 27 neighbors, themselves included, at least `least` exist."""
     candidates = grid.dilate(1)
-    table = candidates.kernel_map(3, target=candidates).up.table  # rows of neighbours, -1 where there is none
+    table = candidates.kernel_map(3, target=candidates).up.table  # rows of neighbors, -1 where there is none
     there = torch.cat([grid.contains(candidates.coords), torch.zeros(1, dtype=torch.bool)])
     return candidates.prune(there[table.long()].sum(0) >= least)
 
@@ -48,7 +48,7 @@ FILTERS: dict[str, Callable[[Grid], Grid]] = {
 
 
 def count_parts(grid: Grid) -> tuple[int, int]:
-    """How many connected parts one grid has, and how many of them are crumbs."""
+    """How many connected parts one grid has, and how many of them are min_component."""
     sizes = components(grid)
     return len(sizes), int((sizes < CRUMB * grid.num_voxels).sum())
 
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     vae, refiner = from_pretrained(options.vae, VAE), from_pretrained(options.refine, Refiner)
     shapes = ShapeFolder[Voxels](options.data, options.split, level=options.level)
-    scale = read_config(options.refine)["facts"].get("latent_scale")
+    scale = read_config(options.refine)["metadata"].get("latent_scale")
     if scale is None:
         scale = latent_scale(vae, (shapes[item] for item in range(len(shapes))))
     found: dict[str, list[tuple[float, int, int]]] = {}
@@ -114,13 +114,15 @@ def angle(voxels: Voxels, real: Voxels) -> float:
 
 def report(found: dict[str, list[tuple[float, int, int]]], angles: dict[str, list[float]]) -> None:
     """A row for each way to repair."""
-    print(f"{'':>16} {'IoU':>6} {'worst':>6} {'components':>11} {'crumbs':>7} {'normals':>8}")
+    print(f"{'':>16} {'IoU':>6} {'worst':>6} {'components':>11} {'min_component':>7} {'normals':>8}")
     means: dict[str, float] = {}
     for name, rows in found.items():
-        iou, parts, crumbs = (statistics.mean(column) for column in zip(*rows, strict=True))
+        iou, parts, min_component = (statistics.mean(column) for column in zip(*rows, strict=True))
         means[name] = iou
         turned = f"{statistics.mean(angles[name]):7.1f}°" if name in angles else ""
-        print(f"{name:>16} {iou:6.3f} {min(row[0] for row in rows):6.3f} {parts:11.2f} {crumbs:7.2f} {turned:>8}")
+        print(
+            f"{name:>16} {iou:6.3f} {min(row[0] for row in rows):6.3f} {parts:11.2f} {min_component:7.2f} {turned:>8}"
+        )
     refined = means.pop("refined")
     best = max(means, key=lambda name: means[name])
     print(f"refined is {100 * (refined - means[best]):.1f} points above the best filter, {best!r}")

@@ -197,11 +197,11 @@ def _hit_boxes(rays: Tensor) -> Tensor:
     """Distance [R] to the nearest of 60 upright boxes that stand on the ground, by the slab test."""
     generator = _generator()
     half = torch.tensor([4.0, 4.0, 2.0]) * (0.25 + 0.75 * torch.rand(60, 3, generator=generator))
-    centre = _around_the_scanner(60, nearest=8, generator=generator)
-    centre = torch.cat([centre, GROUND + half[:, 2:]], 1)  # [S, 3]
+    center = _around_the_scanner(60, nearest=8, generator=generator)
+    center = torch.cat([center, GROUND + half[:, 2:]], 1)  # [S, 3]
     inverse = 1 / torch.where(rays.abs() < 1e-9, 1e-9, rays)
     nearest = torch.full((len(rays),), math.inf)
-    for low, high in zip(centre - half, centre + half, strict=True):
+    for low, high in zip(center - half, center + half, strict=True):
         planes = torch.stack([low * inverse, high * inverse])  # [2, R, 3]
         near, far = planes.amin(0).amax(1), planes.amax(0).amin(1)
         nearest = torch.where((near < far) & (near > 0), torch.minimum(nearest, near), nearest)

@@ -19,24 +19,24 @@ import torch
 
 from bench.cascade import BETWEEN, CERTAIN, Led, Meter, box_around, guided
 from sparsevox import SparseTensor, Voxels
-from xcube.conditions import Conditions
 from xcube.data.hierarchy import build_hierarchy
-from xcube.data.parts import FAMILIES, make
-from xcube.diffusion import Diffusion, DiffusionConfig, Noise
-from xcube.losses import LossConfig
-from xcube.refine import Refiner
-from xcube.sampling import SamplerConfig, sample
-from xcube.training.diffusion import TrainDiffusion
+from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
+from xcube.diffusion.samplers import SamplerConfig, sample
+from xcube.networks.conditions import Conditions
+from xcube.networks.losses import LossConfig
+from xcube.networks.refiner import Refiner
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.procedural.shapes import FAMILIES, make
+from xcube.training.denoiser import TrainDenoiser
+from xcube.training.jobs import Part, read_preset, whole_presets
 from xcube.training.latents import NUMBER, Whole
 from xcube.training.modules import Trained, TrainRefiner, TrainVAE
-from xcube.training.parts import Part, read_preset, whole_presets
-from xcube.unet import UNet
-from xcube.vae import VAE
 
 WORK = ("training", "sampling")
 SHAPES = 16  # of a batch, in sampling
 HEAD = "       stage      work  shapes    voxels  ms a step  steps/s  peak MB  at rest"
-STEPS = 10  # of the sampler; maps of neighbours are made once for all of them
+STEPS = 10  # of the sampler; maps of neighbors are made once for all of them
 
 
 class Work(NamedTuple):
@@ -77,10 +77,10 @@ class Stage:
         return Voxels.stack(made).to(self.device)
 
     def training(self) -> Work:
-        """A step, with the search for neighbours."""
+        """A step, with the search for neighbors."""
         batch = self.shapes(self.part.train.batch_size)
         module = self.trained(batch).to(self.device).train()
-        if isinstance(module, TrainDiffusion):
+        if isinstance(module, TrainDenoiser):
             batch = module.encode(batch.with_attributes(**{NUMBER: batch.grid.batch}))
         optimizer, generator = module.configure_optimizers()["optimizer"], torch.Generator().manual_seed(0)
 
@@ -100,28 +100,26 @@ class Stage:
         train = replace(part.train, minutes=None)
         if part.kind == "vae":
             return TrainVAE(VAE(guided(self.vae)), train, options.get("loss", LossConfig()))
-        if part.kind == "diffusion":
+        if part.kind == "denoiser":
             names = [called(number) for number in range(batch.batch_size)]
             whole = {"train": Whole(names, options.get("categories", ()))}
             told: dict[str, Any] = {"diffusion": self.diffusion, "whole": whole}
-            return TrainDiffusion(UNet(options["model"]), train, VAE(self.vae), scale=1.0, **told)
+            return TrainDenoiser(UNet(options["model"]), train, VAE(self.vae), scale=1.0, **told)
         steps = {name: options[name] for name in ("first", "last") if name in options}
         led = Led(self.vae, batch.grid)
         return TrainRefiner(Refiner(options["model"]), train, led, scale=1.0, **steps)
 
     @torch.no_grad()
     def sampling(self) -> Work:
-        """A decode, some steps of the sampler, or a repair, each with the search for neighbours."""
+        """A decode, some steps of the sampler, or a repair, each with the search for neighbors."""
         batch = self.shapes(SHAPES)
-        if self.part.kind == "refine":
+        if self.part.kind == "refiner":
             return self.repair(batch)
         vae = Led(self.vae, batch.grid).to(self.device).eval()
         grid, channels = vae.latent_grid(batch.grid), self.vae.latent_channels
         noise = Noise(0, range(SHAPES))
-        if self.part.kind == "diffusion":
-            return self.denoise(
-                TrainDiffusion(UNet(self.part.options["model"]), self.part.train, vae, scale=1.0), batch
-            )
+        if self.part.kind == "denoiser":
+            return self.denoise(TrainDenoiser(UNet(self.part.options["model"]), self.part.train, vae, scale=1.0), batch)
         latents = SparseTensor(grid, noise(grid, channels))
 
         def run() -> None:
@@ -132,7 +130,7 @@ class Stage:
 
         return Work(run, 1, SHAPES, grid.num_voxels)
 
-    def denoise(self, module: TrainDiffusion, batch: Voxels) -> Work:
+    def denoise(self, module: TrainDenoiser, batch: Voxels) -> Work:
         """Steps of the sampler: the network, then the scheduler."""
         module.to(self.device).eval()
         told = module.encode(batch)

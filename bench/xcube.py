@@ -18,11 +18,11 @@ import sparsevox as sv
 from bench import masked
 from bench.conv import products
 from bench.harness import Case, Contender, close
-from xcube.blocks import centres, embed_position
-from xcube.config import VAEConfig
-from xcube.losses import LossConfig, vae_losses
-from xcube.refine import RefineConfig, Refiner, refine_losses
-from xcube.vae import VAE
+from xcube.networks.blocks import centers, embed_position
+from xcube.networks.configs import RefinerConfig, VAEConfig
+from xcube.networks.losses import LossConfig, vae_losses
+from xcube.networks.refiner import Refiner, refiner_losses
+from xcube.networks.vae import VAE
 
 HALF = 32  # of the box of dense volumes, in voxels
 LOSS = LossConfig(structure=1.0, normal=0.3, kl=3e-4)
@@ -95,7 +95,7 @@ def flat(result: Result) -> Tensor:
 
 
 def training(coords: Tensor, *, pieces: int, alone: bool = False) -> Sequence[Contender]:
-    """Forward, losses, backward and AdamW, with the search for neighbours: every batch has its own."""
+    """Forward, losses, backward and AdamW, with the search for neighbors: every batch has its own."""
     p, probes = Problem(coords, pieces), ("encoder.featurizer.mix.weight", "decoder.heads.0.out.weight")
     ours, theirs = step(p.net, *probes), step(p.twin, *probes)
 
@@ -118,7 +118,7 @@ def training(coords: Tensor, *, pieces: int, alone: bool = False) -> Sequence[Co
 
 
 def encoding(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
-    """From voxels to the mean of the latents, with the search for neighbours."""
+    """From voxels to the mean of the latents, with the search for neighbors."""
     p = Problem(coords, pieces)
 
     def sparse() -> Result:
@@ -133,7 +133,7 @@ def encoding(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
 
 
 def decoding(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
-    """From latents to voxels and normals, with the search for neighbours."""
+    """From latents to voxels and normals, with the search for neighbors."""
     p = Problem(coords, pieces)
 
     def sparse() -> Result:
@@ -152,18 +152,18 @@ def refining(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
     voxels = shapes(coords, pieces, 1 / 64)
     rough = voxels.prune(random(voxels.num_voxels, like=voxels.attributes["normal"]) > -1.28)
     torch.manual_seed(0)
-    net = Refiner(RefineConfig()).to(coords.device).train()
+    net = Refiner(RefinerConfig()).to(coords.device).train()
     twin, probes = copy.deepcopy(net), ("enter.weight", "keep.out.weight")
     ours, theirs = step(net, *probes), step(twin, *probes)
     truth = masked.volume(voxels.attributes["normal"], voxels.grid, HALF)
     given = masked.volume(rough.attributes["normal"], rough.grid, HALF)
     candidates = rough.grid.dilate(1)
-    positions = masked.volume(embed_position(centres(candidates)), candidates, HALF)
+    positions = masked.volume(embed_position(centers(candidates)), candidates, HALF)
     inputs = masked.Volume(torch.cat([given.mask, positions.feats, given.feats], 1), positions.mask)
 
     def sparse() -> Result:
         rough.grid.clear_cache()
-        return ours(refine_losses(net(rough), voxels).total)
+        return ours(refiner_losses(net(rough), voxels).total)
 
     def dense() -> Result:
         keep, normal = masked.refine(twin, inputs)

@@ -18,7 +18,7 @@ from training import train
 
 import sparsevox as sv
 
-VOXEL = (0.2, 0.2, 0.2)  # metres
+VOXEL = (0.2, 0.2, 0.2)  # meters
 LOWER, UPPER = (-12.0, -12.0, -0.6), (12.0, 12.0, 7.4)
 SIZE = tuple(round((up - low) / edge) for low, up, edge in zip(LOWER, UPPER, VOXEL, strict=True))  # 120 x 120 x 40
 CELL = 8  # voxels an edge of a cell of the map

@@ -20,11 +20,11 @@ from sparsevox.viz import render_row, show_html
 def levels_of(mesh: sv.Mesh, resolution: int, count: int = 3) -> list[sv.Voxels]:
     """Voxels with normals at `count` levels, the coarsest first; each is half as fine as the next."""
     fine = io.voxelize(mesh, voxel_size=1 / resolution)
-    centres = sv.Points(fine.grid.to_world(fine.grid.ijk), fine.attributes)
+    centers = sv.Points(fine.grid.to_world(fine.grid.ijk), fine.attributes)
     grids = [fine.grid]
     while len(grids) < count:
         grids.insert(0, grids[0].coarsen(2))
-    return [io.splat_attributes(centres, grid) for grid in grids[:-1]] + [fine]
+    return [io.splat_attributes(centers, grid) for grid in grids[:-1]] + [fine]
 
 
 def main() -> None:
@@ -39,8 +39,8 @@ def main() -> None:
 
     mesh = io.fit(io.from_trimesh(knot()) if args.mesh is None else io.load_mesh(args.mesh))
     print(mesh)
-    facts = io.describe(mesh)
-    print("closed" if facts.closed else f"open: {facts.boundary_edges} edges have one face, so it has no inside")
+    metadata = io.describe(mesh)
+    print("closed" if metadata.closed else f"open: {metadata.boundary_edges} edges have one face, so it has no inside")
 
     start = time.perf_counter()
     levels = levels_of(mesh, args.resolution)

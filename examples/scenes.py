@@ -1,4 +1,4 @@
-"""Generated data for the example networks: labelled street scenes, and shapes of five families."""
+"""Generated data for the example networks: labeled street scenes, and shapes of five families."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ SHAPES = ("ball", "box", "cylinder", "cone", "ring")
 
 
 def street(seed: int, half: float = 10.0, points: int = 14_000) -> tuple[Tensor, Tensor]:
-    """A street seen by a scanner: points [P, 3] in metres and their classes [P].
+    """A street seen by a scanner: points [P, 3] in meters and their classes [P].
 
     Ground everywhere, and on it buildings, cars, poles and trees at random places. What is far away has fewer points,
     all of them have 3 cm of noise.

@@ -19,7 +19,7 @@ import sparsevox as sv
 from sparsevox.viz import render_row
 
 CHANNELS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
-VOXEL = 0.25  # metres
+VOXEL = 0.25  # meters
 
 
 def conv(channels: int, out: int, kernel_size: int = 3, stride: int = 1) -> sv.nn.Sequential:

@@ -1,4 +1,4 @@
-"""Voxelise meshes, do topology on all of them at once, check what must hold, and draw the results.
+"""Voxelize meshes, do topology on all of them at once, check what must hold, and draw the results.
 
     python examples/topology.py --out demo --mesh bunny.obj teapot.stl
 
@@ -68,7 +68,7 @@ def jack() -> trimesh.Trimesh:
     return trimesh.Trimesh(vertices, faces)
 
 
-def voxelise(mesh: trimesh.Trimesh, resolution: int) -> sv.Grid:
+def voxelize(mesh: trimesh.Trimesh, resolution: int) -> sv.Grid:
     """The surface of a mesh, moved to the origin and scaled to size 1, in voxels of size 1 / resolution."""
     vertices = torch.from_numpy((mesh.vertices - mesh.bounds.mean(0)) / mesh.extents.max())
     return sv.Grid.from_mesh(vertices, torch.tensor(mesh.faces), voxel_size=1 / resolution)
@@ -107,7 +107,7 @@ def main() -> None:
     meshes |= {path.stem: trimesh.load_mesh(path) for path in args.mesh}
 
     print("One grid for each shape")
-    shapes = {name: timed(name, partial(voxelise, mesh, args.resolution)) for name, mesh in meshes.items()}
+    shapes = {name: timed(name, partial(voxelize, mesh, args.resolution)) for name, mesh in meshes.items()}
 
     print("\nAll of them as one batch")
     batch = timed("stack", lambda: sv.Grid.stack(list(shapes.values())))

@@ -9,9 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sparsevox import ops
+from sparsevox import checks, ops
 from sparsevox.grid import Grid
-from sparsevox.ops import _checks
 from sparsevox.ops._reduce import needs_gradient, sum_table
 from sparsevox.ops.plans import adjoint_table
 
@@ -39,10 +38,10 @@ def reduce_rows(grid: Grid, rows: Tensor, feats: object, reduce: str, name: str)
     """Features [N, C] of features [M, C] of which row m belongs to voxel `rows[m]`; every voxel has some."""
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduce!r}")
-    checked = _checks.floats("feats", _checks.shape("feats", feats, "M", "C"))
+    checked = checks.floats("feats", checks.shape("feats", feats, "M", "C"))
     if checked.shape[0] != rows.shape[0]:
         raise ValueError(f"feats must have {rows.shape[0]} rows, one for each of {name}, got {checked.shape[0]}")
-    _checks.same_device("feats", checked, name, rows.device)
+    checks.same_device("feats", checked, name, rows.device)
     ordered, order = torch.sort(rows, stable=True)
     if rows.shape[0] == grid.num_voxels:
         return checked[order]

@@ -8,12 +8,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from sparsevox import checks
 from sparsevox._grid_topology import GridTopology, Index3, Triple, _check_grid
 from sparsevox.child_map import ChildMap
 from sparsevox.geometry import Axes, Geometry
 from sparsevox.kernel_map import KernelMap
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _library, _targets
+from sparsevox.ops import _library, _targets
 from sparsevox.ops import neighbors as neighbor_ops
 from sparsevox.ops import pool as pool_ops
 
@@ -39,7 +40,7 @@ class GridMaps(GridTopology):
         padding: Index3 | None = None,
         target: Self | None = None,
     ) -> KernelMap:
-        """Who is whose neighbour in a convolution from this grid to a coarser one, or within it.
+        """Who is whose neighbor in a convolution from this grid to a coarser one, or within it.
 
         At tap t, coarse voxel c meets the fine voxel `stride * c + t * dilation - padding`, on each axis; the default
         padding is `floor((kernel_size - 1) / 2) * dilation`. Equal calls give the same map, as long as the grids live.
@@ -55,7 +56,7 @@ class GridMaps(GridTopology):
             TypeError: If an argument has the wrong type.
             ValueError: If a size is out of range, or the voxel sizes, batch size or device of `target` do not fit.
         """
-        geometry = _checks.geometry(kernel_size, stride, dilation, padding)
+        geometry = checks.geometry(kernel_size, stride, dilation, padding)
         if target is None:
             target = self if geometry.stride == (1, 1, 1) else self._strided(geometry)
         if target is self and geometry.stride == (1, 1, 1):
@@ -91,7 +92,7 @@ class GridMaps(GridTopology):
             TypeError: If the factor is not one int or three, or the target no grid.
             ValueError: If a factor is smaller than 1, or the voxel sizes, batch size or device of `target` do not fit.
         """
-        x, y, z = _checks.factor("factor", factor)
+        x, y, z = checks.factor("factor", factor)
         factors = (x, y, z)
         if target is None:
             return self._child_map_to(self.coarsen(factors), factors, coarsened=True)
@@ -134,7 +135,7 @@ class GridMaps(GridTopology):
 
         Arguments and errors are those of `kernel_map`.
         """
-        return self._strided(_checks.geometry(kernel_size, stride, dilation, padding))
+        return self._strided(checks.geometry(kernel_size, stride, dilation, padding))
 
     def _strided(self, geometry: Geometry) -> Self:
         if geometry.kernel_size == geometry.stride and geometry.padding == (0, 0, 0) and geometry.dilation == (1, 1, 1):
@@ -152,7 +153,7 @@ class GridMaps(GridTopology):
         Its transform is `subdivide(stride)`'s. Arguments and errors are those of `kernel_map`; a voxel out of the range
         of coordinates is a ValueError, too.
         """
-        geometry = _checks.geometry(kernel_size, stride, dilation, padding)
+        geometry = checks.geometry(kernel_size, stride, dilation, padding)
         transform = self._fine_transform(geometry.stride)
         return self._remember(
             ("generative", *geometry), lambda: self._with(_targets.generative(self.bricks, geometry), *transform)

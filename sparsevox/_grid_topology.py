@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks
 from sparsevox.ops import bricks as brick_ops
 from sparsevox.ops import morphology as morphology_ops
 from sparsevox.ops import topology as topology_ops
@@ -48,7 +48,7 @@ class GridTopology:
 
     @property
     def origin(self) -> Triple:
-        """World position of the centre of voxel (0, 0, 0)."""
+        """World position of the center of voxel (0, 0, 0)."""
         return self._origin
 
     @property
@@ -73,14 +73,14 @@ class GridTopology:
     def coarsen(self, factor: Index3 = 2) -> Self:
         """Grid of the voxels floor(ijk / factor), for negative coordinates too.
 
-        Voxels grow by the factor, and the centre of a coarse voxel is the centroid of its block. Isotropic powers of
+        Voxels grow by the factor, and the center of a coarse voxel is the centroid of its block. Isotropic powers of
         two are arithmetic on bricks; any other factor, or triple of factors, decodes, divides and sorts.
 
         Raises:
             TypeError: If the factor is not one int or three.
             ValueError: If a factor is smaller than 1.
         """
-        factors = _checks.factor("factor", factor)
+        factors = checks.factor("factor", factor)
         if factors == [1, 1, 1]:
             return self
         return self._remember(("coarsen", *factors), lambda: self._coarsened(factors))
@@ -92,12 +92,12 @@ class GridTopology:
         size, start = self.voxel_size, self.origin
         coarse_size = _per_axis(lambda a: size[a] * factors[a])
         coarse_origin = _per_axis(lambda a: start[a] + size[a] * (factors[a] - 1) / 2)
-        return _checks.transform(coarse_size, coarse_origin)
+        return checks.transform(coarse_size, coarse_origin)
 
     def _fine_transform(self, factors: Sequence[int]) -> tuple[Triple, Triple]:
         fine_size = _per_axis(lambda a: self.voxel_size[a] / factors[a])
         fine_origin = _per_axis(lambda a: self.origin[a] - fine_size[a] * (factors[a] - 1) / 2)
-        return _checks.transform(fine_size, fine_origin)
+        return checks.transform(fine_size, fine_origin)
 
     def subdivide(self, factor: Index3 = 2, mask: Tensor | None = None) -> Self:
         """Grid of all children, ijk * factor + [0, factor), of every voxel.
@@ -111,7 +111,7 @@ class GridTopology:
             TypeError: If the factor is not one int or three, or the mask not bool.
             ValueError: If a factor is smaller than 1, the mask has another shape, or a child would be out of range.
         """
-        factors = _checks.factor("factor", factor)
+        factors = checks.factor("factor", factor)
         if factors == [1, 1, 1]:
             return self if mask is None else self.prune(mask)
         return self._with(topology_ops.subdivide(self.bricks, factors, mask), *self._fine_transform(factors))
@@ -127,7 +127,7 @@ class GridTopology:
         """Grid of all voxels a + s: a in the grid, s in a box or stencil.
 
         The box reaches `radius` voxels in each direction, or from `lower` to `upper` inclusive. `stencil` is a bool
-        [a, b, c] of any shape, whose centre is its entry (size - 1) // 2 of each axis.
+        [a, b, c] of any shape, whose center is its entry (size - 1) // 2 of each axis.
 
         Raises:
             TypeError: If bounds are not ints or the stencil not bool.

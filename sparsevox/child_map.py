@@ -17,7 +17,7 @@ class ChildMap:
     factor: Fine voxels of a coarse voxel, an axis.
     parents: Coarse row of each fine voxel, -1 where the coarse grid lacks it: int32 [N].
     children: Fine rows sorted by parent, in order; those without a parent come first, outside of all ranges: int32 [N].
-        None where they are 0 to N - 1, since the children of a voxel are neighbours in Z-order.
+        None where they are 0 to N - 1, since the children of a voxel are neighbors in Z-order.
     ranges: Where the children of each coarse voxel begin, among `children` or the fine rows, and where the last ones
         end: int32 [M + 1].
     """

@@ -9,9 +9,8 @@ from torch.utils.data import Sampler
 from torch.utils.data._utils.collate import collate as _collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox.grid import Grid
-from sparsevox.ops import _checks
 from sparsevox.shapes import Voxels
 from sparsevox.tensor import SparseTensor, stack
 
@@ -67,7 +66,7 @@ class VoxelBudgetSampler(Sampler[list[int]]):
         shuffle: Whether every epoch has another order. Else items come in theirs.
         seed: Of the orders.
         max_items: Items of a batch, at most.
-        rank: Of this process among `replicas`; by default that of `torch.distributed`, if that is initialised.
+        rank: Of this process among `replicas`; by default that of `torch.distributed`, if that is initialized.
         replicas: Number of processes, by default alike.
 
     Raises:
@@ -90,11 +89,11 @@ class VoxelBudgetSampler(Sampler[list[int]]):
     ) -> None:
         if oversize not in ("alone", "drop", "error"):
             raise ValueError(f"oversize must be 'alone', 'drop' or 'error', got {oversize!r}")
-        if _checks.integer("budget", budget) < 1:
+        if checks.integer("budget", budget) < 1:
             raise ValueError(f"budget must be positive, got {budget}")
-        if not 1 <= _checks.integer("max_items", max_items) <= morton.MAX_BATCH:
+        if not 1 <= checks.integer("max_items", max_items) <= morton.MAX_BATCH:
             raise ValueError(f"max_items must be between 1 and {morton.MAX_BATCH}, got {max_items}")
-        self._sizes = [_checks.integer(f"sizes[{item}]", size) for item, size in enumerate(sizes)]
+        self._sizes = [checks.integer(f"sizes[{item}]", size) for item, size in enumerate(sizes)]
         for item, size in enumerate(self._sizes):
             if size < 0 or (size > budget and oversize == "error"):
                 raise ValueError(f"sizes[{item}] must lie in [0, {budget}], got {size}")
@@ -104,10 +103,10 @@ class VoxelBudgetSampler(Sampler[list[int]]):
             replicas = torch.distributed.get_world_size() if distributed else 1
         if rank is None:
             rank = torch.distributed.get_rank() if distributed else 0
-        if not 0 <= _checks.integer("rank", rank) < _checks.integer("replicas", replicas):
+        if not 0 <= checks.integer("rank", rank) < checks.integer("replicas", replicas):
             raise ValueError(f"rank must be in [0, {replicas}), got {rank}")
         self._budget, self._max_items, self._shuffle = budget, max_items, shuffle
-        self._seed, self._rank, self._replicas = _checks.integer("seed", seed), rank, replicas
+        self._seed, self._rank, self._replicas = checks.integer("seed", seed), rank, replicas
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -117,7 +116,7 @@ class VoxelBudgetSampler(Sampler[list[int]]):
             ValueError: If one of them is negative.
         """
         for name, value in (("epoch", epoch), ("start", start)):
-            if _checks.integer(name, value) < 0:
+            if checks.integer(name, value) < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         self._start = start
         self._batches = self._share(self._filled(self._order(epoch)))
@@ -132,7 +131,7 @@ class VoxelBudgetSampler(Sampler[list[int]]):
     def _order(self, epoch: int) -> list[int]:
         if not self._shuffle:
             return self._items
-        # One stream of numbers for each seed and epoch: neighbours of either share none.
+        # One stream of numbers for each seed and epoch: neighbors of either share none.
         stream = np.random.default_rng([self._seed % (1 << 64), epoch])
         return [self._items[n] for n in stream.permutation(len(self._items))]
 

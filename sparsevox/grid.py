@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox._grid_maps import GridMaps
 from sparsevox._grid_topology import Device, Index3, _check_grid
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks
 from sparsevox.ops import bricks as brick_ops
 from sparsevox.ops import dense as dense_ops
 from sparsevox.ops import nearest as nearest_ops
@@ -26,7 +26,7 @@ class Grid(GridMaps):
     """A batch of sets of voxels.
 
     Voxels are kept as 4x4x4 bricks with a 64-bit mask, sorted in Z-order, so rows of features are in Z-order too:
-    their order depends on the set of voxels only. The centre of voxel (i, j, k) lies at
+    their order depends on the set of voxels only. The center of voxel (i, j, k) lies at
     `origin + voxel_size * (i, j, k)`. Coordinates lie in [-2^17, 2^17), and a batch has up to 1024 grids.
 
     Grids are made by `from_coords`, `from_points`, `from_mesh`, `from_dense`, `full`, `empty`, `stack` and by the
@@ -47,7 +47,7 @@ class Grid(GridMaps):
             TypeError: If `coords` does not hold integers.
             ValueError: If its shape is wrong, or the first offending row is out of range (see the class).
         """
-        transform = _checks.transform(voxel_size, origin)
+        transform = checks.transform(voxel_size, origin)
         return cls(brick_ops.build(coords, batch_size), *transform)
 
     @classmethod
@@ -65,19 +65,19 @@ class Grid(GridMaps):
         """Grid of the voxels around points [P, 3], with batch indices [P].
 
         `mode="containing"` takes the voxel whose box holds the point, `floor((p - origin) / voxel_size + 0.5)`;
-        `mode="enclosing"` the eight voxels whose centres enclose it. `lower` may be given instead of `origin`: the
-        corner, not the centre, of voxel (0, 0, 0).
+        `mode="enclosing"` the eight voxels whose centers enclose it. `lower` may be given instead of `origin`: the
+        corner, not the center, of voxel (0, 0, 0).
 
         Raises:
             TypeError: If points are not floating-point or batch indices not integers.
             ValueError: If shapes do not fit, a point is not finite, or a voxel would be out of range.
         """
-        size = _checks.voxel_size(voxel_size)
-        start = _checks.float_triple("origin", 0.0 if origin is None else origin)
+        size = checks.voxel_size(voxel_size)
+        start = checks.float_triple("origin", 0.0 if origin is None else origin)
         if lower is not None:
             if origin is not None:
                 raise ValueError("origin and lower both say where the grid lies; give one of them")
-            corner = _checks.float_triple("lower", lower)
+            corner = checks.float_triple("lower", lower)
             start = (corner[0] + size[0] / 2, corner[1] + size[1] / 2, corner[2] + size[2] / 2)
         return cls(voxelize_ops.from_points(points, batch, size, start, batch_size, mode), size, start)
 
@@ -90,7 +90,7 @@ class Grid(GridMaps):
             ValueError: If shapes do not fit, a used vertex is not finite or out of range, or a face points past the
                 vertices. Degenerate triangles are legal.
         """
-        transform = _checks.transform(voxel_size, origin)
+        transform = checks.transform(voxel_size, origin)
         return cls(voxelize_ops.from_mesh(vertices, faces, *transform), *transform)
 
     @classmethod
@@ -98,7 +98,7 @@ class Grid(GridMaps):
         cls, mask: Tensor, *, lower: Index3 = (0, 0, 0), voxel_size: Scale = 1.0, origin: Scale = 0.0
     ) -> "Grid":
         """Grid of the True voxels of a bool volume [B, X, Y, Z], whose first voxel has the coordinates `lower`."""
-        transform = _checks.transform(voxel_size, origin)
+        transform = checks.transform(voxel_size, origin)
         return cls(dense_ops.from_mask(mask, lower), *transform)
 
     @classmethod
@@ -113,7 +113,7 @@ class Grid(GridMaps):
         device: Device = None,
     ) -> "Grid":
         """Grid of all voxels with lower <= ijk < upper, in every batch item."""
-        transform = _checks.transform(voxel_size, origin)
+        transform = checks.transform(voxel_size, origin)
         return cls(topology_ops.full(lower, upper, batch_size, device), *transform)
 
     @classmethod
@@ -121,7 +121,7 @@ class Grid(GridMaps):
         cls, batch_size: int = 1, *, voxel_size: Scale = 1.0, origin: Scale = 0.0, device: Device = None
     ) -> "Grid":
         """Grid without voxels."""
-        transform = _checks.transform(voxel_size, origin)
+        transform = checks.transform(voxel_size, origin)
         return cls(brick_ops.empty(batch_size, device), *transform)
 
     @classmethod
@@ -227,7 +227,7 @@ class Grid(GridMaps):
             if step != 1:
                 raise ValueError(f"slices of a batch have step 1, got {index}")
             return self._split([(start, max(start, stop))])[0]
-        item = _checks.integer("index", index)
+        item = checks.integer("index", index)
         if not -self.batch_size <= item < self.batch_size:
             raise IndexError(f"index {item} is out of range for a batch of {self.batch_size}")
         return self._split([(item % self.batch_size, item % self.batch_size + 1)])[0]
@@ -255,7 +255,7 @@ class Grid(GridMaps):
         return self.index(coords) >= 0
 
     def nearest(self, points: Tensor, batch: Tensor | None = None) -> Tensor:
-        """Row of the voxel of the point's batch item whose centre is nearest to each world position [P, 3]: int64 [P].
+        """Row of the voxel of the point's batch item whose center is nearest to each world position [P, 3]: int64 [P].
 
         The lowest row of those equally near; -1 where the item has no voxel.
         """
@@ -263,13 +263,13 @@ class Grid(GridMaps):
 
     def to_world(self, ijk: Tensor) -> Tensor:
         """World positions [..., 3] of voxel coordinates [..., 3], in their dtype; of integers, in the default dtype."""
-        ijk = _checks.last_axis("ijk", ijk)
+        ijk = checks.last_axis("ijk", ijk)
         dtype = ijk.dtype if ijk.is_floating_point() else torch.get_default_dtype()
         return voxelize_ops.to_world(ijk, self.voxel_size, self.origin).to(dtype)
 
     def to_ijk(self, xyz: Tensor) -> Tensor:
-        """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centres."""
-        return voxelize_ops.to_grid(_checks.last_axis("xyz", xyz), self.voxel_size, self.origin)
+        """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centers."""
+        return voxelize_ops.to_grid(checks.last_axis("xyz", xyz), self.voxel_size, self.origin)
 
     def same_voxels(self, other: "Grid") -> bool:
         """Whether both batches hold the same voxels, wherever they lie in the world."""

@@ -1,4 +1,4 @@
-"""KernelMap: who is whose neighbour, for one geometry of a convolution between two grids, or within one.
+"""KernelMap: who is whose neighbor, for one geometry of a convolution between two grids, or within one.
 
 N fine voxels, M coarse voxels, K taps.
 """

@@ -18,8 +18,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox.grid import Grid
-from sparsevox.ops import _checks
 from sparsevox.tensor import SparseTensor
 
 Attributes = Mapping[str, Tensor]
@@ -45,9 +45,9 @@ class Mesh:
     face_attributes: Attributes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        vertices = _checks.floats("vertices", _checks.shape("vertices", self.vertices, "V", 3))
-        faces = _checks.integers("faces", _checks.shape("faces", self.faces, "F", 3))
-        _checks.same_device("faces", faces, "vertices", vertices.device)
+        vertices = checks.floats("vertices", checks.shape("vertices", self.vertices, "V", 3))
+        faces = checks.integers("faces", checks.shape("faces", self.faces, "F", 3))
+        checks.same_device("faces", faces, "vertices", vertices.device)
         if faces.numel() and not 0 <= int(faces.min()) <= int(faces.max()) < len(vertices):
             bad = int(((faces < 0) | (faces >= len(vertices))).any(1).int().argmax())
             raise ValueError(
@@ -101,7 +101,7 @@ class Points:
     attributes: Attributes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positions = _checks.floats("positions", _checks.shape("positions", self.positions, "P", 3))
+        positions = checks.floats("positions", checks.shape("positions", self.positions, "P", 3))
         _check_attributes("attributes", self.attributes, len(positions), positions.device)
 
     @property
@@ -257,7 +257,7 @@ def _moved(attributes: Attributes, device: torch.device | str) -> dict[str, Tens
 
 def _check_attributes(argument: str, attributes: Attributes, rows: int, device: torch.device) -> None:
     for name, value in attributes.items():
-        checked = _checks.tensor(f"{argument}[{name!r}]", value)
+        checked = checks.tensor(f"{argument}[{name!r}]", value)
         if checked.ndim not in (1, 2) or checked.shape[0] != rows:
             raise ValueError(f"{argument}[{name!r}] must have shape [{rows}] or [{rows}, C], got {list(checked.shape)}")
-        _checks.same_device(f"{argument}[{name!r}]", checked, "the shape", device)
+        checks.same_device(f"{argument}[{name!r}]", checked, "the shape", device)

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsevox import _gather, ops
+from sparsevox import _gather, checks, ops
 from sparsevox.grid import Grid, Scale
-from sparsevox.ops import _checks
 
 Reduce = Literal["error", "sum", "mean", "max", "first"]
 Index3 = int | Sequence[int]
@@ -28,8 +27,8 @@ class SparseTensor:
     def __init__(self, grid: Grid, feats: Tensor) -> None:
         if not isinstance(grid, Grid):
             raise TypeError(f"grid must be a sparsevox.Grid, got {type(grid).__name__}")
-        _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
-        _checks.same_device("feats", feats, "the grid", grid.device)
+        checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+        checks.same_device("feats", feats, "the grid", grid.device)
         if feats.shape[0] != grid.num_voxels:
             raise ValueError(f"feats must have {grid.num_voxels} rows, one a voxel of the grid, got {feats.shape[0]}")
         self._grid = grid
@@ -100,7 +99,7 @@ class SparseTensor:
             raise ValueError(
                 f"grid says where the voxels lie; do not give voxel_size={voxel_size!r} and origin={origin!r} beside it"
             )
-        _checks.floats("volume", _checks.shape("volume", volume, "B", "C", "X", "Y", "Z"))
+        checks.floats("volume", checks.shape("volume", volume, "B", "C", "X", "Y", "Z"))
         if grid is None:
             if mask is None:
                 mask = torch.ones((volume.shape[0], *volume.shape[2:]), dtype=torch.bool, device=volume.device)

@@ -41,24 +41,24 @@ def as_coords(voxels: Iterable[Voxel], dtype: torch.dtype = torch.int64) -> Tens
 def cloud(kind: str, count: int, seed: int, item: int = 0) -> set[Voxel]:
     """At most `count` voxels of one batch item, of one of the KINDS."""
     rng = random.Random(f"{kind} {count} {seed}")
-    centre = [rng.choice((0, 0, -5, 1000, -12001)) for _ in range(3)]
+    center = [rng.choice((0, 0, -5, 1000, -12001)) for _ in range(3)]
     extent = max(2, round(count ** (1 / 3) * rng.choice((1, 2, 4))))
 
     def near(spread: int) -> list[int]:
-        return [c + rng.randint(-spread, spread) for c in centre]
+        return [c + rng.randint(-spread, spread) for c in center]
 
     points: list[list[int]]
     if kind == "clustered":
         points = [near(extent) for _ in range(count)]
     elif kind == "solid":
         side = range(max(1, int(count ** (1 / 3))))
-        points = [[centre[0] + x, centre[1] + y, centre[2] + z] for x in side for y in side for z in side]
+        points = [[center[0] + x, center[1] + y, center[2] + z] for x in side for y in side for z in side]
     elif kind == "planar":
         axis = rng.randrange(3)
-        points = [[centre[a] if a == axis else p[a] for a in range(3)] for p in (near(extent) for _ in range(count))]
+        points = [[center[a] if a == axis else p[a] for a in range(3)] for p in (near(extent) for _ in range(count))]
     elif kind == "linear":
         step = [rng.randint(-2, 2) for _ in range(3)]
-        points = [[c + t * s for c, s in zip(centre, step, strict=True)] for t in range(count)]
+        points = [[c + t * s for c, s in zip(center, step, strict=True)] for t in range(count)]
     elif kind == "scattered":
         points = [[rng.randint(-LIMIT, LIMIT - 1) for _ in range(3)] for _ in range(count)]
     elif kind == "isolated":  # one voxel a brick, at multiples of a power of two: hard on weak hashes

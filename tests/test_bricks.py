@@ -78,7 +78,7 @@ def test_rows_are_found(data: VoxelSet, draw: st.DataObject) -> None:
 
 
 @given(voxel_sets(max_voxels=40))
-def test_neighbour_bricks(data: VoxelSet) -> None:
+def test_neighbor_bricks(data: VoxelSet) -> None:
     bricks = reference.build_bricks(as_coords(data.voxels), data.batch_size)
     corners = row_order({(b, x >> 2, y >> 2, z >> 2) for b, x, y, z in data.voxels})
     row = {corner: index for index, corner in enumerate(corners)}

@@ -15,7 +15,7 @@ Rule = Callable[[Tensor, Triple], dict[Triple, Tensor]]  # offset from output to
 
 
 def axis(size: int) -> list[int]:
-    """Offsets along an axis: odd kernels are centred, even ones begin at the voxel itself."""
+    """Offsets along an axis: odd kernels are centered, even ones begin at the voxel itself."""
     return [t - size // 2 if size % 2 else t for t in range(size)]
 
 

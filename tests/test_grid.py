@@ -300,7 +300,7 @@ def test_same_voxels(case: VoxelSet, other: VoxelSet) -> None:
     assert not Grid.full(0, 1).same_voxels(Grid.full((0, 0, 1), (1, 1, 2)))
 
 
-def test_the_position_of_a_voxel_is_its_centre(grid: Grid) -> None:
+def test_the_position_of_a_voxel_is_its_center(grid: Grid) -> None:
     expected = np.array(grid.origin) + np.array(grid.voxel_size) * grid.ijk.numpy().astype(np.float64)
     np.testing.assert_allclose(grid.to_world(grid.ijk.double()).numpy(), expected, rtol=1e-15)
     np.testing.assert_allclose(grid.to_world(grid.ijk).numpy(), expected, rtol=1e-6)
@@ -324,7 +324,7 @@ def test_positions_are_differentiable(grid: Grid) -> None:
 
 
 @given(inner_batches)
-def test_centres_give_the_grid_back(case: VoxelSet) -> None:
+def test_centers_give_the_grid_back(case: VoxelSet) -> None:
     size, origin = (0.1, 0.2, 0.7), (0.03, -5.0, 100.0)
     grid = make(case, size, origin)
     points = grid.to_world(grid.ijk.double())
@@ -364,8 +364,8 @@ def test_the_corner_of_voxel_0_stays_where_it_is() -> None:
         assert corner == pytest.approx([1.0, 2.0, 3.0], rel=1e-13)
 
 
-# XCube's grid of depth d has voxels of 2^d and its voxel 0 at the first block: there the centre of the fine voxel i
-# lies at (i + 1/2) / 2^d - 1/2. Early dilation takes the eight voxels whose centres enclose each of those points.
+# XCube's grid of depth d has voxels of 2^d and its voxel 0 at the first block: there the center of the fine voxel i
+# lies at (i + 1/2) / 2^d - 1/2. Early dilation takes the eight voxels whose centers enclose each of those points.
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -384,5 +384,5 @@ def test_early_dilation_encloses_points_in_the_world(depth: int) -> None:
     assert early.voxel_size == pytest.approx([size * 2**depth] * 3)
     assert early.origin == pytest.approx([size * 2**depth / 2] * 3)
     transform: dict[str, Any] = {"voxel_size": early.voxel_size, "origin": early.origin}
-    centres = grid.to_world(grid.ijk.double())
-    assert_equal(Grid.from_points(centres, grid.batch, batch_size=3, mode="enclosing", **transform), early)
+    centers = grid.to_world(grid.ijk.double())
+    assert_equal(Grid.from_points(centers, grid.batch, batch_size=3, mode="enclosing", **transform), early)

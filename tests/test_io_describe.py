@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevox import Mesh
-from sparsevox.io import MeshFacts, describe, load_mesh, save_mesh
+from sparsevox.io import MeshInfo, describe, load_mesh, save_mesh
 
 MESHES = Path(__file__).parents[2] / "shared" / "data" / "meshes"
 
@@ -48,7 +48,7 @@ def test_facts_against_dictionaries(faces):
     assert found.closed == (found.faces > 0 and found.boundary_edges == 0)
 
 
-def facts(faces: list[Any], corners: list[Any] = CORNERS) -> MeshFacts:
+def facts(faces: list[Any], corners: list[Any] = CORNERS) -> MeshInfo:
     return describe(Mesh(torch.tensor(corners), torch.tensor(faces)))
 
 

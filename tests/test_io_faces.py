@@ -70,7 +70,7 @@ def test_unmerged_faces_are_closed(grid):
 
 
 @given(grid=grids(limits=False), merge=st.booleans())
-def test_faces_lie_between_a_voxel_and_an_empty_neighbour(grid, merge):
+def test_faces_lie_between_a_voxel_and_an_empty_neighbor(grid, merge):
     """A point on each triangle, half a voxel inwards and outwards."""
     mesh = voxel_faces(grid, merge=merge)
     areas = vector_areas(mesh)

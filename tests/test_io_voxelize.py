@@ -29,7 +29,7 @@ def scenes(draw) -> tuple[Grid, torch.Tensor, torch.Tensor]:
     voxels = draw(st.sets(coordinate, max_size=30))
     coords = torch.tensor(sorted(voxels), dtype=torch.int64).reshape(-1, 4)
     grid = Grid.from_coords(coords, batch_size=3, voxel_size=SIZE, origin=ORIGIN)
-    # In sixteenths of a voxel: centres, faces, edges and corners of voxels are all among them.
+    # In sixteenths of a voxel: centers, faces, edges and corners of voxels are all among them.
     place = st.tuples(st.integers(0, 2), *[st.integers(-40, 40)] * 3)
     places = draw(st.lists(place, max_size=40))
     rows = [[o + s * n / 16 for o, s, n in zip(ORIGIN, SIZE, p[1:], strict=True)] for p in places]
@@ -173,7 +173,7 @@ def test_many_points_of_low_precision_in_one_voxel():
 
 
 def test_far_from_the_origin_of_the_world():
-    """Where float32 has steps of half a metre, as in maps: the nearest voxel is still the nearest."""
+    """Where float32 has steps of half a meter, as in maps: the nearest voxel is still the nearest."""
     origin = (5_000_000.0, 400_000.0, 100.0)
     ijk = torch.tensor([[0, 0, 0], [4, 0, 0], [9, 0, 0]])
     grid = Grid.from_coords(ijk, voxel_size=0.1, origin=origin)
@@ -324,7 +324,7 @@ def test_errors_of_fitting():
         fit(Points(torch.full((1, 3), math.nan)))
 
 
-# Voxelisation
+# Voxelization
 
 
 def test_points_to_voxels():
@@ -381,7 +381,7 @@ def test_empty_shapes():
     assert blank.attributes["n"].tolist() == [0] * 16
 
 
-def test_errors_of_voxelisation():
+def test_errors_of_voxelization():
     with pytest.raises(TypeError, match="shape must be a Mesh or Points, got Voxels"):
         voxelize(Voxels(Grid.empty()), voxel_size=1.0)  # type: ignore[arg-type]  # what is tested
     both: dict[str, Any] = {"voxel_size": 1.0, "grid": Grid.empty()}

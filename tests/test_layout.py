@@ -18,6 +18,7 @@ MAX_LINES = 400
 # From the bottom to the top. A module imports from its own entry and from lower rows only.
 LAYERS = (
     {"morton", "_atomic", "_readback", "geometry"},
+    {"checks"},
     {"reference", "kernels"},
     {"ops"},
     {"kernel_map", "child_map", "_grid_topology"},
@@ -40,7 +41,7 @@ NO_KERNEL = {
 NO_BENCH: dict[str, str] = {}
 
 # What copies from the device to the host, or waits for it. sparsevox/_readback.py does it for everybody.
-SYNCHRONISES = {
+SYNCHRONIZES = {
     *("argwhere", "cpu", "item", "masked_select", "nonzero", "numpy", "synchronize"),
     *("tolist", "unique", "unique_consecutive"),
 }
@@ -172,7 +173,7 @@ def test_kernels_do_not_wait_for_the_device(path: Path) -> None:
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Attribute):
             where = f"{relative(path)}:{node.lineno}"
-            assert node.attr not in SYNCHRONISES, f"{where}: .{node.attr} waits; _readback does that"
+            assert node.attr not in SYNCHRONIZES, f"{where}: .{node.attr} waits; _readback does that"
 
 
 @each(python_files("sparsevox/kernels"))

@@ -193,7 +193,7 @@ VERBS: dict[str, Callable[[Grid], Results]] = {
     "bounds": lambda g: g.bounds(),
     "index": lambda g: (g.index(g.coords + 1), g.contains(g.coords)),
     "nearest": lambda g: (g.nearest(g.to_world(g.ijk) + 0.3, g.batch),),
-    "neighbours": lambda g: (neighbor_table(g),),
+    "neighbors": lambda g: (neighbor_table(g),),
     "coarsen by 2": lambda g: g.coarsen(2).bricks,
     "coarsen by (3, 1, 2)": lambda g: g.coarsen((3, 1, 2)).bricks,
     "subdivide by 2": lambda g: g.subdivide(2).bricks,

@@ -91,8 +91,8 @@ def test_radius_is_a_box(radius: int | tuple[int, int, int]) -> None:
 def test_stencils(data: VoxelSet, seed: int, shape: tuple[int, int, int]) -> None:
     stencil = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
     stencil[tuple(s // 2 for s in shape)] = True
-    centre = [(s - 1) // 2 for s in shape]
-    offsets = [tuple(a - c for a, c in zip(t, centre, strict=True)) for t in stencil.nonzero().tolist()]
+    center = [(s - 1) // 2 for s in shape]
+    offsets = [tuple(a - c for a, c in zip(t, center, strict=True)) for t in stencil.nonzero().tolist()]
     grid = grid_of(data)
     assert_holds(grid.dilate(stencil=stencil), dilated(data.voxels, offsets))
     grown = grid.dilate(stencil=stencil)

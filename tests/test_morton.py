@@ -65,7 +65,7 @@ def test_children_of_codes_and_keys(voxels: list[Voxel]) -> None:
 
 
 @given(voxel_lists, st.integers(0, 2), st.sampled_from([-1, 0, 1]))
-def test_neighbour_keys(voxels: list[Voxel], axis: int, step: int) -> None:
+def test_neighbor_keys(voxels: list[Voxel], axis: int, step: int) -> None:
     moved = move(voxels, axis, 4 * step)
     keys = morton.step_keys(morton.encode(as_coords(voxels)) >> 6, axis, step)
     expected = torch.where(torch.tensor(legal(moved)), morton.encode(as_coords(moved)) >> 6, morton.NONE)

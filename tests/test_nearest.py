@@ -57,19 +57,19 @@ def check(points, batch, coords, batch_size, voxel_size=UNIT):
 @st.composite
 def clouds(draw):
     """Voxels in up to three clusters of three items, one of which may stay empty; where the clusters lie."""
-    centres = draw(st.lists(st.tuples(*[st.sampled_from((0, -5, 40, 1000, -(2**17) + 9, 2**17 - 9))] * 3), min_size=1))
+    centers = draw(st.lists(st.tuples(*[st.sampled_from((0, -5, 40, 1000, -(2**17) + 9, 2**17 - 9))] * 3), min_size=1))
     near = st.integers(-8, 8)
-    one = st.tuples(st.integers(0, 2), st.sampled_from(centres), near, near, near)
+    one = st.tuples(st.integers(0, 2), st.sampled_from(centers), near, near, near)
     rows = draw(st.lists(one, max_size=60))
-    return [(b, c[0] + i, c[1] + j, c[2] + k) for b, c, i, j, k in rows], centres
+    return [(b, c[0] + i, c[1] + j, c[2] + k) for b, c, i, j, k in rows], centers
 
 
 @st.composite
-def questions(draw, centres):
-    """Points on voxel centres, half way between two, anywhere near, and anywhere at all; and their items."""
+def questions(draw, centers):
+    """Points on voxel centers, half way between two, anywhere near, and anywhere at all; and their items."""
     half = st.integers(-20, 20).map(lambda n: n / 2)
     offset = draw(st.sampled_from((half, st.floats(-12, 12), st.floats(-1e6, 1e6))))
-    one = st.tuples(st.integers(-1, 3), st.sampled_from(centres), st.tuples(offset, offset, offset))
+    one = st.tuples(st.integers(-1, 3), st.sampled_from(centers), st.tuples(offset, offset, offset))
     rows = draw(st.lists(one, min_size=1, max_size=20))
     return [[a + b for a, b in zip(c, o, strict=True)] for _, c, o in rows], [b for b, _, _ in rows]
 
@@ -79,8 +79,8 @@ sizes = st.sampled_from((UNIT, (0.25, 0.25, 0.25), (1.0, 3.0, 0.5), (0.1, 0.07, 
 
 @given(st.data(), clouds(), sizes)
 def test_agrees_with_all_distances(data, cloud, voxel_size):
-    coords, centres = cloud
-    points, batch = data.draw(questions(centres))
+    coords, centers = cloud
+    points, batch = data.draw(questions(centers))
     check(points, batch, coords, 3, voxel_size)
 
 
@@ -125,7 +125,7 @@ def sphere(radius):
     return np.concatenate([np.zeros((len(shell), 1), int), shell], 1)
 
 
-def test_centre_of_a_sphere():
+def test_center_of_a_sphere():
     rng = np.random.default_rng(2)
     shell = sphere(25)
     points = np.concatenate([np.zeros((2, 3)), np.full((1, 3), 0.5), rng.uniform(-2, 2, (20, 3))])
@@ -201,7 +201,7 @@ def test_grid_measures_in_world_units():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_grid_finds_its_own_centres(dtype):
+def test_grid_finds_its_own_centers(dtype):
     rng = np.random.default_rng(7)
     coords = torch.tensor(np.concatenate([rng.integers(0, 4, (200, 1)), rng.integers(-9, 9, (200, 3))], 1))
     grid = Grid.from_coords(coords, batch_size=5, voxel_size=0.5, origin=(1.0, -2.0, 0.25))

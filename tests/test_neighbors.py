@@ -19,7 +19,7 @@ ENDS = (-LIMIT, LIMIT - 1)
 TAPS = [(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]
 
 WITHIN = {
-    "neighbours": Geometry((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    "neighbors": Geometry((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     "itself": Geometry((1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 0)),
     "five wide": Geometry((5, 5, 5), (1, 1, 1), (1, 1, 1), (2, 2, 2)),
     "uneven": Geometry((2, 7, 1), (1, 1, 1), (3, 2, 1), (0, 6, 5)),
@@ -42,7 +42,7 @@ def compare(agree: Callable[..., Any], fine: Bricks, coarse: Bricks, geometry: G
 
 
 @given(voxel_sets())
-def test_table_names_every_neighbour(data: VoxelSet) -> None:
+def test_table_names_every_neighbor(data: VoxelSet) -> None:
     rows = {voxel: row for row, voxel in enumerate(row_order(data.voxels))}
     table = ops.neighbor_table(Grid.from_coords(as_coords(data.voxels), batch_size=data.batch_size))
     expected = [[rows.get((b, x + i, y + j, z + k), -1) for b, x, y, z in rows] for i, j, k in TAPS]
@@ -52,7 +52,7 @@ def test_table_names_every_neighbour(data: VoxelSet) -> None:
 
 @pytest.mark.triton36
 def test_kernels_equal_reference(bricks: Bricks, agree: Callable[..., Any]) -> None:
-    compare(agree, bricks, bricks, WITHIN["neighbours"])
+    compare(agree, bricks, bricks, WITHIN["neighbors"])
 
 
 @pytest.mark.triton36
@@ -73,7 +73,7 @@ def test_kernels_equal_reference_between_grids(name: str, device: torch.device, 
         compare(agree, a, b, BETWEEN[name])
 
 
-@pytest.mark.parametrize("geometry", [WITHIN["neighbours"], WITHIN["far"], BETWEEN["uneven"]])
+@pytest.mark.parametrize("geometry", [WITHIN["neighbors"], WITHIN["far"], BETWEEN["uneven"]])
 def test_kernels_equal_reference_at_the_limits(
     geometry: Geometry, device: torch.device, agree: Callable[..., Any]
 ) -> None:

@@ -136,7 +136,7 @@ def test_transposed_state_dicts_of_torch_load_and_give_the_same(options: dict[st
     torch.testing.assert_close(ours(x).dense(0, expected.shape[2:]), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_initialisation_is_torchs() -> None:
+def test_initialization_is_torchs() -> None:
     torch.manual_seed(0)
     theirs = nn.Conv3d(8, 16, 3)
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from sparsevox.reference import norm as reference
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Relative to the largest element. Triton's interpreter rounds bfloat16 towards zero.
+# Relative to the largest element. Triton's interpreter rounds bfloat16 toward zero.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 # Voxels of the items: blocks of the reference have 4096 rows, chunks of the kernels 512.
 SIZES = {
@@ -71,7 +71,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(("channels", "groups"), SPLITS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_every_item_is_normalised_alone(sizes: str, channels: int, groups: int) -> None:
+def test_every_item_is_normalized_alone(sizes: str, channels: int, groups: int) -> None:
     grid = ragged(SIZES[sizes])
     feats = values(grid.num_voxels, channels).requires_grad_()
     weight, bias = (values(channels, 1, seed=s).squeeze(1).requires_grad_() for s in (1, 2))

@@ -28,7 +28,7 @@ def random_table(taps: int, rows: int, inputs: int, seed: int = 0, share: float 
 
 
 def table_of(bricks: Bricks) -> Tensor:
-    """The table of neighbours, on the CPU."""
+    """The table of neighbors, on the CPU."""
     keys, masks, starts, _, rows = (t.cpu() for t in bricks)
     geometry = Geometry((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
     return kernel_table(keys, masks, starts, rows, None, keys, masks, starts, rows, *geometry)

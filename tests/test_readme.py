@@ -51,8 +51,8 @@ def test_every_public_name_of_a_grid_is_there() -> None:
 def test_every_operation_and_module_is_in_the_tables() -> None:
     features = TEXT.split("## Features")[1].split("\n## ")[0]
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", features))))
-    for catalogue in (sv.ops, sv.nn, sv):
-        public = set(catalogue.__all__) - {"Grid", "KernelMap"}
+    for catalog in (sv.ops, sv.nn, sv):
+        public = set(catalog.__all__) - {"Grid", "KernelMap"}
         assert public <= named, f"not in the README: {sorted(public - named)}"
     attributes = {name for name in dir(sv.SparseTensor) if not name.startswith("_")}
     assert attributes <= named, f"not in the README: {sorted(attributes - named)}"

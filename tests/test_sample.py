@@ -20,7 +20,7 @@ from sparsevox.testing import LIMIT, random_batch
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Relative to the largest element. Triton's interpreter rounds bfloat16 towards zero.
+# Relative to the largest element. Triton's interpreter rounds bfloat16 toward zero.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
@@ -37,7 +37,7 @@ def values(rows: int, channels: int, dtype: torch.dtype = torch.float64, seed: i
 
 
 def some_points(grid: Grid, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Points in and around the grid, some of them at centres of voxels, and their batch items, one more than exist."""
+    """Points in and around the grid, some of them at centers of voxels, and their batch items, one more than exist."""
     generator = torch.Generator().manual_seed(seed)
     ijk = torch.rand(count, 3, dtype=torch.float64, generator=generator) * 9 - 5
     ijk[::5] = ijk[::5].round()
@@ -77,15 +77,15 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def test_trilinear(seed: int, channels: int, count: int) -> None:
     grid = some_grid(seed)
     feats, (points, batch) = values(grid.num_voxels, channels, seed=seed), some_points(grid, count, seed)
-    zero, renormalised = torch.zeros(count, channels).double(), torch.zeros(count, channels).double()
+    zero, renormalized = torch.zeros(count, channels).double(), torch.zeros(count, channels).double()
     for p, mine in enumerate(corners(grid, points, batch)):
         total = sum(weight for _, weight in mine)
         for row, weight in mine:
             zero[p] += weight * feats[row]
             if total > 0:
-                renormalised[p] += weight / total * feats[row]
+                renormalized[p] += weight / total * feats[row]
     assert error(sample_trilinear(feats, grid, points, batch), zero) < 1e-12
-    assert error(sample_trilinear(feats, grid, points, batch, outside="renormalize"), renormalised) < 1e-10
+    assert error(sample_trilinear(feats, grid, points, batch, outside="renormalize"), renormalized) < 1e-10
 
 
 @given(st.integers(0, 99), st.sampled_from([1, 3, 33]), st.integers(0, 40))
@@ -133,7 +133,7 @@ def test_derivatives() -> None:
     feats, data = (values(n, 3, seed=n).requires_grad_() for n in (grid.num_voxels, 8))
     near = torch.arange(8) * 2 % grid.num_voxels
     off = torch.rand(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
-    points, batch = grid.to_world(grid.ijk[near] - off), grid.batch[near]  # not at centres, where there are kinks
+    points, batch = grid.to_world(grid.ijk[near] - off), grid.batch[near]  # not at centers, where there are kinks
     assert all(corners(grid, points, batch))
     points.requires_grad_()
     checks: list[Any] = [

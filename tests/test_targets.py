@@ -74,7 +74,7 @@ def check(verb: str, data: VoxelSet, shape: Shape) -> None:
     assert result.batch_size == data.batch_size
     scale = [s if verb == "strided" else 1 / s for s in shape.stride]
     sizes = [edge * f for edge, f in zip((1.0, 2.0, 0.5), scale, strict=True)]
-    # The centre of a coarse voxel is the centre of its block: of the fine voxels from 0 to s - 1 for voxel 0.
+    # The center of a coarse voxel is the center of its block: of the fine voxels from 0 to s - 1 for voxel 0.
     shift = [(new - old) / 2 for new, old in zip(sizes, (1.0, 2.0, 0.5), strict=True)]
     assert result.voxel_size == pytest.approx(sizes)
     assert result.origin == pytest.approx([o + e for o, e in zip((0.0, 1.0, 2.0), shift, strict=True)])

@@ -49,10 +49,10 @@ def test_exposed_faces(data: VoxelSet) -> None:
 
 def first_hits(grid: Grid, origins: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Row of the first voxel on each ray from far away, -1 where there is none: slabs, for every ray and voxel."""
-    centres = grid.to_world(grid.ijk).double().numpy()
+    centers = grid.to_world(grid.ijk).double().numpy()
     half = np.array(grid.voxel_size) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        bounds = np.stack([(centres + s * half - origins[:, None]) / direction for s in (-1, 1)])
+        bounds = np.stack([(centers + s * half - origins[:, None]) / direction for s in (-1, 1)])
     enter, leave = bounds.min(0).max(2), bounds.max(0).min(2)  # [rays, N]
     enter = np.where(enter < leave, enter, np.inf)
     return np.where(np.isfinite(enter.min(1)), enter.argmin(1), -1)
@@ -69,9 +69,9 @@ def test_a_pixel_shows_the_first_voxel_on_its_ray(azimuth, elevation, size, tmp_
     picture = pixels(tmp_path / "a.png")
 
     a, e = np.radians(azimuth), np.radians(elevation)
-    towards = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
-    right = np.cross([0, 0, 1], towards) / np.cos(e)
-    up = np.cross(towards, right)
+    toward = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+    right = np.cross([0, 0, 1], toward) / np.cos(e)
+    up = np.cross(toward, right)
     corners = grid.to_world(grid.ijk).double().numpy()[:, None] + np.array(
         [[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]
     ) * np.array(size)
@@ -85,7 +85,7 @@ def test_a_pixel_shows_the_first_voxel_on_its_ray(azimuth, elevation, size, tmp_
     def hits(dx: float, dy: float) -> np.ndarray:
         x = (columns + 0.5 + dx - 200) / scale + (low + high)[0] / 2
         y = (height / 2 - rows - 0.5 - dy) / scale + (low + high)[1] / 2
-        return first_hits(grid, x[:, None] * right + y[:, None] * up + 1000 * towards, -towards)
+        return first_hits(grid, x[:, None] * right + y[:, None] * up + 1000 * toward, -toward)
 
     middle = hits(0, 0)
     # A line between voxels is half a pixel wide, and sizes in pixels are whole.

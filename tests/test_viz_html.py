@@ -82,7 +82,7 @@ class Page(HTMLParser):
 @settings(max_examples=15)
 @given(data=voxel_sets())
 def test_voxels_and_their_sides(data: VoxelSet, tmp_path_factory) -> None:
-    """Only voxels with an exposed side, each side with the light that its neighbours leave it."""
+    """Only voxels with an exposed side, each side with the light that its neighbors leave it."""
     path = tmp_path_factory.mktemp("page") / "a.html"
     grid = Grid.from_coords(as_coords(data.voxels), batch_size=data.batch_size, voxel_size=(0.5, 1, 2), origin=7)
     everything = {i: {v[1:] for v in data.voxels if v[0] == i} for i in range(data.batch_size)}

@@ -32,7 +32,7 @@ def test_colors() -> None:
     assert (label == label[[0, 0, 2, 2, 0]]).all()
     assert (label[0] != label[2]).any()
     assert paint(levels, 1, "density", coded)[[0, 4]].tolist() == [[0x44, 0x01, 0x54], [0xFD, 0xE7, 0x25]]
-    # The world reaches from -0.5 to 4.5, so the ends of the ramp are half a voxel outside the centres.
+    # The world reaches from -0.5 to 4.5, so the ends of the ramp are half a voxel outside the centers.
     height = paint(levels, 1, "height", coded)
     stops = np.array([[0x2B, 0x3F, 0x78], [0x2F, 0x7F, 0xA6]])
     assert np.abs(height[0] - stops.mean(0)).max() <= 1

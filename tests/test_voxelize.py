@@ -14,7 +14,7 @@ from sparsevox.grid import Grid
 from sparsevox.reference import voxelize
 from sparsevox.reference.voxelize import mesh_voxels
 
-trimesh = pytest.importorskip("trimesh", reason="meshes to voxelise")
+trimesh = pytest.importorskip("trimesh", reason="meshes to voxelize")
 ndimage = pytest.importorskip("scipy.ndimage", reason="an oracle")
 
 HALF = Fraction(1, 2)
@@ -85,7 +85,7 @@ def points(bits, low=-3, high=3):
 
 @st.composite
 def flat_triangles(draw):
-    """In a plane between voxels, or through their centres."""
+    """In a plane between voxels, or through their centers."""
     axis, place = draw(st.integers(0, 2)), draw(dyadics(1))
     corners = [list(p) for p in draw(st.tuples(*[points(draw(st.integers(1, 3)))] * 3))]
     for p in corners:

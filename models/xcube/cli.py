@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from xcube.commands.data import build_files, build_parts, build_scenes
 from xcube.commands.demo import demo
 from xcube.commands.evaluate import evaluate
-from xcube.commands.models import convert, reconstruct, train_all, train_diffusion, train_refine, train_vae
+from xcube.commands.models import convert, reconstruct, train_all, train_denoiser, train_refiner, train_vae
 from xcube.commands.options import Integers, Names, Numbers
 from xcube.commands.sample import sample, upsample
 from xcube.commands.view import view
-from xcube.training.parts import PRESETS, presets
+from xcube.training.jobs import PRESETS, presets
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -29,7 +29,7 @@ Function = Callable[..., int]
 # Subcommands, and groups of them: what a group is for, and its functions.
 COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
     "data": ("data sets", {"build": build_files, "parts": build_parts, "scenes": build_scenes}),
-    "train": ("networks", {"all": train_all, "vae": train_vae, "diffusion": train_diffusion, "refine": train_refine}),
+    "train": ("networks", {"all": train_all, "vae": train_vae, "denoiser": train_denoiser, "refiner": train_refiner}),
     "convert": convert,
     "demo": demo,
     "evaluate": evaluate,
@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
     "upsample": upsample,
     "view": view,
 }
-CONFIGURED = (train_vae, train_refine, train_diffusion)  # they take --config, a file or the name of a preset
+CONFIGURED = (train_vae, train_refiner, train_denoiser)  # they take --config, a file or the name of a preset
 OPTIONS = ("data", "model", "out")  # what is given by name, though it comes first
 
 

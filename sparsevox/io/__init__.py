@@ -3,7 +3,7 @@
 from sparsevox.io._trimesh import from_trimesh, to_trimesh
 from sparsevox.io.faces import voxel_faces
 from sparsevox.io.marching_cubes import marching_cubes
-from sparsevox.io.meshes import MeshFacts, describe, load_mesh, save_mesh
+from sparsevox.io.meshes import MeshInfo, describe, load_mesh, save_mesh
 from sparsevox.io.points import load_points, save_points
 from sparsevox.io.sampling import fit, sample_surface
 from sparsevox.io.signed_field import signed_field, solid_field
@@ -13,7 +13,7 @@ from sparsevox.io.volumes import load_volume, load_voxels, save_voxels
 from sparsevox.io.voxelize import splat_attributes, voxelize
 
 __all__ = [
-    "MeshFacts",
+    "MeshInfo",
     "describe",
     "fit",
     "from_trimesh",

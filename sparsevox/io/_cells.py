@@ -1,4 +1,4 @@
-"""The cell between the centres of eight voxels, and how a surface passes through it.
+"""The cell between the centers of eight voxels, and how a surface passes through it.
 
 Corner 4 x + 2 y + z of a cell lies at (x, y, z), as the taps of a kernel of two. Edge 4 a + 2 u + v runs along axis a,
 from the corner where the next two axes, in turn, are u and v.

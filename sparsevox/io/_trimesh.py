@@ -71,7 +71,7 @@ def exported(mesh: "trimesh.Trimesh", kind: str, **options: Any) -> bytes:
 def from_trimesh(mesh: "trimesh.Trimesh") -> Mesh:
     """The mesh with every vertex and face in its row. Colors, textures too, become "color" of the vertices or faces.
 
-    A vertex has the color that its texture has there. A mesh in one of the greys that trimesh gives to what has no
+    A vertex has the color that its texture has there. A mesh in one of the grays that trimesh gives to what has no
     color gets none.
     """
     vertices, faces = torch.from_numpy(np.array(mesh.vertices, np.float64)), torch.from_numpy(np.array(mesh.faces))
@@ -97,5 +97,5 @@ def _texture_colors(visual: Any, count: int) -> Array | None:
     colors = np.asarray(visual.material.to_color(visual.uv))
     if colors.shape != (count, 4):
         colors = np.tile(visual.material.main_color, (count, 1))
-    greys = (looks.color.DEFAULT_COLOR, looks.material.empty_material().to_color(np.zeros((1, 2))))
-    return None if any((colors == grey).all() for grey in greys) else colors
+    grays = (looks.color.DEFAULT_COLOR, looks.material.empty_material().to_color(np.zeros((1, 2))))
+    return None if any((colors == gray).all() for gray in grays) else colors

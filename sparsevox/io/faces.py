@@ -1,6 +1,6 @@
 """Meshes of the faces of voxels.
 
-N voxels, F faces between a voxel and an empty neighbour, R rectangles made of them.
+N voxels, F faces between a voxel and an empty neighbor, R rectangles made of them.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Rectangles(NamedTuple):
 
 
 def voxel_faces(voxels: Voxels | Grid, *, merge: bool = True, attributes: Sequence[str] = CARRIED) -> Mesh:
-    """The faces between a voxel and an empty neighbour, in world coordinates, looking out.
+    """The faces between a voxel and an empty neighbor, in world coordinates, looking out.
 
     Without `merge` every face is two triangles, and the mesh is closed: each edge is run through as often in one
     direction as in the other. Where voxels touch along an edge or at a corner only, they get vertices of their own, so
@@ -67,8 +67,8 @@ def voxel_faces(voxels: Voxels | Grid, *, merge: bool = True, attributes: Sequen
 
 
 def _exposed(table: Tensor) -> Rectangles:
-    centre, steps = 13, (9, 3, 1)
-    taps = [centre + sign * step for step in steps for sign in (-1, 1)]
+    center, steps = 13, (9, 3, 1)
+    taps = [center + sign * step for step in steps for sign in (-1, 1)]
     side, row = (table[taps] < 0).nonzero(as_tuple=True)
     return Rectangles(side, row[:, None].expand(-1, 4))
 

@@ -35,7 +35,7 @@ class Block(NamedTuple):
 def marching_cubes(field: SparseTensor, level: float = 0.0) -> Mesh:
     """The surface where a field passes a level, by Lewiner's marching cubes; inside is where it is not above the level.
 
-    A cube lies between the centres of eight voxels that all exist. scikit-image does one block of 64^3 cubes after the
+    A cube lies between the centers of eight voxels that all exist. scikit-image does one block of 64^3 cubes after the
     other, and only blocks with voxels in them. Vertices are named by the edge between two voxels on which they lie, so
     that blocks meet exactly. Their places are computed in float64. Where the field ends, so does the surface.
 
@@ -114,7 +114,7 @@ def _cubes(volume: Floats, exists: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _apart(volume: Floats) -> Floats:
     """Values moved away from zero until no vertex rounds to a voxel; signs stay, and zero counts as inside.
 
-    What a value becomes depends on its six neighbours, which is the same in all blocks.
+    What a value becomes depends on its six neighbors, which is the same in all blocks.
     """
     size = np.abs(volume)
     largest = size.copy()

@@ -87,7 +87,7 @@ def save_mesh(mesh: Mesh, path: FilePath) -> None:
         file.write(data)
 
 
-class MeshFacts(NamedTuple):
+class MeshInfo(NamedTuple):
     """What `describe` finds out. Corners at equal positions count as one vertex here.
 
     vertices: How many positions the faces use.
@@ -117,11 +117,11 @@ class MeshFacts(NamedTuple):
 
     @property
     def oriented(self) -> bool:
-        """Whether neighbouring faces agree on which side is out."""
+        """Whether neighboring faces agree on which side is out."""
         return self.edge_manifold and self.flipped_edges == 0
 
 
-def describe(mesh: Mesh) -> MeshFacts:
+def describe(mesh: Mesh) -> MeshInfo:
     """Whether a mesh is closed, edge-manifold and oriented, and how many edges say otherwise."""
     place = torch.unique(mesh.vertices, dim=0, return_inverse=True)[1]
     corners = place[mesh.faces.long()]
@@ -134,7 +134,7 @@ def describe(mesh: Mesh) -> MeshFacts:
     keys = edges.amin(1) * max(len(place), 1) + edges.amax(1)
     _, edge, count = torch.unique(keys, return_inverse=True, return_counts=True)
     ahead = torch.zeros_like(count).index_put_((edge,), forward, accumulate=True)
-    return MeshFacts(
+    return MeshInfo(
         vertices=used,
         faces=len(corners),
         degenerate_faces=int((~proper).sum()),

@@ -73,7 +73,7 @@ def load_points(path: FilePath, *, columns: Sequence[str] | None = None, labels:
             points = _from_table(read_numpy(file)[""], () if columns is None else columns)
         else:
             points = _from_bin(file.read_bytes(), ("intensity",) if columns is None else columns)
-    return points if labels is None else _labelled(points, existing(labels, ".label"))
+    return points if labels is None else _labeled(points, existing(labels, ".label"))
 
 
 def save_points(points: Points, path: FilePath) -> None:
@@ -143,7 +143,7 @@ def _from_bin(data: bytes, columns: Sequence[str]) -> Points:
     return _from_table(np.frombuffer(data, "<f4").reshape(-1, width // 4), columns)
 
 
-def _labelled(points: Points, file: Path) -> Points:
+def _labeled(points: Points, file: Path) -> Points:
     data = file.read_bytes()
     if len(data) != 4 * len(points):
         raise ValueError(f"{file}: must have 4 bytes for each of {len(points)} points, got {len(data)}")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox.io._trimesh import library, to_trimesh
-from sparsevox.ops import _checks
 from sparsevox.shapes import Mesh, Points, as_columns
 
 S = TypeVar("S", Mesh, Points)
@@ -31,7 +31,7 @@ def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
         ImportError: If trimesh is not installed.
         ValueError: If `count` is negative, or a vertex is not finite.
     """
-    if _checks.integer("count", count) < 0:
+    if checks.integer("count", count) < 0:
         raise ValueError(f"count must not be negative, got {count}")
     check_finite("mesh.vertices", mesh.vertices)
     surface = to_trimesh(mesh)
@@ -72,7 +72,7 @@ def fit(
         ValueError: If the box is empty or a position is not finite.
     """
     low, high = (
-        torch.tensor(_checks.float_triple(n, v), dtype=torch.float64) for n, v in (("lower", lower), ("upper", upper))
+        torch.tensor(checks.float_triple(n, v), dtype=torch.float64) for n, v in (("lower", lower), ("upper", upper))
     )
     if not bool((low < high).all()):
         raise ValueError(f"lower must lie below upper on every axis, got {low.tolist()} and {high.tolist()}")

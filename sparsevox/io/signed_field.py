@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox.geometry import Axes, Geometry
 from sparsevox.grid import Grid
 from sparsevox.io import _cells
 from sparsevox.io.sampling import check_finite
-from sparsevox.ops import _checks
 from sparsevox.ops.neighbors import kernel_table
 from sparsevox.shapes import Voxels
 from sparsevox.tensor import SparseTensor
@@ -32,9 +32,9 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     """Distance to the surface that voxels and their normals describe, negative inside, on the voxels and those around.
 
     The voxels are a shell around the surface, one to three thick, such as `voxelize` or XCube make. First each finds
-    how high above the middle of the shell its centre lies: its neighbours tell it, by their own height and the normals
+    how high above the middle of the shell its center lies: its neighbors tell it, by their own height and the normals
     between, a few times. That irons out the steps of the voxels, and no detail that normals show. Then the field at p
-    is the mean of `height_i + n_i . (p - c_i)`, weighted by how near the centres are and how long the normals, 1 at
+    is the mean of `height_i + n_i . (p - c_i)`, weighted by how near the centers are and how long the normals, 1 at
     most. A thick shell that is strongly curved comes out larger, by a fraction of a voxel.
 
     Empty voxels of the band that hang together take the sign of the most of them, if three quarters agree. Where all
@@ -44,7 +44,7 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
 
     Args:
         voxels: One grid with the attribute "normal", out of the surface.
-        relax: How often neighbours tell; more is smoother.
+        relax: How often neighbors tell; more is smoother.
 
     Returns:
         Values float32 [M, 1] in world units. Voxels of the band lie within one of those given, diagonals included.
@@ -61,9 +61,9 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     _cells.check_one("voxels", grid)
     if "normal" not in voxels.attributes:
         raise ValueError(f"voxels must have the attribute 'normal', got {sorted(voxels.attributes)}")
-    normal = _checks.floats("normal", _checks.shape("normal", voxels.attributes["normal"], grid.num_voxels, 3))
+    normal = checks.floats("normal", checks.shape("normal", voxels.attributes["normal"], grid.num_voxels, 3))
     check_finite("normal", normal)
-    if _checks.integer("relax", relax) < 0:
+    if checks.integer("relax", relax) < 0:
         raise ValueError(f"relax must not be negative, got {relax}")
     library = _library()
     normal = normal.detach().float()
@@ -138,7 +138,7 @@ def _around(feats: Tensor, grid: Grid) -> tuple[Grid, Tensor]:
 def _heights(normal: Tensor, known: Tensor, grid: Grid, steps: int) -> Tensor:
     """How far above the middle of the shell each voxel lies: [N], 0 where there is no normal.
 
-    From zero each moves, in each step, half-way to the mean of what its neighbours and the normals between expect. That
+    From zero each moves, in each step, half-way to the mean of what its neighbors and the normals between expect. That
     leaves the mean over the shell where it is.
     """
     height, ways, count = (normal.new_zeros(grid.num_voxels) for _ in range(3))

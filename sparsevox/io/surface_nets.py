@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsevox import ops
+from sparsevox import checks, ops
 from sparsevox.geometry import Geometry
 from sparsevox.io import _cells
-from sparsevox.ops import _checks
 from sparsevox.ops.neighbors import kernel_table
 from sparsevox.shapes import Mesh
 from sparsevox.tensor import SparseTensor
@@ -31,7 +30,7 @@ class Cells(NamedTuple):
 def surface_nets(field: SparseTensor, level: float = 0.0, *, smooth: int = 0) -> Mesh:
     """The surface where a field passes a level, by naive surface nets; inside is where it is not above the level.
 
-    A cell lies between the centres of eight voxels that all exist. Every sheet of the surface in a cell has a vertex,
+    A cell lies between the centers of eight voxels that all exist. Every sheet of the surface in a cell has a vertex,
     at the mean of where its edges pass the level, and every edge that passes the level and has its four cells gives a
     quad around it, cut along its shorter diagonal. Where the field ends, so does the surface; elsewhere it is closed:
     each edge is run through as often in one direction as in the other.
@@ -39,7 +38,7 @@ def surface_nets(field: SparseTensor, level: float = 0.0, *, smooth: int = 0) ->
     Args:
         field: One value for each voxel of one grid, [N, 1].
         level: Its value on the surface.
-        smooth: How often each vertex moves to the mean of its neighbours, though never out of its cell. For fields
+        smooth: How often each vertex moves to the mean of its neighbors, though never out of its cell. For fields
             that jump, such as occupancy.
 
     Returns:
@@ -51,7 +50,7 @@ def surface_nets(field: SparseTensor, level: float = 0.0, *, smooth: int = 0) ->
             negative.
     """
     field, level = _cells.check_field("field", field, level)
-    if _checks.integer("smooth", smooth) < 0:
+    if checks.integer("smooth", smooth) < 0:
         raise ValueError(f"smooth must not be negative, got {smooth}")
     grid, values = field.grid, field.feats.detach().squeeze(1).double() - level
     inside = values <= 0

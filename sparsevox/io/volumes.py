@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox.grid import Grid, Scale
 from sparsevox.io._files import (
     FilePath,
@@ -23,7 +24,6 @@ from sparsevox.io._files import (
     to_tensor,
     write_npz,
 )
-from sparsevox.ops import _checks
 from sparsevox.shapes import Voxels
 
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ def save_voxels(voxels: Voxels, path: FilePath, *, half: bool = False, compress:
     - "sparsevox_voxels": the version of this layout, 1
     - "ijk": integers [N, 3], as small as they fit
     - "offsets": int64 [B + 1], the first row of each grid, then N
-    - "voxel_size", "origin": float64 [3]; the centre of voxel ijk lies at origin + voxel_size * ijk
+    - "voxel_size", "origin": float64 [3]; the center of voxel ijk lies at origin + voxel_size * ijk
     - "attribute:NAME": [N] or [N, C]; bfloat16 becomes float32
 
     Args:
@@ -81,7 +81,7 @@ def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scal
     Args:
         path: The file.
         voxel_size: Edges of a voxel, where the file does not say; 1 by default.
-        origin: Centre of voxel (0, 0, 0), where the file does not say; 0 by default.
+        origin: Center of voxel (0, 0, 0), where the file does not say; 0 by default.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -123,7 +123,7 @@ def load_volume(
         above: Of floats, the lower limit.
         below: Of floats, the upper limit.
         voxel_size: Edges of a voxel.
-        origin: Centre of voxel (0, 0, 0), the first of the volume.
+        origin: Center of voxel (0, 0, 0), the first of the volume.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -175,9 +175,9 @@ def _own(arrays: Mapping[str, Array]) -> Voxels:
     missing = [name for name in ("ijk", "offsets", "voxel_size", "origin") if name not in arrays]
     if missing:
         raise ValueError(f"the file has no {missing[0]}, got {sorted(arrays)}")
-    ijk = _checks.integers("ijk", _checks.shape("ijk", to_tensor("ijk", arrays["ijk"]), "N", 3))
-    offsets = _checks.shape("offsets", to_tensor("offsets", arrays["offsets"]), "B + 1")
-    sizes = _checks.integers("offsets", offsets).diff()
+    ijk = checks.integers("ijk", checks.shape("ijk", to_tensor("ijk", arrays["ijk"]), "N", 3))
+    offsets = checks.shape("offsets", to_tensor("offsets", arrays["offsets"]), "B + 1")
+    sizes = checks.integers("offsets", offsets).diff()
     if not len(offsets) or bool((sizes < 0).any()) or offsets[0] != 0:
         raise ValueError("offsets must begin with 0 and rise to the number of rows of ijk")
     if offsets[-1] != len(ijk):

@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsevox import ops
+from sparsevox import checks, ops
 from sparsevox._gather import containing_rows
 from sparsevox.grid import Grid, Scale
 from sparsevox.io.sampling import check_finite, sample_surface
-from sparsevox.ops import _checks
 from sparsevox.ops.voxelize import check_points
 from sparsevox.shapes import Attributes, Mesh, Points, Voxels, as_columns
 
@@ -42,7 +41,7 @@ def voxelize(
     Args:
         shape: On the device where the work is to be done.
         voxel_size: Edges of a voxel. Either this or `grid`.
-        origin: Centre of voxel (0, 0, 0).
+        origin: Center of voxel (0, 0, 0).
         grid: One grid whose voxels receive the attributes, in place of those that the shape touches.
         splat: "trilinear": a point counts for the eight voxels around it, by their weights. "nearest": for the voxel
             that contains it.
@@ -97,7 +96,7 @@ def splat_attributes(
     if splat not in ("trilinear", "nearest"):
         raise ValueError(f"splat must be 'trilinear' or 'nearest', got {splat!r}")
     positions, items = check_points(points.positions, batch)
-    _checks.same_device("points", positions, "grid", grid.device)
+    checks.same_device("points", positions, "grid", grid.device)
     check_finite("points.positions", positions)
     rows = containing_rows(grid, positions, items)
     made: dict[str, Tensor] = {}

@@ -82,7 +82,7 @@ def one_voxel_bricks(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge_sorted(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Candidates with distinct keys: masks of equal keys, which have to be neighbours, are united."""
+    """Candidates with distinct keys: masks of equal keys, which have to be neighbors, are united."""
     first = torch.ones(keys.shape, dtype=torch.bool, device=keys.device)
     torch.ne(keys[1:], keys[:-1], out=first[1:])
     return _scatter(keys, masks, first.cumsum(0), merge=True)

@@ -46,7 +46,7 @@ POINTEES = {
     "last_batch_ptr": "*i64",  # one element: the largest batch index
 }
 
-# Run-time numbers, never specialised. Triton passes what fits as i32, so kernels widen before they multiply.
+# Run-time numbers, never specialized. Triton passes what fits as i32, so kernels widen before they multiply.
 SCALARS = {
     "n_bricks": "i64",
     "n_others": "i64",

@@ -108,7 +108,7 @@ def kernel_table(
     table = brick_table(keys) if table is None else table
     n, device = coarse_keys.shape[0], keys.device
     steps, moves = _moves(kernel_size, stride, dilation, padding)
-    # 4 * R bytes a coarse brick (108 for neighbours), gone when this function returns.
+    # 4 * R bytes a coarse brick (108 for neighbors), gone when this function returns.
     bricks = torch.empty((n, len(steps) // 3), dtype=torch.int32, device=device)
     launch(
         meet_kernel,

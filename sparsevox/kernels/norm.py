@@ -1,4 +1,4 @@
-"""Group norm over the rows of each item of a batch: moments of chunks, moments of items, normalised rows.
+"""Group norm over the rows of each item of a batch: moments of chunks, moments of items, normalized rows.
 
 A chunk has up to CHUNK rows of one item. Item b has room for its chunks from number `offsets[b] // CHUNK + b` on: that
 is always enough, and nobody has to count them. Chunks without a row are the last of an item.
@@ -62,7 +62,7 @@ def moments_kernel(
     left = tl.zeros([COLUMNS], exact)
     right = tl.zeros([COLUMNS], exact)
     if GRADIENT:
-        centre = tl.load(means_ptr + item * groups + column // (channels // groups), mask=wanted, other=0)
+        center = tl.load(means_ptr + item * groups + column // (channels // groups), mask=wanted, other=0)
     else:
         for start in range(0, last - first, ROWS):
             row = first + start + tl.arange(0, ROWS)
@@ -71,14 +71,14 @@ def moments_kernel(
             left += tl.sum(x.to(exact), axis=0)
         length = tl.maximum(last - first, 1).to(wide)
         share = 1.0 / length  # the only division: sm_80 calls a function for it, which wants a stack
-        centre = left * share.to(exact)
+        center = left * share.to(exact)
         left = tl.zeros([COLUMNS], exact)
     for start in range(0, last - first, ROWS):  # the same rows again, which the caches still hold
         row = first + start + tl.arange(0, ROWS)
         met = (row < last)[:, None] & wanted[None, :]
         place = row[:, None] * channels + column[None, :]
         x = tl.load(feats_ptr + place, mask=met, other=0).to(exact)
-        other = tl.where(met, x - centre[None, :], 0.0)
+        other = tl.where(met, x - center[None, :], 0.0)
         g = other
         if GRADIENT:
             g = tl.load(grads_ptr + place, mask=met, other=0).to(exact)
@@ -89,7 +89,7 @@ def moments_kernel(
         right = right.to(wide)
     else:
         off = left.to(wide) * share  # by rounding, which counts where the mean is large
-        left = centre.to(wide) + off
+        left = center.to(wide) + off
         right = right.to(wide) - off * off * length
     out = number * 2 * channels + column
     tl.store(out_parts_ptr + out, left, mask=wanted)
@@ -189,7 +189,7 @@ def affine_kernel(
 def group_norm(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised features [N, C], and mean and 1 / deviation of each item and group [B, G]; 0 in empty items."""
+    """Normalized features [N, C], and mean and 1 / deviation of each item and group [B, G]; 0 in empty items."""
     feats, items, channels = feats.contiguous(), offsets.shape[0] - 1, feats.shape[1]
     exact = torch.float64 if feats.dtype == torch.float64 else torch.float32
     mean = torch.zeros((items, num_groups), dtype=exact, device=feats.device)
@@ -218,7 +218,7 @@ def group_norm_backward(
     scale = rstd.repeat_interleave(wide, 1)
     total, product = sums[:, :channels], sums[:, channels:] * scale
     factor = scale if weight is None else (scale * weight).to(scale.dtype)
-    # Means, over the item and group, of the gradient of the normalised features and of its product with them.
+    # Means, over the item and group, of the gradient of the normalized features and of its product with them.
     size = offsets.diff()[:, None].clamp(min=1) * wide
     ours = torch.ones_like(total) if weight is None else weight.to(scale.dtype).expand_as(total)
     shift, slope = (

@@ -1,4 +1,4 @@
-"""The catalogue of modules. Each takes a SparseTensor and returns one; those that change the grid accept `grid=`."""
+"""The catalog of modules. Each takes a SparseTensor and returns one; those that change the grid accept `grid=`."""
 
 from sparsevox.nn.attention import Attention
 from sparsevox.nn.conv import Conv3d, ConvTranspose3d

@@ -6,11 +6,10 @@ N voxels, B grids, C channels, H heads, W windows.
 import torch
 from torch import Tensor
 
-from sparsevox import ops
+from sparsevox import checks, ops
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module, check_channels
 from sparsevox.nn.rowwise import Linear
-from sparsevox.ops import _checks
 from sparsevox.tensor import SparseTensor
 
 
@@ -41,11 +40,11 @@ class Attention(Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if _checks.integer("num_heads", num_heads) < 1 or channels % num_heads:
+        if checks.integer("num_heads", num_heads) < 1 or channels % num_heads:
             raise ValueError(f"num_heads must divide channels = {channels}, got {num_heads}")
-        if window is not None and _checks.integer("window", window) < 1:
+        if window is not None and checks.integer("window", window) < 1:
             raise ValueError(f"window must be at least 1, got {window}")
-        if not 0 <= _checks.integer("shift", shift) < (1 if window is None else window):
+        if not 0 <= checks.integer("shift", shift) < (1 if window is None else window):
             raise ValueError(f"shift must be at least 0 and less than window = {window}, got {shift}")
         self.channels, self.num_heads, self.window, self.shift = channels, num_heads, window, shift
         self.qkv = Linear(channels, 3 * channels, bias, device=device, dtype=dtype)

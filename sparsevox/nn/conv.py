@@ -1,4 +1,4 @@
-"""Convolutions. Weights have the layout, the names and the initialisation of `torch.nn`.
+"""Convolutions. Weights have the layout, the names and the initialization of `torch.nn`.
 
 N voxels, C input and D output channels.
 """
@@ -9,11 +9,10 @@ from typing import ClassVar
 
 import torch
 
-from sparsevox import ops
+from sparsevox import checks, ops
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module, check_channels, check_grid
 from sparsevox.nn.rowwise import linear
-from sparsevox.ops import _checks
 from sparsevox.tensor import SparseTensor
 
 Index3 = int | Sequence[int]
@@ -40,9 +39,9 @@ class _Conv(Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.geometry = _checks.geometry(kernel_size, stride, dilation, padding)
+        self.geometry = checks.geometry(kernel_size, stride, dilation, padding)
         for name, count in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if _checks.integer(name, count) < 1:
+            if checks.integer(name, count) < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -86,7 +85,7 @@ class Conv3d(_Conv):
         out_channels: D.
         kernel_size: 1 to 7, one int or three (i, j, k); so are stride, padding and dilation.
         stride: Ratio of coarse to fine voxels.
-        padding: By default `floor((kernel_size - 1) / 2) * dilation`, which centres odd kernels.
+        padding: By default `floor((kernel_size - 1) / 2) * dilation`, which centers odd kernels.
         dilation: Distance of taps.
         groups: Divides C and D; `groups=C` is depthwise.
         bias: Whether to add one.

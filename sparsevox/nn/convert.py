@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from sparsevox.ops import _checks
+from sparsevox import checks
 
 Source = Literal["spconv", "torchsparse", "minkowski", "fvdb", "fvdb2024", "flexgemm"]
 
@@ -52,7 +52,7 @@ def convert_weight(
     """
     if source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(map(repr, SOURCES))}, got {source!r}")
-    w = _checks.floats("weight", _checks.tensor("weight", weight))
+    w = checks.floats("weight", checks.tensor("weight", weight))
     flat = source in ("minkowski", "torchsparse")
     if w.ndim == 2:
         converted = (w.t() if flat else w)[:, :, None, None, None]
@@ -75,7 +75,7 @@ def _from_flat(weight: Tensor, source: str, kernel_size: int | tuple[int, int, i
             f"weight of {source} must have shape [K, C, D], or [C, D] for one tap, got {list(weight.shape)}"
         )
     taps = weight.shape[0]
-    size = _checks.int_triple("kernel_size", round(taps ** (1 / 3)) if kernel_size is None else kernel_size)
+    size = checks.int_triple("kernel_size", round(taps ** (1 / 3)) if kernel_size is None else kernel_size)
     if size[0] * size[1] * size[2] != taps:
         raise ValueError(f"kernel_size must have {taps} taps, as weight {list(weight.shape)}, got {kernel_size!r}")
     odd = all(k % 2 for k in size)

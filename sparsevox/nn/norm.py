@@ -1,4 +1,4 @@
-"""Normalisation. Group and instance norm take their statistics grid by grid, batch norm over all voxels.
+"""Normalization. Group and instance norm take their statistics grid by grid, batch norm over all voxels.
 
 N voxels, B grids, C channels.
 """

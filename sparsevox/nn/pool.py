@@ -9,12 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsevox import ops
+from sparsevox import checks, ops
 from sparsevox._gather import rows_or
 from sparsevox.geometry import MAX_KERNEL_SIZE
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module, check_grid
-from sparsevox.ops import _checks
 from sparsevox.ops.pool import Window
 from sparsevox.tensor import SparseTensor
 
@@ -33,13 +32,13 @@ class _Pool(Module):
     ) -> None:
         super().__init__()
         self.factor: list[int] | None = None
-        size = _checks.factor("kernel_size", kernel_size)
-        step = size if stride is None else _checks.factor("stride", stride)
-        unpadded = padding is None or _checks.int_triple("padding", padding) == [0, 0, 0]
-        if step == size and unpadded and _checks.int_triple("dilation", dilation) == [1, 1, 1]:
+        size = checks.factor("kernel_size", kernel_size)
+        step = size if stride is None else checks.factor("stride", stride)
+        unpadded = padding is None or checks.int_triple("padding", padding) == [0, 0, 0]
+        if step == size and unpadded and checks.int_triple("dilation", dilation) == [1, 1, 1]:
             self.factor = size
         else:
-            self.geometry = _checks.geometry(size, step, dilation, padding)
+            self.geometry = checks.geometry(size, step, dilation, padding)
 
     def extra_repr(self) -> str:
         """The window."""
@@ -135,7 +134,7 @@ class Upsample(Module):
 
     def __init__(self, factor: Index3 = 2) -> None:
         super().__init__()
-        self.factor = _checks.factor("factor", factor)
+        self.factor = checks.factor("factor", factor)
 
     def extra_repr(self) -> str:
         """The factor."""
@@ -161,7 +160,7 @@ class Prune(Module):
 
 def _small_factor(factor: Index3) -> list[int]:
     """Factors whose children a kernel reaches."""
-    factors = _checks.factor("factor", factor)
+    factors = checks.factor("factor", factor)
     if max(factors) > MAX_KERNEL_SIZE:
         raise ValueError(f"factor must be between 1 and {MAX_KERNEL_SIZE}, got {factor!r}")
     return factors

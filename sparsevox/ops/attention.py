@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsevox.ops import _checks, _library
+from sparsevox import checks
+from sparsevox.ops import _library
 from sparsevox.reference.attention import attend
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets, float scale"
@@ -77,18 +78,18 @@ def attention(
         raise ValueError(f"k must have {q.shape[0]} rows, those of q, or offsets of its own, got {list(k.shape)}")
     if k_edges.shape != q_edges.shape:
         raise ValueError(f"k_offsets must have shape {list(q_edges.shape)}, got {list(k_edges.shape)}")
-    factor = 1 / math.sqrt(max(q.shape[2], 1)) if scale is None else _checks.float_triple("scale", scale)[0]
+    factor = 1 / math.sqrt(max(q.shape[2], 1)) if scale is None else checks.float_triple("scale", scale)[0]
     run = _ragged_attention if torch.compiler.is_compiling() else attend
     result: Tensor = run(q, k, v, q_edges, k_edges, factor)
     return result
 
 
 def _check_rows(q: object, k: object, v: object) -> tuple[Tensor, Tensor, Tensor]:
-    queries = _checks.floats("q", _checks.shape("q", q, "N", "H", "D"))
-    keys = _checks.floats("k", _checks.shape("k", k, "M", queries.shape[1], queries.shape[2]))
-    values = _checks.floats("v", _checks.shape("v", v, keys.shape[0], queries.shape[1], "E"))
+    queries = checks.floats("q", checks.shape("q", q, "N", "H", "D"))
+    keys = checks.floats("k", checks.shape("k", k, "M", queries.shape[1], queries.shape[2]))
+    values = checks.floats("v", checks.shape("v", v, keys.shape[0], queries.shape[1], "E"))
     for name, value in (("k", keys), ("v", values)):
-        _checks.same_device(name, value, "q", queries.device)
+        checks.same_device(name, value, "q", queries.device)
     cast = [_library.autocast(x) for x in (queries, keys, values)]
     for name, value in zip("kv", cast[1:], strict=True):
         if value.dtype != cast[0].dtype:
@@ -97,8 +98,8 @@ def _check_rows(q: object, k: object, v: object) -> tuple[Tensor, Tensor, Tensor
 
 
 def _check_offsets(name: str, value: object, device: torch.device) -> Tensor:
-    offsets = _checks.integers(name, _checks.shape(name, value, "B + 1"))
-    _checks.same_device(name, offsets, "q", device)
+    offsets = checks.integers(name, checks.shape(name, value, "B + 1"))
+    checks.same_device(name, offsets, "q", device)
     if offsets.shape[0] == 0:
         raise ValueError(f"{name} must have shape [B + 1], got [0]")
     return offsets

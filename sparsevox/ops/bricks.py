@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox._readback import read_back
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _library
+from sparsevox.ops import _library
 
 _build_bricks = _library.register(
     f"build_bricks(Tensor coords, SymInt? batch_size, str method) -> {_library.BRICKS}",
@@ -65,7 +65,7 @@ def build(coords: Tensor, batch_size: int | None = None, *, name: str = "coords"
     if method not in ("sort", "hash"):
         raise ValueError(f"method must be 'sort' or 'hash', got {method!r}")
     if batch_size is not None:
-        batch_size = _checks.batch_size(batch_size)
+        batch_size = checks.batch_size(batch_size)
     elif coords.shape[0] == 0:
         batch_size = 1
     try:
@@ -81,7 +81,7 @@ def assemble(coords: Tensor, batch_size: int | None, method: str = "sort") -> Br
 
 
 def _as_rows(name: str, coords: object) -> Tensor:
-    checked = _checks.integers(name, _checks.tensor(name, coords))
+    checked = checks.integers(name, checks.tensor(name, coords))
     if checked.ndim != 2 or checked.shape[1] not in (3, 4):
         raise ValueError(f"{name} must have shape [M, 4] or [M, 3], got {list(checked.shape)}")
     return checked if checked.shape[1] == 4 else torch.nn.functional.pad(checked, (1, 0))
@@ -98,7 +98,7 @@ def limits(batch_size: int | None) -> str:
 
 def empty(batch_size: int, device: torch.device | str | None = None) -> Bricks:
     """No bricks, for a number of grids."""
-    size = _checks.batch_size(batch_size)
+    size = checks.batch_size(batch_size)
     keys = torch.empty(0, dtype=torch.int64, device=device)
     offsets = torch.zeros(size + 1, dtype=torch.int64, device=device)
     return Bricks(keys, keys.clone(), keys.int(), offsets, keys.new_empty((0, 0), dtype=torch.bool))
@@ -146,7 +146,7 @@ class HasBricks(Protocol):
 
 
 def walking_table(grid: HasBricks) -> Tensor | None:
-    """The hash table for a walk from every brick to its neighbours, for which the CPU has its sorted keys."""
+    """The hash table for a walk from every brick to its neighbors, for which the CPU has its sorted keys."""
     return None if grid.bricks.keys.device.type == "cpu" else grid.table
 
 
@@ -158,7 +158,7 @@ def table_bytes(num_bricks: int) -> int:
 def find_rows(bricks: Bricks, table: Tensor | None, coords: Tensor) -> Tensor:
     """Row of each of the coordinates [M, 4] or [M, 3], -1 where there is no voxel: int64 [M]."""
     rows = _as_rows("coords", coords)
-    _checks.same_device("coords", rows, "the grid", bricks.keys.device)
+    checks.same_device("coords", rows, "the grid", bricks.keys.device)
     result: Tensor = _find_rows(rows, bricks.keys, bricks.masks, bricks.starts, table)
     return result
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox.geometry import Geometry
-from sparsevox.ops import _checks, _library
+from sparsevox.ops import _library
 
 
 class Direction(Protocol):
@@ -235,12 +236,12 @@ def _check(
     channels: tuple[int, int],
 ) -> None:
     """`channels`: the axes of the weight that hold input and output channels; the second is divided by groups."""
-    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
-    w = _checks.floats("weight", _checks.tensor("weight", weight))
+    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+    w = checks.floats("weight", checks.tensor("weight", weight))
     size = kernel_map.geometry.kernel_size
     if w.ndim != 5 or tuple(w.shape[2:]) != size:
         raise ValueError(f"weight must have shape [channels, channels / groups, {size}], got {list(w.shape)}")
-    count = _checks.integer("groups", groups)
+    count = checks.integer("groups", groups)
     if count < 1 or w.shape[0] % count:
         raise ValueError(f"groups must be at least 1 and divide weight.shape[0] = {w.shape[0]}, got {count}")
     wide = [w.shape[0], w.shape[1] * count]
@@ -251,6 +252,6 @@ def _check(
         raise ValueError(f"feats must have {rows} rows, one a voxel of the input grid, got {list(x.shape)}")
     for name, value in (("feats", x), ("weight", w), ("bias", bias)):
         if value is not None:
-            _checks.same_device(name, _checks.floats(name, _checks.tensor(name, value)), "the grid", kernel_map.device)
+            checks.same_device(name, checks.floats(name, checks.tensor(name, value)), "the grid", kernel_map.device)
     if bias is not None:
-        _checks.shape("bias", bias, outputs)
+        checks.shape("bias", bias, outputs)

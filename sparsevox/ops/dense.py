@@ -6,10 +6,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox._readback import read_back
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _library
+from sparsevox.ops import _library
 from sparsevox.ops.bricks import HasBricks
 
 FARTHEST = 1 << 31  # where a box may begin or end
@@ -74,9 +74,9 @@ def from_mask(mask: Tensor, lower: object) -> Bricks:
         TypeError: If the mask is not a bool tensor.
         ValueError: If it does not have four axes, has more than 1024 items, or leaves [-2^17, 2^17).
     """
-    _checks.booleans("mask", _checks.shape("mask", mask, "B", "X", "Y", "Z"))
-    _checks.batch_size(mask.shape[0])
-    first = _checks.int_triple("lower", lower)
+    checks.booleans("mask", checks.shape("mask", mask, "B", "X", "Y", "Z"))
+    checks.batch_size(mask.shape[0])
+    first = checks.int_triple("lower", lower)
     last = [a + size - 1 for a, size in zip(first, mask.shape[1:], strict=True)]
     if mask.numel() and (min(first) < morton.COORD_MIN or max(last) > morton.COORD_MAX):
         raise ValueError(
@@ -108,8 +108,8 @@ def to_dense(
         TypeError: If features are not floating-point or corners not integers.
         ValueError: If shapes or devices do not fit, or `lower` exceeds `upper`.
     """
-    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
-    _checks.same_device("feats", x, "the grid", grid.bricks.keys.device)
+    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+    checks.same_device("feats", x, "the grid", grid.bricks.keys.device)
     rows = grid.bricks.rows.shape[0]
     if x.shape[0] != rows:
         raise ValueError(f"feats must have {rows} rows, one a voxel of the grid, got {list(x.shape)}")
@@ -137,21 +137,21 @@ def from_dense(volume: Tensor, grid: HasCoords, lower: int | Sequence[int] = (0,
         ValueError: If shapes or devices do not fit.
     """
     batch_size = grid.bricks.offsets.shape[0] - 1
-    v = _checks.floats("volume", _checks.shape("volume", volume, batch_size, "C", "X", "Y", "Z"))
-    _checks.same_device("volume", v, "the grid", grid.bricks.keys.device)
-    low = _checks.int_triple("lower", lower)
+    v = checks.floats("volume", checks.shape("volume", volume, batch_size, "C", "X", "Y", "Z"))
+    checks.same_device("volume", v, "the grid", grid.bricks.keys.device)
+    low = checks.int_triple("lower", lower)
     _check_near(low, low)
     result: Tensor = _gather_dense(v, _cells(grid, low, v.shape[2:]))
     return result
 
 
 def _box(grid: HasCoords, lower: object, upper: object) -> tuple[list[int], list[int]]:
-    low = None if lower is None else _checks.int_triple("lower", lower)
-    up = None if upper is None else _checks.int_triple("upper", upper)
+    low = None if lower is None else checks.int_triple("lower", lower)
+    up = None if upper is None else checks.int_triple("upper", upper)
     if low is None or up is None:
         first, last = _bounds(grid)
         low, up = _fitting(low, up, first, last)
-    _checks.box(low, up)
+    checks.box(low, up)
     _check_near(low, up)
     return low, up
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox._readback import read_back, send
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _library
+from sparsevox.ops import _library
 from sparsevox.ops.bricks import assemble, coords, find_rows
 from sparsevox.ops.topology import combine, prune
 
@@ -43,7 +43,7 @@ def structuring_element(
         TypeError: If bounds are not ints or the stencil not bool.
         ValueError: If bounds contradict each other, reach too far, or come with a stencil; or if the stencil is empty.
     """
-    alone = _checks.int_triple("radius", radius) == [1, 1, 1]
+    alone = checks.int_triple("radius", radius) == [1, 1, 1]
     if stencil is not None:
         if lower is not None or upper is not None or not alone:
             raise ValueError("give a stencil or a box, not both")
@@ -52,12 +52,12 @@ def structuring_element(
     if (lower is None) != (upper is None):
         raise ValueError(f"lower and upper come together, got lower={lower!r} and upper={upper!r}")
     if lower is None:
-        up = _checks.int_triple("radius", radius)
+        up = checks.int_triple("radius", radius)
         if min(up) < 0:
             raise ValueError(f"radius must not be negative, got {radius!r}")
         low = [-r for r in up]
     elif alone:
-        low, up = _checks.box(lower, upper)
+        low, up = checks.box(lower, upper)
     else:
         raise ValueError(f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}")
     limit = 1 << morton.AXIS_BITS
@@ -67,10 +67,10 @@ def structuring_element(
 
 
 def _offsets(stencil: object) -> list[list[int]]:
-    """Offsets of the True entries of a bool [a, b, c] from its centre, entry (size - 1) // 2 of each axis."""
-    mask = _checks.booleans("stencil", _checks.shape("stencil", stencil, "a", "b", "c"))
-    centre = torch.tensor([(size - 1) // 2 for size in mask.shape], device="cpu")
-    offsets: list[list[int]] = (mask.cpu().nonzero() - centre).tolist()
+    """Offsets of the True entries of a bool [a, b, c] from its center, entry (size - 1) // 2 of each axis."""
+    mask = checks.booleans("stencil", checks.shape("stencil", stencil, "a", "b", "c"))
+    center = torch.tensor([(size - 1) // 2 for size in mask.shape], device="cpu")
+    offsets: list[list[int]] = (mask.cpu().nonzero() - center).tolist()
     if not offsets:
         raise ValueError("stencil must have at least one True entry")
     return offsets

@@ -1,10 +1,10 @@
-"""Nearest voxels: the exact nearest active voxel centre of each point. P points, N voxels, B grids."""
+"""Nearest voxels: the exact nearest active voxel center of each point. P points, N voxels, B grids."""
 
 from torch import Tensor
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _library
+from sparsevox.ops import _library
 from sparsevox.ops.voxelize import Triple, check_points, to_grid
 
 _nearest_rows = _library.register(
@@ -17,14 +17,14 @@ _nearest_rows = _library.register(
 
 
 def nearest(bricks: Bricks, points: object, batch: object, voxel_size: Triple, origin: Triple) -> Tensor:
-    """Row of the nearest active voxel centre, in world distance, in the point's own batch item.
+    """Row of the nearest active voxel center, in world distance, in the point's own batch item.
 
     Args:
         bricks: Where to search.
         points: World positions, floating point [P, 3].
         batch: Batch item of each point, integers [P], 0 by default.
         voxel_size: Edges of a voxel.
-        origin: Centre of voxel (0, 0, 0).
+        origin: Center of voxel (0, 0, 0).
 
     Returns:
         int64 [P]; the lowest row where several are equally near, -1 where the item has no voxel or does not exist.
@@ -34,7 +34,7 @@ def nearest(bricks: Bricks, points: object, batch: object, voxel_size: Triple, o
         ValueError: If shapes or devices do not fit, or a point is not finite.
     """
     positions, items = check_points(points, batch)
-    _checks.same_device("points", positions, "the grid", bricks.keys.device)
+    checks.same_device("points", positions, "the grid", bricks.keys.device)
     ijk = to_grid(positions.detach(), voxel_size, origin)
     try:
         result: Tensor = _nearest_rows(ijk, items, *bricks, list(voxel_size))

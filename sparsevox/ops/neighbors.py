@@ -1,4 +1,4 @@
-"""Kernel tables: who is whose neighbour, for any geometry of a convolution.
+"""Kernel tables: who is whose neighbor, for any geometry of a convolution.
 
 N fine voxels, M coarse voxels, K taps.
 """
@@ -33,7 +33,7 @@ def kernel_table(fine: HasBricks, coarse: HasBricks, geometry: Geometry) -> Tens
 
 
 def neighbor_table(grid: HasBricks) -> Tensor:
-    """Row of the neighbour of every voxel at each of the 27 taps.
+    """Row of the neighbor of every voxel at each of the 27 taps.
 
     Returns:
         int32 [27, N], -1 where there is no voxel. Tap t is the offset (t // 9 - 1, t // 3 % 3 - 1, t % 3 - 1), so

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsevox.ops import _checks, _library, _reduce
+from sparsevox import checks
+from sparsevox.ops import _library, _reduce
 from sparsevox.ops.bricks import HasBricks
 from sparsevox.ops.segment import _segment_of_rows
 
@@ -39,7 +40,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
-    """Of the normalised features; mean and rstd stay inside and have none."""
+    """Of the normalized features; mean and rstd stay inside and have none."""
     feats, offsets, weight, mean, rstd = ctx.saved_tensors
     if torch.is_grad_enabled():  # somebody will differentiate this
         d_feats, d_weight, d_bias = _differentiable(grad, feats, offsets, weight, ctx.num_groups, ctx.eps)
@@ -79,10 +80,10 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise over the channels of a group and all voxels of a grid: `torch.nn.functional.group_norm` grid by grid.
+    """Normalize over the channels of a group and all voxels of a grid: `torch.nn.functional.group_norm` grid by grid.
 
-    Statistics are float32 (float64 for float64), and the variance is that of centred values. A grid without voxels has
-    nothing to normalise. Derivatives of any order.
+    Statistics are float32 (float64 for float64), and the variance is that of centered values. A grid without voxels has
+    nothing to normalize. Derivatives of any order.
 
     Args:
         feats: [N, C], rows of the grid.
@@ -100,31 +101,31 @@ def group_norm(
         ValueError: If shapes or devices do not fit, the groups do not divide the channels, or `eps` is negative.
     """
     offsets, x = grid.bricks.offsets, _check_feats(feats, grid)
-    groups, channels = _checks.integer("num_groups", num_groups), x.shape[1]
+    groups, channels = checks.integer("num_groups", num_groups), x.shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(f"num_groups must be at least 1 and divide the {channels} channels of feats, got {groups}")
-    return _normalise(x, offsets, groups, weight, bias, eps)
+    return _normalize(x, offsets, groups, weight, bias, eps)
 
 
 def instance_norm(
     feats: Tensor, grid: HasBricks, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """Normalise each channel over all voxels of a grid: group norm with one channel a group.
+    """Normalize each channel over all voxels of a grid: group norm with one channel a group.
 
     Arguments, result and errors are those of `group_norm`.
     """
     x = _check_feats(feats, grid)
-    return _normalise(x, grid.bricks.offsets, max(x.shape[1], 1), weight, bias, eps)
+    return _normalize(x, grid.bricks.offsets, max(x.shape[1], 1), weight, bias, eps)
 
 
-def _normalise(
+def _normalize(
     feats: Tensor, offsets: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
-            checked = _checks.floats(name, _checks.shape(name, value, feats.shape[1]))
-            _checks.same_device(name, checked, "the grid", offsets.device)
-    (epsilon, _, _) = _checks.float_triple("eps", eps)
+            checked = checks.floats(name, checks.shape(name, value, feats.shape[1]))
+            checks.same_device(name, checked, "the grid", offsets.device)
+    (epsilon, _, _) = checks.float_triple("eps", eps)
     if epsilon < 0:
         raise ValueError(f"eps must not be negative, got {eps}")
     out: Tensor = _group_norm(feats, offsets, weight, bias, groups, epsilon)[0]
@@ -132,8 +133,8 @@ def _normalise(
 
 
 def _check_feats(feats: object, grid: HasBricks) -> Tensor:
-    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
-    _checks.same_device("feats", x, "the grid", grid.bricks.offsets.device)
+    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+    checks.same_device("feats", x, "the grid", grid.bricks.offsets.device)
     rows = grid.bricks.rows.shape[0]
     if x.shape[0] != rows:
         raise ValueError(f"feats must have {rows} rows, one a voxel of the grid, got {list(x.shape)}")
@@ -154,9 +155,9 @@ def _differentiable(
         sums = _reduce.sum_ranges(rows, ranges, None, parents, None, 0).unflatten(1, (num_groups, group)).sum(2)
         return _reduce.sum_table((sums / size).repeat_interleave(group, 1), parents[None], [ranges], None, False, 0)
 
-    centred = x - mean(x)
-    rstd = (mean(centred.square()) + eps).rsqrt()
-    normal = centred * rstd
+    centered = x - mean(x)
+    rstd = (mean(centered.square()) + eps).rsqrt()
+    normal = centered * rstd
     weighted = g if weight is None else g * weight
     d_feats = rstd * (weighted - mean(weighted) - normal * mean(weighted * normal))
     return d_feats.to(feats.dtype), (g * normal).sum(0), g.sum(0)

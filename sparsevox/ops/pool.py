@@ -10,10 +10,10 @@ from typing import Protocol, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox._readback import send
 from sparsevox.geometry import Axes, Geometry
-from sparsevox.ops import _checks, _library, _reduce
+from sparsevox.ops import _library, _reduce
 from sparsevox.ops.bricks import HasBricks, coords, find_rows
 from sparsevox.ops.topology import _level
 
@@ -97,7 +97,7 @@ def parents_and_children(
     """Parents int32 [N], children int32 [N] or None, and ranges int32 [M + 1], as `ChildMap` has them.
 
     `coarsened` says that the coarse voxels are those of `coarsen(fine, factors)`. Where the factors are one power of
-    two, too, children are neighbouring rows: None. Else those without a parent come first in the list, in no range.
+    two, too, children are neighboring rows: None. Else those without a parent come first in the list, in no range.
     """
     bricks, level = fine.bricks, _level(factors)
     if coarsened and level is not None and level < morton.AXIS_BITS:
@@ -171,7 +171,7 @@ def upsample(feats: Tensor, child_map: HasChildren) -> Tensor:
     """
     if not _is_child_map(child_map):
         raise TypeError(f"child_map must come from Grid.child_map, got {type(child_map).__name__}")
-    x = _checks.floats("feats", _checks.shape("feats", feats, "M", "C"))
+    x = checks.floats("feats", checks.shape("feats", feats, "M", "C"))
     _check_rows(x, child_map.ranges.shape[0] - 1, "coarse", child_map.device)
     adjoint = [child_map.ranges] if child_map.children is None else [child_map.ranges, child_map.children]
     needed = adjoint if _reduce.needs_gradient(x) else []
@@ -190,7 +190,7 @@ def _tables(window: Window) -> HasTables:
 
 
 def _checked(feats: object, window: Window) -> Tensor:
-    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
+    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
     if _is_child_map(window):
         rows = window.parents.shape[0]
     elif hasattr(window, "num_fine") and hasattr(window, "down"):
@@ -206,7 +206,7 @@ def _check_rows(feats: Tensor, rows: int, grid: str, device: torch.device) -> No
         torch._check(feats.shape[0] == rows)  # of sizes born in a graph nobody knows more
     elif feats.shape[0] != rows:
         raise ValueError(f"feats must have {rows} rows, one a voxel of the {grid} grid, got {list(feats.shape)}")
-    _checks.same_device("feats", feats, "the grid", device)
+    checks.same_device("feats", feats, "the grid", device)
 
 
 def _up_table(window: HasTables) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sparsevox import morton
-from sparsevox.ops import _checks, _library
+from sparsevox import checks, morton
+from sparsevox.ops import _library
 from sparsevox.ops.bricks import HasBricks
 from sparsevox.ops.voxelize import OUTSIDE, check_points
 
@@ -91,7 +91,7 @@ def sample_trilinear(
     *,
     outside: Literal["zero", "renormalize"] = "zero",
 ) -> Tensor:
-    """Interpolate between the eight voxels whose centres enclose each point; any order of derivatives.
+    """Interpolate between the eight voxels whose centers enclose each point; any order of derivatives.
 
     Voxels that do not exist count as 0, or, with `outside="renormalize"`, are left out: the weights of those that do
     exist are scaled to sum to 1. A point with no such voxel, not finite or of no batch item gets 0. The gradient with
@@ -152,7 +152,7 @@ def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor
 def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tensor | None = None) -> Tensor:
     """Add each value, times its trilinear weight, to those of the eight voxels around its point that exist.
 
-    A weighted sum, not a mean: nothing is normalised, and what falls on no voxel is lost. The adjoint of
+    A weighted sum, not a mean: nothing is normalized, and what falls on no voxel is lost. The adjoint of
     `sample_trilinear(..., outside="zero")`. Sums run in the order of the points, so equal input gives equal bits.
 
     Args:
@@ -176,7 +176,7 @@ def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tens
 
 
 def _corners(grid: HasVoxels, points: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows int32 [P, 8] of the voxels whose centres enclose each point, and their weights float64 [P, 8]; z fastest."""
+    """Rows int32 [P, 8] of the voxels whose centers enclose each point, and their weights float64 [P, 8]; z fastest."""
     ijk = grid.to_ijk(points)
     base, inside = _voxels(ijk.detach().floor())
     first = torch.cat([items[:, None], base], 1)
@@ -203,15 +203,15 @@ def _weight_dtype(feats: Tensor) -> torch.dtype:
 
 
 def _check_feats(name: str, value: object, grid: HasVoxels, rows: int) -> Tensor:
-    checked = _checks.floats(name, _checks.shape(name, value, "N" if name == "feats" else "P", "C"))
+    checked = checks.floats(name, checks.shape(name, value, "N" if name == "feats" else "P", "C"))
     if checked.shape[0] != rows:
         owner = "one a voxel of the grid" if name == "feats" else "one a point"
         raise ValueError(f"{name} must have {rows} rows, {owner}, got {list(checked.shape)}")
-    _checks.same_device(name, checked, "the grid", grid.bricks.keys.device)
+    checks.same_device(name, checked, "the grid", grid.bricks.keys.device)
     return checked
 
 
 def _check_points(points: object, batch: object, grid: HasVoxels) -> tuple[Tensor, Tensor]:
     positions, items = check_points(points, batch)
-    _checks.same_device("points", positions, "the grid", grid.bricks.keys.device)
+    checks.same_device("points", positions, "the grid", grid.bricks.keys.device)
     return positions, items

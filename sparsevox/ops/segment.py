@@ -6,7 +6,8 @@ N rows, S segments, C channels, B grids.
 import torch
 from torch import Tensor
 
-from sparsevox.ops import _checks, _reduce
+from sparsevox import checks
+from sparsevox.ops import _reduce
 from sparsevox.ops.bricks import HasBricks
 
 REDUCTIONS = ("sum", "mean", "max", "min")
@@ -32,9 +33,9 @@ def segment_reduce(feats: Tensor, offsets: Tensor, reduce: str = "sum") -> Tenso
             reduction is unknown.
     """
     _check_reduce(reduce)
-    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
-    edges = _checks.integers("offsets", _checks.shape("offsets", offsets, "S + 1"))
-    _checks.same_device("offsets", edges, "feats", x.device)
+    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+    edges = checks.integers("offsets", checks.shape("offsets", offsets, "S + 1"))
+    checks.same_device("offsets", edges, "feats", x.device)
     if edges.shape[0] == 0:
         raise ValueError("offsets must have shape [S + 1], got [0]")
     if edges.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
@@ -57,8 +58,8 @@ def broadcast(values: Tensor, grid: HasBricks) -> Tensor:
         ValueError: If there is not one row a grid, or the devices differ.
     """
     offsets = grid.bricks.offsets
-    x = _checks.floats("values", _checks.shape("values", values, "B", "C"))
-    _checks.same_device("values", x, "the grid", offsets.device)
+    x = checks.floats("values", checks.shape("values", values, "B", "C"))
+    checks.same_device("values", x, "the grid", offsets.device)
     if x.shape[0] != offsets.shape[0] - 1:
         raise ValueError(f"values must have {offsets.shape[0] - 1} rows, one a grid, got {list(x.shape)}")
     ranges = offsets.int()
@@ -85,8 +86,8 @@ def global_pool(feats: Tensor, grid: HasBricks, reduce: str = "mean") -> Tensor:
     """
     _check_reduce(reduce)
     offsets, rows = grid.bricks.offsets, grid.bricks.rows
-    x = _checks.floats("feats", _checks.shape("feats", feats, "N", "C"))
-    _checks.same_device("feats", x, "the grid", offsets.device)
+    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+    checks.same_device("feats", x, "the grid", offsets.device)
     if x.shape[0] != rows.shape[0]:
         raise ValueError(f"feats must have {rows.shape[0]} rows, one a voxel, got {list(x.shape)}")
     return _reduce_segments(x, offsets.int(), reduce)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox._readback import send
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _library
+from sparsevox.ops import _library
 from sparsevox.ops.bricks import assemble, build, coords, empty, full_box
 
 
@@ -100,12 +100,12 @@ def _out_of_range(voxel: Tensor, factors: Sequence[int]) -> ValueError:
 
 
 def _check_keep(bricks: Bricks, keep: Tensor, *, children: bool) -> None:
-    _checks.booleans("mask", _checks.tensor("mask", keep))
+    checks.booleans("mask", checks.tensor("mask", keep))
     count = bricks.rows.shape[0]
     if keep.shape != (count,) and not (children and keep.shape == (count, 8)):
         expected = f"[{count}] or [{count}, 8]" if children else f"[{count}]"
         raise ValueError(f"mask must have shape {expected}, one row a voxel, got {list(keep.shape)}")
-    _checks.same_device("mask", keep, "the grid", bricks.keys.device)
+    checks.same_device("mask", keep, "the grid", bricks.keys.device)
 
 
 def _subdivide_by_coords(bricks: Bricks, factors: Sequence[int], keep: Tensor | None) -> Bricks:
@@ -137,7 +137,7 @@ def prune(bricks: Bricks, keep: Tensor) -> Bricks:
 
 def crop(bricks: Bricks, lower: object, upper: object) -> Bricks:
     """Voxels with lower <= ijk < upper."""
-    low, up = _checks.box(lower, upper)
+    low, up = checks.box(lower, upper)
     inside = [min(max(bound, morton.COORD_MIN), morton.COORD_MAX + 1) for bound in (*low, *up)]
     return Bricks(*_crop_bricks(bricks.keys, bricks.masks, bricks.offsets, inside[:3], inside[3:]))
 
@@ -148,7 +148,7 @@ def full(lower: object, upper: object, batch_size: int, device: torch.device | s
     Raises:
         ValueError: If the box leaves [-2^17, 2^17) or holds more than 2^31 - 1 voxels.
     """
-    low, up = _checks.box(lower, upper)
+    low, up = checks.box(lower, upper)
     bricks = empty(batch_size, device)
     volume = batch_size * math.prod([b - a for a, b in zip(low, up, strict=True)])
     if volume == 0:

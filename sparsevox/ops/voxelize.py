@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsevox import morton
+from sparsevox import checks, morton
 from sparsevox._readback import read_back, send
 from sparsevox.morton import Bricks
-from sparsevox.ops import _checks, _library, morphology
+from sparsevox.ops import _library, morphology
 from sparsevox.ops.bricks import build, limits
 
 Triple = tuple[float, float, float]
@@ -26,7 +26,7 @@ _mesh_voxels = _library.register(
 
 
 def to_grid(points: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
-    """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centres."""
+    """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centers."""
     return (points.double() - send(origin, points.device)) / send(voxel_size, points.device)
 
 
@@ -37,11 +37,11 @@ def to_world(ijk: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
 
 def check_points(points: object, batch: object) -> tuple[Tensor, Tensor]:
     """Points [P, 3] and their batch indices int64 [P], 0 by default."""
-    checked = _checks.floats("points", _checks.shape("points", points, "P", 3))
+    checked = checks.floats("points", checks.shape("points", points, "P", 3))
     if batch is None:
         return checked, torch.zeros(checked.shape[0], dtype=torch.int64, device=checked.device)
-    items = _checks.integers("batch", _checks.shape("batch", batch, checked.shape[0]))
-    _checks.same_device("batch", items, "points", checked.device)
+    items = checks.integers("batch", checks.shape("batch", batch, checked.shape[0]))
+    checks.same_device("batch", items, "points", checked.device)
     return checked, items.long()
 
 
@@ -53,7 +53,7 @@ def from_points(
     batch_size: int | None,
     mode: Literal["containing", "enclosing"],
 ) -> Bricks:
-    """Bricks of the voxels that contain the points, or of the eight whose centres enclose each point.
+    """Bricks of the voxels that contain the points, or of the eight whose centers enclose each point.
 
     Raises:
         TypeError: If points are not floating-point or batch indices not integers.
@@ -64,7 +64,7 @@ def from_points(
     if mode not in ("containing", "enclosing"):
         raise ValueError(f"mode must be 'containing' or 'enclosing', got {mode!r}")
     if batch_size is not None:
-        batch_size = _checks.batch_size(batch_size)
+        batch_size = checks.batch_size(batch_size)
     elif batch is None:
         batch_size = 1
     ijk = to_grid(positions.detach(), voxel_size, origin)
@@ -102,16 +102,16 @@ def from_mesh(vertices: object, faces: object, voxel_size: Triple, origin: Tripl
         vertices: World positions, floating point [V, 3].
         faces: Rows of vertices, integers [F, 3]. Degenerate triangles mark the voxels they touch.
         voxel_size: Edges of a voxel.
-        origin: Centre of voxel (0, 0, 0).
+        origin: Center of voxel (0, 0, 0).
 
     Raises:
         TypeError: If vertices are not floating-point or faces not integers.
         ValueError: If shapes or devices do not fit, a vertex that a face uses is not finite, a face points past the
             vertices, or a voxel lies outside [-2^17, 2^17).
     """
-    points = _checks.floats("vertices", _checks.shape("vertices", vertices, "V", 3))
-    triangles = _checks.integers("faces", _checks.shape("faces", faces, "F", 3)).long()
-    _checks.same_device("faces", triangles, "vertices", points.device)
+    points = checks.floats("vertices", checks.shape("vertices", vertices, "V", 3))
+    triangles = checks.integers("faces", checks.shape("faces", faces, "F", 3)).long()
+    checks.same_device("faces", triangles, "vertices", points.device)
     positions = to_grid(points.detach(), voxel_size, origin)
     _check_mesh(points, positions, triangles)
     coords = _mesh_voxels(positions, triangles)

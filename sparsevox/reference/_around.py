@@ -1,7 +1,7 @@
-"""Neighbours of voxels and of bricks: the same question, asked of two grids of which one is four times as coarse.
+"""Neighbors of voxels and of bricks: the same question, asked of two grids of which one is four times as coarse.
 
 N fine voxels, M coarse voxels, L bricks, K taps. At tap t of an axis, coarse voxel c meets the fine voxel
-`stride * c + t * dilation - padding`; a neighbour is the special case of stride 1 in one grid.
+`stride * c + t * dilation - padding`; a neighbor is the special case of stride 1 in one grid.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ def true_indices(flags: Tensor) -> Tensor:
 
 
 def run_starts(values: Tensor) -> Tensor:
-    """Index of the first element of every run of equal neighbours in `values` [M]: int64, ascending."""
+    """Index of the first element of every run of equal neighbors in `values` [M]: int64, ascending."""
     first = torch.ones(values.shape[0], dtype=torch.bool, device=values.device)
     torch.ne(values[1:], values[:-1], out=first[1:])
     return true_indices(first)

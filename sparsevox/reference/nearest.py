@@ -1,7 +1,7 @@
 """The nearest voxel of a point: branch and bound over the tree that sorted bricks are.
 
 P points, B grids, L bricks, N voxels, n nodes of a level, Q (point, node) pairs. Level 0 of the tree are the bricks,
-and each further level joins the eight cubes of a cube of twice the size. The children of a node are neighbouring rows.
+and each further level joins the eight cubes of a cube of twice the size. The children of a node are neighboring rows.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def nearest_rows(
     rows: Tensor,
     voxel_size: list[float],
 ) -> Tensor:
-    """Row of the nearest voxel centre of each point's batch item, in world distance.
+    """Row of the nearest voxel center of each point's batch item, in world distance.
 
     Voxels are compared by d^2 = (s_x dx)^2 + (s_y dy)^2 + (s_z dz)^2 in float64, summed from left to right; among
     equals the lowest row wins. Branch and bound with the bounds of Roussopoulos, Kelley and Vincent, "Nearest Neighbor
@@ -73,7 +73,7 @@ def nearest_rows(
     farther than its nearest voxel, nor its upper bound nearer, not even by a rounding error.
 
     Args:
-        points: float64 [P, 3], in grid coordinates (voxel (i, j, k) has its centre at (i, j, k)), at any distance.
+        points: float64 [P, 3], in grid coordinates (voxel (i, j, k) has its center at (i, j, k)), at any distance.
         batch: int64 [P], batch item of each point.
         keys: int64 [L], as the next four a part of `Bricks`.
         masks: int64 [L].

@@ -40,7 +40,7 @@ class Block(NamedTuple):
 def group_norm(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised features [N, C], and mean and 1 / deviation of each item and group [B, G]; 0 in empty items."""
+    """Normalized features [N, C], and mean and 1 / deviation of each item and group [B, G]; 0 in empty items."""
     exact, channels = _exact(feats), feats.shape[1]
     mean, rstd = (part.to(exact) for part in _statistics(feats, offsets, num_groups, eps))
     scale = _by_channel(rstd, channels)
@@ -55,29 +55,29 @@ def group_norm_backward(
     """Gradients of the features [N, C], and of weight and bias, in the dtype of the statistics [C]."""
     channels, num_groups = feats.shape[1], mean.shape[1]
     size = offsets.diff()[:, None].clamp(min=1) * (channels // num_groups)
-    centre, scale = _by_channel(mean, channels), _by_channel(rstd, channels)
-    total, product = _gradient_sums(grad, feats, centre, offsets)
+    center, scale = _by_channel(mean, channels), _by_channel(rstd, channels)
+    total, product = _gradient_sums(grad, feats, center, offsets)
     product = product * scale
     factor = scale if weight is None else scale * weight
     weighted = [part if weight is None else part * weight for part in (total, product)]
     shift, slope = (_by_channel(_group_sums(part, num_groups) / size, channels) * -scale for part in weighted)
     coefficients = (factor.to(mean.dtype), (slope * scale).to(mean.dtype), shift.to(mean.dtype))
-    d_feats = _affine(feats, grad, offsets, centre, coefficients)
+    d_feats = _affine(feats, grad, offsets, center, coefficients)
     return d_feats, product.sum(0).to(mean.dtype), total.sum(0).to(mean.dtype)
 
 
 def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation float64 [B, G]: those of chunks, centred, and then of the chunks of an item."""
+    """Mean and 1 / standard deviation float64 [B, G]: those of chunks, centered, and then of the chunks of an item."""
     counts, means, squares, items = [], [], [], [offsets[:0]]
     buffer = _buffer(feats)
     for block in _blocks(offsets, feats.shape[0]):
         x = feats[block.first : block.last].to(buffer.dtype)
         length = block.lengths[:, None]
         rough = block.sums(x) / length
-        centred = torch.sub(x, block.spread_chunks(rough), out=buffer[: x.shape[0]])
-        off = block.sums(centred).double() / length  # by rounding, which counts where the mean is large
+        centered = torch.sub(x, block.spread_chunks(rough), out=buffer[: x.shape[0]])
+        off = block.sums(centered).double() / length  # by rounding, which counts where the mean is large
         means.append(rough.double() + off)
-        squares.append(block.sums(centred.mul_(centred)).double() - off * off * length)
+        squares.append(block.sums(centered.mul_(centered)).double() - off * off * length)
         counts.append(length)
         items.append(block.items)
     size = offsets.diff()[:, None] * (feats.shape[1] // num_groups)
@@ -92,16 +92,16 @@ def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> 
     return mean, torch.where(size > 0, (square / size.clamp(min=1) + eps).rsqrt(), 0)
 
 
-def _gradient_sums(grad: Tensor, feats: Tensor, centre: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums float64 [B, C] over the rows of each item of the gradients g, and of `g * (x - centre)`."""
+def _gradient_sums(grad: Tensor, feats: Tensor, center: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums float64 [B, C] over the rows of each item of the gradients g, and of `g * (x - center)`."""
     totals, products, items = [], [], [offsets[:0]]
     buffer = _buffer(feats)
     for block in _blocks(offsets, feats.shape[0]):
         x, g = feats[block.first : block.last], grad[block.first : block.last].to(buffer.dtype)
         totals.append(block.sums(g))
-        products.append(block.sums(torch.sub(x, block.spread(centre), out=buffer[: x.shape[0]]).mul_(g)))
+        products.append(block.sums(torch.sub(x, block.spread(center), out=buffer[: x.shape[0]]).mul_(g)))
         items.append(block.items)
-    nothing, ranges = centre[:0], _ranges(torch.cat(items), offsets)
+    nothing, ranges = center[:0], _ranges(torch.cat(items), offsets)
     return _bags(torch.cat([nothing, *totals]).double(), ranges), _bags(
         torch.cat([nothing, *products]).double(), ranges
     )
@@ -111,17 +111,17 @@ def _affine(
     feats: Tensor,
     grad: Tensor | None,
     offsets: Tensor,
-    centre: Tensor,
+    center: Tensor,
     coefficients: tuple[Tensor | None, Tensor, Tensor | None],
 ) -> Tensor:
-    """Rows [N, C] of `grad * factor + (feats - centre) * slope + shift`, all of these [B, C] or [1, C]."""
+    """Rows [N, C] of `grad * factor + (feats - center) * slope + shift`, all of these [B, C] or [1, C]."""
     factor, slope, shift = coefficients
     out = torch.empty(feats.shape, dtype=feats.dtype, device=feats.device)
     buffer = _buffer(feats)
     for block in _blocks(offsets, feats.shape[0]):
         rows = slice(block.first, block.last)
         result = out[rows] if out.dtype == buffer.dtype else buffer[: block.last - block.first]
-        torch.sub(feats[rows], block.spread(centre), out=result)
+        torch.sub(feats[rows], block.spread(center), out=result)
         if shift is None:
             result.mul_(block.spread(slope))
         else:

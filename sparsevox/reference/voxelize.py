@@ -28,7 +28,7 @@ def mesh_voxels(vertices: Tensor, faces: Tensor) -> Tensor:
     The overlap test of a triangle and a box by their 13 separating axes (Akenine-Moeller, "Fast 3D Triangle-Box Overlap
     Testing", 2001), with one range per edge and coordinate plane (Schwarz and Seidel, "Fast Parallel Surface and Solid
     Voxelization on GPUs", 2010), on the cells of cubes that shrink by four a step: a triangle starts with the smallest
-    cube of 2^k voxels an axis that holds it. There are no divisions and no normalised vectors, so that
+    cube of 2^k voxels an axis that holds it. There are no divisions and no normalized vectors, so that
     degenerate triangles (segments, points) need no care: the axes that they lack are zero and separate nothing.
 
     No touched voxel is ever missed. A voxel is returned in error only if it is nearer to its triangle than rounding
@@ -36,7 +36,7 @@ def mesh_voxels(vertices: Tensor, faces: Tensor) -> Tensor:
     multiples of 2^-f and no triangle extends over more than 2^(14 - f) voxels an axis.
 
     Args:
-        vertices: float64 [V, 3], finite, in grid coordinates (voxel (i, j, k) has its centre at (i, j, k)).
+        vertices: float64 [V, 3], finite, in grid coordinates (voxel (i, j, k) has its center at (i, j, k)).
         faces: int64 [F, 3], rows of `vertices`; an index may come twice in a face.
 
     Returns:
@@ -136,7 +136,7 @@ def _touched_cells(corners: Tensor, cube: Tensor, n: int, edge: int, slack: floa
 def _plane_meets(corner: Tensor, sides: Tensor, places: Tensor, edge: int, slack: float) -> Tensor:
     """Whether the triangle's plane meets each cell: bool [n, n, n, Q].
 
-    normal . (p - corner) varies over a cell by half its edge times |normal|_1 around the value at the centre.
+    normal . (p - corner) varies over a cell by half its edge times |normal|_1 around the value at the center.
     """
     half = 0.5 * edge
     normal = torch.linalg.cross(sides[0], sides[1], dim=0)  # [3, Q]
@@ -153,7 +153,7 @@ def _projections_meet(corners: Tensor, sides: Tensor, places: Tensor, edge: int,
     """Whether no side of the triangle, projected along an axis, separates it from a cell: bool [n, n, Q].
 
     The function f(p) = s_a (p_b - c_b) - s_b (p_a - c_a) of a side s from corner c is 0 along the side and `area` at
-    the third corner; over a cell it varies by half the edge times |s_a| + |s_b| around the value at the centre.
+    the third corner; over a cell it varies by half the edge times |s_a| + |s_b| around the value at the center.
     All arguments have the two other axes, a and b, only.
     """
     half = 0.5 * edge

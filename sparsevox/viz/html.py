@@ -115,7 +115,7 @@ def _level(level: Level) -> dict[str, Any]:
 
 
 def _block(level: Level, coded: Mapping[str, Coding]) -> str:
-    # Planes: neighbouring rows are neighbours in space, so numbers of one kind repeat, and compress well.
+    # Planes: neighboring rows are neighbors in space, so numbers of one kind repeat, and compress well.
     planes = [level.places.T.astype("<u2").tobytes()]
     if level.faces is not None:
         planes.append(level.faces.astype("<u4").tobytes())

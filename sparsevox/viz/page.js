@@ -26,7 +26,7 @@ function draw() {
   requestAnimationFrame(() => {
     waiting = false;
     controls.update();
-    // Depths between these two are told apart, so they follow the camera towards single voxels.
+    // Depths between these two are told apart, so they follow the camera toward single voxels.
     camera.near = controls.getDistance() / 50;
     camera.far = controls.getDistance() + 4 * radius(shapeNow());
     camera.updateProjectionMatrix();
@@ -97,9 +97,9 @@ async function build(shape, level, id) {
   const width = (name) => (manifest.colors[name].kind === "rgb" ? 3 : 1);
   const codes = new Map(level.colors.map((name) => [name, take(Uint8Array, rows * width(name))]));
 
-  const centre = middle(shape);
+  const center = middle(shape);
   const uniforms = {
-    places, tints, origin: level.origin.map((o, n) => o - centre[n]), size: level.size, pointSize: 3 * renderer.getPixelRatio(),
+    places, tints, origin: level.origin.map((o, n) => o - center[n]), size: level.size, pointSize: 3 * renderer.getPixelRatio(),
     light: look.light, shadow: look.tint, edge: look.edge, shade: look.shade,
   };
   const material = new THREE.RawShaderMaterial({

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparsevox import checks
 from sparsevox.grid import Grid
-from sparsevox.ops import _checks, neighbor_table
+from sparsevox.ops import neighbor_table
 from sparsevox.shapes import Mesh
 from sparsevox.viz.colors import HEIGHT, ramp
 from sparsevox.viz.sides import DIRECTIONS, crowding, faces_of, quads
@@ -26,7 +27,7 @@ EDGE = 0.15  # an edge is darker than its side by up to this much, if voxels are
 MARGIN = 0.04  # of the width of a picture, left free on each side
 SAMPLES = 2  # a pixel is the average of SAMPLES x SAMPLES
 GRAY = (0.66, 0.70, 0.77)  # of a mesh without colors
-LAMP = (-0.4, 0.7, 0.6)  # where the light of meshes stands: right, up, towards the viewer
+LAMP = (-0.4, 0.7, 0.6)  # where the light of meshes stands: right, up, toward the viewer
 SHADOW = 0.55  # of its light, a face loses up to this much by looking away from the lamp
 LINE = 0.5  # width of an edge, in pixels
 DPI = 128  # a power of two, so that sizes in inches are exact
@@ -74,7 +75,7 @@ def render_png(
         TypeError: If a number, or the tensor of colors, is of another type.
         ValueError: If colors have another shape or leave [0, 1], or a number is out of range.
     """
-    item = _checks.integer("batch_item", batch_item)
+    item = checks.integer("batch_item", batch_item)
     if not 0 <= item < grid.batch_size:
         raise ValueError(f"batch_item must be in [0, {grid.batch_size}), got {item}")
     rgb = _rgb("colors", colors, grid)
@@ -121,7 +122,7 @@ def render_row(
 
 
 def _camera(azimuth: float, elevation: float) -> Floats:
-    """Unit vectors [3, 3] that point right and up in the picture, and towards the viewer."""
+    """Unit vectors [3, 3] that point right and up in the picture, and toward the viewer."""
     for name, angle, limit in (("azimuth", azimuth, 360), ("elevation", elevation, 90)):
         if isinstance(angle, bool) or not isinstance(angle, int | float):
             raise TypeError(f"{name} must be a number of degrees, got {angle!r}")
@@ -130,15 +131,15 @@ def _camera(azimuth: float, elevation: float) -> Floats:
     a, e = math.radians(azimuth), math.radians(elevation)
     right = (-math.sin(a), math.cos(a), 0.0)
     up = (-math.sin(e) * math.cos(a), -math.sin(e) * math.sin(a), math.cos(e))
-    towards = (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e))
-    return np.array([right, up, towards])
+    toward = (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e))
+    return np.array([right, up, toward])
 
 
 def _rgb(name: str, colors: Tensor | None, item: Grid | Mesh) -> Floats | None:
     if colors is None:
         return None
     rows = item.num_voxels if isinstance(item, Grid) else len(item.vertices)
-    checked = _checks.floats(name, _checks.shape(name, colors, rows, 3))
+    checked = checks.floats(name, checks.shape(name, colors, rows, 3))
     rgb: Floats = checked.detach().cpu().double().numpy()
     inside = ((rgb >= 0) & (rgb <= 1)).all(1)  # NaN is not
     if not inside.all():
@@ -154,14 +155,14 @@ def _sides(grid: Grid, rgb: Floats | None, camera: Floats) -> Sides:
     if not len(ijk):
         return Sides(np.zeros((0, 4, 2)), np.zeros((0, 3)), max(grid.voxel_size))
     rgb = _by_height(ijk[:, 2]) if rgb is None else rgb
-    towards = np.where(np.abs(camera[2]) > 1e-9, np.sign(camera[2]), 0).astype(np.int64)
+    toward = np.where(np.abs(camera[2]) > 1e-9, np.sign(camera[2]), 0).astype(np.int64)
 
     table = neighbor_table(grid)
     row, side = (index.numpy() for index in faces_of(table))
-    looks = np.array(DIRECTIONS) @ towards > 0
+    looks = np.array(DIRECTIONS) @ toward > 0
     row, side = row[looks[side]], side[looks[side]]
     # What hides a voxel is not behind it along any axis, so this order is exact.
-    order = np.argsort(ijk[row] @ towards, kind="stable")
+    order = np.argsort(ijk[row] @ toward, kind="stable")
     row, side = row[order], side[order]
 
     light = np.repeat(LIGHT, 2)[side] * (1 - SHADE * crowding(table)[side, row] / 8)
@@ -212,9 +213,9 @@ def _paint(
         from PIL import Image  # which comes with matplotlib
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'sparsevox[viz]'") from error
-    if not 16 <= _checks.integer("width", width) <= 8192:
+    if not 16 <= checks.integer("width", width) <= 8192:
         raise ValueError(f"width must be between 16 and 8192 pixels, got {width}")
-    if palette is not None and not 2 <= _checks.integer("palette", palette) <= 256:
+    if palette is not None and not 2 <= checks.integer("palette", palette) <= 256:
         raise ValueError(f"palette must be between 2 and 256 colors, got {palette}")
 
     tile = width / len(tiles)

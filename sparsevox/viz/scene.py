@@ -138,9 +138,9 @@ def _level(where: str, shape: Voxels | Mesh | Points, attributes: Sequence[str] 
     if isinstance(shape, Voxels):
         return _voxels(where, shape, columns)
     if isinstance(shape, Points):
-        places, origin, size = _quantised(where, shape.positions)
+        places, origin, size = _quantized(where, shape.positions)
         return Level("points", len(shape), origin, size, places, columns(shape.attributes, slice(None)))
-    places, origin, size = _quantised(where, shape.vertices)
+    places, origin, size = _quantized(where, shape.vertices)
     corners = shape.faces.cpu().numpy().astype(np.uint32)
     on_faces = columns(shape.face_attributes, np.repeat(np.arange(len(corners)), 3))
     if not on_faces:
@@ -176,7 +176,7 @@ def _voxels(where: str, voxels: Voxels, columns: Any) -> Level:
     return Level("voxels", grid.num_voxels, grid.origin + size * low, size, places, columns(voxels.attributes, rows))
 
 
-def _quantised(where: str, positions: Tensor) -> tuple[NDArray[np.uint16], Floats, Floats]:
+def _quantized(where: str, positions: Tensor) -> tuple[NDArray[np.uint16], Floats, Floats]:
     """Steps of a 65,535th of the bounding box: too small to see, and half the bytes."""
     at: Floats = positions.detach().cpu().double().numpy()
     if not len(at):

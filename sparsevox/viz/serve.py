@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsevox.ops import _checks
+from sparsevox import checks
 from sparsevox.viz import colors
 from sparsevox.viz.coding import BUILT_IN, Coding, codings, first_color
 from sparsevox.viz.scene import Floats, Level, Shapes, bounds, gallery
@@ -61,7 +61,7 @@ def serve(
         TypeError: If something is no shape, or the port no int.
         ValueError: As `show_html`, or if the port is out of range.
     """
-    if not 1 <= _checks.integer("port", port) <= 65535:
+    if not 1 <= checks.integer("port", port) <= 65535:
         raise ValueError(f"port must be between 1 and 65535, got {port}")
     items = gallery(shapes, attributes)
     levels = [level for item in items.values() for level in item]

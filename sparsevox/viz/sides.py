@@ -1,4 +1,4 @@
-"""The sides of voxels that show, and how much light their neighbours leave them.
+"""The sides of voxels that show, and how much light their neighbors leave them.
 
 N voxels, F faces.
 """
@@ -16,7 +16,7 @@ TAPS = (4, 22, 10, 16, 12, 14)
 
 
 def exposed_faces(grid: Grid) -> tuple[Tensor, Tensor]:
-    """Faces between a voxel and an empty neighbour.
+    """Faces between a voxel and an empty neighbor.
 
     Returns:
         The row of the voxel of each face, int64 [F], and the side it is, int64 [F] into `DIRECTIONS`.
@@ -25,7 +25,7 @@ def exposed_faces(grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def faces_of(table: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from the table of neighbours, int32 [27, N]."""
+    """The same from the table of neighbors, int32 [27, N]."""
     side, row = (table[list(TAPS)] < 0).nonzero(as_tuple=True)
     return row, side
 
@@ -41,6 +41,6 @@ def crowding(table: Tensor) -> NDArray[np.uint8]:
 
 
 def quads() -> NDArray[np.float64]:
-    """Corners [6, 4, 3] of each side, in voxels from the centre, in the order of DIRECTIONS."""
+    """Corners [6, 4, 3] of each side, in voxels from the center, in the order of DIRECTIONS."""
     square = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
     return np.stack([np.insert(square, n // 2, n % 2 - 0.5, axis=1) for n in range(6)])

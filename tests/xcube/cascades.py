@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from xcube.config import VAEConfig
-from xcube.losses import voxel_iou
-from xcube.refine import RefineConfig, Refiner
-from xcube.request import Sample
-from xcube.stages import Stage
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
+from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
+from xcube.networks.losses import voxel_iou
+from xcube.networks.refiner import Refiner
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.pipeline.checkpoint import Stage
+from xcube.pipeline.options import Sample
 
 LATENT = 2  # channels
 LABELS = 3  # of the networks that know of labels
@@ -54,7 +53,7 @@ def unet(level: int, **changes: Any) -> UNet:
 def refiner(level: int, **changes: Any) -> Refiner:
     """Of a decode most stays, and little is added."""
     small: dict[str, Any] = {"voxel_size": 1 / (8 << level), "channels": (4, 4, 4)}
-    model: Refiner = random(Refiner(RefineConfig(**(small | changes))), 20 + level)
+    model: Refiner = random(Refiner(RefinerConfig(**(small | changes))), 20 + level)
     torch.nn.init.constant_(model.prior, 0.4)
     torch.nn.init.constant_(model.keep.out.bias, -0.2)
     return model
@@ -66,7 +65,7 @@ def stage(level: int, **changes: Any) -> Stage:
     return Stage(**(usual | changes))
 
 
-def labelled(level: int, kind: type[VAE] = VAE, **changes: Any) -> Stage:
+def labeled(level: int, kind: type[VAE] = VAE, **changes: Any) -> Stage:
     """A level with labels and colors, the first one repaired, finer ones told categories.
 
     4 x 4 x 2 latents fill the box of level 0, which makes 8 x 8 x 4; further levels make twice as fine voxels.

@@ -10,9 +10,9 @@ from bench.scenes import sphere_mesh
 from sparsevox import SparseTensor
 from sparsevox.io import save_mesh
 from sparsevox.shapes import Mesh
-from xcube.config import VAEConfig
-from xcube.sampling import SamplerConfig
-from xcube.vae import VAE
+from xcube.diffusion.samplers import SamplerConfig
+from xcube.networks.configs import VAEConfig
+from xcube.networks.vae import VAE
 
 
 @pytest.fixture(scope="module")

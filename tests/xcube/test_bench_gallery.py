@@ -9,7 +9,7 @@ from PIL import Image
 from bench.gallery import WIDTH, main
 from sparsevox import Grid, Voxels
 from sparsevox.io import save_voxels
-from xcube.sample_folder import SampleFolder
+from xcube.pipeline.output import SampleFolder
 
 pytest.importorskip("matplotlib", reason="pictures")
 

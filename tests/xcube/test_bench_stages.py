@@ -7,7 +7,7 @@ import torch
 
 from bench import stages
 from bench.stages import WORK, Stage, main, measure
-from xcube.training.parts import read_preset
+from xcube.training.jobs import read_preset
 
 PARTS = tuple(part.name for part in read_preset("demo"))
 
@@ -42,7 +42,7 @@ def test_training_gives_gradients_and_sampling_is_measured(name: str, monkeypatc
 
 @pytest.mark.usefixtures("two")
 def test_a_step_of_the_sampler_is_one_of_ten() -> None:
-    work = stage_of("diffusion-0").sampling()
+    work = stage_of("denoiser-0").sampling()
     assert work.steps == stages.STEPS
     assert work.rows == 2 * 4**3
 

@@ -17,7 +17,7 @@ import torch
 import sparsevox as sv
 from sparsevox.io import from_trimesh, load_voxels, save_mesh, save_points
 from xcube.data import Attribute, Box, ShapeFolder, Source, build, file_sources
-from xcube.data.folder import read_card, read_index
+from xcube.data.dataset import read_card, read_index
 
 trimesh = pytest.importorskip("trimesh", reason="shapes to build from")
 
@@ -325,13 +325,13 @@ def test_bad_arguments(tmp_path, arguments, message):
 
 def test_other_options_are_an_error_unless_overwritten(tmp_path):
     sources = [Source("a", partial(make, 1))]
-    build(sources, tmp_path, BOX, attributes=["label"], licence="CC0")
+    build(sources, tmp_path, BOX, attributes=["label"], license="CC0")
     before = contents(tmp_path)
-    for other, name in (({"licence": "MIT"}, "licence"), ({"licence": "CC0", "seed": 2}, "options")):
+    for other, name in (({"license": "MIT"}, "license"), ({"license": "CC0", "seed": 2}, "options")):
         with pytest.raises(ValueError, match=f"built with the options it has, and {name} differ: {name} of"):
             build(sources, tmp_path, BOX, attributes=["label"], **other)
     with pytest.raises(ValueError, match="and levels, voxel_sizes, origins differ"):
-        build(sources, tmp_path, Box((8, 16)), attributes=["label"], licence="CC0")
+        build(sources, tmp_path, Box((8, 16)), attributes=["label"], license="CC0")
     assert contents(tmp_path) == before
     build(
         [Source("b", partial(make, 2))],

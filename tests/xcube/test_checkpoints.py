@@ -12,9 +12,9 @@ import torch
 from xcube.checkpoints import convert, from_official
 from xcube.checkpoints.reader import Inert, plain, read_checkpoint
 from xcube.checkpoints.vae import our_name, vae_state
-from xcube.pretrained import from_pretrained, read_config
-from xcube.reconstruct import box_of
-from xcube.vae import VAE
+from xcube.networks.pretrained import from_pretrained, read_config
+from xcube.networks.vae import VAE
+from xcube.pipeline.reconstruct import box_of
 
 HPARAMS: dict[str, Any] = {
     "tree_depth": 3,
@@ -135,9 +135,9 @@ def test_what_does_not_fit_is_named() -> None:
     state = official(HPARAMS)
     del state["encoder.mix_fc.bias"]
     state["unet.pre_conv.bias"] = torch.zeros(3)
-    state["unet.colour_head.OutConv.bias"] = torch.zeros(3)
+    state["unet.color_head.OutConv.bias"] = torch.zeros(3)
     message = (
-        r"missing: encoder\.featurizer\.mix\.bias; extra: unet\.colour_head\.OutConv\.bias; "
+        r"missing: encoder\.featurizer\.mix\.bias; extra: unet\.color_head\.OutConv\.bias; "
         r"shape: encoder\.enter\.bias \[3\] in place of \[16\]"
     )
     with pytest.raises(ValueError, match=message):
@@ -158,7 +158,7 @@ def test_what_no_release_has_is_refused(unet: dict[str, Any], message: str) -> N
 
 def test_the_box_of_a_released_network_goes_along(tmp_path: Path) -> None:
     convert(save(tmp_path / "last.ckpt"), tmp_path / "out")
-    box, level = box_of(from_pretrained(tmp_path / "out", VAE), read_config(tmp_path / "out")["facts"])
+    box, level = box_of(from_pretrained(tmp_path / "out", VAE), read_config(tmp_path / "out")["metadata"])
     assert (box.levels, level) == ((128, 512), 1)
     assert box.size == pytest.approx((1.28, 1.28, 1.28))
 

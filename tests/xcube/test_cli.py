@@ -9,7 +9,7 @@ import pytest
 
 from xcube.cli import COMMANDS, _of_function, main
 from xcube.data import ShapeFolder
-from xcube.data.folder import read_card
+from xcube.data.dataset import read_card
 
 pytest.importorskip("jsonargparse", reason="the command line")
 pytest.importorskip("tqdm", reason="its progress bar")
@@ -31,10 +31,10 @@ def run(voxels, *others):
 
 def test_build(voxels, capsys):
     options = ("--levels", "4,16", "--attributes", "label", "--splits", '{"train": 0.5, "test": 0.5}', "--seed", "3")
-    assert run(voxels, *options, "--licence", "CC0", "--source", "dice") == 0
+    assert run(voxels, *options, "--license", "CC0", "--source", "dice") == 0
     assert capsys.readouterr().out == "4 shapes built, 0 skipped\n"
     card = read_card(voxels / "out")
-    assert (card.licence, card.source, card.box.levels, list(card.attributes)) == ("CC0", "dice", (4, 16), ["label"])
+    assert (card.license, card.source, card.box.levels, list(card.attributes)) == ("CC0", "dice", (4, 16), ["label"])
     assert card.options == {
         "samples": 1_000_000,
         "seed": 3,
@@ -42,7 +42,7 @@ def test_build(voxels, capsys):
         "splits": {"train": 0.5, "test": 0.5},
     }
     assert len(ShapeFolder(voxels / "out", None)) == 4
-    assert run(voxels, *options, "--licence", "CC0", "--source", "dice") == 0
+    assert run(voxels, *options, "--license", "CC0", "--source", "dice") == 0
     assert capsys.readouterr().out == "0 shapes built, 4 were there already, 0 skipped\n"
 
 

@@ -10,10 +10,10 @@ import torch
 
 from sparsevox.io import from_trimesh, save_mesh
 from xcube.cli import main
-from xcube.config import VAEConfig
-from xcube.pretrained import from_pretrained, save_pretrained
-from xcube.refine import RefineConfig, Refiner
-from xcube.vae import VAE
+from xcube.networks.configs import RefinerConfig, VAEConfig
+from xcube.networks.pretrained import from_pretrained, save_pretrained
+from xcube.networks.refiner import Refiner
+from xcube.networks.vae import VAE
 
 trimesh = pytest.importorskip("trimesh", reason="makes the meshes")
 
@@ -28,7 +28,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parts_and_scenes(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = (parts / "index.csv").read_text().splitlines()
     assert len(rows) == 25
-    assert {row.split("-")[0] for row in rows[1:]} == {"chair", "table", "sofa", "lamp", "aeroplane", "car"}
+    assert {row.split("-")[0] for row in rows[1:]} == {"chair", "table", "sofa", "lamp", "airplane", "car"}
     with np.load(parts / "shapes" / rows[1].split(",")[0] / "32.npz") as file:
         assert {"ijk", "attribute:normal", "attribute:label"} <= set(file.files)
     out = tmp_path / "streets"
@@ -54,18 +54,27 @@ def test_training_and_reconstruction(parts: Path, tmp_path: Path, capsys: pytest
     words = ["train", "vae", "--config", "demo/vae-1", "--data", str(parts), "--out", str(tmp_path / "vae")]
     assert main([*words, *model, *small]) == 0
     assert from_pretrained(tmp_path / "vae", VAE).config.hidden == 16  # of the preset
-    words = ["train", "refine", "--data", str(parts), "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "refine")]
+    words = [
+        "train",
+        "refiner",
+        "--data",
+        str(parts),
+        "--vae",
+        str(tmp_path / "vae"),
+        "--out",
+        str(tmp_path / "refine"),
+    ]
     assert main([*words, "--model.voxel_size", "0.03125", "--model.channels", "[8,8,8]", *small]) == 0
     save_mesh(from_trimesh(trimesh.creation.icosphere(3)), tmp_path / "ball.obj")
     out = tmp_path / "ball"
     words = ["reconstruct", str(tmp_path / "ball.obj"), "--model", str(tmp_path / "vae"), "--out", str(out)]
     assert main([*words, "--refine", str(tmp_path / "refine"), "--samples", "10000"]) == 0
-    names = {"figures.json", "reconstruction.glb", "reconstruction.html", "reconstruction.png"}
+    names = {"metrics.json", "reconstruction.glb", "reconstruction.html", "reconstruction.png"}
     assert {path.name for path in out.iterdir()} == names
-    figures = json.loads((out / "figures.json").read_text())
-    assert figures["voxels"] > 1000
-    assert 0 <= figures["iou"] <= 1
-    assert "refined_iou" in figures
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["voxels"] > 1000
+    assert 0 <= metrics["iou"] <= 1
+    assert "refined_iou" in metrics
     assert "reconstruction.png" in capsys.readouterr().out
 
 
@@ -74,12 +83,12 @@ def test_an_empty_decode_is_reconstructed_all_the_same(tmp_path: Path) -> None:
     torch.nn.init.zeros_(model.decoder.root.out.weight)
     torch.nn.init.constant_(model.decoder.root.out.bias, -1.0)
     save_pretrained(model, tmp_path / "vae")
-    save_pretrained(Refiner(RefineConfig(voxel_size=1 / 16, channels=(8, 8, 8))), tmp_path / "refine")
+    save_pretrained(Refiner(RefinerConfig(voxel_size=1 / 16, channels=(8, 8, 8))), tmp_path / "refine")
     save_mesh(from_trimesh(trimesh.creation.icosphere(2)), tmp_path / "ball.obj")
     ball, vae, out = (str(tmp_path / name) for name in ("ball.obj", "vae", "out"))
     words = ["reconstruct", ball, "--model", vae, "--out", out, "--samples", "1000"]
     assert main([*words, "--refine", str(tmp_path / "refine")]) == 0
-    assert json.loads((tmp_path / "out" / "figures.json").read_text())["decoded_voxels"] == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["decoded_voxels"] == 0
     assert not (tmp_path / "out" / "reconstruction.glb").exists()
 
 

@@ -180,7 +180,7 @@ def test_voxels_around_the_middle_and_voxels_that_say_where_they_lie(tmp_path):
     np.save(tmp_path / "a.npy", ijk.numpy())
     own = sv.Grid.from_coords(ijk, voxel_size=1 / 16, origin=1 / 32)
     save_voxels(sv.Voxels(own), tmp_path / "b.npz")
-    for source in voxel_sources(tmp_path, BOX, centred=True):
+    for source in voxel_sources(tmp_path, BOX, centered=True):
         grid = loaded(source).grid
         assert grid.same_voxels(own)
         assert grid.voxel_size == own.voxel_size

@@ -19,14 +19,14 @@ from tests.xcube.balls import SIDE, ball
 from xcube import cli
 from xcube.commands import demo as command
 from xcube.commands import demo_page
-from xcube.commands.options import CRUMBS
+from xcube.commands.options import MIN_COMPONENT
+from xcube.commands.report import draw_curves, draw_samples, smoothed, write_page
 from xcube.data.build import build
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.sources import Source
-from xcube.report import draw_curves, draw_samples, smoothed, write_page
-from xcube.sample_folder import SampleFolder
-from xcube.training.everything import train_all
-from xcube.training.parts import PRESETS
+from xcube.pipeline.output import SampleFolder
+from xcube.training.cascade import train_all
+from xcube.training.jobs import PRESETS
 
 for package in ("jsonargparse", "lightning", "matplotlib", "trimesh", "yaml"):
     pytest.importorskip(package, reason="the demo")
@@ -40,14 +40,14 @@ def write_preset(folder: Path) -> str:
     unet = {"latent_channels": 2, "channels": 8, "multipliers": [1], "attention": [], "heads": 2}
     parts: dict[str, dict[str, Any]] = {
         "vae-0": {"level": 0, "model": vae | {"voxel_size": 2 / SIDE, "dense_neck": [2, 2, 2]}},
-        "diffusion-0": {"level": 0, "model": unet | {"dense": True}},
+        "denoiser-0": {"level": 0, "model": unet | {"dense": True}},
         "vae-1": {"level": 1, "model": vae | {"voxel_size": 1 / SIDE}},
-        "diffusion-1": {"level": 1, "model": unet | {"position": "ijk", "normal": True}},
+        "denoiser-1": {"level": 1, "model": unet | {"position": "ijk", "normal": True}},
     }
     train = {"steps": 10, "batch_size": 2, "warmup": 1, "val_every": 5, "val_shapes": 2, "minutes": 1.0}
     folder.mkdir()
     for name, values in parts.items():
-        steps = {"steps": 2} if name.startswith("diffusion") else {}
+        steps = {"steps": 2} if name.startswith("denoiser") else {}
         (folder / f"{name}.yaml").write_text(
             yaml.safe_dump({"train": train | {"learning_rate": 0.01} | steps} | values)
         )
@@ -77,7 +77,7 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(command, "SAMPLES", SAMPLES)
     monkeypatch.setattr(demo_page, "build_hierarchy", partial(build_hierarchy, samples=10_000))
     here = partial(train_all, processes=1)
-    monkeypatch.setattr("xcube.training.everything.train_all", here)
+    monkeypatch.setattr("xcube.training.cascade.train_all", here)
     mesh = tmp_path / "my <mesh>.glb"
     save_mesh(to_mesh(ball(5.0)), mesh)
     out, preset = tmp_path / "demo", write_preset(tmp_path / "preset")
@@ -85,13 +85,13 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert f"open {out / 'index.html'}" in said
-    assert re.search(r"\[ 0:\d\d\] training: vae-0, diffusion-0, vae-1, diffusion-1\n", said)
+    assert re.search(r"\[ 0:\d\d\] training: vae-0, denoiser-0, vae-1, denoiser-1\n", said)
 
-    figures = json.loads((out / "figures.json").read_text())
-    assert list(figures["training"]) == ["vae-0", "diffusion-0", "vae-1", "diffusion-1"]
-    assert len(figures["unseen"]["iou"]) == 2
-    assert figures["unseen"]["shapes"] == 6
-    assert figures["samples"]["samples"]["shapes"] == SAMPLES
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["training"]) == ["vae-0", "denoiser-0", "vae-1", "denoiser-1"]
+    assert len(metrics["unseen"]["iou"]) == 2
+    assert metrics["unseen"]["shapes"] == 6
+    assert metrics["samples"]["samples"]["shapes"] == SAMPLES
     page = Links((out / "index.html").read_text())
     for link in page.found:
         assert (out / unquote(link.partition("#")[0])).is_file(), link
@@ -100,29 +100,29 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "yours/my <mesh>: IoU" in page.text
     assert shlex.join(["xcube", "demo", "--out", str(out), "--preset", preset, "--mesh", str(mesh)]) in page.text
     assert "nearest" in page.text
-    assert json.loads((out / "samples" / "settings.json").read_text())["crumbs"] == CRUMBS
-    assert page.text.count(f"--crumbs {CRUMBS}") == 2
+    assert json.loads((out / "samples" / "settings.json").read_text())["min_component"] == MIN_COMPONENT
+    assert page.text.count(f"--min_component {MIN_COMPONENT}") == 2
     assert (out / "gallery.png").is_file() == bool(full)
 
     # A second call makes nothing anew; what is missing, and that alone, is made again.
     # That training does not begin anew is tested where it is; what it tells is enough here.
-    monkeypatch.setattr("xcube.training.everything.train_all", lambda *_, **__: figures["training"])
+    monkeypatch.setattr("xcube.training.cascade.train_all", lambda *_, **__: metrics["training"])
     files = {
         path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".safetensors", ".npz", ".html")
     }
     assert cli.main(words) == 0
     assert files == {path: path.stat().st_mtime_ns for path in files}
     (out / "samples" / "shape-000001.npz").unlink()
-    (out / "figures.json").unlink()
+    (out / "metrics.json").unlink()
     assert cli.main(words) == 0
     changed = {path for path in files if files[path] != path.stat().st_mtime_ns}
     assert {path.name for path in changed} == {"shape-000001.npz", "index.html"}
-    again = json.loads((out / "figures.json").read_text())
-    assert again["samples"] == figures["samples"]
-    assert again["made_of"] == figures["made_of"]
+    again = json.loads((out / "metrics.json").read_text())
+    assert again["samples"] == metrics["samples"]
+    assert again["made_of"] == metrics["made_of"]
     # Other samples, of the same networks.
     assert cli.main([*words, "--seed", "1"]) == 0
-    assert json.loads((out / "figures.json").read_text())["made_of"] != figures["made_of"]
+    assert json.loads((out / "metrics.json").read_text())["made_of"] != metrics["made_of"]
     assert all(files[path] == path.stat().st_mtime_ns for path in files if path.suffix == ".safetensors")
     capsys.readouterr()
     assert cli.main(words[:-2]) == 2
@@ -142,7 +142,7 @@ def balls(count: int, box: Box) -> list[Source]:
         (["--preset", "none"], "preset must be a folder, or one of demo, small, got 'none'"),
         (["--seed", "-1"], "seed must not be negative, got -1"),
         (["--preset", "bench/single"], "a VAE and a denoiser for each of two levels or more, got one"),
-        (["--preset", "shapenet-chair"], "for each of two levels or more, got lack of diffusion-0, diffusion-1"),
+        (["--preset", "shapenet-chair"], "for each of two levels or more, got lack of denoiser-0, denoiser-1"),
         (["--mesh", "nowhere.obj"], "nowhere.obj: there is no such file"),
     ],
 )

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from sparsevox import Grid, SparseTensor
 from xcube.checkpoints.denoiser import config_from_official, denoiser_state, from_official, our_name
-from xcube.conditions import Conditions, Text
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
+from xcube.networks.conditions import Conditions, Text
+from xcube.networks.configs import UNetConfig
+from xcube.networks.unet import UNet
 
 UNET = {"model_channels": 32, "channel_mult": [1, 2], "attention_resolutions": [2], "num_res_blocks": 1, "num_heads": 2}
 SPARSE: dict[str, Any] = {
@@ -312,8 +312,8 @@ def test_what_does_not_fit_is_named() -> None:
     state = Official(SPARSE).state
     del state["unet.time_emb.0.bias"]
     state["unet.out_block.0.bias"] = torch.zeros(3)
-    state["unet.colour.weight"] = torch.zeros(3)
-    message = re.escape("missing: time.0.bias; extra: unet.colour.weight; shape: out.norm.bias [3] in place of [32]")
+    state["unet.color.weight"] = torch.zeros(3)
+    message = re.escape("missing: time.0.bias; extra: unet.color.weight; shape: out.norm.bias [3] in place of [32]")
     with pytest.raises(ValueError, match=message):
         from_official(state, SPARSE)
     with pytest.raises(ValueError, match="the checkpoint has no denoiser"):

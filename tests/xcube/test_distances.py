@@ -13,7 +13,15 @@ from torch import Tensor
 import sparsevox as sv
 from sparsevox import Grid, Mesh, Points, Voxels
 from sparsevox.testing import as_coords, voxel_sets
-from xcube.distances import chamfer, distance_matrix, earth_movers, iou_matrix, normal_consistency, shape_points, shown
+from xcube.geometry.distances import (
+    chamfer,
+    distance_matrix,
+    earth_movers,
+    iou_matrix,
+    normal_consistency,
+    shape_points,
+    shown,
+)
 
 pytest.importorskip("scipy", reason="search trees and assignments")
 

@@ -15,10 +15,10 @@ from xcube.cli import main
 from xcube.commands.evaluate import table
 from xcube.data import Box, ShapeFolder, Source, build
 from xcube.data.hierarchy import build_hierarchy
-from xcube.distances import chamfer, shape_points
-from xcube.evaluation import Figures, evaluate, evaluate_folder
-from xcube.novelty import coarsest, nearest_training
-from xcube.samples import Item, level_of, read_samples
+from xcube.evaluation.evaluate import Metrics, evaluate, evaluate_folder
+from xcube.evaluation.load import Item, level_of, read_samples
+from xcube.evaluation.novelty import coarsest, nearest_training
+from xcube.geometry.distances import chamfer, shape_points
 
 pytest.importorskip("scipy", reason="search trees and graphs")
 pytest.importorskip("trimesh", reason="the library of meshes")
@@ -85,15 +85,15 @@ def test_copies_of_held_out_shapes(data: Path) -> None:
 
 
 def test_copies_of_training_shapes_are_found(data: Path) -> None:
-    learnt = items(data, "train")
-    shapes = [Item("copy", learnt[3].voxels), Item("new", ball(21)), Item("nothing", nothing(ball(1)))]
+    learned = items(data, "train")
+    shapes = [Item("copy", learned[3].voxels), Item("new", ball(21)), Item("nothing", nothing(ball(1)))]
     found = evaluate(shapes, data, points=512)
     copy, new, empty = found.samples
     assert copy["name"] == "copy"
     assert (copy["nearest_iou"], copy["nearest_chamfer"]) == (1, 0)
-    assert copy["nearest_chamfer_shape"] == learnt[3].name
+    assert copy["nearest_chamfer_shape"] == learned[3].name
     assert new["nearest_chamfer"] > 0
-    assert new["nearest_chamfer_shape"] == learnt[-1].name
+    assert new["nearest_chamfer_shape"] == learned[-1].name
     assert (empty["nearest_iou"], empty["nearest_chamfer"], empty["valid"]) == (0, math.inf, False)
     row = found.rows["samples"]
     assert (row["nearest_chamfer_min"], row["nearest_iou_max"], row["empty"]) == (0, 1, 1)
@@ -104,18 +104,18 @@ def test_copies_of_training_shapes_are_found(data: Path) -> None:
 
 def test_what_is_nearest_is_so_by_all_distances(data: Path) -> None:
     """The Chamfer distance, of all voxels, is the smallest of those to the eight that share most."""
-    learnt = items(data, "train")
+    learned = items(data, "train")
     own = ball(13)
     (found,) = nearest_training([Item("a", own)], data, points=400)
     places = shape_points(own, 400).positions
-    distances = {item.name: chamfer(places, shape_points(item.voxels, 400).positions) for item in learnt}
+    distances = {item.name: chamfer(places, shape_points(item.voxels, 400).positions) for item in learned}
     assert found.nearest_chamfer == min(distances.values())
     assert distances[found.nearest_chamfer_shape] == found.nearest_chamfer
     mine = {tuple(v) for v in build_hierarchy(own, BOX)[0].grid.ijk.tolist()}
     coarse = {
-        n: {tuple(v) for v in build_hierarchy(item.voxels, BOX)[0].grid.ijk.tolist()} for n, item in enumerate(learnt)
+        n: {tuple(v) for v in build_hierarchy(item.voxels, BOX)[0].grid.ijk.tolist()} for n, item in enumerate(learned)
     }
-    shares = {learnt[n].name: len(mine & other) / len(mine | other) for n, other in coarse.items()}
+    shares = {learned[n].name: len(mine & other) / len(mine | other) for n, other in coarse.items()}
     assert found.nearest_iou == max(shares.values())
     assert shares[found.nearest_iou_shape] == found.nearest_iou
 
@@ -155,12 +155,12 @@ def test_shapes_without_normals_are_compared_without(data: Path) -> None:
 
 
 def test_equal_seeds_give_equal_figures(data: Path) -> None:
-    def figures(seed: int) -> Any:
+    def metrics_of(seed: int) -> Any:
         found = evaluate(items(data, "test"), data, count=3, points=64, seed=seed)
         return found.rows, found.samples
 
-    assert figures(0) == figures(0)
-    assert figures(0) != figures(1)
+    assert metrics_of(0) == metrics_of(0)
+    assert metrics_of(0) != metrics_of(1)
 
 
 def test_the_coarsest_level_is_that_of_data_sets(data: Path) -> None:
@@ -275,7 +275,7 @@ def test_the_command_prints_and_writes(data: Path, tmp_path: Path, capsys: pytes
     assert out[2].endswith("±14.4% by chance")
     assert any(line.startswith("MMD, EMD ") for line in out)
     assert f"{TEST} of 7 samples were compared" in out[-2]
-    assert out[-1] == f"{folder / 'evaluation.json'} has all figures, those of each sample too"
+    assert out[-1] == f"{folder / 'evaluation.json'} has all metrics, those of each sample too"
     read = json.loads((folder / "evaluation.json").read_text())
     assert len(read["samples"]) == TEST
     assert read["rows"]["samples"]["nearest_iou"] == 1
@@ -296,7 +296,7 @@ def test_the_command_says_what_is_wrong(data: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_table_lacks_what_makes_no_sense() -> None:
-    rows: dict[str, Figures] = {
+    rows: dict[str, Metrics] = {
         "samples": {"shapes": 3, "one_nna": 1.0, "one_nna_error": 0.2, "mmd": math.inf},
         "training": {"shapes": 3, "one_nna": 0.5, "one_nna_error": 0.2, "mmd": 0.00123456},
         "held_out": {"shapes": 3},

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from sparsevox import Grid, SparseTensor
-from xcube.diffusion import Diffusion, DiffusionConfig
-from xcube.noising import paper_schedule
-from xcube.sampling import SamplerConfig, Solver
+from xcube.diffusion.objective import Diffusion, DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig, Solver
+from xcube.diffusion.schedule import paper_schedule
 from xcube.training.callbacks import Average
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "scheduler.npz"
@@ -111,9 +111,9 @@ def test_loops_of_dpm_solver(file: File, order: int, karras: bool, steps: int) -
     if karras and order == 3 and steps == 25:
         assert bool(file(f"{name}/x_after_24").isnan().all())
         with pytest.raises(ValueError, match="the release's result is not a number"):
-            SamplerConfig("dpm++", steps, order=order, karras=karras, release=True)
+            SamplerConfig("dpm++", steps, order=order, karras=karras, official=True)
         return
-    sampler = SamplerConfig("dpm++", steps, order=order, karras=karras, release=True)
+    sampler = SamplerConfig("dpm++", steps, order=order, karras=karras, official=True)
     solver, x = Solver(sampler, DiffusionConfig()), file("noise")
     assert torch.equal(solver.times, file(f"{name}/timesteps"))
     for n, t in enumerate(solver.times):

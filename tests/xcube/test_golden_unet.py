@@ -15,10 +15,10 @@ from torch import Tensor
 
 import sparsevox as sv
 from xcube.checkpoints.denoiser import config_from_official, denoiser_state
-from xcube.conditions import Conditions
-from xcube.unet import UNet
-from xcube.unet_blocks import embed_time
-from xcube.unet_config import UNetConfig
+from xcube.networks.conditions import Conditions
+from xcube.networks.configs import UNetConfig
+from xcube.networks.unet import UNet
+from xcube.networks.unet_blocks import embed_time
 
 SHARED = Path(__file__).parents[3] / "shared"
 pytestmark = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="needs the golden files of the original code")
@@ -165,7 +165,7 @@ RELEASED: dict[str, UNetConfig] = {
     "shapenet/chair/diffusion_sparse": UNetConfig.paper(
         False, latent_channels=8, channels=64, multipliers=(1, 2, 2, 4), attention=(4, 8), position="ijk", normal=True
     ),
-    "objaverse/diffusion_sparse": UNetConfig.paper(
+    "objaverse/denoiser_sparse": UNetConfig.paper(
         False,
         latent_channels=8,
         channels=64,
@@ -175,7 +175,7 @@ RELEASED: dict[str, UNetConfig] = {
         normal=True,
         text_channels=1024,
     ),
-    "waymo/diffusion_sparse": UNetConfig.paper(
+    "waymo/denoiser_sparse": UNetConfig.paper(
         False,
         latent_channels=8,
         channels=64,

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import sparsevox as sv
 from xcube.checkpoints.vae import config_from_official, vae_state
-from xcube.config import VAEConfig
-from xcube.losses import LossConfig, Losses, kl_divergence, structure_loss, true_attributes, vae_losses
-from xcube.vae import VAE
+from xcube.networks.configs import VAEConfig
+from xcube.networks.losses import LossConfig, Losses, kl_divergence, structure_loss, true_attributes, vae_losses
+from xcube.networks.vae import VAE
 
 SHARED = Path(__file__).parents[3] / "shared"
 pytestmark = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="needs the golden files of the original code")

@@ -14,9 +14,9 @@ import sparsevox as sv
 from sparsevox.io import fit, from_trimesh, load_mesh
 from xcube.data import Box, build_hierarchy
 from xcube.data.hierarchy import as_box
-from xcube.tree import enclosing_coarsen, pooling_tree
+from xcube.geometry.pyramid import enclosing_coarsen, pooling_tree
 
-trimesh = pytest.importorskip("trimesh", reason="shapes to voxelise")
+trimesh = pytest.importorskip("trimesh", reason="shapes to voxelize")
 
 MESHES = Path(__file__).parents[3] / "shared" / "data" / "meshes"
 LEVELS = (8, 32, 64)
@@ -27,9 +27,9 @@ def rows(grid):
 
 
 def enclosing(ijk, fine_size, coarse_size):
-    """The voxels whose centres enclose the centres of others, with the corners of all of them at the origin."""
-    centres = (np.asarray(ijk, np.float64) + 0.5) * fine_size
-    lowest = np.floor((centres - coarse_size / 2) / coarse_size).astype(int)
+    """The voxels whose centers enclose the centers of others, with the corners of all of them at the origin."""
+    centers = (np.asarray(ijk, np.float64) + 0.5) * fine_size
+    lowest = np.floor((centers - coarse_size / 2) / coarse_size).astype(int)
     corners = np.stack(np.meshgrid((0, 1), (0, 1), (0, 1)), -1).reshape(-1, 3)
     return set(map(tuple, (lowest[:, None] + corners).reshape(-1, 3).tolist()))
 
@@ -102,7 +102,7 @@ def test_normals_of_a_sphere_are_radial_at_every_level():
     for level in build_hierarchy(shape("sphere"), Box((8, 32)), samples=50_000):
         radial = torch.nn.functional.normalize(level.grid.to_world(level.grid.ijk), dim=1)
         length = torch.linalg.vector_norm(level.attributes["normal"], dim=1)
-        reached = length > 0  # coarse voxels at the outside enclose centres of fine ones, but no point
+        reached = length > 0  # coarse voxels at the outside enclose centers of fine ones, but no point
         assert float(reached.float().mean()) > 0.9
         assert float((length[reached] - 1).abs().median()) < 1e-3
         assert float((level.attributes["normal"] * radial).sum(1)[reached].mean()) > 0.97
@@ -198,8 +198,8 @@ def test_outside(kind):
 def crossing_triangles():
     """Some within the box, some half, some around it, some far away."""
     generator = torch.Generator().manual_seed(5)
-    centres = torch.rand(40, 1, 3, generator=generator, dtype=torch.float64) - 0.5
-    corners = centres + 0.3 * torch.randn(40, 3, 3, generator=generator, dtype=torch.float64)
+    centers = torch.rand(40, 1, 3, generator=generator, dtype=torch.float64) - 0.5
+    corners = centers + 0.3 * torch.randn(40, 3, 3, generator=generator, dtype=torch.float64)
     wide = torch.tensor([[[-9.0, 0.1, -9.0], [9.0, 0.2, -9.0], [0.0, 0.15, 9.0]]], dtype=torch.float64)
     return torch.cat([corners, corners + 3, wide])
 

@@ -1,4 +1,4 @@
-"""Figures of sets of shapes: that they say what they should, against loops, and on sets whose answer is known."""
+"""Metrics of sets of shapes: that they say what they should, against loops, and on sets whose answer is known."""
 
 import math
 from typing import Any
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsevox import Grid, Mesh, Voxels
-from xcube.distances import distance_matrix
-from xcube.metrics import (
+from xcube.evaluation.metrics import (
     coverage,
     minimum_matching_distance,
     one_nna,
@@ -19,6 +18,7 @@ from xcube.metrics import (
     set_metrics,
     soundness,
 )
+from xcube.geometry.distances import distance_matrix
 
 pytest.importorskip("scipy", reason="search trees and graphs")
 
@@ -37,7 +37,7 @@ def clouds(seed: int, count: int, size: int = 12) -> list[Tensor]:
     return list((where * (0.5 + extent) + middle).double())
 
 
-def figures(a: list[Tensor], b: list[Tensor]) -> Any:
+def metrics_of(a: list[Tensor], b: list[Tensor]) -> Any:
     return set_metrics(distance_matrix(a), distance_matrix(a, b), distance_matrix(b))
 
 
@@ -58,24 +58,24 @@ def test_two_halves_of_one_set_cannot_be_told_apart() -> None:
 def test_disjoint_sets_are_told_apart() -> None:
     a = clouds(0, 20)
     b = [cloud + 100 for cloud in clouds(1, 20)]
-    found = figures(a, b)
+    found = metrics_of(a, b)
     assert found.one_nna == 1
     assert found.mmd > 10000
 
 
 def test_a_set_and_itself_are_copies() -> None:
     a = clouds(0, 20)
-    found = figures(a, a)
+    found = metrics_of(a, a)
     assert (found.one_nna, found.coverage, found.mmd) == (0, 1, 0)
 
 
 def test_a_collapsed_set_covers_little() -> None:
     real = clouds(0, 20)
     collapsed = [real[7] + 0.001 * cloud for cloud in clouds(1, 20)]
-    found = figures(collapsed, real)
+    found = metrics_of(collapsed, real)
     assert found.coverage == 1 / 20
     assert found.one_nna > 0.9
-    assert found.mmd > figures(clouds(2, 20), real).mmd
+    assert found.mmd > metrics_of(clouds(2, 20), real).mmd
 
 
 def test_equal_shapes_count_half() -> None:
@@ -147,7 +147,7 @@ def test_the_error_is_binomial() -> None:
 def test_empty_samples_make_everything_worse() -> None:
     real, good = clouds(0, 10), clouds(1, 10)
     some = [*good[:5], *[torch.zeros(0, 3)] * 5]
-    full, half, none = figures(good, real), figures(some, real), figures([torch.zeros(0, 3)] * 10, real)
+    full, half, none = metrics_of(good, real), metrics_of(some, real), metrics_of([torch.zeros(0, 3)] * 10, real)
     assert half.one_nna > full.one_nna
     assert none.one_nna == 1
     assert none.coverage == 0 < half.coverage <= full.coverage

@@ -12,7 +12,7 @@ from sparsevox.io import load_points, save_mesh, save_voxels, voxelize
 from xcube.cli import main
 from xcube.data import Box, build, build_hierarchy, file_sources, voxel_sources
 from xcube.data.converters import load_voxels_of
-from xcube.data.folder import read_card, read_index
+from xcube.data.dataset import read_card, read_index
 from xcube.data.sources import as_name
 
 trimesh = pytest.importorskip("trimesh", reason="writes the meshes")
@@ -40,9 +40,9 @@ def test_attributes_of_what_is_cut_off_come_from_what_is_left(size: float) -> No
     assert fine.num_voxels == 28 * 28
     for level in (coarse, fine):
         assert float(level.attributes["normal"][:, 2].abs().min()) > 0.9
-    centres = fine.grid.to_world(fine.grid.ijk)
-    clear = (centres[:, 0] - centres[:, 1]).abs() > 0.1
-    expected = torch.where(centres[:, 0] > centres[:, 1], 4, 7)
+    centers = fine.grid.to_world(fine.grid.ijk)
+    clear = (centers[:, 0] - centers[:, 1]).abs() > 0.1
+    expected = torch.where(centers[:, 0] > centers[:, 1], 4, 7)
     assert torch.equal(fine.attributes["label"][clear], expected[clear])
     middle = (fine.attributes["color"][:, :2] - 0.5).abs().max()
     assert float(middle) < 1 / size + 0.02

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
 from tests.xcube.cascades import random, refiner, stage, unet, vae
-from xcube.cascade import Level
-from xcube.conditions import Conditions, Text
-from xcube.connected import without_crumbs
-from xcube.diffusion import Diffusion, DiffusionConfig, Noise
-from xcube.losses import voxel_iou
-from xcube.pipeline import XCubePipeline
-from xcube.request import Sample
-from xcube.sampling import Hook, SamplerConfig, keep, sample
-from xcube.text import TextEncoder
-from xcube.unet import UNet
-from xcube.vae import VAE
+from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
+from xcube.diffusion.samplers import Hook, SamplerConfig, keep, sample
+from xcube.geometry.components import without_small_components
+from xcube.networks.conditions import Conditions, Text
+from xcube.networks.losses import voxel_iou
+from xcube.networks.text_encoder import TextEncoder
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.pipeline.level import Level
+from xcube.pipeline.options import Sample
+from xcube.pipeline.pipeline import XCubePipeline
 
 STEPS = 2
 TEXT = 6  # channels of a token
@@ -243,14 +243,14 @@ def test_crumbs_are_removed_at_every_level() -> None:
     strict, share = refiner(0), 0.05
     torch.nn.init.constant_(strict.keep.out.bias, -0.4)  # it takes holes out of the decode
     pipeline = XCubePipeline([stage(0, refiner=strict), stage(1)])
-    plain, clean = made(pipeline, 3), made(pipeline, 3, crumbs=share)
-    coarse = [without_crumbs(shape.levels[0], share) for shape in plain]
+    plain, clean = made(pipeline, 3), made(pipeline, 3, min_component=share)
+    coarse = [without_small_components(shape.levels[0], share) for shape in plain]
     finer = pipeline.upsample(Voxels.stack(coarse), steps=STEPS, quiet=True)
-    expected = [Sample((a, without_crumbs(b.finest, share))) for a, b in zip(coarse, finer, strict=True)]
+    expected = [Sample((a, without_small_components(b.finest, share))) for a, b in zip(coarse, finer, strict=True)]
     assert least_iou(expected, clean) == 1
     for level, rough in enumerate(([shape.levels[0] for shape in plain], [shape.finest for shape in finer])):
         assert sum(each.num_voxels for each in rough) > sum(shape.levels[level].num_voxels for shape in clean)
-    assert all_same(plain, made(pipeline, 3, crumbs=0.0))
+    assert all_same(plain, made(pipeline, 3, min_component=0.0))
 
 
 def test_attributes_that_a_refiner_does_not_predict_stay() -> None:

@@ -12,19 +12,18 @@ from torch import Tensor
 
 from sparsevox import Grid, Voxels
 from tests.xcube.cascades import LATENT, agree, random, same_bits, watched
-from tests.xcube.cascades import labelled as stage
-from xcube.beginning import in_box
-from xcube.conditions import Conditions
-from xcube.config import VAEConfig
-from xcube.diffusion import Diffusion, DiffusionConfig
-from xcube.orientation import estimated_normals
-from xcube.pipeline import XCubePipeline
-from xcube.pretrained import save_pretrained
-from xcube.request import ConditionsMaker, Request, Sample
-from xcube.sampling import SamplerConfig, Solver, sample
-from xcube.stages import Stage
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
+from tests.xcube.cascades import labeled as stage
+from xcube.diffusion.objective import Diffusion, DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig, Solver, sample
+from xcube.geometry.normals import estimated_normals
+from xcube.networks.conditions import Conditions
+from xcube.networks.configs import UNetConfig, VAEConfig
+from xcube.networks.pretrained import save_pretrained
+from xcube.networks.vae import VAE
+from xcube.pipeline.checkpoint import Stage
+from xcube.pipeline.inputs import in_box
+from xcube.pipeline.options import ConditionsMaker, Request, Sample
+from xcube.pipeline.pipeline import XCubePipeline
 
 STEPS = 2
 
@@ -262,7 +261,7 @@ def test_what_guidance_leaves_out_is_kept(tmp_path: Path) -> None:
 
 
 def test_runs_know_the_size_of_their_box(tmp_path: Path) -> None:
-    facts = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict()}
+    metadata = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict()}
     save_pretrained(stage(1).vae, tmp_path / "vae-0", size=[1.0, 1.0, 0.5])
-    save_pretrained(stage(1).denoiser, tmp_path / "diffusion-0", **facts)
+    save_pretrained(stage(1).denoiser, tmp_path / "denoiser-0", **metadata)
     assert XCubePipeline.from_pretrained(tmp_path).size == (1.0, 1.0, 0.5)

@@ -10,16 +10,16 @@ import torch
 
 from sparsevox import Grid, Voxels
 from tests.xcube.cascades import refiner, stage, unet, vae
-from xcube.conditions import Text
-from xcube.diffusion import DiffusionConfig
-from xcube.losses import voxel_iou
-from xcube.orientation import estimated_normals
-from xcube.pipeline import XCubePipeline
-from xcube.pretrained import save_pretrained
-from xcube.reconstruct import reconstruct
-from xcube.request import Request, Sample, items_of
-from xcube.sampling import SamplerConfig
-from xcube.stages import TextSource
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig
+from xcube.geometry.normals import estimated_normals
+from xcube.networks.conditions import Text
+from xcube.networks.losses import voxel_iou
+from xcube.networks.pretrained import save_pretrained
+from xcube.pipeline.checkpoint import TextSource
+from xcube.pipeline.options import Request, Sample, items_of
+from xcube.pipeline.pipeline import XCubePipeline
+from xcube.pipeline.reconstruct import reconstruct
 
 STEPS = 2
 TEXT = 6  # channels of a token
@@ -157,14 +157,14 @@ def test_the_size_and_the_text_model_are_kept(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "pipeline.json").read_text())
     assert index["box"] == [2.0, 1.0, 1.0]
     assert index["text"] == {"model": "somewhere", "tokenizer": "elsewhere", "subfolder": "inside"}
-    assert index["levels"] == [{"vae": "vae-0", "denoiser": "diffusion-0"}]
+    assert index["levels"] == [{"vae": "vae-0", "denoiser": "denoiser-0"}]
     assert XCubePipeline.from_pretrained(tmp_path).size == (2.0, 1.0, 1.0)
 
 
 def test_facts_of_networks_are_kept(tmp_path: Path) -> None:
-    facts = {"vae": {"levels": [8, 16]}, "denoiser": {"seconds": 3, "options": {"drop": 0.1}}}
-    XCubePipeline([stage(0, facts=facts), stage(1)]).save_pretrained(tmp_path)
-    again = XCubePipeline.from_pretrained(tmp_path).stages[0].facts
+    metadata = {"vae": {"levels": [8, 16]}, "denoiser": {"seconds": 3, "options": {"drop": 0.1}}}
+    XCubePipeline([stage(0, metadata=metadata), stage(1)]).save_pretrained(tmp_path)
+    again = XCubePipeline.from_pretrained(tmp_path).stages[0].metadata
     assert again["vae"] == {"levels": [8, 16]}
     assert again["denoiser"]["seconds"] == 3
     assert again["denoiser"]["options"] == {"drop": 0.1, "categories": [], "dropped": ["category", "text"]}
@@ -180,7 +180,7 @@ def saved(two: XCubePipeline, tmp_path: Path) -> Path:
 def test_missing_networks_are_named(saved: Path, index: bool) -> None:
     if not index:
         (saved / "pipeline.json").unlink()
-    for name, told in (("diffusion-1", "the denoiser of level 1"), ("vae-0", "the vae of level 0")):
+    for name, told in (("denoiser-1", "the denoiser of level 1"), ("vae-0", "the vae of level 0")):
         (saved / name).rename(saved / "away")
         with pytest.raises(ValueError, match=f"lacks {name}, {told}"):
             XCubePipeline.from_pretrained(saved)
@@ -205,7 +205,7 @@ def test_folders_that_are_no_pipelines(saved: Path, tmp_path: Path) -> None:
         json.dumps(whole | {"box": [1.0]}): "box must be three edges",
         json.dumps(whole | {"box": [2.0, 1.0, 1.0]}): "size must be that of the box of latents",
         json.dumps(whole | {"text": {"name": "x"}}): "text name a model",
-        json.dumps(whole | {"levels": [{"denoiser": "diffusion-0"}]}): "lacks vae-0, the vae of level 0",
+        json.dumps(whole | {"levels": [{"denoiser": "denoiser-0"}]}): "lacks vae-0, the vae of level 0",
         json.dumps(whole | {"levels": whole["levels"][::-1]}): "must have no dense_neck",
     }
     for text, told in damaged.items():
@@ -215,10 +215,10 @@ def test_folders_that_are_no_pipelines(saved: Path, tmp_path: Path) -> None:
 
 
 def test_facts_that_sampling_needs(saved: Path) -> None:
-    save_pretrained(unet(1), saved / "diffusion-1")
-    with pytest.raises(ValueError, match="must say latent_scale and diffusion among the facts"):
+    save_pretrained(unet(1), saved / "denoiser-1")
+    with pytest.raises(ValueError, match="must say latent_scale and diffusion among the metadata"):
         XCubePipeline.from_pretrained(saved)
-    save_pretrained(unet(1), saved / "diffusion-1", latent_scale=2.0, diffusion=DiffusionConfig().to_dict())
+    save_pretrained(unet(1), saved / "denoiser-1", latent_scale=2.0, diffusion=DiffusionConfig().to_dict())
     save_pretrained(vae(1), saved / "vae-1", latent_scale=3.0)
     with pytest.raises(ValueError, match=r"must be trained on latents of vae-1, of latent_scale 3\.0, got 2\.0"):
         XCubePipeline.from_pretrained(saved)
@@ -284,11 +284,11 @@ def test_things_of_another_kind(two: XCubePipeline) -> None:
         ({"batch_size": 2000}, ValueError, "batch_size must lie in"),
         ({"budget": 0}, ValueError, "budget must be positive"),
         ({"budget": 1e6}, TypeError, "budget must be an int"),
-        ({"crumbs": -0.1}, ValueError, r"crumbs must lie in \[0, 1\), got -0.1"),
-        ({"crumbs": 1}, ValueError, r"crumbs must lie in \[0, 1\), got 1"),
-        ({"crumbs": float("nan")}, ValueError, "crumbs must lie in"),
-        ({"crumbs": "few"}, TypeError, "crumbs must be a number, got 'few'"),
-        ({"crumbs": True}, TypeError, "crumbs must be a number, got True"),
+        ({"min_component": -0.1}, ValueError, r"min_component must lie in \[0, 1\), got -0.1"),
+        ({"min_component": 1}, ValueError, r"min_component must lie in \[0, 1\), got 1"),
+        ({"min_component": float("nan")}, ValueError, "min_component must lie in"),
+        ({"min_component": "few"}, TypeError, "min_component must be a number, got 'few'"),
+        ({"min_component": True}, TypeError, "min_component must be a number, got True"),
         ({"text": "chair"}, ValueError, "text must be None for a model that takes none, got 'chair'"),
         ({"text": [3]}, TypeError, "text must be a string"),
         ({"guidance": float("nan")}, ValueError, "guidance must be finite"),
@@ -336,9 +336,9 @@ def test_grids_that_do_not_fit(two: XCubePipeline) -> None:
         two.upsample(Grid.stack([good, good]), numbers=[0, 1, 2])
     with pytest.raises(ValueError, match=r"normal must have shape \[\d+, 3\]"):
         two.upsample(Voxels(good, {"normal": torch.zeros(good.num_voxels)}))
-    labelled = XCubePipeline([stage(0, vae=vae(0, num_labels=2)), stage(1, denoiser=unet(1, num_labels=2))])
+    labeled = XCubePipeline([stage(0, vae=vae(0, num_labels=2)), stage(1, denoiser=unet(1, num_labels=2))])
     with pytest.raises(ValueError, match=r"must have the attributes .* that level 1 takes, got none of \['label'\]"):
-        labelled.upsample(good)
+        labeled.upsample(good)
 
 
 def test_a_text_that_is_not_there_is_not_embedded(two: XCubePipeline) -> None:

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
-from tests.xcube.cascades import LATENT, agree, labelled, same_bits, watched
-from xcube.decoder import Decoded
-from xcube.diffusion import Diffusion, DiffusionConfig, Noise
-from xcube.losses import voxel_iou
-from xcube.pipeline import XCubePipeline
-from xcube.request import HookMaker, Sample
-from xcube.sampling import Hook, SamplerConfig, keep
-from xcube.stages import Stage
-from xcube.vae import VAE
+from tests.xcube.cascades import LATENT, agree, labeled, same_bits, watched
+from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
+from xcube.diffusion.samplers import Hook, SamplerConfig, keep
+from xcube.networks.decoder import Decoded
+from xcube.networks.losses import voxel_iou
+from xcube.networks.vae import VAE
+from xcube.pipeline.checkpoint import Stage
+from xcube.pipeline.options import HookMaker, Sample
+from xcube.pipeline.pipeline import XCubePipeline
 
 STEPS = 2
 
@@ -36,7 +36,7 @@ class Mortal(VAE):
 
 
 def stage(level: int, **changes: Any) -> Stage:
-    return labelled(level, Mortal, **changes)
+    return labeled(level, Mortal, **changes)
 
 
 @lru_cache
@@ -129,7 +129,7 @@ def test_progress_ends_at_its_total(monkeypatch: pytest.MonkeyPatch, gone: bool)
             bars[-1][1] += steps
 
     first = [alone(2, n).levels[0] for n in range(3)]
-    monkeypatch.setattr("xcube.cascade.tqdm", Bar)
+    monkeypatch.setattr("xcube.pipeline.level.tqdm", Bar)
     if gone:
         first[1] = first[1].prune(torch.zeros(first[1].num_voxels, dtype=torch.bool))
     list(cascade(2).stream([0, 1, 2], begin=Voxels.stack(first), steps=STEPS, budget=first[2].num_voxels))

@@ -10,17 +10,16 @@ import torch
 
 from tests.xcube.cascades import halved, random, same_bits, watched
 from tests.xcube.tiny_clip import write_model, write_tokenizer
-from xcube.conditions import Conditions
-from xcube.config import VAEConfig
-from xcube.diffusion import DiffusionConfig
-from xcube.pipeline import XCubePipeline
-from xcube.pretrained import save_pretrained
-from xcube.request import Sample
-from xcube.stages import Stage, TextSource
-from xcube.text import TextEncoder
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.networks.conditions import Conditions
+from xcube.networks.configs import UNetConfig, VAEConfig
+from xcube.networks.pretrained import save_pretrained
+from xcube.networks.text_encoder import TextEncoder
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.pipeline.checkpoint import Stage, TextSource
+from xcube.pipeline.options import Sample
+from xcube.pipeline.pipeline import XCubePipeline
 
 CHANNELS = 8
 STEPS = 2
@@ -52,9 +51,9 @@ def stage(level: int, text_channels: int = CHANNELS) -> Stage:
 def write_runs(folder: Path, stages: list[Stage], **options: Any) -> None:
     """As training leaves them, without pipeline.json."""
     for level, part in enumerate(stages):
-        facts: dict[str, Any] = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict(), "options": options}
+        metadata: dict[str, Any] = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict(), "options": options}
         save_pretrained(part.vae, folder / f"vae-{level}")
-        save_pretrained(part.denoiser, folder / f"diffusion-{level}", **facts)
+        save_pretrained(part.denoiser, folder / f"diffusion-{level}", **metadata)
 
 
 def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
@@ -107,8 +106,8 @@ def test_runs_name_the_model_and_the_tokenizer(transformers: Any, clip: Path, tm
     found = made(XCubePipeline.from_pretrained(tmp_path / "runs"), 1, text="chair")
     assert same_bits(found, made(XCubePipeline(stages, text=TextEncoder.from_pretrained(clip)), 1, text="chair"))
     # In a sub-folder, as in releases.
-    write_model(transformers, tmp_path / "release" / "text_encoder", CHANNELS)
-    source = TextSource(str(tmp_path / "release"), tokenizer, "text_encoder")
+    write_model(transformers, tmp_path / "official" / "text_encoder", CHANNELS)
+    source = TextSource(str(tmp_path / "official"), tokenizer, "text_encoder")
     XCubePipeline(stages, text=source).save_pretrained(tmp_path / "saved")
     assert same_bits(found, made(XCubePipeline.from_pretrained(tmp_path / "saved"), 1, text="chair"))
 

@@ -13,20 +13,19 @@ import torch
 
 from xcube import cli
 from xcube.checkpoints.vae import config_from_official, vae_state
-from xcube.config import VAEConfig
 from xcube.data.hierarchy import as_box
-from xcube.losses import LossConfig
-from xcube.refine import RefineConfig, Refiner
+from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
+from xcube.networks.losses import LossConfig
+from xcube.networks.refiner import Refiner
+from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
-from xcube.training.parts import PRESETS, presets
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
+from xcube.training.jobs import PRESETS, presets
 
 for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="the command line and training")
 
 MANIFEST = Path(__file__).parents[3] / "shared" / "xcube_manifest.json"
-LEVELS, DENOISERS = ("vae-0", "vae-1"), ("diffusion-0", "diffusion-1")
+LEVELS, DENOISERS = ("vae-0", "vae-1"), ("denoiser-0", "denoiser-1")
 # Folder: its name in the manifest, millions of parameters and weight of the divergence of the coarse and the fine VAE.
 RELEASED = {
     "shapenet-chair": ("shapenet/chair", (59.63, 3.80), (0.03, 1.0)),
@@ -84,22 +83,22 @@ def made(called: Callable[..., Made]) -> Callable[..., Made]:
 def test_every_preset_parses(made, name):
     values = made(name)
     assert (values["data"], values["out"]) == (Path("data"), Path("out"))
-    kinds = {"vae": VAEConfig, "refine": RefineConfig, "diffusion": UNetConfig}
+    kinds = {"vae": VAEConfig, "refiner": RefinerConfig, "denoiser": UNetConfig}
     assert type(values["model"]) is kinds[name.partition("/")[2].partition("-")[0]]
     assert isinstance(values["train"], TrainConfig)
     assert values["train"].steps > 1
 
 
 def test_options_override_a_preset(made):
-    values = made("waymo/refine")
-    changed = made("waymo/refine", "--train.steps", "7", "--level", "0", "--model.voxel_size", "0.4")
+    values = made("waymo/refiner")
+    changed = made("waymo/refiner", "--train.steps", "7", "--level", "0", "--model.voxel_size", "0.4")
     assert (changed["train"].steps, changed["level"], changed["model"].voxel_size) == (7, 0, 0.4)
     assert changed["model"].channels == values["model"].channels
     assert changed["train"] == replace(values["train"], steps=7)
 
 
 def test_there_is_a_preset_for_every_network():
-    parts = dict.fromkeys(RELEASED, (*LEVELS, "refine")) | {"small": (*LEVELS, "refine-0", "refine", *DENOISERS)}
+    parts = dict.fromkeys(RELEASED, (*LEVELS, "refiner")) | {"small": (*LEVELS, "refiner-0", "refiner", *DENOISERS)}
     assert sorted(OURS) == sorted(f"{folder}/{part}" for folder, names in parts.items() for part in names)
 
 
@@ -111,13 +110,13 @@ def test_unknown_fields_are_errors(called, tmp_path, line):
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_optimisation_and_losses_are_those_of_the_release(made, name):
+def test_optimization_and_losses_are_those_of_the_release(made, name):
     values = made(name)
     level = LEVELS.index(name.split("/")[1])
     loss, train, model = values["loss"], values["train"], values["model"]
     assert values["level"] == level
     assert loss == LossConfig(structure=20.0, normal=300.0, label=20.0, kl=RELEASED[name.split("/")[0]][2][level])
-    assert (train.learning_rate, train.schedule, train.amsgrad, train.weight_decay) == (1e-4, "release", True, 0.0)
+    assert (train.learning_rate, train.schedule, train.amsgrad, train.weight_decay) == (1e-4, "official", True, 0.0)
     assert (train.clip_value, train.clip_norm, train.ema, train.precision) == (0.5, 0.0, 0.0, "32-true")
     assert train.batch_size * train.accumulate == (32, 16)[level]
     # The rate falls by 0.7 every 50,000 shapes, to a hundredth.
@@ -182,7 +181,7 @@ def test_the_small_networks_are_small(made, level):
     assert round(count / 1e6, 2) == 0.85
 
 
-@pytest.mark.parametrize("name", [*(f"{folder}/refine" for folder in (*RELEASED, "small")), "small/refine-0"])
+@pytest.mark.parametrize("name", [*(f"{folder}/refine" for folder in (*RELEASED, "small")), "small/refiner-0"])
 def test_refinement_fits_what_it_repairs(made, name):
     folder, level = name.split("/")[0], 0 if name.endswith("-0") else 1
     values, fine = made(name), made(f"{folder}/vae-{level}")["model"]

@@ -13,12 +13,12 @@ from sparsevox.io import from_trimesh, load_mesh, save_mesh, save_points
 from sparsevox.shapes import Points
 from tests.xcube.balls import SIDE, ball
 from xcube.cli import main
-from xcube.config import VAEConfig
 from xcube.data.hierarchy import Box, build_hierarchy
-from xcube.pretrained import save_pretrained
-from xcube.reconstruct import box_of, reconstruct, reconstruct_file
-from xcube.refine import RefineConfig, Refiner
-from xcube.vae import VAE
+from xcube.networks.configs import RefinerConfig, VAEConfig
+from xcube.networks.pretrained import save_pretrained
+from xcube.networks.refiner import Refiner
+from xcube.networks.vae import VAE
+from xcube.pipeline.reconstruct import box_of, reconstruct, reconstruct_file
 
 trimesh = pytest.importorskip("trimesh", reason="makes the meshes")
 
@@ -33,7 +33,7 @@ def vae(**changes: Any) -> VAE:
 def refiner(**changes: Any) -> Refiner:
     torch.manual_seed(0)
     small: dict[str, Any] = {"voxel_size": 1 / SIDE, "channels": (8, 8, 8)}
-    return Refiner(RefineConfig(**(small | changes))).eval()
+    return Refiner(RefinerConfig(**(small | changes))).eval()
 
 
 NOTHING = ball(4.0).prune(torch.zeros(ball(4.0).num_voxels, dtype=torch.bool))
@@ -47,7 +47,7 @@ def test_an_empty_item_changes_nothing_for_the_others(changes: dict[str, Any]) -
     network, repair = vae(**changes), refiner()
     together = reconstruct(Voxels.stack([ball(4.0), NOTHING, ball(5.0)]), network, repair)
     assert together.best.batch_size == 3
-    assert together.figures()["voxels"] == ball(4.0).num_voxels + ball(5.0).num_voxels
+    assert together.metrics()["voxels"] == ball(4.0).num_voxels + ball(5.0).num_voxels
     assert together.refined is not None
     for item, radius in ((0, 4.0), (2, 5.0)):
         alone = reconstruct(ball(radius), network, repair)
@@ -61,7 +61,7 @@ def test_an_empty_item_changes_nothing_for_the_others(changes: dict[str, Any]) -
 def test_nothing_alone_is_nothing() -> None:
     result = reconstruct(NOTHING, vae(), refiner())
     assert (result.decoded.num_voxels, result.best.num_voxels) == (0, 0)
-    assert result.figures()["iou"] == 1.0  # nothing was to be found, and nothing was
+    assert result.metrics()["iou"] == 1.0  # nothing was to be found, and nothing was
 
 
 def test_voxels_that_do_not_fit_the_model_are_named() -> None:
@@ -91,17 +91,17 @@ def failed(folder: Path, capsys: pytest.CaptureFixture[str], shape: str, *words:
 
 
 def test_the_box_is_the_recorded_one(folder: Path) -> None:
-    facts = {"level": 1, "levels": [8, 16, 32], "size": [2.0, 2.0, 1.0]}
+    metadata = {"level": 1, "levels": [8, 16, 32], "size": [2.0, 2.0, 1.0]}
     network = vae(voxel_size=1 / 8)
-    box, level = box_of(network, facts)
+    box, level = box_of(network, metadata)
     assert (box.levels, box.size, level) == ((8, 16, 32), (2.0, 2.0, 1.0), 1)
     box, level = box_of(network, {})
     assert (box.levels, box.size, level) == ((4, 8), (1.0, 1.0, 1.0), 1)
-    save_pretrained(network, folder / "vae", **facts)
-    figures = reconstruct_file(folder / "ball.obj", folder / "vae", folder / "out", samples=1000)
+    save_pretrained(network, folder / "vae", **metadata)
+    metrics = reconstruct_file(folder / "ball.obj", folder / "vae", folder / "out", samples=1000)
     mesh, box = load_mesh(folder / "ball.obj"), Box((8, 16, 32), (2.0, 2.0, 1.0))
     expected = build_hierarchy(mesh, box, samples=10, outside="rescale")[1].grid
-    assert figures["voxels"] == expected.num_voxels
+    assert metrics["voxels"] == expected.num_voxels
     lower, upper = expected.bounds()
     assert (upper - lower).tolist() == [[6, 6, 6]]  # of eight that the box is high, with the margin of all its levels
 
@@ -145,7 +145,7 @@ def test_folders_are_checked_before_anything_is_loaded(folder: Path, capsys: pyt
         "": "config.json is damaged",
         whole[:50]: "config.json is damaged",
         "[]": "must have format 1",
-        json.dumps(values | {"facts": None}): "must have a config and facts",
+        json.dumps(values | {"metadata": None}): "must have a config and metadata",
         json.dumps(values | {"config": {"chanels": [8]}}): "VAEConfig has no field chanels; it has",
         json.dumps(values | {"config": {"channels": "many"}}): "config.json does not fit a vae",
         json.dumps(values | {"kind": "refiner"}): "holds a refiner, not a vae",
@@ -170,6 +170,6 @@ def test_points_are_as_welcome_as_meshes(folder: Path) -> None:
     positions = np.array(trimesh.creation.icosphere(4, radius=0.4).vertices)
     made = torch.from_numpy(positions)
     save_points(Points(made, {"normal": (made / 0.4).float()}), folder / "scan.ply")
-    figures = reconstruct_file(folder / "scan.ply", folder / "vae", folder / "out")
-    assert figures["voxels"] > 300
-    assert 0 <= figures["normal_angle"] <= 180
+    metrics = reconstruct_file(folder / "scan.ply", folder / "vae", folder / "out")
+    assert metrics["voxels"] > 300
+    assert 0 <= metrics["normal_angle"] <= 180

@@ -16,22 +16,21 @@ import torch
 
 from sparsevox import Voxels
 from tests.xcube.balls import SIDE, ball
-from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
 from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source
-from xcube.losses import LossConfig
-from xcube.pretrained import from_pretrained, read_config, save_pretrained
-from xcube.refine import RefineConfig
+from xcube.networks.configs import RefinerConfig, VAEConfig
+from xcube.networks.losses import LossConfig
+from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
+from xcube.networks.vae import VAE
 from xcube.training.callbacks import Average
 from xcube.training.config import TrainConfig
 from xcube.training.data import validation_batches
-from xcube.training.folder import CHECKPOINT, FIGURES
 from xcube.training.modules import TrainVAE, latent_scale
 from xcube.training.run import train
-from xcube.training.train import train_refine, train_vae
-from xcube.vae import VAE
+from xcube.training.run_folder import CHECKPOINT, METRICS
+from xcube.training.train import train_refiner, train_vae
 
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
 LOSS = LossConfig(structure=1.0, normal=0.3, kl=1e-3)
@@ -60,7 +59,7 @@ def run_vae(data: Path, out: Path, model: VAEConfig = MODEL, restart: bool = Fal
 
 def run_and_read(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     run_vae(data, out, **changes)
-    return read_config(out)["facts"]
+    return read_config(out)["metadata"]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -132,7 +131,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(data: Path, tmp_path:
     script.write_text(
         "import os, signal, sys, torch\n"
         "from pathlib import Path\n"
-        "from xcube.training.folder import CHECKPOINT\n"
+        "from xcube.training.run_folder import CHECKPOINT\n"
         "from xcube.training.train import LossConfig, TrainConfig, VAEConfig, train_vae\n"
         "torch.set_num_threads(1)\n"
         "out, whole = Path(sys.argv[2]), torch.save\n"
@@ -162,15 +161,15 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(data: Path, tmp_path:
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_run_that_is_done_is_read_or_ends_alike(data: Path, tmp_path: Path, ema: float) -> None:
     run_vae(data, tmp_path, ema=ema)
-    first, figures = weights(tmp_path), json.loads((tmp_path / FIGURES).read_text())
+    first, metrics = weights(tmp_path), json.loads((tmp_path / METRICS).read_text())
     stamp = (tmp_path / CHECKPOINT).stat().st_mtime_ns
     assert same(run_vae(data, tmp_path, ema=ema).state_dict(), first)
     assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == stamp
     # Killed after the last step, and before the network was written.
     (tmp_path / "config.json").unlink()
     assert same(run_vae(data, tmp_path, ema=ema).state_dict(), first)
-    again = json.loads((tmp_path / FIGURES).read_text())
-    assert again | {"seconds": 0} == figures | {"seconds": 0}
+    again = json.loads((tmp_path / METRICS).read_text())
+    assert again | {"seconds": 0} == metrics | {"seconds": 0}
 
 
 def test_other_options_are_refused_unless_they_are_free(data: Path, tmp_path: Path) -> None:
@@ -185,42 +184,47 @@ def test_other_options_are_refused_unless_they_are_free(data: Path, tmp_path: Pa
     assert run_and_read(data, tmp_path, steps=6, val_every=2)["steps"] == 6
     run_vae(data, tmp_path, model, restart=True, steps=1)
     assert read_config(tmp_path)["config"]["channels"] == [8, 16]
-    refine = RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))
+    refine = RefinerConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))
     with pytest.raises(ValueError, match="kind vae, now refiner"):
-        train_refine(data, tmp_path, tmp_path, model=refine, train=config(), quiet=True)
+        train_refiner(data, tmp_path, tmp_path, model=refine, train=config(), quiet=True)
     save_pretrained(VAE(MODEL), tmp_path / "converted")
     with pytest.raises(ValueError, match=r"out must be the folder of a run, got .*, which holds a vae from elsewhere"):
         run_vae(data, tmp_path / "converted")
 
 
 def test_the_time_is_a_limit(data: Path, tmp_path: Path) -> None:
-    facts = run_and_read(data, tmp_path, steps=100_000, minutes=0.005, val_every=100_000, save_every=100_000)
-    assert 0 < facts["steps"] < 1000
-    assert 0.2 <= facts["seconds"] < 60
-    assert "iou" in json.loads((tmp_path / FIGURES).read_text())
+    metadata = run_and_read(data, tmp_path, steps=100_000, minutes=0.005, val_every=100_000, save_every=100_000)
+    assert 0 < metadata["steps"] < 1000
+    assert 0.2 <= metadata["seconds"] < 60
+    assert "iou" in json.loads((tmp_path / METRICS).read_text())
     again = run_and_read(data, tmp_path, steps=100_000, minutes=0.005, val_every=100_000, save_every=100_000)
-    assert again == facts
+    assert again == metadata
 
 
 # What a folder says
 
 
 def test_logs_figures_and_facts(data: Path, tmp_path: Path) -> None:
-    facts = run_and_read(data, tmp_path, steps=12, val_every=5)
+    metadata = run_and_read(data, tmp_path, steps=12, val_every=5)
     found = rows(tmp_path)
     assert {"train/loss", "train/kl", "val/iou", "val/accuracy-1", "voxels"} <= set(found[0])
     assert [step for step, _ in validations(tmp_path)] == ["4", "9", "11"]  # the last step too
     assert list((tmp_path / "logs").glob("events.out.tfevents.*"))
-    figures = json.loads((tmp_path / FIGURES).read_text())
-    assert {"steps", "seconds", "iou", "accuracy-0", "accuracy-1", "normal_angle", "loss"} <= set(figures)
-    assert figures["iou"] == pytest.approx(float(found[-1]["val/iou"]))
-    assert (facts["level"], facts["levels"], facts["resolution"], facts["size"]) == (0, [SIDE], SIDE, [1.0, 1.0, 1.0])
-    assert (facts["attributes"], facts["steps"], figures["steps"]) == (["normal"], 12, 12)
+    metrics = json.loads((tmp_path / METRICS).read_text())
+    assert {"steps", "seconds", "iou", "accuracy-0", "accuracy-1", "normal_angle", "loss"} <= set(metrics)
+    assert metrics["iou"] == pytest.approx(float(found[-1]["val/iou"]))
+    assert (metadata["level"], metadata["levels"], metadata["resolution"], metadata["size"]) == (
+        0,
+        [SIDE],
+        SIDE,
+        [1.0, 1.0, 1.0],
+    )
+    assert (metadata["attributes"], metadata["steps"], metrics["steps"]) == (["normal"], 12, 12)
 
 
 def test_the_scale_brings_latents_of_the_kept_network_to_unit_deviation(data: Path, tmp_path: Path) -> None:
     net = run_vae(data, tmp_path)
-    scale = read_config(tmp_path)["facts"]["latent_scale"]
+    scale = read_config(tmp_path)["metadata"]["latent_scale"]
     shapes = [ball(r) for n, r in enumerate(torch.linspace(2.5, 5.5, 7).tolist()) if n % 3 != 2]
     with torch.no_grad():
         posteriors = [net.encode(shape) for shape in shapes]
@@ -253,11 +257,11 @@ def test_data_that_do_not_fit_are_named(data: Path, tmp_path: Path) -> None:
     for level in (1, -2):
         with pytest.raises(ValueError, match=rf"level must be among the 1 of \(16,\), got {level}"):
             train_vae(data, tmp_path, level, MODEL, quiet=True)
-    labelled = built(tmp_path / "labelled", {3.0: "train", 4.0: "val"}, ("normal", "label"))
+    labeled = built(tmp_path / "labeled", {3.0: "train", 4.0: "val"}, ("normal", "label"))
     with pytest.raises(
         ValueError, match=r"labels must lie in \[0, 3\), as num_labels of the model says, got \d+ to \d+"
     ):
-        run_vae(labelled, tmp_path / "out", labels)
+        run_vae(labeled, tmp_path / "out", labels)
     with pytest.raises(FileNotFoundError, match="is no data set"):
         run_vae(tmp_path, tmp_path / "out")
 
@@ -271,7 +275,7 @@ def test_data_without_training_shapes_are_named(tmp_path: Path) -> None:
 def test_data_without_held_out_shapes_are_enough(tmp_path: Path) -> None:
     folder = built(tmp_path / "data", {3.0: "train"})
     run_vae(folder, tmp_path / "out", steps=1)
-    assert set(json.loads((tmp_path / "out" / FIGURES).read_text())) == {"steps", "seconds"}
+    assert set(json.loads((tmp_path / "out" / METRICS).read_text())) == {"steps", "seconds"}
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(data: Path, tmp_path: Path) -> None:
@@ -290,9 +294,9 @@ def test_networks_that_do_not_fit_each_other_are_named(data: Path, tmp_path: Pat
     ]
     for changes, message in bad:
         with pytest.raises(ValueError, match=message):
-            train_refine(data, tmp_path / "out", tmp_path / "vae", model=RefineConfig(**(good | changes)), quiet=True)
+            train_refiner(data, tmp_path / "out", tmp_path / "vae", model=RefinerConfig(**(good | changes)), quiet=True)
     with pytest.raises(ValueError, match="first and last must be steps of the diffusion, 0 to 999, got 500 and 400"):
-        train_refine(data, tmp_path / "out", tmp_path / "vae", model=RefineConfig(**good), first=500, quiet=True)
+        train_refiner(data, tmp_path / "out", tmp_path / "vae", model=RefinerConfig(**good), first=500, quiet=True)
 
 
 def test_a_graphics_card_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:

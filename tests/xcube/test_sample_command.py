@@ -11,16 +11,15 @@ from sparsevox import Grid, Voxels
 from sparsevox.io import from_trimesh, load_mesh, load_voxels, save_mesh, save_voxels
 from tests.xcube.cascades import halved, random
 from xcube.cli import main
-from xcube.config import VAEConfig
 from xcube.data.hierarchy import Box
-from xcube.diffusion import DiffusionConfig
-from xcube.losses import voxel_iou
-from xcube.pipeline import XCubePipeline
-from xcube.pretrained import save_pretrained
-from xcube.samples import read_samples
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.evaluation.load import read_samples
+from xcube.networks.configs import UNetConfig, VAEConfig
+from xcube.networks.losses import voxel_iou
+from xcube.networks.pretrained import save_pretrained
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.pipeline.pipeline import XCubePipeline
 
 trimesh = pytest.importorskip("trimesh", reason="writes the meshes")
 pytest.importorskip("jsonargparse", reason="the command line")
@@ -43,8 +42,8 @@ def write(folder: Path, *, seed: int = 0, empty: bool = False) -> None:
         unet = UNetConfig(2, dense=level == 0, channels=4, multipliers=(1, 2), attention=(2,), heads=2,
                           normal=level == 1, categories=2)  # fmt: skip
         options = {"categories": NAMES, "text_model": None, "dropped": ["category"]}
-        facts: dict[str, Any] = {"latent_scale": 0.5, "diffusion": DiffusionConfig().to_dict(), "options": options}
-        save_pretrained(random(UNet(unet), 10 + seed + level), folder / f"diffusion-{level}", **facts, **place)
+        metadata: dict[str, Any] = {"latent_scale": 0.5, "diffusion": DiffusionConfig().to_dict(), "options": options}
+        save_pretrained(random(UNet(unet), 10 + seed + level), folder / f"diffusion-{level}", **metadata, **place)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_the_same_command_goes_on(
         save_voxels(voxels, *others, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("xcube.sample_folder.save_voxels", killed)
+        patch.setattr("xcube.pipeline.output.save_voxels", killed)
         assert run(model, cut, *words) == 130
     assert {p.name for p in cut.glob("shape-*.npz")} == {"shape-000000.npz", "shape-000001.npz"}
     times = {p.name: p.stat().st_mtime_ns for p in cut.glob("shape-*.npz")}
@@ -144,16 +143,16 @@ def test_other_settings_need_another_folder(model: Path, tmp_path: Path, capsys:
 def test_crumbs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, clean = tmp_path / "plain", tmp_path / "clean"
     assert run(model, plain, "--count", "2") == 0
-    assert run(model, clean, "--count", "2", "--crumbs", "0.1") == 0
+    assert run(model, clean, "--count", "2", "--min_component", "0.1") == 0
     found = [load_voxels(clean / f"shape-00000{n}.npz").grid for n in range(2)]
-    expected = XCubePipeline.from_pretrained(model).sample(2, steps=2, crumbs=0.1, quiet=True)
+    expected = XCubePipeline.from_pretrained(model).sample(2, steps=2, min_component=0.1, quiet=True)
     assert all(a.same_voxels(b.finest.grid) for a, b in zip(found, expected, strict=True))
     assert not all(a.same_voxels(load_voxels(plain / f"shape-00000{n}.npz").grid) for n, a in enumerate(found))
     capsys.readouterr()
-    assert run(model, plain, "--count", "2", "--crumbs", "0.1") == 2
-    assert "other settings: crumbs 0.0, now 0.1" in capsys.readouterr().err
-    assert run(model, tmp_path / "none", "--crumbs", "2") == 2
-    assert "crumbs must lie in [0, 1), got 2" in capsys.readouterr().err
+    assert run(model, plain, "--count", "2", "--min_component", "0.1") == 2
+    assert "other settings: min_component 0.0, now 0.1" in capsys.readouterr().err
+    assert run(model, tmp_path / "none", "--min_component", "2") == 2
+    assert "min_component must lie in [0, 1), got 2" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -200,9 +199,9 @@ def test_words_of_the_wrong_kind(model: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_missing_stage_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path)
-    (tmp_path / "diffusion-1" / "config.json").unlink()
+    (tmp_path / "denoiser-1" / "config.json").unlink()
     told = refused(capsys, "sample", "--model", str(tmp_path), "--out", str(tmp_path / "out"))
-    assert "lacks diffusion-1, the denoiser of level 1" in told
+    assert "lacks denoiser-1, the denoiser of level 1" in told
 
 
 def coarse(folder: Path, **changes: Any) -> Path:

@@ -17,14 +17,13 @@ from sparsevox.io import load_mesh, load_voxels
 from sparsevox.viz import show_html
 from tests.xcube.cascades import halved, random
 from xcube.cli import main
-from xcube.config import VAEConfig
-from xcube.diffusion import DiffusionConfig
-from xcube.pretrained import save_pretrained
-from xcube.request import Sample
-from xcube.sample_folder import SampleFolder
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.networks.configs import UNetConfig, VAEConfig
+from xcube.networks.pretrained import save_pretrained
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.pipeline.options import Sample
+from xcube.pipeline.output import SampleFolder
 
 pytest.importorskip("jsonargparse", reason="the command line")
 pytest.importorskip("matplotlib", reason="paints the pictures")
@@ -42,8 +41,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=2, hidden=4, dense_neck=neck)
         save_pretrained(halved(random(VAE(config), level)), folder / f"vae-{level}")
         unet = UNetConfig(2, dense=level == 0, channels=4, multipliers=(1, 2), attention=(), heads=2, normal=level > 0)
-        facts: dict[str, Any] = {"latent_scale": 0.5, "diffusion": DiffusionConfig().to_dict()}
-        save_pretrained(random(UNet(unet), 10 + level), folder / f"diffusion-{level}", **facts)
+        metadata: dict[str, Any] = {"latent_scale": 0.5, "diffusion": DiffusionConfig().to_dict()}
+        save_pretrained(random(UNet(unet), 10 + level), folder / f"diffusion-{level}", **metadata)
     return folder
 
 
@@ -130,7 +129,7 @@ def test_a_shape_is_there_once_all_of_it_is(tmp_path: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         if reached == "glb":
-            patch.setattr("xcube.sample_folder.save_mesh", fails)
+            patch.setattr("xcube.pipeline.output.save_mesh", fails)
         else:
             from sparsevox.io import save_voxels
 
@@ -141,7 +140,7 @@ def test_a_shape_is_there_once_all_of_it_is(tmp_path: Path, monkeypatch: pytest.
                     raise KeyboardInterrupt
                 save_voxels(made, path, **options)
 
-            patch.setattr("xcube.sample_folder.save_voxels", some)
+            patch.setattr("xcube.pipeline.output.save_voxels", some)
         with pytest.raises(KeyboardInterrupt):
             folder.write(1, shape())
     again = SampleFolder(tmp_path, {"seed": 0})
@@ -203,7 +202,7 @@ def test_pictures_of_shapes_of_which_some_are_empty(tmp_path: Path, monkeypatch:
         told.append((options["attributes"], options["color"]))
         show_html(*shapes, **options)
 
-    monkeypatch.setattr("xcube.sample_folder.show_html", shown)
+    monkeypatch.setattr("xcube.pipeline.output.show_html", shown)
     folder = SampleFolder(tmp_path, {})
     fine = cube(1 / 16, 4)
     folder.write(0, Sample((cube(1 / 8, 2), fine.with_attributes(color=torch.zeros(fine.num_voxels, 3)))))

@@ -9,19 +9,19 @@ import torch
 
 from xcube.cli import main
 from xcube.data.loading import ShapeFolder
-from xcube.losses import Losses
-from xcube.pretrained import from_pretrained, read_config
-from xcube.refine import Refiner
+from xcube.networks.losses import Losses
+from xcube.networks.pretrained import from_pretrained, read_config
+from xcube.networks.refiner import Refiner
+from xcube.networks.vae import VAE
 from xcube.training.modules import Trained
-from xcube.vae import VAE
 
 FAST = ["--train.steps", "3", "--train.batch_size", "2", "--train.val_every", "100", "--quiet"]
 
 
 def train(kind: str, data: Path, out: Path, *words: str) -> dict[str, float]:
     assert main(["train", kind, "--data", str(data), "--out", str(out), *words, *FAST]) == 0
-    figures: dict[str, float] = json.loads((out / "figures.json").read_text())
-    return figures
+    metrics: dict[str, float] = json.loads((out / "metrics.json").read_text())
+    return metrics
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,12 @@ def test_streets_with_labels_unequal_strides_and_a_dense_neck(streets: Path, tmp
     network = ["--model.channels", "[8,8,16]", "--model.strides", "[[2,2,1],[2,2,2]]", "--model.dilation", "none"]
     network += ["--model.dense_neck", "[4,4,2]", "--model.num_labels", "16", "--model.voxel_size", "1.6"]
     train("vae", streets, tmp_path / "vae", *network, "--model.hidden", "8")
-    vae, facts = from_pretrained(tmp_path / "vae", VAE), read_config(tmp_path / "vae")["facts"]
-    assert (facts["size"], facts["levels"], facts["attributes"]) == ([51.2, 51.2, 12.8], [16, 32], ["label", "normal"])
+    vae, metadata = from_pretrained(tmp_path / "vae", VAE), read_config(tmp_path / "vae")["metadata"]
+    assert (metadata["size"], metadata["levels"], metadata["attributes"]) == (
+        [51.2, 51.2, 12.8],
+        [16, 32],
+        ["label", "normal"],
+    )
     shape = ShapeFolder(streets, "train")[0]
     with torch.no_grad():
         decoded = vae.train().decode(vae.encode(shape).mode(), shape.grid).voxels  # at least what is true
@@ -47,7 +51,7 @@ def test_streets_with_labels_unequal_strides_and_a_dense_neck(streets: Path, tmp
     assert -16 <= min(lower.flatten().tolist()) <= max(upper.flatten().tolist()) <= 16
     assert set(decoded.attributes) == {"normal", "label", "label_logits"}
     words = ["--vae", str(tmp_path / "vae"), "--model.num_labels", "16", "--model.voxel_size", "1.6"]
-    train("refine", streets, tmp_path / "refine", *words, "--model.channels", "[8,8,8]")
+    train("refiner", streets, tmp_path / "refine", *words, "--model.channels", "[8,8,8]")
     refined = from_pretrained(tmp_path / "refine", Refiner)(decoded)
     assert refined.candidates.attributes["label_logits"].shape == (refined.candidates.num_voxels, 16)
     assert refined.candidates.num_voxels > decoded.num_voxels
@@ -65,9 +69,9 @@ def test_labels_and_intensity_without_normals(tmp_path: Path) -> None:
     assert main([*data, "--splits", '{"train": 0.5, "val": 0.5}']) == 0
     network = ["--model.normal", "false", "--model.intensity", "true", "--model.num_labels", "3"]
     network += ["--model.channels", "[8,8]", "--model.voxel_size", "0.0625"]
-    figures = train("vae", tmp_path / "data", tmp_path / "vae", *network)
-    assert {"label", "iou", "accuracy-0"} <= set(figures)
-    assert "normal_angle" not in figures
+    metrics = train("vae", tmp_path / "data", tmp_path / "vae", *network)
+    assert {"label", "iou", "accuracy-0"} <= set(metrics)
+    assert "normal_angle" not in metrics
     points = rng.uniform(-0.3, 0.3, (200, 3)).astype(np.float32)
     label, intensity = rng.integers(0, 3, 200), rng.uniform(0, 1, 200).astype(np.float32)
     np.savez(tmp_path / "scan.npz", positions=points, label=label, intensity=intensity)

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from xcube.data import surface
 from xcube.data.hierarchy import Box, build_hierarchy
-from xcube.data.poses import Lattice, Pose, rotation
-from xcube.data.primitives import (
+from xcube.procedural import surface
+from xcube.procedural.poses import Lattice, Pose, rotation
+from xcube.procedural.primitives import (
     Block,
     Ellipsoid,
     Extrusion,
@@ -28,8 +28,8 @@ from xcube.data.primitives import (
     prism,
     rod,
 )
-from xcube.data.solids import Difference, Intersection, Labelled, Solid, Union, union
-from xcube.data.surface import voxels_of
+from xcube.procedural.solids import Difference, Intersection, Labeled, Solid, Union, union
+from xcube.procedural.surface import voxels_of
 
 STEP = 0.05
 C20, S20 = math.cos(math.radians(20)), math.sin(math.radians(20))
@@ -168,7 +168,7 @@ def test_labels_are_those_of_the_surface_that_is_there() -> None:
     at = torch.tensor([(0.3, -0.5, 0.0), (0.2, 0.0, 0.0), (0.6, 0.5, 0.7), cut], dtype=torch.float64)
     assert float(solid.distance(at).abs().max()) < 1e-9
     assert solid.label(at + 1e-6).tolist() == [1, 2, 3, 4]
-    one = Labelled(solid, 7)
+    one = Labeled(solid, 7)
     points = torch.from_numpy(GRID[::97])
     assert one.label(points).unique().tolist() == [7]
     assert torch.equal(one.distance(points), solid.distance(points))
@@ -190,7 +190,7 @@ def test_normals_look_away_from_the_surface() -> None:
 
 @pytest.mark.parametrize("solid", [bored(), union([case[0] for case in CASES.values()])], ids=["bored", "all"])
 def test_a_lattice_has_the_side_everywhere_and_the_distance_near_the_surface(solid: Solid) -> None:
-    solid = Labelled(solid.turned("y", 20), 3)
+    solid = Labeled(solid.turned("y", 20), 3)
     lattice = Lattice.of((-13, -12, -11), (26, 25, 24), 0.1, torch.device("cpu"))
     x, y, z = (axis.reshape(-1) for axis in lattice.axes)
     expected = solid.distance(torch.cartesian_prod(x, y, z)).view(26, 25, 24)
@@ -260,8 +260,8 @@ def test_voxels_are_those_of_the_whole_volume(tile: int, monkeypatch: pytest.Mon
     for solid in (bored().scaled(0.5), bored().turned("x", 40).scaled(0.8), CASES["ring"][0].scaled(0.4)):
         made = voxels_of(solid, box)
         assert {tuple(row) for row in made.grid.ijk.tolist()} == dense(solid, box)
-        centres = made.grid.to_world(made.grid.ijk)
-        assert torch.equal(made.attributes["label"], solid.label(centres))
+        centers = made.grid.to_world(made.grid.ijk)
+        assert torch.equal(made.attributes["label"], solid.label(centers))
         assert float((torch.linalg.vector_norm(made.attributes["normal"], dim=1) - 1).abs().max()) < 1e-6
 
 

@@ -13,18 +13,18 @@ import torch
 
 from sparsevox import Voxels
 from tests.xcube.balls import SIDE, ball
-from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
 from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source
-from xcube.losses import LossConfig, vae_losses
-from xcube.pretrained import from_pretrained
-from xcube.refine import RefineConfig, Refiner, refine_losses
+from xcube.networks.configs import RefinerConfig, VAEConfig
+from xcube.networks.losses import LossConfig, vae_losses
+from xcube.networks.pretrained import from_pretrained
+from xcube.networks.refiner import Refiner, refiner_losses
+from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
 from xcube.training.modules import TrainVAE
-from xcube.vae import VAE
 
 STEPS = 3
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
@@ -43,7 +43,7 @@ from pathlib import Path
 from xcube.training.modules import TrainVAE
 from xcube.training.run import train
 from xcube.training.train import LossConfig, TrainConfig, VAEConfig
-from xcube.vae import VAE
+from xcube.networks.vae import VAE
 
 torch.set_num_threads(1)
 data, out, cutoff = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
@@ -131,7 +131,7 @@ def test_two_processes_train_as_one_would(tmp_path: Path) -> None:
 def test_every_parameter_has_a_gradient_even_of_nothing(radius: float) -> None:
     """So processes need not look for those without one (`find_unused_parameters`), which costs a walk a step."""
     voxels = ball(4.0).prune(torch.full((ball(4.0).num_voxels,), radius > 0))
-    vae, refiner = VAE(MODEL).train(), Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8)))
+    vae, refiner = VAE(MODEL).train(), Refiner(RefinerConfig(voxel_size=1 / SIDE, channels=(8, 8, 8)))
     torch.nn.init.zeros_(vae.decoder.root.out.weight)
     torch.nn.init.constant_(vae.decoder.root.out.bias, -1.0)
     posterior = vae.encode(voxels)
@@ -139,6 +139,6 @@ def test_every_parameter_has_a_gradient_even_of_nothing(radius: float) -> None:
     assert decoded.voxels.num_voxels == 0
     vae_losses(vae, voxels, posterior, decoded, LOSS).total.backward()
     rough = decoded.voxels.with_attributes(normal=decoded.voxels.attributes["normal"].detach())
-    refine_losses(refiner(rough), voxels).total.backward()
+    refiner_losses(refiner(rough), voxels).total.backward()
     idle = [name for net in (vae, refiner) for name, p in net.named_parameters() if p.grad is None]
     assert not idle

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.xcube.balls import SIDE, ball
-from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
 from xcube.data.sources import Source
-from xcube.pipeline import XCubePipeline
+from xcube.networks.configs import VAEConfig
+from xcube.pipeline.pipeline import XCubePipeline
+from xcube.training.cascade import Display, told, train_all, within
 from xcube.training.config import TrainConfig
-from xcube.training.everything import Display, told, train_all, within
-from xcube.training.parts import Kind, Part, minutes_of, read_preset, ready, whole_presets
+from xcube.training.jobs import Kind, Part, minutes_of, read_preset, ready, whole_presets
 from xcube.training.status import LISTENER, Status, shown
 from xcube.training.workers import Done, Failed, Job, Worker, messages, workers
 
@@ -34,10 +34,10 @@ SMALL_VAE = {"channels": [8, 8], "latent_channels": 2, "hidden": 4}
 SMALL_UNET = {"latent_channels": 2, "channels": 8, "multipliers": [1], "attention": [], "heads": 2}
 PRESET: dict[str, dict[str, Any]] = {
     "vae-0": {"level": 0, "model": SMALL_VAE | {"voxel_size": 2 / SIDE, "dense_neck": [2, 2, 2]}},
-    "diffusion-0": {"level": 0, "model": SMALL_UNET | {"dense": True}},
+    "denoiser-0": {"level": 0, "model": SMALL_UNET | {"dense": True}},
     "vae-1": {"level": 1, "model": SMALL_VAE | {"voxel_size": 1 / SIDE}},
-    "diffusion-1": {"level": 1, "model": SMALL_UNET | {"position": "ijk", "normal": True}},
-    "refine": {"level": 1, "first": 0, "model": {"voxel_size": 1 / SIDE, "channels": [8, 8, 8]}},
+    "denoiser-1": {"level": 1, "model": SMALL_UNET | {"position": "ijk", "normal": True}},
+    "refiner": {"level": 1, "first": 0, "model": {"voxel_size": 1 / SIDE, "channels": [8, 8, 8]}},
 }
 
 
@@ -63,33 +63,33 @@ def weights(out: Path) -> dict[str, bytes]:
 def test_a_cascade_is_trained_reused_and_trained_further(data: Path, tmp_path: Path, capsys: Any) -> None:
     """One test, because processes take seconds to begin."""
     out, options = tmp_path / "runs", preset(tmp_path / "preset")
-    figures = train_all(data, out, options)
-    assert list(figures) == ["vae-0", "diffusion-0", "vae-1", "diffusion-1", "refine-1"]
-    assert all(found["steps"] == 2 and found["loss"] > 0 for found in figures.values())
+    metrics = train_all(data, out, options)
+    assert list(metrics) == ["vae-0", "denoiser-0", "vae-1", "denoiser-1", "refiner-1"]
+    assert all(found["steps"] == 2 and found["loss"] > 0 for found in metrics.values())
     said = capsys.readouterr().out.splitlines()
-    assert sorted(line.split()[0] for line in said) == sorted(figures)
+    assert sorted(line.split()[0] for line in said) == sorted(metrics)
     first = weights(out)
     sample = XCubePipeline.from_pretrained(out).sample(1, steps=2, quiet=True)[0]
     assert [voxels.grid.voxel_size[0] for voxels in sample.levels] == [2 / SIDE, 1 / SIDE]
 
     # The fine VAE is trained further: what was trained on its latents begins anew, the others stay.
     more = preset(tmp_path / "more", **{"vae-1": {"train": TRAIN | {"steps": 3}}})
-    (out / "diffusion-0" / "last.ckpt").unlink()  # what is finished needs none
-    figures = train_all(data, out, more, processes=1, quiet=True)
-    assert {name: found["steps"] for name, found in figures.items()} == dict.fromkeys(figures, 2) | {"vae-1": 3}
+    (out / "denoiser-0" / "last.ckpt").unlink()  # what is finished needs none
+    metrics = train_all(data, out, more, processes=1, quiet=True)
+    assert {name: found["steps"] for name, found in metrics.items()} == dict.fromkeys(metrics, 2) | {"vae-1": 3}
     again = weights(out)
-    assert {name for name in first if first[name] != again[name]} == {"vae-1", "diffusion-1", "refine-1"}
+    assert {name for name in first if first[name] != again[name]} == {"vae-1", "denoiser-1", "refiner-1"}
     assert capsys.readouterr().out == ""
 
     # Fewer steps than there are change nothing; another network is an error that names the part.
-    other = {"model": PRESET["diffusion-0"]["model"] | {"channels": 16}}
-    with pytest.raises(ValueError, match=r"^diffusion-0: .* holds a run with other options: model\.channels 8, now 16"):
-        train_all(data, out, preset(tmp_path / "other", **{"diffusion-0": other}), processes=1, quiet=True)
+    other = {"model": PRESET["denoiser-0"]["model"] | {"channels": 16}}
+    with pytest.raises(ValueError, match=r"^denoiser-0: .* holds a run with other options: model\.channels 8, now 16"):
+        train_all(data, out, preset(tmp_path / "other", **{"denoiser-0": other}), processes=1, quiet=True)
     assert weights(out) == again
 
 
 def test_what_is_refused_before_a_process_begins(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xcube.training.everything.workers", None)
+    monkeypatch.setattr("xcube.training.cascade.workers", None)
     whole = preset(tmp_path / "whole")
     with pytest.raises(FileNotFoundError, match="demo, small, got 'none'"):
         train_all(data, tmp_path / "out", "none")
@@ -112,8 +112,8 @@ def test_a_seed_is_that_of_all_parts(data: Path, tmp_path: Path, monkeypatch: py
     def trained(parts: list[Part], *_: object) -> None:
         raise Stop(*(part.train.seed for part in parts))
 
-    monkeypatch.setattr("xcube.training.everything._trained", trained)
-    monkeypatch.setattr("xcube.training.everything.workers", lambda *_: nullcontext([]))
+    monkeypatch.setattr("xcube.training.cascade._trained", trained)
+    monkeypatch.setattr("xcube.training.cascade.workers", lambda *_: nullcontext([]))
     whole = preset(tmp_path / "whole", refine={"train": TRAIN | {"seed": 5}})
     with pytest.raises(Stop) as found:
         train_all(data, tmp_path / "out", whole, processes=1, seed=3)
@@ -129,7 +129,7 @@ def test_presets_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lack of vae-1"):
         read_preset(str(folder))
     odd = {"vae-1": "level: 1", "lamp": "level: 0", "vae-2": "model: {chanels: 3}\nlevel: 2"}
-    odd |= {"refine": "level: 1\nmodel: {}\nfrist: 0", "diffusion-0": "level: 0\nmodel: {}\nquiet: true"}
+    odd |= {"refiner": "level: 1\nmodel: {}\nfrist: 0", "denoiser-0": "level: 0\nmodel: {}\nquiet: true"}
     for name, text in odd.items():
         bad = Path(preset(tmp_path / name))
         (bad / f"{name}.yaml").write_text(text)
@@ -149,7 +149,7 @@ def test_the_presets_of_the_package_are_whole() -> None:
     assert whole_presets() == ["demo", "small"]
     for name in whole_presets():
         parts = read_preset(name)
-        kinds = ("vae", "diffusion", "refine")
+        kinds = ("vae", "denoiser", "refiner")
         assert [part.name for part in parts] == [f"{kind}-{level}" for level in (0, 1) for kind in kinds]
         minutes = minutes_of(parts, 2)
         assert minutes is not None
@@ -167,7 +167,7 @@ CHAINS = st.lists(st.tuples(st.floats(0.1, 9), st.lists(st.floats(0.1, 9), max_s
 def test_all_parts_are_trained_once_and_after_what_they_need(
     chains: Sequence[tuple[float, list[float]]], processes: int
 ) -> None:
-    kinds: tuple[Kind, ...] = ("diffusion", "refine")
+    kinds: tuple[Kind, ...] = ("denoiser", "refiner")
     parts = [part("vae", level, minutes) for level, (minutes, _) in enumerate(chains)]
     for level, (_, others) in enumerate(chains):
         parts += [part(kind, level, minutes) for kind, minutes in zip(kinds, others, strict=False)]
@@ -197,7 +197,7 @@ def test_scaling() -> None:
     assert (half.steps, half.minutes, half.warmup, half.val_every) == (500, 2.0, 50, 200)
     tiny = before.scaled(1e-6).train
     assert (tiny.steps, tiny.warmup, tiny.val_every, tiny.save_every) == (1, 0, 1, 1)
-    assert minutes_of([before, part("refine", 0, None)], 2) is None
+    assert minutes_of([before, part("refiner", 0, None)], 2) is None
 
 
 def test_a_process_that_dies_is_named(tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_the_display(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         bar = display.bars[0]
         display.show(0, "vae-0", Status("train", 5, 10, 61.0, 0.5))
         assert (bar.n, bar.total, bar.desc, bar.postfix) == (5, 10, "vae-0: ", "loss 0.500, 01:01 left")
-        display.show(0, "diffusion-0", Status("encode", 1, 4, 3.0))
-        assert (bar.n, bar.total, bar.desc, bar.postfix) == (1, 4, "diffusion-0 encode: ", "00:03 left")
+        display.show(0, "denoiser-0", Status("encode", 1, 4, 3.0))
+        assert (bar.n, bar.total, bar.desc, bar.postfix) == (1, 4, "denoiser-0 encode: ", "00:03 left")
         display.show(1, "vae-1", Done({"steps": 1234, "seconds": 5.4, "iou": 0.5, "kl": 3}))
     out, err = capsys.readouterr()
     assert out.strip() == "vae-1        1,234 steps in 5 s, iou 0.500"

@@ -9,22 +9,22 @@ import torch
 
 from sparsevox import Grid, SparseTensor, Voxels
 from tests.xcube.balls import SIDE, ball
-from xcube.config import VAEConfig
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
 from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source
-from xcube.losses import LossConfig
-from xcube.noising import noised, paper_schedule
-from xcube.pretrained import from_pretrained, read_config, save_pretrained
-from xcube.refine import RefineConfig, Refiner, refine_losses
+from xcube.diffusion.schedule import noised, paper_schedule
+from xcube.networks.configs import RefinerConfig, VAEConfig
+from xcube.networks.losses import LossConfig
+from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
+from xcube.networks.refiner import Refiner, refiner_losses
+from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
-from xcube.training.folder import CHECKPOINT
 from xcube.training.modules import TrainVAE, noisy_decode
 from xcube.training.run import train
-from xcube.training.train import train_refine, train_vae
-from xcube.vae import VAE
+from xcube.training.run_folder import CHECKPOINT
+from xcube.training.train import train_refiner, train_vae
 
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
 LOSS = LossConfig(structure=1.0, normal=0.3, kl=1e-3)
@@ -96,11 +96,11 @@ def test_batches_go_on_where_they_stopped(data: Path) -> None:
 
 def test_refinement_is_trained_on_noisy_decodes(data: Path, tmp_path: Path) -> None:
     run_vae(data, tmp_path / "vae")
-    model = RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))
-    net = train_refine(data, tmp_path / "refine", tmp_path / "vae", model=model, train=config(), quiet=True)
+    model = RefinerConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))
+    net = train_refiner(data, tmp_path / "refine", tmp_path / "vae", model=model, train=config(), quiet=True)
     again = from_pretrained(tmp_path / "refine", Refiner)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
-    assert read_config(tmp_path / "refine")["facts"]["latent_scale"] > 0
+    assert read_config(tmp_path / "refine")["metadata"]["latent_scale"] > 0
 
 
 def test_noisy_decodes_follow_from_the_generator() -> None:
@@ -132,12 +132,12 @@ def test_refiner_adds_removes_and_learns() -> None:
     normal = torch.zeros(grid.num_voxels, 3)
     normal[grid.index(rough.grid.coords)] = rough.attributes["normal"]
     rough = Voxels(grid, {"normal": normal})
-    net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 16)))
+    net = Refiner(RefinerConfig(voxel_size=1 / SIDE, channels=(8, 8, 16)))
     assert net.refine(rough).grid.same_voxels(grid)  # at first the decode is left as it is
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        refine_losses(net(rough), truth).total.backward()
+        refiner_losses(net(rough), truth).total.backward()
         optimizer.step()
     better = net.refine(rough).grid
     assert (truth.grid - better).num_voxels < 0.1 * truth.num_voxels
@@ -149,10 +149,10 @@ def test_refiner_adds_removes_and_learns() -> None:
 def test_voxels_exist_from_the_threshold_on() -> None:
     torch.manual_seed(0)
     voxels, found = ball(4.0), []
-    weights = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))).state_dict()
+    weights = Refiner(RefinerConfig(voxel_size=1 / SIDE, channels=(8, 8, 8))).state_dict()
     weights["keep.out.weight"].normal_(std=2.0)
     for threshold in (0.2, 0.5, 0.9):
-        net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), threshold=threshold))
+        net = Refiner(RefinerConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), threshold=threshold))
         net.load_state_dict(weights)
         refined = net(voxels)
         exists = refined.candidates.grid.ijk[refined.logits.sigmoid() > threshold]
@@ -161,15 +161,15 @@ def test_voxels_exist_from_the_threshold_on() -> None:
     assert found[0] > found[1] > found[2] > 0
     for threshold in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"threshold must lie in \(0, 1\), got"):
-            RefineConfig(threshold=threshold)
+            RefinerConfig(threshold=threshold)
 
 
 def test_refining_nothing_gives_nothing() -> None:
-    net = Refiner(RefineConfig(voxel_size=1 / SIDE, channels=(8, 8, 8)))
+    net = Refiner(RefinerConfig(voxel_size=1 / SIDE, channels=(8, 8, 8)))
     empty = Voxels(Grid.empty(2, voxel_size=1 / SIDE, origin=0.5 / SIDE), {"normal": torch.zeros(0, 3)})
     refined = net(empty)
     assert refined.voxels.num_voxels == 0
-    assert refine_losses(refined, Voxels.stack([ball(4.0), ball(3.0)])).total.isfinite()
+    assert refiner_losses(refined, Voxels.stack([ball(4.0), ball(3.0)])).total.isfinite()
 
 
 # Bad input
@@ -216,5 +216,5 @@ def test_the_learning_rate_follows_steps_and_time() -> None:
     assert options.rate(100, 0) == pytest.approx(0.1)
     assert options.rate(50, 0) == pytest.approx(0.55)
     assert options.rate(50, 60.0) == pytest.approx(0.1)  # time is up
-    release = config(schedule="release", batch_size=8)
+    release = config(schedule="official", batch_size=8)
     assert [release.rate(n, 0) for n in (0, 6249, 6250, 10**7)] == pytest.approx([1.0, 1.0, 0.7, 0.01])

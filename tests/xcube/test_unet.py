@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.conditions import Conditions, Text, stack
-from xcube.spaces import Dense, Space, Sparse
-from xcube.unet import UNet, looked_up
-from xcube.unet_config import UNetConfig
+from xcube.networks.conditions import Conditions, Text, stack
+from xcube.networks.configs import UNetConfig
+from xcube.networks.space import Dense, Space, Sparse
+from xcube.networks.unet import UNet, looked_up
 
 FULL = UNetConfig(
     channels=8,
@@ -68,7 +68,7 @@ def latents(grid: Grid, seed: int, channels: int = 4) -> SparseTensor:
 VARIANTS = {
     "modern": FULL,
     "modern without text": replace(FULL, text_channels=0),
-    "release": UNetConfig.paper(False, channels=8, multipliers=(1, 2), attention=(2,), heads=2, groups=4, normal=True,
+    "official": UNetConfig.paper(False, channels=8, multipliers=(1, 2), attention=(2,), heads=2, groups=4, normal=True,
                                 position="ijk"),
     "release with text": UNetConfig.paper(False, channels=8, multipliers=(1, 2), attention=(2,), heads=2, groups=4,
                                           text_channels=6),
@@ -329,8 +329,8 @@ def test_bad_conditions_are_named() -> None:
     grid = shape(0, 5)
     with pytest.raises(ValueError, match=r"which must be bool \[1\], got torch.int64 \[1\]"):
         Conditions().drop(torch.zeros(1, dtype=torch.long), grid)
-    with pytest.raises(ValueError, match=r"names must be among .*, got colour"):
-        Conditions().drop(torch.tensor([True]), grid, ["colour"])
+    with pytest.raises(ValueError, match=r"names must be among .*, got color"):
+        Conditions().drop(torch.tensor([True]), grid, ["color"])
     with pytest.raises(ValueError, match="conditions must hold one element at least"):
         stack([])
     with pytest.raises(ValueError, match="conditions must be the same ones in all batches"):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.blocks import Head
-from xcube.config import VAEConfig
-from xcube.decoder import existence, per_item
-from xcube.losses import LossConfig, normal_angle, vae_losses, voxel_iou
-from xcube.tree import pooling_tree, truth_tree
-from xcube.vae import VAE
+from xcube.geometry.pyramid import pooling_tree, truth_tree
+from xcube.networks.blocks import Head
+from xcube.networks.configs import VAEConfig
+from xcube.networks.decoder import existence, per_item
+from xcube.networks.losses import LossConfig, normal_angle, vae_losses, voxel_iou
+from xcube.networks.vae import VAE
 
 SIZE = 1 / 32
 SMALL: dict[str, Any] = {"voxel_size": SIZE, "channels": (8, 8, 16), "latent_channels": 4, "hidden": 8}
@@ -262,11 +262,11 @@ def test_normal_angle_leaves_out_what_has_none() -> None:
 def test_trees(dilation: Any) -> None:
     grid, strides = spheres(7).grid, [(2, 2, 2)] * 3
     tree, truth = pooling_tree(grid, strides, dilation), truth_tree(grid, strides, dilation)
-    centres = grid.to_world(grid.ijk)
+    centers = grid.to_world(grid.ijk)
     for depth in (1, 2, 3):
         size = SIZE * 2**depth
-        enclosing = Grid.from_points(centres, mode="enclosing", voxel_size=size, origin=size / 2)
-        plain = Grid.from_points(centres, voxel_size=size, origin=size / 2)
+        enclosing = Grid.from_points(centers, mode="enclosing", voxel_size=size, origin=size / 2)
+        plain = Grid.from_points(centers, voxel_size=size, origin=size / 2)
         dilated = dilation == "all" or (dilation == "latent" and depth == 3)
         assert tree[depth].same_voxels(enclosing if dilated else plain)
         assert truth[depth].same_voxels(enclosing if dilation == "all" else plain)

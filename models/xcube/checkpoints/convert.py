@@ -11,10 +11,10 @@ from torch import Tensor
 from xcube.checkpoints import denoiser
 from xcube.checkpoints.reader import plain, read_checkpoint
 from xcube.checkpoints.vae import config_from_official, vae_state
-from xcube.diffusion import DiffusionConfig
-from xcube.pretrained import load_exactly, save_pretrained
-from xcube.unet import UNet
-from xcube.vae import VAE
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.networks.pretrained import load_exactly, save_pretrained
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
 
 
 def from_official(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> VAE:
@@ -61,10 +61,10 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | U
         return net
     try:
         model = from_official(state, values)
-        facts = _box_of(model, values)
+        metadata = _box_of(model, values)
     except KeyError as error:
         raise ValueError(f"{checkpoint}: the hyper-parameters lack {error}") from error
-    save_pretrained(model, out, source=checkpoint.name, **facts)
+    save_pretrained(model, out, source=checkpoint.name, **metadata)
     return model
 
 

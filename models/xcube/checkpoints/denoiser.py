@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
-from xcube.pretrained import load_exactly
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
+from xcube.networks.configs import UNetConfig
+from xcube.networks.pretrained import load_exactly
+from xcube.networks.unet import UNet
 
 # Official name -> ours, module by module. Numbers of blocks count the first convolution, which is not among ours.
 MODULES: tuple[tuple[str, str], ...] = (

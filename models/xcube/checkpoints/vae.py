@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import sparsevox as sv
-from xcube.config import VAEConfig
+from xcube.networks.configs import VAEConfig
 
 # Official name -> ours; `{}` is the number that the pattern finds, as `_number` turns it.
 RULES: tuple[tuple[str, str], ...] = (

@@ -20,10 +20,10 @@ from xcube.data import (
 from xcube.data.build import Engine
 from xcube.data.engines import cores
 from xcube.data.hierarchy import Box, Outside, as_box
-from xcube.data.outdoor import CLASSES
-from xcube.data.outdoor import make as make_scene
-from xcube.data.parts import part_sources
 from xcube.data.sources import SPLITS
+from xcube.procedural.scenes import CLASSES
+from xcube.procedural.scenes import make as make_scene
+from xcube.procedural.shapes import part_sources
 
 Layout = Literal["files", "shapenet", "semantic-kitti", "voxels"]
 
@@ -50,7 +50,7 @@ def build_files(
     outside: Outside = "error",
     splits: dict[str, float] = dict(SPLITS),  # noqa: B006  (read only; help shows it)
     source: str = "",
-    licence: str = "",
+    license: str = "",
     workers: int | None = None,
     engine: Engine = "processes",
     overwrite: bool = False,
@@ -74,7 +74,7 @@ def build_files(
         outside: what to do with shapes that do not fit into the box: leave them out, cut them off, or scale them
         splits: share of each split, where no list says
         source: where the shapes come from, for the card
-        licence: under which licence they may be used, for the card
+        license: under which license they may be used, for the card
         workers: processes at work; as many as there are cores by default, 0 for this one
         engine: processes of this machine, or ray, a cluster whose nodes see the same files
         overwrite: remove the data set that is there first
@@ -100,7 +100,7 @@ def build_files(
         outside=outside,
         splits=splits,
         source=source,
-        licence=licence,
+        license=license,
         workers=cores() if workers is None else workers,
         engine=engine,
         overwrite=overwrite,
@@ -117,7 +117,7 @@ def build_parts(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Build a data set of chairs, tables, sofas, lamps, aeroplanes and cars that are made by rule.
+    """Build a data set of chairs, tables, sofas, lamps, airplanes and cars that are made by rule.
 
     The exit status is 1 if the data set stays empty and 2 if it cannot be built.
 
@@ -130,7 +130,7 @@ def build_parts(
         overwrite: remove the data set that is there first
     """
     box = as_box(levels)
-    return _by_rule(part_sources(count, box), out, box, attributes, "xcube.data.parts", workers, overwrite)
+    return _by_rule(part_sources(count, box), out, box, attributes, "xcube.procedural.shapes", workers, overwrite)
 
 
 def build_scenes(
@@ -150,7 +150,7 @@ def build_scenes(
         out: folder of the data set
         count: how many scenes
         levels: voxels along the first axis of the box, from the coarsest level to the finest
-        size: edges of the box, metres
+        size: edges of the box, meters
         attributes: what to keep of each voxel, of normal and label
         workers: processes at work; as many as there are cores by default, 0 for this one
         overwrite: remove the data set that is there first
@@ -158,7 +158,7 @@ def build_scenes(
     box = as_box(levels, size[0] if len(size) == 1 else size)
     names = [f"scene-{seed:06}" for seed in range(count)]
     sources = [Source(name, partial(make_scene, name, box)) for name in names]
-    about = f"xcube.data.outdoor, {len(CLASSES)} classes"
+    about = f"xcube.procedural.scenes, {len(CLASSES)} classes"
     return _by_rule(sources, out, box, attributes, about, workers, overwrite)
 
 
@@ -178,7 +178,7 @@ def _by_rule(
         box,
         attributes=attributes,
         source=about,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         workers=cores() if workers is None else workers,
         overwrite=overwrite,
         progress=True,

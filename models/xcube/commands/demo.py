@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from sparsevox._atomic import atomic
-from xcube.commands.options import CRUMBS, Names
+from xcube.commands.options import MIN_COMPONENT, Names
 from xcube.commands.sample import sample
 from xcube.data import Source, build, file_sources
 from xcube.data.engines import cores
 from xcube.data.hierarchy import Box
-from xcube.data.parts import part_sources
-from xcube.pretrained import digest
-from xcube.training.parts import Part, box_of_parts, read_preset
+from xcube.networks.pretrained import digest
+from xcube.procedural.shapes import part_sources
+from xcube.training.jobs import Part, box_of_parts, read_preset
 
 OPTIONS = "demo.json"
 SHAPES = {"demo": 1400, "small": 6000}  # of the data set
@@ -39,9 +39,9 @@ def demo(
 ) -> int:
     """Make a data set, train a cascade on it, and make new shapes: 15 minutes on two cores, and nothing to download.
 
-    The data set is of chairs, tables, sofas, lamps, aeroplanes and cars by rule, and of meshes of yours. On it a VAE, a
+    The data set is of chairs, tables, sofas, lamps, airplanes and cars by rule, and of meshes of yours. On it a VAE, a
     denoiser and what repairs are trained for each level. Of 64 new shapes the first 16 are shown, the others are for
-    figures. The same command goes on after an interruption, and makes only what is missing.
+    metrics. The same command goes on after an interruption, and makes only what is missing.
 
     Args:
         out: folder of all of it; index.html shows it
@@ -66,23 +66,23 @@ def demo(
     _build(sources, data, box, restart, quiet)
 
     say(f"training: {', '.join(part.name for part in parts)}")
-    from xcube.training.everything import train_all  # slow to import, as what samples and paints
+    from xcube.training.cascade import train_all  # slow to import, as what samples and paints
 
     limit = None if minutes is None else max(minutes - OTHER, minutes / 2)
     trained = train_all(data, runs, chosen, limit, restart=restart, quiet=quiet)
 
     say(f"sampling: {SAMPLES} shapes")
-    from xcube.sample_folder import SETTINGS
-    from xcube.stages import fingerprint
+    from xcube.pipeline.checkpoint import fingerprint
+    from xcube.pipeline.output import SETTINGS
 
     there = _read(samples / SETTINGS)
-    wanted = {"model": fingerprint(runs), "seed": seed, "crumbs": CRUMBS}
+    wanted = {"model": fingerprint(runs), "seed": seed, "min_component": MIN_COMPONENT}
     anew = restart or wanted != {name: (there or {}).get(name) for name in wanted}
     asked = _categories(parts)
     weight = GUIDANCE if asked else 1.0
     # Noise on the way corrects the errors of a fine network that trained for minutes: flatter, and fewer loose parts.
     # The coarse one is a flow, which has its own sampler.
-    more: dict[str, Any] = {"category": asked, "guidance": weight, "sampler": "ddpm", "crumbs": CRUMBS}
+    more: dict[str, Any] = {"category": asked, "guidance": weight, "sampler": "ddpm", "min_component": MIN_COMPONENT}
     sample(runs, samples, SAMPLES, seed, **more, restart=anew, quiet=quiet)
 
     say("figures and pictures")
@@ -97,7 +97,7 @@ def demo(
 def _check(parts: Sequence[Part], minutes: float | None, seed: int) -> None:
     """What would else be found out after training."""
     levels = range(max(part.level for part in parts) + 1)
-    lacking = {f"{kind}-{level}" for kind in ("vae", "diffusion") for level in levels} - {part.name for part in parts}
+    lacking = {f"{kind}-{level}" for kind in ("vae", "denoiser") for level in levels} - {part.name for part in parts}
     if lacking or len(levels) < 2:
         told = f"lack of {', '.join(sorted(lacking))}" if lacking else "one"
         raise ValueError(f"preset must have a VAE and a denoiser for each of two levels or more, got {told}")
@@ -116,7 +116,7 @@ def _check_mesh(source: Source, path: Path) -> None:
 
 def _categories(parts: Sequence[Part]) -> Names | None:
     """What the first denoiser can be asked for, all in turn; None if there is nothing."""
-    first = next(part for part in parts if part.name == "diffusion-0")
+    first = next(part for part in parts if part.name == "denoiser-0")
     return Names(first.options["categories"]) if "categories" in first.options else None
 
 
@@ -142,7 +142,7 @@ def _begin(out: Path, options: dict[str, Any], restart: bool) -> None:
             f"{out} holds a demo of {there}, not of {options}; take another folder, or begin anew: restart"
         )
     if restart:
-        from xcube.training.folder import prepare  # slow to import
+        from xcube.training.run_folder import prepare  # slow to import
 
         for run in (out / "runs").glob("*"):  # a call after an interruption must not take them for its own
             prepare(run, restart=True)
@@ -162,7 +162,7 @@ def _build(sources: Sequence[Source], data: Path, box: Box, restart: bool, quiet
         data,
         box,
         outside="rescale",
-        source="xcube.data.parts, and files",
+        source="xcube.procedural.shapes, and files",
         workers=cores(),
         overwrite=restart,
         progress=not quiet,

@@ -1,4 +1,4 @@
-"""What `xcube demo` shows: figures, pictures, and a page of them."""
+"""What `xcube demo` shows: metrics, pictures, and a page of them."""
 
 import json
 import shlex
@@ -11,13 +11,8 @@ import torch
 
 from sparsevox._atomic import atomic
 from xcube.commands.evaluate import COLUMNS, cells
-from xcube.commands.options import CRUMBS
-from xcube.data import Source
-from xcube.data.hierarchy import Box, build_hierarchy
-from xcube.evaluation import Evaluation, evaluate_folder
-from xcube.pipeline import XCubePipeline
-from xcube.pretrained import digest
-from xcube.report import (
+from xcube.commands.options import MIN_COMPONENT
+from xcube.commands.report import (
     PICTURES,
     Unseen,
     draw_curves,
@@ -27,10 +22,15 @@ from xcube.report import (
     reconstruct_split,
     write_page,
 )
-from xcube.sample_folder import GALLERY, SETTINGS, SampleFolder, gallery
-from xcube.sampling import SamplerConfig
+from xcube.data import Source
+from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.diffusion.samplers import SamplerConfig
+from xcube.evaluation.evaluate import Evaluation, evaluate_folder
+from xcube.networks.pretrained import digest
+from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, gallery
+from xcube.pipeline.pipeline import XCubePipeline
 
-FIGURES, PAGE = "figures.json", "index.html"
+METRICS, PAGE = "metrics.json", "index.html"
 SHOWN = 16  # samples
 POINTS = 1024  # of a shape, for distances: half of the usual number, in half of the time
 VARIANTS = 2  # of each mesh of the user
@@ -40,7 +40,7 @@ Trained = Mapping[str, Mapping[str, float]]
 
 
 def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]], preset: str, quiet: bool) -> None:
-    """Write figures.json, gallery.png, pictures and index.html, unless they are there and of the same samples.
+    """Write metrics.json, gallery.png, pictures and index.html, unless they are there and of the same samples.
 
     Args:
         out: Folder of the demo, with data, runs and samples.
@@ -57,7 +57,7 @@ def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]], preset
     (out / GALLERY).unlink(missing_ok=True)  # that of other samples
     evaluation = evaluate_folder(out / "samples", out / "data", points=POINTS, quiet=quiet)
     unseen = reconstruct_split(pipeline, out / "data")
-    figures = {
+    metrics = {
         "samples": evaluation.rows,
         "unseen": {"shapes": unseen.shapes, "iou": unseen.iou, "refined": unseen.refined},
         "training": trained,
@@ -72,7 +72,7 @@ def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]], preset
         made=evaluation.settings["samples"],
         samples=_samples(out, evaluation),
         columns=list(COLUMNS.values()),
-        figures=cells(evaluation.rows),
+        metrics=cells(evaluation.rows),
         unseen=_unseen_rows(pipeline, unseen),
         unseen_shapes=unseen.shapes,
         examples=len(unseen.examples),
@@ -81,14 +81,14 @@ def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]], preset
         pictured=(out / GALLERY).is_file(),
         commands=_commands(out, preset, [path for _, path in own]),
     )
-    with atomic(out / FIGURES) as file:  # last: where it is, all is
-        file.write((json.dumps(figures, indent=2) + "\n").encode())
+    with atomic(out / METRICS) as file:  # last: where it is, all is
+        file.write((json.dumps(metrics, indent=2) + "\n").encode())
 
 
 def _made_of(out: Path) -> Any:
-    """Of which samples the figures are that are there."""
+    """Of which samples the metrics are that are there."""
     try:
-        return json.loads((out / FIGURES).read_text())["made_of"]
+        return json.loads((out / METRICS).read_text())["made_of"]
     except (KeyError, OSError, TypeError, ValueError):
         return None
 
@@ -99,9 +99,9 @@ def _summary(evaluation: Evaluation, unseen: Unseen) -> str:
     apart, error = f"{row['one_nna']:.1%}", f"{row['one_nna_error']:.1%}"
     return (
         "New shapes out of noise, level by level. Shapes that the networks have not seen come through the VAEs with an "
-        f"IoU of {iou}. A nearest neighbour tells {row['shapes']} samples from held-out shapes in {apart} of the cases "
+        f"IoU of {iou}. A nearest neighbor tells {row['shapes']} samples from held-out shapes in {apart} of the cases "
         f"(±{error}; 50 % is ideal, training shapes give {real['one_nna']:.1%}). {row['empty']} samples are empty, "
-        f"{row['one_component']:.0%} are of one part; loose parts of less than {CRUMBS:.0%} of a shape were removed."
+        f"{row['one_component']:.0%} are connected; components of less than {MIN_COMPONENT:.0%} of a shape are removed."
     )
 
 
@@ -149,7 +149,7 @@ def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
     box = Box(pipeline.resolutions, pipeline.size)
     levels = build_hierarchy(source.load(), box, outside="rescale")
     back = pipeline.reconstruct(levels[-1])
-    told: dict[str, Any] = {"sampler": SamplerConfig("ddpm"), "crumbs": CRUMBS, "quiet": True}
+    told: dict[str, Any] = {"sampler": SamplerConfig("ddpm"), "min_component": MIN_COMPONENT, "quiet": True}
     again = pipeline.upsample(levels[0].unbind()[0], 1, numbers=range(VARIANTS), **told)
     rows = {
         "in": [each.input for each in back],
@@ -159,7 +159,7 @@ def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
     picture = f"{PICTURES}/{source.name.replace('/', '-')}.png"
     draw_levels({title: shapes for title, shapes in rows.items() if all(v.num_voxels for v in shapes)}, out / picture)
     text = " and ".join(
-        f"{each.figures()['iou']:.3f} at {n}^3" for each, n in zip(back, pipeline.resolutions, strict=True)
+        f"{each.metrics()['iou']:.3f} at {n}^3" for each, n in zip(back, pipeline.resolutions, strict=True)
     )
     return {"name": unquote(source.name), "picture": quote(picture), "text": f"IoU {text}"}
 
@@ -168,7 +168,7 @@ def _commands(out: Path, preset: str, own: Sequence[Path]) -> list[str]:
     """What to do next, as it can be pasted into a shell."""
     runs, coarse = out / "runs", out / "samples" / "levels" / "0" / "shape-000000.npz"
     again: list[object] = ["--preset", preset, *(["--mesh", *own] if own else [])]
-    how = ("--sampler", "ddpm", "--crumbs", CRUMBS)
+    how = ("--sampler", "ddpm", "--min_component", MIN_COMPONENT)
     words: list[list[object]] = [
         ["sample", "--model", runs, "--count", 100, "--seed", 1, *how, "--out", "more"],
         ["upsample", coarse, "--model", runs, "--count", 4, *how, "--out", "finer"],

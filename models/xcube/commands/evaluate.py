@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xcube.evaluation
+import xcube.evaluation.evaluate
 
 # Lines of the table: the figure, its title, how it is shown, and what a reader should know.
 SHARE, COUNT, DISTANCE = "{:.1%}", "{:d}", "{:.3g}"
@@ -31,18 +31,18 @@ LINES = (
 COLUMNS = {"samples": "samples", "training": "training", "held_out": "held-out"}
 
 
-@functools.wraps(xcube.evaluation.evaluate_folder)
+@functools.wraps(xcube.evaluation.evaluate.evaluate_folder)
 def evaluate(samples: Path, data: Path, out: Path | None = None, **options: Any) -> int:
-    """Write figures and a table of them."""
+    """Write metrics and a table of them."""
     target = samples / "evaluation.json" if out is None else out
-    found = xcube.evaluation.evaluate_folder(samples, data, out=target, **options)
+    found = xcube.evaluation.evaluate.evaluate_folder(samples, data, out=target, **options)
     sys.stdout.write(table(found.rows))
     used, there = found.settings["shapes"], found.settings["samples"]
     if used < there:
         sys.stdout.write(
             f"{used} of {there} samples were compared, as many as there are of each set, or were asked for\n"
         )
-    sys.stdout.write(f"{target} has all figures, those of each sample too\n")
+    sys.stdout.write(f"{target} has all metrics, those of each sample too\n")
     return 0
 
 

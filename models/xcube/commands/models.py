@@ -8,9 +8,9 @@ from typing import Any, ParamSpec
 
 from torch.nn import Module
 
-import xcube.reconstruct
+import xcube.pipeline.reconstruct
 from xcube.checkpoints import convert as convert_checkpoint
-from xcube.training import everything, train
+from xcube.training import cascade, train
 
 P = ParamSpec("P")
 
@@ -28,14 +28,14 @@ def _trains(function: Callable[P, Module]) -> Callable[P, int]:
 
 
 train_vae = _trains(train.train_vae)
-train_refine = _trains(train.train_refine)
-train_diffusion = _trains(train.train_diffusion)
+train_refiner = _trains(train.train_refiner)
+train_denoiser = _trains(train.train_denoiser)
 
 
-@functools.wraps(everything.train_all)
+@functools.wraps(cascade.train_all)
 def train_all(data: Path, out: Path, **options: Any) -> int:
     """Train networks, and say where they are."""
-    everything.train_all(data, out, **options)
+    cascade.train_all(data, out, **options)
     sys.stdout.write(f"{out} holds the networks: xcube sample --model {out}\n")
     return 0
 
@@ -48,11 +48,11 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> int:
     return 0
 
 
-@functools.wraps(xcube.reconstruct.reconstruct_file)
+@functools.wraps(xcube.pipeline.reconstruct.reconstruct_file)
 def reconstruct(shape: Path, model: Path, out: Path, **options: Any) -> int:
     """Write a reconstruction."""
-    figures = xcube.reconstruct.reconstruct_file(shape, model, out, **options)
-    for name, value in figures.items():
+    metrics = xcube.pipeline.reconstruct.reconstruct_file(shape, model, out, **options)
+    for name, value in metrics.items():
         sys.stdout.write(f"{name:>16}  {value:,.4g}\n" if isinstance(value, float) else f"{name:>16}  {value:,}\n")
     sys.stdout.write(f"look at {out / 'reconstruction.png'}, or open {out / 'reconstruction.html'}\n")
     return 0

@@ -1,6 +1,8 @@
 """Types of options on the command line, and a value that the demo and its page share."""
 
-CRUMBS = 0.01  # of the voxels of a shape; what networks that trained for minutes leave beside it is mostly smaller
+MIN_COMPONENT = (
+    0.01  # of the voxels of a shape; what networks that trained for minutes leave beside it is mostly smaller
+)
 
 
 class Integers(tuple[int, ...]):

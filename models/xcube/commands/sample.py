@@ -13,12 +13,12 @@ from sparsevox.io import load_voxels
 from xcube.commands.options import Names
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.sources import load_shape
-from xcube.pretrained import digest
+from xcube.networks.pretrained import digest
 
 if TYPE_CHECKING:
-    from xcube.pipeline import XCubePipeline
-    from xcube.request import Sample
-    from xcube.sample_folder import SampleFolder
+    from xcube.pipeline.options import Sample
+    from xcube.pipeline.output import SampleFolder
+    from xcube.pipeline.pipeline import XCubePipeline
 
 Kind = Literal["ddim", "ddpm", "dpm++"]
 VOXELS = (".npz", ".npy")
@@ -34,7 +34,7 @@ def sample(
     category: Names | None = None,
     guidance: float = 1.0,
     sampler: Kind = "ddim",
-    crumbs: float = 0.0,
+    min_component: float = 0.0,
     batch_size: int = 16,
     budget: int = 500_000,
     device: str = "auto",
@@ -47,7 +47,7 @@ def sample(
     count, and leaves finished shapes as they are.
 
     Args:
-        model: folder of a pipeline, or one with the runs vae-0, diffusion-0, refine-0, vae-1 and so on
+        model: folder of a pipeline, or one with the runs vae-0, denoiser-0, refiner-0, vae-1 and so on
         out: folder for the shapes
         count: how many shapes
         seed: of the noise; a shape follows from it and its number
@@ -56,20 +56,20 @@ def sample(
         category: the same, for models that know classes; several, as chair,lamp, are taken in turn
         guidance: weight of text and category; 1 is none
         sampler: how to sample; networks that predict flows have their own way
-        crumbs: remove, at each level, loose parts of less than this share of a shape, as 0.01
+        min_component: remove, at each level, loose parts of less than this share of a shape, as 0.01
         batch_size: shapes of a batch, at most
         budget: voxels of a batch, at most
         device: cpu, cuda, or auto, a GPU if there is one
         restart: begin anew, whatever shapes are in the folder
         quiet: show no progress bar
     """
-    from xcube.sample_folder import SampleFolder
-    from xcube.sampling import SamplerConfig
-    from xcube.stages import fingerprint
+    from xcube.diffusion.samplers import SamplerConfig
+    from xcube.pipeline.checkpoint import fingerprint
+    from xcube.pipeline.output import SampleFolder
 
     pipeline = _pipeline(model, count, device)
     chosen = SamplerConfig(sampler, steps=steps, guidance=guidance)
-    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen, "crumbs": crumbs}
+    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen, "min_component": min_component}
     split: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "quiet": quiet}
 
     def make(numbers: Sequence[int]) -> Iterator["Sample"]:
@@ -92,7 +92,7 @@ def upsample(
     category: Names | None = None,
     guidance: float = 1.0,
     sampler: Kind = "ddim",
-    crumbs: float = 0.0,
+    min_component: float = 0.0,
     batch_size: int = 16,
     budget: int = 500_000,
     device: str = "auto",
@@ -106,7 +106,7 @@ def upsample(
 
     Args:
         file: voxels of one shape, .npz or .npy; or a mesh or points, which are made as coarse as the level wants
-        model: folder of a pipeline, or one with the runs vae-0, diffusion-0, refine-0, vae-1 and so on
+        model: folder of a pipeline, or one with the runs vae-0, denoiser-0, refiner-0, vae-1 and so on
         level: which level makes the first finer voxels; for voxels the one that their size says, else 1
         out: folder for the shapes
         count: how many variants
@@ -116,21 +116,21 @@ def upsample(
         category: the same, for models that know classes; several, as chair,lamp, are taken in turn
         guidance: weight of text and category; 1 is none
         sampler: how to sample; networks that predict flows have their own way
-        crumbs: remove, at each level, loose parts of less than this share of a shape, as 0.01
+        min_component: remove, at each level, loose parts of less than this share of a shape, as 0.01
         batch_size: shapes of a batch, at most
         budget: voxels of a batch, at most
         device: cpu, cuda, or auto, a GPU if there is one
         restart: begin anew, whatever shapes are in the folder
         quiet: show no progress bar
     """
-    from xcube.sample_folder import SampleFolder
-    from xcube.sampling import SamplerConfig
-    from xcube.stages import fingerprint
+    from xcube.diffusion.samplers import SamplerConfig
+    from xcube.pipeline.checkpoint import fingerprint
+    from xcube.pipeline.output import SampleFolder
 
     pipeline = _pipeline(model, count, device)
     voxels = _coarse(file, pipeline, level)
     chosen = SamplerConfig(sampler, steps=steps, guidance=guidance)
-    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen, "crumbs": crumbs}
+    told: dict[str, Any] = {"seed": seed, "text": text, "sampler": chosen, "min_component": min_component}
     split: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "quiet": quiet}
     where: dict[str, Any] = {"begin": voxels, "level": level}
 
@@ -149,7 +149,7 @@ def _in_turn(category: Sequence[str] | None, numbers: Sequence[int]) -> list[str
 
 def _pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
     """The pipeline of a folder on a device, after a look at what costs nothing."""
-    from xcube.pipeline import XCubePipeline  # its schedulers are slow to import, and other commands need none
+    from xcube.pipeline.pipeline import XCubePipeline  # its schedulers are slow to import, and other commands need none
 
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -179,7 +179,7 @@ def _coarse(file: Path, pipeline: "XCubePipeline", level: int | None) -> Voxels:
 
 def _fill(folder: "SampleFolder", count: int, make: Callable[[Sequence[int]], Iterator["Sample"]]) -> int:
     """Make the shapes of a folder that are missing, and pictures of all."""
-    from xcube.sample_folder import GALLERY, PAGE
+    from xcube.pipeline.output import GALLERY, PAGE
 
     missing = folder.missing(count)
     if missing:

@@ -2,7 +2,7 @@
 
 from xcube.data.build import Report, build
 from xcube.data.converters import semantic_kitti_sources, shapenet_sources, voxel_sources
-from xcube.data.folder import Attribute, Card
+from xcube.data.dataset import Attribute, Card
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source, file_sources, with_lists

@@ -12,11 +12,10 @@ from shutil import rmtree
 from typing import Any, Literal, NamedTuple
 
 import sparsevox as sv
+from sparsevox import checks
 from sparsevox.io import describe
-from sparsevox.ops import _checks
 from sparsevox.shapes import Mesh, Points, Shape
-from xcube.data.engines import run_here, run_processes, run_ray
-from xcube.data.folder import (
+from xcube.data.dataset import (
     ATTRIBUTES,
     CARD,
     INDEX,
@@ -35,6 +34,7 @@ from xcube.data.folder import (
     write_index,
     write_shape,
 )
+from xcube.data.engines import run_here, run_processes, run_ray
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
 from xcube.data.sources import SPLITS, Source, Splits, seed_of, split_of, unique
 
@@ -91,7 +91,7 @@ def build(
     outside: Outside = "error",
     splits: Splits = SPLITS,
     source: str = "",
-    licence: str = "",
+    license: str = "",
     workers: int = 0,
     engine: Engine = "processes",
     overwrite: bool = False,
@@ -108,7 +108,7 @@ def build(
 
     Args:
         sources: Shapes with names, as those of `file_sources` and of the converters.
-        out: The folder of the data set; made if it does not exist. `xcube.data.folder` says what lies in it.
+        out: The folder of the data set; made if it does not exist. `xcube.data.dataset` says what lies in it.
         box: Its levels and its size.
         attributes: Which attributes to keep. A shape that lacks one is left out. A mapping says how they are stored;
             names alone are those of `ATTRIBUTES`.
@@ -117,7 +117,7 @@ def build(
         outside: What to do with shapes that do not fit into the box (`build_hierarchy`); "error" leaves them out.
         splits: Share of each split, for sources that name none.
         source: Where the shapes come from, for the card.
-        licence: Under which licence they may be used, for the card.
+        license: Under which license they may be used, for the card.
         workers: How many processes. 0 does the work in this one.
         engine: "processes" of this machine, or "ray", a cluster whose nodes see the same files.
         overwrite: Whether to remove what is in the folder, if it is a data set.
@@ -135,13 +135,13 @@ def build(
     if outside not in ("error", "clip", "rescale"):
         raise ValueError(f"outside must be 'error', 'clip' or 'rescale', got {outside!r}")
     for name, number, least in (("samples", samples, 1), ("workers", workers, int(engine == "ray"))):
-        if _checks.integer(name, number) < least:
+        if checks.integer(name, number) < least:
             raise ValueError(f"{name} must be at least {least}, got {number}")
     if not splits or min(splits.values()) < 0 or not sum(splits.values()) > 0:
         raise ValueError(f"splits must have shares that are not negative, and not all 0, got {dict(splits)}")
-    options = {"samples": samples, "seed": _checks.integer("seed", seed), "outside": outside, "splits": dict(splits)}
+    options = {"samples": samples, "seed": checks.integer("seed", seed), "outside": outside, "splits": dict(splits)}
     ordered = unique(sources)
-    card = Card(box, _as_stored(attributes), options, source, licence)
+    card = Card(box, _as_stored(attributes), options, source, license)
     folder = Path(out)
     entries = {entry.name: entry for entry in _open(folder, card, overwrite)}
     for each in ordered:
@@ -194,8 +194,8 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
         write_shape(out, card, source.name, levels)
     except ValueError as error:
         return skipped("other attributes", error)
-    facts = describe(shape) if isinstance(shape, Mesh) else None
-    closed = None if facts is None else facts.closed and facts.oriented
+    metadata = describe(shape) if isinstance(shape, Mesh) else None
+    closed = None if metadata is None else metadata.closed and metadata.oriented
     voxels = tuple(level.num_voxels for level in levels)
     return Entry(source.name, split_of(source, card.options["splits"]), closed, voxels)
 

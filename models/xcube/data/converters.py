@@ -102,7 +102,7 @@ def semantic_kitti_sources(
     """Sweeps of SemanticKITTI, called SEQUENCE/NUMBER, with "intensity" and, where there are labels, "label".
 
     A sweep is sequences/SEQUENCE/velodyne/NUMBER.bin, its labels are sequences/SEQUENCE/labels/NUMBER.label. Positions
-    are metres around the scanner. The splits are those of the benchmark: sequence 08 is "val", 00 to 10 without it are
+    are meters around the scanner. The splits are those of the benchmark: sequence 08 is "val", 00 to 10 without it are
     "train", all others "test".
 
     Args:
@@ -135,7 +135,7 @@ def load_sweep(path: Path, labels: Path | None, classes: Mapping[int, int] | Non
     return Points(points.positions, {**points.attributes, "label": table[points.attributes["label"]]})
 
 
-def voxel_sources(root: str | PathLike[str], box: Box, *, centred: bool = False) -> list[Source]:
+def voxel_sources(root: str | PathLike[str], box: Box, *, centered: bool = False) -> list[Source]:
     """Voxels of the finest level of a box: .npy and .npz files below a folder, called by their paths below it.
 
     A .npy file holds integers [N, 3], a .npz file such an array called "ijk", and attributes beside it; both count from
@@ -144,14 +144,14 @@ def voxel_sources(root: str | PathLike[str], box: Box, *, centred: bool = False)
     Args:
         root: The folder, or one file.
         box: The one to build in.
-        centred: Whether files count from the middle of the box, as grids of this package do.
+        centered: Whether files count from the middle of the box, as grids of this package do.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no such file in it.
     """
     folder = Path(root)
     files: Iterable[Path] = [folder] if folder.is_file() else sorted(folder.rglob("*.np[yz]"))
-    x, y, z = (0, 0, 0) if centred else box.shape(-1)
+    x, y, z = (0, 0, 0) if centered else box.shape(-1)
     load = partial(load_voxels_of, size=box.voxel_size(-1), lower=(-x // 2, -y // 2, -z // 2))
     base = folder.parent if folder.is_file() else folder
     sources = [file_source(path, base, load) for path in files]

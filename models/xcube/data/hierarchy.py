@@ -18,7 +18,7 @@ from sparsevox.io import fit, sample_surface, splat_attributes
 from sparsevox.io._trimesh import library
 from sparsevox.io.sampling import check_finite, interpolated
 from sparsevox.shapes import Mesh, Points, Shape, Voxels
-from xcube.tree import enclosing_coarsen
+from xcube.geometry.pyramid import enclosing_coarsen
 
 Outside = Literal["error", "clip", "rescale"]
 
@@ -27,7 +27,7 @@ Outside = Literal["error", "clip", "rescale"]
 class Box:
     """Where shapes live: a box around the world's origin, cut into voxels at each level.
 
-    Voxel (0, 0, 0) of every level begins at the origin, so its centre, the `origin` of grids, lies at half a voxel, and
+    Voxel (0, 0, 0) of every level begins at the origin, so its center, the `origin` of grids, lies at half a voxel, and
     the corners of all levels meet.
 
     levels: Voxels along the first axis of the box, from the coarsest level to the finest; each is the one before times
@@ -84,11 +84,11 @@ def build_hierarchy(
     """One shape at every level of a box, the coarsest first.
 
     The finest level holds the voxels that touch the mesh or contain a point (the containing rule). Every coarser level
-    is made from the centres of the next finer one by the enclosing rule. That is the grid on which an autoencoder of
+    is made from the centers of the next finer one by the enclosing rule. That is the grid on which an autoencoder of
     the finer level has its latents, so the cascade is trained on what it will meet, voxel for voxel.
 
     Attributes of every level come from the same points: samples on the surface of a mesh, the points themselves, or the
-    centres of the voxels; `sv.io.splat_attributes` says how.
+    centers of the voxels; `sv.io.splat_attributes` says how.
 
     Args:
         shape: A mesh, points, or the voxels of the finest level.

@@ -7,9 +7,9 @@ from typing import TypeVar, cast, overload
 
 from torch.utils.data import Dataset
 
-from sparsevox.ops import _checks
+from sparsevox import checks
 from sparsevox.shapes import Voxels
-from xcube.data.folder import read_card, read_index, read_shape
+from xcube.data.dataset import read_card, read_index, read_shape
 
 Item = TypeVar("Item", Voxels, list[Voxels])
 
@@ -25,7 +25,7 @@ class ShapeFolder(Dataset[Item]):
         loader = DataLoader(shapes, batch_sampler=sampler, collate_fn=sv.collate, num_workers=4)
 
     root: The folder.
-    card: What there is to know of it: its box, its attributes, its licence.
+    card: What there is to know of it: its box, its attributes, its license.
     entries: The shapes of the split in the order of their names, which is that of the items.
     sizes: Voxels of each item, of all its levels together.
 
@@ -66,7 +66,7 @@ class ShapeFolder(Dataset[Item]):
             raise ValueError(f"split must be one of {sorted({e.split for e in everything})}, got {split!r} for {root}")
         self._single = isinstance(level, int)
         count = len(self.card.box.levels)
-        levels = [_checks.integer("level", each) for each in ([level] if isinstance(level, int) else level)]
+        levels = [checks.integer("level", each) for each in ([level] if isinstance(level, int) else level)]
         if not levels or not all(-count <= each < count for each in levels):
             raise IndexError(f"level must be among the {count} of {self.card.box.levels}, got {level}")
         self._levels = [each % count for each in levels]

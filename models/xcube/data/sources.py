@@ -14,7 +14,7 @@ from urllib.parse import quote
 from sparsevox.io import load_mesh, load_points
 from sparsevox.io.meshes import READS
 from sparsevox.shapes import Shape
-from xcube.data.folder import check_name, is_data_set
+from xcube.data.dataset import check_name, is_data_set
 
 Splits = Mapping[str, float]
 

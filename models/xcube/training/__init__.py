@@ -1,1 +1,1 @@
-"""Training with Lightning: `xcube train vae`, `xcube train refine`."""
+"""Training with Lightning: `xcube train vae`, `xcube train refiner`."""

@@ -9,16 +9,16 @@ from xcube.config import Config
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """Optimisation, its schedule, and how often to look.
+    """Optimization, its schedule, and how often to look.
 
     Args:
-        steps: Optimiser steps.
+        steps: Optimizer steps.
         minutes: Time after which training ends all the same; the learning rate follows whatever is nearer its end.
         batch_size: Shapes of a batch, at most.
         voxels: Voxels of a batch, at most: the finest level of its shapes. A larger shape is a batch of its own.
         learning_rate: Of AdamW.
         warmup: Steps in which it rises from 0.
-        schedule: "cosine": falls to `final` of itself; "constant"; "release": falls by 0.7 every 50,000 shapes, to a
+        schedule: "cosine": falls to `final` of itself; "constant"; "official": falls by 0.7 every 50,000 shapes, to a
             hundredth at least.
         final: Share of the learning rate that is left at the end.
         weight_decay: Of AdamW.
@@ -43,7 +43,7 @@ class TrainConfig(Config):
     voxels: int = 1_000_000
     learning_rate: float = 1e-3
     warmup: int = 50
-    schedule: Literal["cosine", "constant", "release"] = "cosine"
+    schedule: Literal["cosine", "constant", "official"] = "cosine"
     final: float = 0.05
     weight_decay: float = 0.0
     amsgrad: bool = False
@@ -68,7 +68,7 @@ class TrainConfig(Config):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         choices = {
-            "schedule": ("cosine", "constant", "release"),
+            "schedule": ("cosine", "constant", "official"),
             "precision": ("32-true", "bf16-mixed"),
             "accelerator": ("auto", "cpu", "gpu"),
         }
@@ -88,7 +88,7 @@ class TrainConfig(Config):
         rising = min(1.0, (step + 1) / (self.warmup + 1))
         if self.schedule == "constant":
             return rising
-        if self.schedule == "release":
+        if self.schedule == "official":
             shapes = step * self.batch_size * self.accumulate * self.devices
             return max(0.7 ** (shapes // 50_000), 0.01)
         return rising * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))

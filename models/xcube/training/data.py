@@ -63,7 +63,7 @@ def training_batches(
 
 
 def validation_batches(shapes: ShapeFolder[Voxels], config: TrainConfig) -> DataLoader[Any]:
-    """Some shapes of a split, in batches. They are spread over it: names that belong together are neighbours."""
+    """Some shapes of a split, in batches. They are spread over it: names that belong together are neighbors."""
     count = min(config.val_shapes, len(shapes))
     chosen = torch.linspace(0, len(shapes) - 1, count, dtype=torch.float64).round().long().tolist()
     some, sizes = Subset(shapes, chosen), [shapes.sizes[item] for item in chosen]

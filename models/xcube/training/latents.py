@@ -12,9 +12,9 @@ from torch import Tensor
 import sparsevox as sv
 from sparsevox import Voxels
 from sparsevox.data import VoxelBudgetSampler
-from xcube.conditions import NOTHING, Text
 from xcube.data.loading import ShapeFolder
-from xcube.text import TextEncoder
+from xcube.networks.conditions import NOTHING, Text
+from xcube.networks.text_encoder import TextEncoder
 from xcube.training.config import TrainConfig
 from xcube.training.status import shown
 

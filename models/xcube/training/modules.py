@@ -11,25 +11,25 @@ from torch import Tensor
 
 from sparsevox import SparseTensor, Voxels
 from xcube.config import Config
-from xcube.losses import LossConfig, Losses, vae_losses
-from xcube.noising import STEPS, noised
-from xcube.pretrained import kind_of
-from xcube.refine import Refiner, refine_losses
+from xcube.diffusion.schedule import STEPS, noised
+from xcube.networks.losses import LossConfig, Losses, vae_losses
+from xcube.networks.pretrained import kind_of
+from xcube.networks.refiner import Refiner, refiner_losses
+from xcube.networks.vae import VAE, Posterior
 from xcube.training.config import TrainConfig
-from xcube.vae import VAE, Posterior
 
 SCALE_SHAPES = 128  # from which the scale of latents is computed, to half a percent
 
 
 class Trained(lightning.LightningModule, ABC):
-    """What all networks have in common: optimiser, schedule, logs, and noise that depends on the step alone.
+    """What all networks have in common: optimizer, schedule, logs, and noise that depends on the step alone.
 
     All parameters get a gradient in every step, of zeros where a decode is empty, so processes that train together
     wait for the same ones. That gradient is the mean of theirs.
 
     net: The network that is trained, and kept.
     options: What the run was asked for, as plain values: a run that is taken up again must have the same.
-    figures: What the last validation found, by name.
+    metrics: What the last validation found, by name.
     """
 
     def __init__(self, net: torch.nn.Module, train: TrainConfig, **options: Any) -> None:
@@ -37,12 +37,12 @@ class Trained(lightning.LightningModule, ABC):
         self.net, self.config = net, train
         assert isinstance(net.config, Config)
         self.options = {"kind": kind_of(net), "model": net.config.to_dict(), "train": train.to_dict()} | options
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.started: float | None = None
         self.earlier = 0.0
 
     @abstractmethod
-    def facts(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
+    def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
         """What to write beside the trained network, given batches for training, made of so many shapes."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Trained(lightning.LightningModule, ABC):
     def on_validation_end(self) -> None:
         """Keep what was found."""
         found = self.trainer.callback_metrics.items()
-        self.figures = {name.removeprefix("val/"): float(v) for name, v in found if name.startswith("val/")}
+        self.metrics = {name.removeprefix("val/"): float(v) for name, v in found if name.startswith("val/")}
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Lightning validates a run that is told to stop, and not one that has come to its last step."""
@@ -122,12 +122,12 @@ class Trained(lightning.LightningModule, ABC):
         self.started = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The time and the figures go along, and what the run was asked for."""
-        checkpoint |= {"elapsed": self.elapsed, "figures": self.figures, "options": self.options}
+        """The time and the metrics go along, and what the run was asked for."""
+        checkpoint |= {"elapsed": self.elapsed, "figures": self.metrics, "options": self.options}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The time goes on."""
-        self.earlier, self.figures = float(checkpoint["elapsed"]), checkpoint["figures"]
+        self.earlier, self.metrics = float(checkpoint["elapsed"]), checkpoint["figures"]
 
 
 class TrainVAE(Trained):
@@ -139,7 +139,7 @@ class TrainVAE(Trained):
         super().__init__(net, train, loss=loss.to_dict())
         self.loss = loss
 
-    def facts(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
+    def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
         """The scale of its latents."""
         return {"latent_scale": latent_scale(self.net, batches, min(shapes, SCALE_SHAPES))}
 
@@ -169,7 +169,7 @@ class TrainRefiner(Trained):
         self.vae = vae.requires_grad_(False).eval()
         self.scale, self.first, self.last = scale, first, last
 
-    def facts(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
+    def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
         """What it was trained on."""
         return {"latent_scale": self.scale, "first": self.first, "last": self.last}
 
@@ -184,7 +184,7 @@ class TrainRefiner(Trained):
         check_labels(voxels, self.vae.config.num_labels)
         with torch.no_grad():
             rough = noisy_decode(self.vae, voxels, generator, scale=self.scale, first=self.first, last=self.last)
-        return refine_losses(self.net(rough), voxels)
+        return refiner_losses(self.net(rough), voxels)
 
 
 def noisy_decode(

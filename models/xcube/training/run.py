@@ -15,14 +15,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from sparsevox import Voxels
 from sparsevox._atomic import atomic
-from xcube.data.folder import read_index
+from xcube.data.dataset import read_index
 from xcube.data.loading import ShapeFolder
-from xcube.pretrained import load_weights, save_pretrained
+from xcube.networks.pretrained import load_weights, save_pretrained
 from xcube.training.callbacks import LOGS, Average, Progress, Report, WholeFiles, table
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches, validation_batches
-from xcube.training.folder import CHECKPOINT, FIGURES, finished, prepare, steps_of
 from xcube.training.modules import Trained
+from xcube.training.run_folder import CHECKPOINT, METRICS, finished, prepare, steps_of
 from xcube.training.status import LISTENER
 
 # What Lightning warns of though it is meant to be so, or is its own affair.
@@ -44,7 +44,7 @@ def train(
     """Train a network on one level of a data set, and write it to a folder.
 
     The folder gets `last.ckpt` as training goes, from which the same call goes on if it was interrupted, logs for
-    TensorBoard and as CSV, and in the end `figures.json`, with steps, seconds and the last validation, and what
+    TensorBoard and as CSV, and in the end `metrics.json`, with steps, seconds and the last validation, and what
     `save_pretrained` writes: the averaged weights. A call whose run has come to its end there reads it.
 
     Args:
@@ -82,11 +82,11 @@ def train(
         options = {name: value for name, value in module.options.items() if name not in ("kind", "model", "data")}
         end = {"steps": trainer.global_step, "seconds": round(module.elapsed, 1)}
         module.to(trainer.strategy.root_device)
-        facts = module.facts(training_batches(shapes, module.config, 0, 0, 1), len(shapes))
-        with atomic(out / FIGURES) as file:
-            file.write((json.dumps(end | module.figures, indent=2) + "\n").encode())
-        facts = place | {"attributes": sorted(shapes.card.attributes)} | end | facts | {"options": options}
-        save_pretrained(module.cpu().net.eval(), out, **facts)
+        metadata = module.metadata(training_batches(shapes, module.config, 0, 0, 1), len(shapes))
+        with atomic(out / METRICS) as file:
+            file.write((json.dumps(end | module.metrics, indent=2) + "\n").encode())
+        metadata = place | {"attributes": sorted(shapes.card.attributes)} | end | metadata | {"options": options}
+        save_pretrained(module.cpu().net.eval(), out, **metadata)
     trainer.strategy.barrier()  # nobody reads the folder before it is written
     return module
 

@@ -5,17 +5,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from xcube.config import VAEConfig
-from xcube.data.folder import Card, read_card
-from xcube.diffusion import DiffusionConfig
-from xcube.losses import LossConfig
-from xcube.pretrained import WEIGHTS, digest, from_pretrained, read_config
-from xcube.refine import RefineConfig, Refiner
-from xcube.text import TextEncoder
+from xcube.data.dataset import Card, read_card
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
+from xcube.networks.losses import LossConfig
+from xcube.networks.pretrained import WEIGHTS, digest, from_pretrained, read_config
+from xcube.networks.refiner import Refiner
+from xcube.networks.text_encoder import TextEncoder
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
-from xcube.unet import UNet
-from xcube.unet_config import UNetConfig
-from xcube.vae import VAE
 
 
 def train_vae(
@@ -31,7 +30,7 @@ def train_vae(
     """Train the VAE of one level of a data set, or go on with it.
 
     The folder gets checkpoints, from which the same call goes on, logs for TensorBoard and as CSV, and in the end
-    figures.json and the network: config.json and model.safetensors.
+    metrics.json and the network: config.json and model.safetensors.
 
     Args:
         data: Folder of a data set, as xcube data makes them.
@@ -39,7 +38,7 @@ def train_vae(
         level: Which level of the data set; 0 is the coarsest, -1 the finest.
         model: The network.
         loss: Weights of the losses.
-        train: Optimisation.
+        train: Optimization.
         restart: Begin anew, whatever is in the folder.
         quiet: Show no progress bar.
 
@@ -62,12 +61,12 @@ def train_vae(
     return module.net.eval()
 
 
-def train_refine(
+def train_refiner(
     data: Path,
     out: Path,
     vae: Path,
     level: int = -1,
-    model: RefineConfig = RefineConfig(),  # noqa: B008  (immutable)
+    model: RefinerConfig = RefinerConfig(),  # noqa: B008  (immutable)
     train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
     first: int = 200,
     last: int = 400,
@@ -83,7 +82,7 @@ def train_refine(
         vae: Folder of the trained VAE.
         level: Which level of the data set; 0 is the coarsest, -1 the finest.
         model: The network.
-        train: Optimisation.
+        train: Optimization.
         first: Least step of the diffusion of which latents get the noise.
         last: Largest one.
         unscaled: Add noise to the latents as they are, as in the paper, and not to latents of unit deviation.
@@ -112,7 +111,7 @@ def train_refine(
     from xcube.training.modules import SCALE_SHAPES, TrainRefiner, latent_scale
 
     lightning.seed_everything(train.seed, verbose=False)
-    known = read_config(vae)["facts"].get("latent_scale")
+    known = read_config(vae)["metadata"].get("latent_scale")
     shapes = ShapeFolder(data, "train", level=level)
     if unscaled:
         scale = 1.0
@@ -126,7 +125,7 @@ def train_refine(
     return module.net.eval()
 
 
-def train_diffusion(
+def train_denoiser(
     data: Path,
     out: Path,
     vae: Path,
@@ -153,7 +152,7 @@ def train_diffusion(
         level: Which level of the data set; 0 is the coarsest, -1 the finest.
         model: The network.
         diffusion: What it predicts.
-        train: Optimisation; its `voxels` are those of latent grids, if they are kept in memory.
+        train: Optimization; its `voxels` are those of latent grids, if they are kept in memory.
         drop: Share of shapes without conditions, for guidance.
         dropped: Which conditions these lack.
         categories: How the names of the shapes of each category begin.
@@ -173,14 +172,14 @@ def train_diffusion(
     """
     encoder = from_pretrained(vae, VAE)
     text = None if text_model is None else TextEncoder.from_pretrained(text_model, tokenizer)
-    _check_diffusion(data, level, encoder, model, categories, captions, text)
+    _check_denoiser(data, level, encoder, model, categories, captions, text)
 
     import lightning
 
     from xcube.data.loading import ShapeFolder
     from xcube.training import run
     from xcube.training.data import training_batches
-    from xcube.training.diffusion import TrainDiffusion
+    from xcube.training.denoiser import TrainDenoiser
     from xcube.training.latents import Whole
     from xcube.training.modules import SCALE_SHAPES, latent_scale
 
@@ -192,10 +191,10 @@ def train_diffusion(
         split: Whole([e.name for e in everything if e.split == split], categories, texts, text)
         for split in ("train", "val")
     }
-    known = read_config(vae)["facts"].get("latent_scale")
+    known = read_config(vae)["metadata"].get("latent_scale")
     if known is None:  # a VAE from elsewhere
         known = latent_scale(encoder, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
-    module = TrainDiffusion(
+    module = TrainDenoiser(
         UNet(model),
         train,
         encoder,
@@ -244,7 +243,7 @@ def _attributes_of(data: Path, card: Card, needed: Collection[str]) -> None:
         )
 
 
-def _check_diffusion(
+def _check_denoiser(
     data: Path,
     level: int,
     vae: VAE,

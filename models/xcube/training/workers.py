@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from xcube.training.parts import TRAINERS, Part
+from xcube.training.jobs import TRAINERS, Part
 from xcube.training.status import LISTENER, Status
 
 
@@ -32,7 +32,7 @@ class Job:
 class Done:
     """A part is trained."""
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,15 @@ def _plain(error: Exception) -> Exception:
 
 
 def _train(job: Job) -> dict[str, float]:
-    """Train a part, and return its figures."""
+    """Train a part, and return its metrics."""
     import json
 
-    from xcube.training.folder import FIGURES
+    from xcube.training.run_folder import METRICS
 
     part, folder = job.part, job.out / job.part.name
     told: dict[str, Any] = {"level": part.level, "train": part.train, "restart": job.restart, "quiet": True}
     if part.needs is not None:
         told["vae"] = job.out / part.needs
     TRAINERS[part.kind](job.data, folder, **told, **part.options)
-    figures: dict[str, float] = json.loads((folder / FIGURES).read_text())
-    return figures
+    metrics: dict[str, float] = json.loads((folder / METRICS).read_text())
+    return metrics

@@ -1,0 +1,168 @@
+"""A page about a cascade: its samples, how well it reconstructs, how it was trained, and pictures of all that."""
+
+import csv
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sparsevox as sv
+from sparsevox import Voxels
+from sparsevox._atomic import atomic
+from sparsevox.viz import render_row
+from xcube.data.loading import ShapeFolder
+from xcube.networks.losses import voxel_iou
+from xcube.pipeline.output import SampleFolder, normal_colors, stack
+from xcube.pipeline.pipeline import XCubePipeline
+from xcube.pipeline.reconstruct import Reconstruction, reconstruct
+
+PICTURES = "pictures"
+BATCH = 16  # shapes that are reconstructed at once
+EXAMPLES = 6  # of reconstructions, in the picture
+TILE = 300  # pixels of a shape in a row of pictures
+SMOOTH = 0.1  # of a curve: what a new value counts
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Reconstructions of shapes that no network was trained on.
+
+    shapes: How many.
+    iou: Of what each VAE decodes, a mean for each level, from the coarsest on.
+    refined: The same after the refinement network, None at levels without one.
+    examples: Some of them: of each the levels.
+    """
+
+    shapes: int
+    iou: list[float]
+    refined: list[float | None]
+    examples: list[list[Reconstruction]] = field(repr=False)
+
+
+def reconstruct_split(pipeline: XCubePipeline, data: Path, split: str = "test") -> Unseen:
+    """Send all shapes of a split through the VAE of each level.
+
+    Raises:
+        ValueError: If the split is empty.
+    """
+    found: list[list[Reconstruction]] = []
+    iou: list[float] = []
+    refined: list[float | None] = []
+    count = 0
+    for level, stage in enumerate(pipeline.stages):
+        shapes = ShapeFolder[Voxels](data, split, level=level)
+        count = len(shapes)
+        if not count:
+            raise ValueError(f"data must have shapes of the split {split!r}, got {data}")
+        chosen = torch.linspace(0, count - 1, min(count, EXAMPLES)).round().long().tolist()
+        decoded: list[torch.Tensor] = []
+        repaired: list[torch.Tensor] = []
+        for begin in range(0, count, BATCH):
+            batch = sv.collate([shapes[item] for item in range(begin, min(begin + BATCH, count))])
+            made = reconstruct(batch.to(pipeline.device), stage.vae, stage.refiner)
+            decoded.append(voxel_iou(made.decoded.grid, made.input.grid))
+            if made.refined is not None:
+                repaired.append(voxel_iou(made.refined.grid, made.input.grid))
+        iou.append(float(torch.cat(decoded).mean()))
+        refined.append(float(torch.cat(repaired).mean()) if repaired else None)
+        found.append([reconstruct(shapes[n].to(pipeline.device), stage.vae, stage.refiner) for n in chosen])
+    return Unseen(count, iou, refined, [list(levels) for levels in zip(*found, strict=True)])
+
+
+def draw_levels(rows: Mapping[str, Sequence[Voxels]], path: Path) -> None:
+    """Write a picture with a titled row of shapes, colored by their normals, for each entry; one scale a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{n}.png" for n in range(len(rows))]
+        for file, (title, shapes) in zip(files, rows.items(), strict=True):
+            titles, colors = [title, *[""] * (len(shapes) - 1)], [normal_colors(v) for v in shapes]
+            render_row([v.grid for v in shapes], file, titles=titles, colors=colors, width=TILE * len(shapes))
+        stack(files, path)
+
+
+def draw_unseen(examples: Sequence[Sequence[Reconstruction]], path: Path) -> None:
+    """Write a picture of reconstructions: of each level a row of what went in and one of what came back."""
+    rows: dict[str, list[Voxels]] = {}
+    for level in range(len(examples[0])):
+        rows[f"level {level}: in"] = [shape[level].input for shape in examples]
+        rows[f"level {level}: out"] = [shape[level].best for shape in examples]
+    draw_levels({title: shapes for title, shapes in rows.items() if all(v.num_voxels for v in shapes)}, path)
+
+
+def draw_samples(samples: SampleFolder, near: Mapping[int, Mapping[str, Any]], data: Path, out: Path) -> None:
+    """Write a picture of each sample that is not empty: its levels, and beside it the nearest training shape.
+
+    Args:
+        samples: The folder.
+        near: Of each sample to draw, by number, what `evaluate` says of it.
+        data: Folder of the data set.
+        out: Folder for pictures called like the shapes.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    training = ShapeFolder[Voxels](data, "train", level=-1)
+    places = {entry.name: item for item, entry in enumerate(training.entries)}
+    for number, metadata in near.items():
+        levels = samples.levels(number)
+        nearest = training[places[metadata["nearest_chamfer_shape"]]]
+        shown = {f"{titled(voxels)}": voxels for voxels in levels} | {"nearest training shape": nearest}
+        if not all(voxels.num_voxels for voxels in shown.values()):
+            continue
+        file = out / f"{samples.file(number).stem}.png"
+        grids, colors = [v.grid for v in shown.values()], [normal_colors(v) for v in shown.values()]
+        render_row(grids, file, titles=list(shown), colors=colors, width=TILE * len(shown))
+
+
+def titled(voxels: Voxels) -> str:
+    """How many voxels there are, and how large."""
+    return f"{voxels.num_voxels:,} voxels of 1/{round(1 / voxels.grid.voxel_size[0])}"
+
+
+def draw_curves(runs: Path, names: Sequence[str], path: Path) -> None:
+    """Write a picture of the losses of some runs as they were trained, smoothed, and of validations."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        with (runs / name / "logs" / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for column, style in (("train/loss", "-"), ("val/loss", "o")):
+            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+            if points:
+                steps, values = zip(*points, strict=True)
+                smooth = values if style == "o" else smoothed(values)
+                axis.plot(steps, smooth, style, label="held-out" if style == "o" else "training")
+        axis.set(title=name, xlabel="step", yscale="log")
+        axis.grid(visible=True, alpha=0.3)
+    axes[0][0].set_ylabel("loss")
+    axes[0][-1].legend()
+    figure.tight_layout()
+    with atomic(path) as picture:
+        figure.savefig(picture, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential moving average."""
+    made = [values[0]]
+    for value in values[1:]:
+        made.append(made[-1] + SMOOTH * (value - made[-1]))
+    return made
+
+
+def write_page(path: Path, **values: Any) -> None:
+    """Fill the template of the page: what it shows is there already, in the folder of the page.
+
+    Raises:
+        ImportError: If jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise ImportError("the page needs jinja2: pip install 'sparsevox[xcube]'") from error
+    template = (resources.files("xcube") / "report.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    with atomic(path) as file:
+        file.write(page.from_string(template).render(**values).encode())

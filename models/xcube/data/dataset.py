@@ -1,0 +1,310 @@
+"""Data sets on disk: a folder of voxels that NumPy, csv and json read without this package.
+
+    card.json                        the box and its levels, voxel sizes, origins, attributes, license, how it was made
+    index.csv                        a row for each shape: name, split, closed, voxels of each level
+    report.csv                       what the last build left out, and why
+    shapes/NAME/RESOLUTION.npz       one level of one shape, as `sv.io.save_voxels` writes it
+
+Every file is written whole or not at all, and the index after the files that it names.
+
+N voxels of a level, C channels.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import sparsevox as sv
+from sparsevox._atomic import PART, atomic
+from sparsevox.io import load_voxels, save_voxels
+from xcube.data.hierarchy import Box
+
+FORMAT, VERSION = "xcube shapes", 1
+CARD, INDEX, REPORT, SHAPES = "card.json", "index.csv", "report.csv", "shapes"
+
+DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+
+# A part of a name is a name of a file on every system, hides nothing, and cannot be taken for the file of a level.
+_PART = re.compile(r"(?!.*\.npz$)[A-Za-z0-9_~%-][A-Za-z0-9._~%-]{0,199}", re.DOTALL)
+
+
+class Attribute(NamedTuple):
+    """How an attribute is stored.
+
+    dtype: NumPy's name of the type. Colors, in [0, 1], as unsigned integers go up to the largest of these.
+    channels: C of [N, C]; None for [N].
+    """
+
+    dtype: str
+    channels: int | None
+
+
+# Half precision is to three digits: a twentieth of a degree for normals.
+ATTRIBUTES: Mapping[str, Attribute] = {
+    "normal": Attribute("float16", 3),
+    "color": Attribute("uint8", 3),
+    "label": Attribute("int16", None),
+    "instance": Attribute("int32", None),
+    "intensity": Attribute("float16", 1),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to know of a data set.
+
+    box: Its levels, and where their voxels lie.
+    attributes: How each one is stored.
+    options: How it was built.
+    source: Where the shapes come from.
+    license: Under which license they may be used.
+    creator: What wrote the folder.
+
+    Raises:
+        ValueError: If an attribute is stored as something else than one of `DTYPES`.
+    """
+
+    box: Box
+    attributes: Mapping[str, Attribute]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    license: str = ""
+    creator: str = f"sparsevox {sv.__version__}"
+
+    def __post_init__(self) -> None:
+        for name, attribute in self.attributes.items():
+            if attribute.dtype not in DTYPES:
+                raise ValueError(f"attribute {name!r} must be stored as one of {DTYPES}, got {attribute.dtype!r}")
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in card.json."""
+        sizes = [self.box.voxel_size(level) for level in range(len(self.box.levels))]
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "creator": self.creator,
+            "source": self.source,
+            "license": self.license,
+            "levels": list(self.box.levels),
+            "size": list(self.box.size),
+            "voxel_sizes": sizes,
+            "origins": [size / 2 for size in sizes],
+            "attributes": {name: attribute._asdict() for name, attribute in self.attributes.items()},
+            "options": dict(self.options),
+        }
+
+
+class Entry(NamedTuple):
+    """A shape in the index.
+
+    name: Where it lies below shapes/.
+    split: "train", for example.
+    closed: Whether its mesh has no open edge and all faces look outwards; the inside of others is undefined. None if it
+        was no mesh.
+    voxels: How many at each level, the coarsest first.
+    """
+
+    name: str
+    split: str
+    closed: bool | None
+    voxels: tuple[int, ...]
+
+
+def check_name(name: str) -> str:
+    """The name of a shape, if it is one: parts of letters, digits and ._~%- between slashes.
+
+    Raises:
+        ValueError: If it could lead out of the folder, hide a file or be taken for one.
+    """
+    if not all(_PART.fullmatch(part) for part in name.split("/")):
+        raise ValueError(
+            "names of shapes must be parts of letters, digits and ._~%- between slashes, none of which begins with a "
+            f"dot, ends in .npz or has more than 200 letters, got {name!r}"
+        )
+    return name
+
+
+def level_path(root: str | PathLike[str], name: str, resolution: int) -> Path:
+    """The file of a shape at a resolution."""
+    return Path(root, SHAPES, check_name(name), f"{resolution}.npz")
+
+
+def write_card(root: str | PathLike[str], card: Card) -> None:
+    """Write card.json."""
+    with atomic(Path(root, CARD)) as file:
+        file.write((json.dumps(card.as_json(), indent=2) + "\n").encode())
+
+
+def read_card(root: str | PathLike[str]) -> Card:
+    """Read card.json.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or of another format or version. It names the file.
+    """
+    path = Path(root, CARD)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file, so {root} is no data set")
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format"] != FORMAT or data["version"] != VERSION:
+            raise ValueError(
+                f"must be {FORMAT!r} of version {VERSION}, got {data['format']!r} of version {data['version']!r}; "
+                "build the data set again, or read it with the sparsevox that wrote it"
+            )
+        return Card(
+            Box(tuple(data["levels"]), tuple(data["size"])),
+            {name: Attribute(**attribute) for name, attribute in data["attributes"].items()},
+            **{name: data[name] for name in ("options", "source", "license", "creator")},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def is_data_set(root: str | PathLike[str]) -> bool:
+    """Whether a folder has a card of this format, of whatever version."""
+    try:
+        return bool(json.loads(Path(root, CARD).read_bytes())["format"] == FORMAT)
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def write_index(root: str | PathLike[str], card: Card, entries: Iterable[Entry]) -> None:
+    """Write index.csv, ordered by name."""
+    header = ["name", "split", "closed", *_columns(card)]
+    rows = [[e.name, e.split, "" if e.closed is None else str(int(e.closed)), *e.voxels] for e in sorted(entries)]
+    write_csv(Path(root, INDEX), header, rows)
+
+
+def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
+    """Read index.csv.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or does not fit the card. It names the file and the line.
+    """
+    path = Path(root, INDEX)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; the data set was never finished")
+    header = ["name", "split", "closed", *_columns(card)]
+    entries: list[Entry] = []
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: the file is empty")
+    for number, row in enumerate(rows, 1):
+        try:
+            if number == 1 and row != header:
+                raise ValueError(f"expected the columns {header}, got {row}")
+            if number > 1:
+                name, split, closed, *voxels = row
+                known = {"": None, "0": False, "1": True}[closed]
+                entries.append(Entry(check_name(name), split, known, tuple(map(int, voxels))))
+                if len(voxels) != len(card.box.levels):
+                    raise ValueError(f"expected {len(header)} columns, got {len(row)}")
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return entries
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, all or nothing."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    with atomic(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_shape(root: str | PathLike[str], card: Card, name: str, levels: Sequence[sv.Voxels]) -> None:
+    """Write one shape, a file for each level.
+
+    Raises:
+        OSError: If a file cannot be written. Files are whole or not there.
+        ValueError: If an attribute of the card is missing, has other channels, or does not fit into its type.
+    """
+    stored = [sv.Voxels(level.grid, _encoded(level, card.attributes)) for level in levels]
+    folder = level_path(root, name, 0).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder)
+    for resolution, level in zip(card.box.levels, stored, strict=True):
+        save_voxels(level, level_path(root, name, resolution))
+
+
+def read_shape(root: str | PathLike[str], card: Card, entry: Entry, level: int) -> sv.Voxels:
+    """Read one level of one shape: one grid, floats as float32, colors in [0, 1], other integers as int64.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is damaged or does not fit the card or the index. It names the file.
+    """
+    path = level_path(root, entry.name, card.box.levels[level])
+    voxels = load_voxels(path)
+    size = card.box.voxel_size(level)
+    grid = voxels.grid
+    off = [abs(a - b) for a, b in zip((*grid.voxel_size, *grid.origin), (size,) * 3 + (size / 2,) * 3, strict=True)]
+    if grid.batch_size != 1 or max(off) > 1e-5 * size:
+        raise ValueError(f"{path}: expected one grid with voxel_size={size}, origin={size / 2}, got {grid}")
+    if grid.num_voxels != entry.voxels[level]:
+        raise ValueError(f"{path}: expected the {entry.voxels[level]} voxels of the index, got {grid.num_voxels}")
+    kept = {name: Attribute(*_stored_as(value)) for name, value in voxels.attributes.items()}
+    if kept != card.attributes:
+        raise ValueError(f"{path}: expected the attributes {dict(card.attributes)}, got {kept}")
+    return sv.Voxels(grid, {name: _decoded(name, value) for name, value in voxels.attributes.items()})
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote left in a folder."""
+    for part in folder.glob(f".*{PART}"):
+        part.unlink(missing_ok=True)
+
+
+def _columns(card: Card) -> list[str]:
+    return [f"voxels_{resolution}" for resolution in card.box.levels]
+
+
+def _encoded(voxels: sv.Voxels, attributes: Mapping[str, Attribute]) -> dict[str, Tensor]:
+    made = {}
+    for name, attribute in attributes.items():
+        if name not in voxels.attributes:
+            raise ValueError(f"there is no attribute {name!r}, only {sorted(voxels.attributes)}")
+        value = voxels.attributes[name]
+        if (value.shape[1] if value.ndim == 2 else None) != attribute.channels:
+            raise ValueError(f"attribute {name!r} must have {attribute.channels} channels, got {list(value.shape)}")
+        made[name] = _cast(name, value, getattr(torch, attribute.dtype))
+    return made
+
+
+def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    if name == "color" and value.is_floating_point() and not dtype.is_floating_point:
+        value = (value.clamp(0, 1) * torch.iinfo(dtype).max).round()
+    made = value.to(dtype)
+    # What is out of range comes back as another number; a float only has to come back as something finite.
+    fits = made.isfinite() | ~value.isfinite() if dtype.is_floating_point else made.to(value.dtype) == value
+    if not bool(fits.all()):
+        worst = value.reshape(-1)[int((~fits).reshape(-1).int().argmax())].item()
+        raise ValueError(f"attribute {name!r} must fit into {dtype}, got {worst}")
+    return made
+
+
+def _decoded(name: str, value: Tensor) -> Tensor:
+    if value.is_floating_point():
+        return value.float()
+    return value.float() / torch.iinfo(value.dtype).max if name == "color" else value.long()
+
+
+def _stored_as(value: Tensor) -> tuple[str, int | None]:
+    return str(value.dtype).removeprefix("torch."), value.shape[1] if value.ndim == 2 else None

@@ -1,1 +1,0 @@
-"""Families of objects, made by rule: what `xcube.data.parts` draws from."""

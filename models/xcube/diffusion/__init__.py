@@ -1,0 +1,1 @@
+"""Diffusion of latents: the noise schedule, what a denoiser predicts, and samplers."""

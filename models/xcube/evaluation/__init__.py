@@ -1,0 +1,1 @@
+"""Generated shapes compared with real ones."""

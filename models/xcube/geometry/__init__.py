@@ -1,0 +1,1 @@
+"""Geometry that several rooms share: grid pyramids, normals, connected components, distances."""

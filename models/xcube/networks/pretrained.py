@@ -1,0 +1,154 @@
+"""Networks in folders: `config.json` and `model.safetensors`, which anybody can read, and nothing that is executed."""
+
+import hashlib
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from sparsevox._atomic import atomic
+from xcube.config import Config
+from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
+from xcube.networks.refiner import Refiner
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+M = TypeVar("M", bound=torch.nn.Module)
+
+# What a folder may hold, by the name in its config.json.
+KINDS: dict[str, tuple[type[torch.nn.Module], type[Config]]] = {
+    "vae": (VAE, VAEConfig),
+    "refiner": (Refiner, RefinerConfig),
+    "denoiser": (UNet, UNetConfig),
+}
+
+
+def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **metadata: Any) -> None:
+    """Write a network.
+
+    Args:
+        model: One of the networks of this package.
+        folder: Made if it is not there.
+        metadata: What else to keep with it, as plain values: the scale of latents, what it was trained on.
+
+    Raises:
+        TypeError: If the model is of no known kind.
+    """
+    kind = kind_of(model)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic(path / WEIGHTS) as file:
+        file.write(save(state))
+    assert isinstance(model.config, Config)
+    config = {"format": FORMAT, "kind": kind, "config": model.config.to_dict(), "metadata": metadata}
+    with atomic(path / CONFIG) as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+
+
+def from_pretrained(folder: str | PathLike[str], kind: type[M]) -> M:
+    """The network that `save_pretrained` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the folder holds another kind of network or another format, a file is damaged, or parameters do
+            not fit the configuration; the message says which.
+    """
+    values = read_config(folder)
+    expected = next(name for name, (cls, _) in KINDS.items() if cls is kind)
+    if values["kind"] != expected:
+        raise ValueError(f"{folder} holds a {values['kind']}, not a {expected}")
+    try:
+        model = kind(KINDS[expected][1].from_dict(values["config"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{Path(folder) / CONFIG} does not fit a {expected}: {error}") from error
+    load_weights(model, folder)
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, folder: str | PathLike[str]) -> None:
+    """Load the weights of a folder into a network of its configuration.
+
+    Raises:
+        FileNotFoundError: If they are missing.
+        ValueError: If the file is damaged, or parameters do not fit; the message says which.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    load_exactly(model, state, str(path))
+
+
+def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
+    """What `config.json` of a folder says: "kind", "config" and "metadata".
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is damaged or of another format.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if isinstance(values, dict) and "facts" in values:  # as earlier versions called it
+        values["metadata"] = values.pop("facts")
+    if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("kind") not in KINDS:
+        raise ValueError(f"{path} must have format {FORMAT} and a kind of {sorted(KINDS)}, got {values}")
+    if not all(isinstance(values.get(name), dict) for name in ("config", "metadata")):
+        raise ValueError(f"{path} must have a config and metadata, got only {sorted(values)}")
+    return values
+
+
+def digest(file: str | PathLike[str]) -> str:
+    """What tells the bytes of a file from others: SHA-256.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
+    """Load parameters, or say which of them are missing, extra, or of another shape.
+
+    Raises:
+        ValueError: If any is.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    other = [
+        f"{n} {list(state[n].shape)} in place of {list(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    found = {"missing": missing, "extra": extra, "shape": other}
+    lines = [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
+    if lines:
+        raise ValueError(f"{name} does not fit the model; {'; '.join(lines)}")
+    model.load_state_dict(state)
+
+
+def kind_of(model: torch.nn.Module) -> str:
+    """What `config.json` calls a network.
+
+    Raises:
+        TypeError: If it is of no known kind.
+    """
+    for name, (cls, _) in KINDS.items():
+        if isinstance(model, cls):
+            return name
+    raise TypeError(f"model must be one of {', '.join(KINDS)}, got {type(model).__name__}")

@@ -1,0 +1,85 @@
+"""Texts for denoisers, embedded by a CLIP text model (Radford et al. 2021, arXiv:2103.00020) of transformers."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from os import PathLike
+from typing import Any
+
+import torch
+
+from xcube.networks.conditions import Text
+
+
+class TextEncoder:
+    """A tokenizer and a text model: the last hidden state of each token, after the final norm.
+
+    channels: Of a token.
+
+    Args:
+        tokenizer: A `CLIPTokenizer`.
+        model: A `CLIPTextModel`.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        self._tokenizer, self._model = tokenizer, model.eval().requires_grad_(False)
+        self.channels = int(model.config.hidden_size)
+        self._longest = int(model.config.max_position_embeddings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | PathLike[str],
+        tokenizer: str | PathLike[str] | None = None,
+        *,
+        subfolder: str = "",
+    ) -> "TextEncoder":
+        """Load both with transformers, which downloads what is no folder on this machine.
+
+        The released networks read `stabilityai/stable-diffusion-2-1-base`, subfolder "text_encoder", with the tokenizer
+        of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`.
+
+        Args:
+            model: Folder, or name at Hugging Face.
+            tokenizer: The same; by default that of the model.
+            subfolder: Where the model lies in it.
+
+        Raises:
+            ImportError: If transformers is not installed.
+            OSError: If there is no such model.
+        """
+        try:
+            transformers = import_module("transformers")
+        except ImportError as error:
+            raise ImportError("texts need transformers: pip install 'sparsevox[text]'") from error
+        source = model if tokenizer is None else tokenizer
+        loaded = transformers.CLIPTextModel.from_pretrained(model, subfolder=subfolder)
+        return cls(transformers.CLIPTokenizer.from_pretrained(source), loaded)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """Embedded prompts, padded to the longest; longer ones than the model takes are cut off.
+
+        Their tokens begin and end with those that CLIP adds, so the empty prompt has two. A prompt gets the same tokens
+        whatever others there are.
+
+        Raises:
+            TypeError: If `prompts` is one string, or holds something else than strings.
+            ValueError: If there are none.
+        """
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError(f"prompts must be a list of strings, got {prompts!r}")
+        if not prompts:
+            raise ValueError("prompts must hold one string at least, got none")
+        found = self._tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+        )
+        device = next(self._model.parameters()).device
+        mask = found["attention_mask"].to(device)
+        tokens = self._model(input_ids=found["input_ids"].to(device), attention_mask=mask).last_hidden_state
+        exists = mask.bool()
+        return Text(torch.where(exists[:, :, None], tokens, 0), exists)
+
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        """The same encoder, on another device from now on."""
+        self._model.to(device)
+        return self

@@ -1,0 +1,1 @@
+"""Sampling, upsampling and reconstruction with trained networks, level by level."""

@@ -1,0 +1,153 @@
+"""Folders of shapes that a cascade makes: one file a shape as it is finished, and in the end pictures of them."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparsevox import Voxels
+from sparsevox._atomic import atomic
+from sparsevox.io import load_voxels, save_mesh, save_voxels, to_mesh
+from sparsevox.viz import render_row, show_html
+from xcube.data.dataset import remove_parts
+from xcube.pipeline.options import Sample
+
+SETTINGS, GALLERY, PAGE, LEVELS = "settings.json", "gallery.png", "index.html", "levels"
+PREFIX = "shape-"
+PICTURES, COLUMNS, TILE = 16, 4, 400  # shapes of the picture, in rows of so many, each so many pixels wide
+SHOWN = 64  # shapes of the page
+
+
+class SampleFolder:
+    """Shapes in a folder, all made with the same settings.
+
+    `shape-000000.npz` holds the finest level of the first shape, `shape-000000.glb` its mesh, if it is not empty, and
+    `levels/0/shape-000000.npz` and so on the coarser levels. The first one is written last: where it is, all are.
+
+    Args:
+        path: The folder; made, where settings are given, if it is not there.
+        settings: What the shapes follow from, as plain values. None looks at what is there, and changes nothing.
+        restart: Whether to remove shapes that are there, where settings are given.
+
+    Raises:
+        FileNotFoundError: If there are no settings, neither given nor in the folder.
+        OSError: If the folder cannot be made or written to.
+        ValueError: If it holds shapes with other settings, or its settings are damaged.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, *, restart: bool = False) -> None:
+        self.path = path
+        if settings is None:
+            if not (path / SETTINGS).is_file():
+                raise FileNotFoundError(f"{path} holds no samples: it lacks {SETTINGS}")
+            self._settings()
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, *(path / LEVELS).glob("*")):
+            remove_parts(folder)
+        if restart:
+            for pattern in (f"{PREFIX}*.npz", f"{PREFIX}*.glb", f"{LEVELS}/*/{PREFIX}*.npz", SETTINGS, GALLERY, PAGE):
+                for file in path.glob(pattern):
+                    file.unlink()
+        self._check(json.loads(json.dumps(settings)))
+        with atomic(path / SETTINGS) as written:
+            written.write((json.dumps(settings, indent=2) + "\n").encode())
+
+    def file(self, number: int) -> Path:
+        """That of the finest level of a shape."""
+        return self.path / f"{PREFIX}{number:06}.npz"
+
+    def missing(self, count: int) -> list[int]:
+        """Those of the first shapes that are not there."""
+        return [number for number in range(count) if not self.file(number).is_file()]
+
+    def write(self, number: int, sample: Sample) -> None:
+        """Write a shape."""
+        for level, voxels in enumerate(sample.levels[:-1], sample.first):
+            folder = self.path / LEVELS / str(level)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_voxels(voxels, folder / self.file(number).name, half=True)
+        if sample.finest.num_voxels:  # nothing has no surface
+            save_mesh(to_mesh(sample.finest), self.file(number).with_suffix(".glb"))
+        save_voxels(sample.finest, self.file(number), half=True)
+
+    def levels(self, number: int) -> list[Voxels]:
+        """The levels of a shape, from the coarsest on."""
+        name = self.file(number).name
+        found = [folder / name for folder in (self.path / LEVELS).glob("*") if (folder / name).is_file()]
+        return [load_voxels(path) for path in [*sorted(found, key=lambda p: int(p.parent.name)), self.file(number)]]
+
+    def show(self, count: int, title: str) -> None:
+        """Write a picture and a page of the first shapes. Empty ones are left out; without any there is neither."""
+        shapes = {self.file(n).stem: self.levels(n) for n in range(min(count, SHOWN))}
+        shapes = {name: levels for name, levels in shapes.items() if levels[-1].num_voxels}
+        if not shapes:
+            return
+        gallery({name: levels[-1] for name, levels in list(shapes.items())[:PICTURES]}, self.path / GALLERY)
+        names = [set(voxels.attributes) for levels in shapes.values() for voxels in levels]
+        shared = sorted(set.intersection(*names))
+        color = next((name for name in ("normal", "color") if name in shared), None)
+        show_html(shapes, self.path / PAGE, title=title, attributes=shared, color=color)
+
+    def _settings(self) -> Any:
+        file = self.path / SETTINGS
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}; take another folder, or begin anew: restart") from error
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        file = self.path / SETTINGS
+        if not file.is_file():
+            if list(self.path.glob(f"{PREFIX}*.npz")):
+                raise ValueError(f"out must be a new folder, or one of samples, got {self.path} without {SETTINGS}")
+            return
+        there = self._settings()
+        if there != settings:
+            old = there if isinstance(there, dict) else {}
+            names = [n for n in sorted(old.keys() | settings.keys()) if old.get(n) != settings.get(n)]
+            told = ", ".join(f"{name} {old.get(name)}, now {settings.get(name)}" for name in names)
+            raise ValueError(
+                f"{self.path} holds shapes with other settings: {told}; take another folder, or begin anew: restart"
+            )
+
+
+def gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
+    """Write a picture of shapes in rows, colored by normals if they have any; every row has its own scale.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    names = list(shapes)
+    columns = min(COLUMNS, len(names))
+    rows = [names[n : n + columns] for n in range(0, len(names), columns)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{n}.png" for n in range(len(rows))]
+        for row, file in zip(rows, files, strict=True):
+            voxels = [shapes[name] for name in row]
+            colors = [normal_colors(each) for each in voxels]
+            render_row([v.grid for v in voxels], file, titles=row, colors=colors, width=TILE * len(row))
+        stack(files, path)
+
+
+def normal_colors(voxels: Voxels) -> Tensor | None:
+    """Red, green and blue of every voxel, from its normal; None if there are no normals."""
+    normal = voxels.attributes.get("normal")
+    return None if normal is None else (normal.float().clamp(-1, 1) + 1) / 2
+
+
+def stack(files: Sequence[Path], path: Path) -> None:
+    """Write one picture of several, one below the other."""
+    from PIL import Image  # which comes with matplotlib, which has just painted them
+
+    pictures = [Image.open(file) for file in files]
+    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    with atomic(path) as file:
+        whole.save(file, "PNG", optimize=True)

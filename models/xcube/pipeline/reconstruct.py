@@ -1,0 +1,161 @@
+"""A shape through a VAE and back: what the latents keep of it."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsevox import Grid, Voxels
+from sparsevox.io import save_mesh, to_mesh
+from sparsevox.io.voxelize import normalized
+from sparsevox.viz import render_row, show_html
+from xcube.data.hierarchy import Box, Outside, build_hierarchy
+from xcube.data.sources import load_shape
+from xcube.geometry.pyramid import TOLERANCE
+from xcube.networks.losses import normal_angle, true_attributes, voxel_iou
+from xcube.networks.pretrained import from_pretrained, read_config
+from xcube.networks.refiner import Refiner
+from xcube.networks.vae import VAE
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The input, what was decoded, and what the refinement network made of that, if there is one."""
+
+    input: Voxels
+    decoded: Voxels
+    refined: Voxels | None
+    latents: Grid
+
+    @property
+    def best(self) -> Voxels:
+        """The last of them."""
+        return self.decoded if self.refined is None else self.refined
+
+    def to(self, device: torch.device | str) -> "Reconstruction":
+        """The same on another device."""
+        refined = None if self.refined is None else self.refined.to(device)
+        return Reconstruction(self.input.to(device), self.decoded.to(device), refined, self.latents.to(device))
+
+    def metrics(self) -> dict[str, Any]:
+        """Intersection over union, a mean over the batch, angle of normals in degrees, and numbers of voxels."""
+        made: dict[str, Any] = {
+            "voxels": self.input.num_voxels,
+            "latent_voxels": self.latents.num_voxels,
+            "decoded_voxels": self.decoded.num_voxels,
+            "iou": float(voxel_iou(self.decoded.grid, self.input.grid).mean()),
+        }
+        if self.refined is not None:
+            made["refined_iou"] = float(voxel_iou(self.refined.grid, self.input.grid).mean())
+        if "normal" in self.best.attributes:
+            target = true_attributes(self.input, self.best.grid, ["normal"])["normal"]
+            made["normal_angle"] = float(normal_angle(self.best.attributes["normal"], target))
+        return made
+
+
+def reconstruct(voxels: Voxels, vae: VAE, refiner: Refiner | None = None) -> Reconstruction:
+    """Encode voxels, decode the mean of their latents, and repair the result.
+
+    Args:
+        voxels: One grid or a batch, with the attributes that the model takes.
+        vae: The VAE.
+        refiner: The refinement network; None for none.
+
+    Raises:
+        KeyError: If voxels lack an attribute that the model takes.
+        ValueError: If the voxels have another size than those of the model.
+    """
+    with torch.no_grad():
+        latents = vae.eval().encode(voxels).mode()
+        decoded = with_unit_normals(vae.decode(latents).voxels)
+        refined = None if refiner is None else with_unit_normals(refiner.eval().refine(decoded))
+    return Reconstruction(voxels, decoded, refined, latents.grid)
+
+
+def with_unit_normals(voxels: Voxels) -> Voxels:
+    """The same with normals of unit length."""
+    if "normal" not in voxels.attributes:
+        return voxels
+    return voxels.with_attributes(normal=normalized(voxels.attributes["normal"]))
+
+
+def box_of(vae: VAE, metadata: Mapping[str, Any]) -> tuple[Box, int]:
+    """The box in which a VAE was trained and the number of its level, as its folder records them.
+
+    Without a record it is a cube of edge 1 whose levels are the latent grid and the finest one.
+    """
+    if "levels" in metadata:
+        x, y, z = metadata["size"]
+        return Box(tuple(metadata["levels"]), (x, y, z)), int(metadata["level"])
+    resolution = round(1 / vae.config.voxel_sizes[0])
+    return Box((resolution // vae.config.factor[0], resolution)), 1
+
+
+def reconstruct_file(
+    shape: Path,
+    model: Path,
+    out: Path = Path("reconstruction"),
+    refine: Path | None = None,
+    outside: Outside = "rescale",
+    samples: int = 1_000_000,
+) -> dict[str, Any]:
+    """Send a mesh or a point cloud through a trained VAE and back: a mesh, a picture, a page and metrics.
+
+    Args:
+        shape: Any file that xcube data takes.
+        model: Folder of the VAE.
+        out: Folder for reconstruction.glb, of which an empty decode has none, reconstruction.png, reconstruction.html
+            and metrics.json.
+        refine: Folder of the refinement network.
+        outside: What to do with a shape that does not fit into the model's box: refuse it, cut it off, or scale it.
+        samples: Points on the surface of a mesh, from which attributes come.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file cannot be used, networks do not fit each other, or the shape lacks an attribute that the
+            model takes.
+    """
+    vae = from_pretrained(model, VAE)
+    refiner = None if refine is None else from_pretrained(refine, Refiner)
+    if refiner is not None and abs(refiner.config.voxel_size / vae.config.voxel_sizes[0] - 1) > TOLERANCE:
+        sizes = f"{vae.config.voxel_sizes[0]} as those of {model}, got {refiner.config.voxel_size}"
+        raise ValueError(f"refine must be for voxels of {sizes}")
+    box, level = box_of(vae, read_config(model)["metadata"])
+    voxels = build_hierarchy(load_shape(shape), box, samples=samples, outside=outside)[level]
+    _check_attributes(shape, voxels, vae)
+    start = time.perf_counter()
+    result = reconstruct(voxels, vae, refiner)
+    metrics = result.metrics() | {"seconds": round(time.perf_counter() - start, 3)}
+    write(result, out)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _check_attributes(path: Path, voxels: Voxels, vae: VAE) -> None:
+    needed = [name for name in ("normal", "intensity", "color") if getattr(vae.config, name)]
+    needed += ["label"] * (vae.config.num_labels > 0)
+    missing = [name for name in needed if name not in voxels.attributes]
+    if missing:
+        raise ValueError(f"{path} must have the attributes {needed} that the model takes, got none of {missing}")
+
+
+def write(result: Reconstruction, out: Path) -> None:
+    """The mesh, the picture and the page of one reconstruction."""
+    out.mkdir(parents=True, exist_ok=True)
+    shown = {"input": result.input, "decoded": result.decoded}
+    if result.refined is not None:
+        shown["refined"] = result.refined
+    if result.best.num_voxels:  # nothing has no surface
+        save_mesh(to_mesh(result.best), out / "reconstruction.glb")
+    shared = [name for name in ("normal", "color", "label") if all(name in v.attributes for v in shown.values())]
+    colors = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 if "normal" in shared else None for v in shown.values()]
+    render_row([v.grid for v in shown.values()], out / "reconstruction.png", titles=list(shown), colors=colors)
+    color = shared[0] if shared else None
+    show_html(dict(shown), out / "reconstruction.html", title="Reconstruction", attributes=shared, color=color)

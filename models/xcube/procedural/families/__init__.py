@@ -1,0 +1,1 @@
+"""Families of objects, made by rule: what `xcube.procedural.shapes` draws from."""

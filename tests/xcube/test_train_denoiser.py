@@ -1,0 +1,242 @@
+"""Training of denoisers: on latents in memory or not, cut short and taken up again, with every kind of condition."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsevox import Grid, Voxels
+from tests.xcube.balls import SIDE, ball
+from xcube.data.build import build
+from xcube.data.hierarchy import Box
+from xcube.data.loading import ShapeFolder
+from xcube.data.sources import Source
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.networks.conditions import Conditions, Text
+from xcube.networks.configs import UNetConfig, VAEConfig
+from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.training.config import TrainConfig
+from xcube.training.denoiser import TrainDenoiser
+from xcube.training.latents import NUMBER, Prepared, Whole, category_of, first_of
+from xcube.training.run import train
+from xcube.training.train import train_denoiser
+
+SPARSE = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
+DENSE = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), latent_channels=2, hidden=4, dense_neck=(2, 2, 2))
+NET = UNetConfig(latent_channels=2, channels=8, multipliers=(1, 2), attention=(), heads=2, position="ijk", normal=True)
+BOX = UNetConfig(latent_channels=2, channels=8, multipliers=(1, 2), attention=(1,), heads=2, dense=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    sources = [
+        Source(f"{'small' if n < 4 else 'large'}-{n}", partial(ball, 2.5 + n / 3), split="val" if n == 3 else "train")
+        for n in range(7)
+    ]
+    assert len(build(sources, folder, Box((SIDE,))).built) == 7
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(SPARSE, tmp_path_factory.mktemp("vae"))
+
+
+def saved(config: VAEConfig, folder: Path, **metadata: Any) -> Path:
+    torch.manual_seed(0)
+    save_pretrained(VAE(config), folder, **({"latent_scale": 2.0} | metadata))
+    return folder
+
+
+def config(**changes: Any) -> TrainConfig:
+    plain = {"steps": 4, "batch_size": 2, "warmup": 1, "val_every": 1000, "save_every": 1, "seed": 3}
+    return TrainConfig(**(plain | changes))
+
+
+def run(data: Path, out: Path, vae: Path, **changes: Any) -> UNet:
+    told: dict[str, Any] = {"model": NET, "train": config(), "quiet": True} | changes
+    return train_denoiser(data, out, vae, **told)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return from_pretrained(folder, UNet).state_dict()
+
+
+class Stop(Exception):
+    """Pulls the plug."""
+
+
+class Fragile(TrainDenoiser):
+    """Fails at a step."""
+
+    def training_step(self, batch: Voxels, index: int) -> torch.Tensor:
+        if self.global_step == 2:
+            raise Stop
+        return super().training_step(batch, index)
+
+
+def test_a_run_that_was_cut_short_ends_as_if_it_had_not(data: Path, vae: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "whole", vae)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xcube.training.denoiser.TrainDenoiser", Fragile)
+        with pytest.raises(Stop):
+            run(data, tmp_path / "cut", vae)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    run(data, tmp_path / "cut", vae)
+    whole, cut = state(tmp_path / "whole"), state(tmp_path / "cut")
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    metadata = read_config(tmp_path / "cut")["metadata"]
+    assert (metadata["steps"], metadata["latent_scale"], metadata["diffusion"]["prediction"]) == (4, 2.0, "v")
+
+
+def test_latents_in_memory_are_those_of_every_step(data: Path, vae: Path, tmp_path: Path) -> None:
+    # Shapes come in an order that depends on their sizes and the budget, so that must not bind.
+    for cache in (True, False):
+        run(data, tmp_path / str(cache), vae, cache=cache)
+    kept, computed = state(tmp_path / "True"), state(tmp_path / "False")
+    assert all(torch.allclose(value, computed[name], atol=1e-5) for name, value in kept.items())
+
+
+def test_prepared_shapes(data: Path) -> None:
+    shapes = ShapeFolder[Voxels](data, "train")
+    prepared, calls = Prepared(shapes), []
+
+    def encode(voxels: Voxels) -> Voxels:
+        calls.append(voxels.batch_size)
+        return Voxels(voxels.grid.coarsen(2), {NUMBER: first_of(voxels, NUMBER)[voxels.grid.coarsen(2).batch.long()]})
+
+    assert [int(prepared[n].attributes[NUMBER][0]) for n in range(len(prepared))] == list(range(6))
+    prepared.encode(encode, config(batch_size=4), quiet=True)
+    assert calls == [4, 2]
+    for n in range(6):
+        assert prepared[n].grid.same_voxels(shapes[n].grid.coarsen(2))
+        assert prepared.sizes[n] == prepared[n].num_voxels
+        assert first_of(prepared[n], NUMBER).tolist() == [n]
+    assert len(Prepared(shapes, 2)) == 2
+
+
+def test_the_number_of_an_empty_shape_is_none_of_the_next() -> None:
+    grid = Grid.from_coords(torch.tensor([[0, 0, 0, 0], [2, 0, 0, 0]]), batch_size=4)
+    assert first_of(Voxels(grid, {NUMBER: torch.tensor([5, 7])}), NUMBER).tolist() == [5, 0, 7, 0]
+
+
+@pytest.mark.parametrize("prediction", ["v", "epsilon", "flow"])
+def test_dense_latents_are_learned(data: Path, tmp_path: Path, prediction: Any) -> None:
+    folder = saved(DENSE, tmp_path / "vae")
+    told = {"model": BOX, "diffusion": DiffusionConfig(prediction), "train": config(steps=2)}
+    net = run(data, tmp_path / "run", folder, **told)
+    assert all(bool(value.isfinite().all()) for value in net.state_dict().values())
+    assert float(net.state_dict()["out.conv.weight"].abs().sum()) > 0
+
+
+def test_the_error_falls(data: Path, vae: Path, tmp_path: Path) -> None:
+    found = []
+    for steps in (1, 20):
+        train_config = config(steps=steps, learning_rate=2e-2, val_every=steps, batch_size=2, save_every=1000)
+        run(data, tmp_path / str(steps), vae, train=train_config)
+        found.append(json.loads((tmp_path / str(steps) / "metrics.json").read_text())["loss"])
+    assert found[1] < 0.9 * found[0]
+
+
+def test_conditions_of_whole_shapes_reach_the_network(data: Path, vae: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = UNetConfig(latent_channels=2, channels=8, multipliers=(1,), heads=2, categories=2, text_channels=3)
+    net = UNet(model)
+    names = [entry.name for entry in ShapeFolder[Voxels](data, "train").entries]
+    whole = Whole(names, ("small", "large"), {names[0]: "one", names[4]: "two"}, Words())  # type: ignore[arg-type]
+    told: list[Conditions] = []
+    net.register_forward_pre_hook(lambda _, args: told.append(args[2]))
+    module = TrainDenoiser(
+        net,
+        config(steps=3, batch_size=6),
+        from_pretrained(vae, VAE),
+        scale=2.0,
+        whole={"train": whole, "val": whole},
+        drop=0.5,
+    )
+    train(module, data, tmp_path, quiet=True)
+    words = {"one": 1.0, "two": 2.0, "": 0.0}
+    dropped = 0
+    for conditions in told[:3]:
+        assert conditions.category is not None
+        assert conditions.text is not None
+        assert set(conditions.category.tolist()) <= {-1, 0, 1}
+        assert set(conditions.text.tokens[:, 0, 0].tolist()) <= set(words.values())
+        dropped += int((conditions.category == -1).sum())
+    assert 0 < dropped < 18
+
+
+class Words:
+    """Embeds a prompt as its number."""
+
+    channels = 3
+
+    def __call__(self, prompts: list[str]) -> Text:
+        numbers = [["", "one", "two"].index(prompt) for prompt in prompts]
+        tokens = torch.tensor(numbers, dtype=torch.float32)[:, None, None].expand(-1, 2, 3)
+        return Text(tokens, torch.ones(len(prompts), 2, dtype=torch.bool))
+
+
+def test_whole_shapes() -> None:
+    whole = Whole(["b-0", "a/1", "c"], ("a", "b"), {"c": "two", "b-0": "one"}, Words())  # type: ignore[arg-type]
+    found = whole.of(torch.tensor([2, 1, 0]))
+    assert found["category"].tolist() == [-1, 0, 1]
+    assert found["text"].tokens[:, 0, 0].tolist() == [2.0, 0.0, 1.0]
+    assert category_of("ab", ("b", "a", "ab")) == 1
+    assert Whole(["a"]).of(torch.tensor([0])) == {}
+
+
+def test_dropping_follows_from_the_step_alone(data: Path, vae: Path) -> None:
+    net = UNet(UNetConfig(latent_channels=2, channels=8, multipliers=(1,), heads=2))
+    module = TrainDenoiser(net, config(), from_pretrained(vae, VAE), scale=2.0)
+    module.train()
+    assert not module.vae.training
+    voxels = ball(4.0)
+    losses = [float(module.losses(voxels, 0, torch.Generator().manual_seed(seed)).total.detach()) for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"level": 4}, "level must be among the 1 of"),
+    ({"model": UNetConfig(latent_channels=3)}, "latent_channels of the VAE, 2, got 3"),
+    ({"model": BOX}, "model can be dense only if the latents of the VAE fill a box"),
+    ({"model": UNetConfig(latent_channels=2, extra=1)}, "model must have extra 0"),
+    ({"model": UNetConfig(latent_channels=2, num_labels=4)}, "the model needs, got .* without \\['label'\\]"),
+    ({"categories": ("a",)}, "categories must be as many as the model has, 0"),
+    ({"model": UNetConfig(latent_channels=2, text_channels=8)}, "as many text_channels as the text model, 0"),
+    ({"drop": 2.0}, r"drop must lie in \[0, 1\], got 2.0"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named(
+    data: Path, vae: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(data, tmp_path, vae, **changes)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_vae_of_another_size_is_refused(data: Path, tmp_path: Path) -> None:
+    other = saved(VAEConfig(channels=(8, 8), latent_channels=2, hidden=4), tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"vae must have the voxel_size of the level, 0.0625, got 0.015625"):
+        run(data, tmp_path / "run", other)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        run(data, tmp_path / "run", tmp_path / "none")
+
+
+def test_the_scale_is_computed_if_the_vae_has_none(data: Path, tmp_path: Path) -> None:
+    folder = saved(SPARSE, tmp_path / "vae", latent_scale=None)
+    run(data, tmp_path / "run", folder, train=config(steps=1))
+    scale = read_config(tmp_path / "run")["metadata"]["latent_scale"]
+    model, parts, shapes = from_pretrained(folder, VAE).requires_grad_(False), [], ShapeFolder[Voxels](data, "train")
+    for number in range(len(shapes)):
+        posterior = model.encode(shapes[number])
+        parts.append(posterior.sample(torch.randn(posterior.mean.shape)).feats)
+    assert scale == pytest.approx(1 / float(torch.cat(parts).std()), rel=0.1)
