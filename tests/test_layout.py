@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # From the bottom to the top. A module imports from its own entry and from lower rows only.
 LAYERS = (
-    {"morton", "_atomic", "_readback", "geometry"},
+    {"morton", "files", "_readback", "geometry"},
     {"checks"},
     {"reference", "kernels"},
     {"ops"},

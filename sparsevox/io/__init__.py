@@ -1,6 +1,5 @@
 """Files to shapes and back, and shapes to voxels: `pip install 'sparsevox[io]'`."""
 
-from sparsevox.io._trimesh import from_trimesh, to_trimesh
 from sparsevox.io.faces import voxel_faces
 from sparsevox.io.marching_cubes import marching_cubes
 from sparsevox.io.meshes import MeshInfo, describe, load_mesh, save_mesh
@@ -9,6 +8,7 @@ from sparsevox.io.sampling import fit, sample_surface
 from sparsevox.io.signed_field import signed_field, solid_field
 from sparsevox.io.surface_nets import surface_nets
 from sparsevox.io.surfaces import to_mesh
+from sparsevox.io.trimesh import from_trimesh, to_trimesh
 from sparsevox.io.volumes import load_volume, load_voxels, save_voxels
 from sparsevox.io.voxelize import splat_attributes, voxelize
 

@@ -1,8 +1,7 @@
 """What readers and writers share: paths, NumPy's files, and arrays as tensors. Nothing is ever unpickled."""
 
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 
 FilePath = str | PathLike[str]
 Array = NDArray[Any]
@@ -49,15 +48,6 @@ def existing(path: FilePath, *expected: str) -> Path:
     return found
 
 
-@contextmanager
-def naming(path: FilePath) -> Iterator[None]:
-    """Errors about what a file holds become a ValueError that begins with its name."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{fspath(path)}: {error}") from error
-
-
 def read_numpy(path: Path) -> dict[str, Array]:
     """The arrays of a .npz file by name, or the one of a .npy file under the name "".
 
@@ -88,7 +78,7 @@ def write_npz(path: FilePath, arrays: Mapping[str, Array], compress: bool = True
         if not name or not name.isprintable() or set(name) & set("/\\"):
             raise ValueError(f"names of attributes must be printable and without slashes, got {name!r}")
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-    with atomic(path) as file, zipfile.ZipFile(file, "w", method) as archive:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", method) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsevox.io._files import to_array, to_tensor
-from sparsevox.io._trimesh import exported, parsing, to_trimesh
+from sparsevox.io.trimesh import exported, parsing, to_trimesh
 from sparsevox.shapes import Mesh
 
 Array = NDArray[Any]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write, prefix_errors
 from sparsevox.io import _ply
-from sparsevox.io._files import FilePath, existing, naming, suffix_of
-from sparsevox.io._trimesh import exported, from_trimesh, parsing, to_trimesh
+from sparsevox.io._files import FilePath, existing, suffix_of
 from sparsevox.io.sampling import check_finite
+from sparsevox.io.trimesh import exported, from_trimesh, parsing, to_trimesh
 from sparsevox.shapes import Mesh
 
 READS = (".obj", ".ply", ".stl", ".off", ".glb", ".gltf")
@@ -48,7 +48,7 @@ def load_mesh(path: FilePath) -> Mesh:
     """
     file = existing(path, *READS)
     data, kind = file.read_bytes(), file.suffix.lower()
-    with naming(path):
+    with prefix_errors(path):
         if kind in (".obj", ".off") or (kind == ".stl" and b"\0" not in data):
             data = _as_utf8(data)
         if kind == ".off":
@@ -83,7 +83,7 @@ def save_mesh(mesh: Mesh, path: FilePath) -> None:
         raise ValueError(f"mesh must have faces, got {mesh}")
     check_finite("mesh.vertices", mesh.vertices)
     data = _ply.encode(mesh) if kind == ".ply" else exported(to_trimesh(mesh), kind[1:])
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write, prefix_errors
 from sparsevox.io import _ply
 from sparsevox.io._files import (
     FilePath,
     existing,
-    naming,
     read_numpy,
     rowwise,
     suffix_of,
@@ -64,7 +63,7 @@ def load_points(path: FilePath, *, columns: Sequence[str] | None = None, labels:
     kind = file.suffix.lower()
     if columns is not None and kind not in (".npy", ".bin"):
         raise ValueError(f"columns name those of .npy and .bin files, got {list(columns)} for {file}")
-    with naming(path):
+    with prefix_errors(path):
         if kind == ".ply":
             points = _from_ply(file.read_bytes())
         elif kind == ".npz":
@@ -98,7 +97,7 @@ def save_points(points: Points, path: FilePath) -> None:
         return
     no_faces = points.positions.new_zeros((0, 3)).long()
     data = _ply.encode(Mesh(points.positions, no_faces, points.attributes))
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import checks
-from sparsevox.io._trimesh import library, to_trimesh
+from sparsevox.io.trimesh import import_trimesh, to_trimesh
 from sparsevox.shapes import Mesh, Points, as_columns
 
 S = TypeVar("S", Mesh, Points)
@@ -39,14 +39,14 @@ def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
         count = 0
     faces, where = np.zeros(0, np.int64), np.zeros((0, 3))
     if count:
-        where, faces = library().sample.sample_surface(surface, count, seed=seed)[:2]
+        where, faces = import_trimesh().sample.sample_surface(surface, count, seed=seed)[:2]
     row, positions = torch.from_numpy(np.array(faces, np.int64)), torch.from_numpy(np.array(where, np.float64))
     device = mesh.device
     attributes = {"normal": torch.from_numpy(surface.face_normals[faces].astype(np.float32)).to(device)}
     attributes |= {name: value[row.to(device)] for name, value in mesh.face_attributes.items()}
     if mesh.vertex_attributes:
         corners = mesh.faces[row.to(device)]
-        weights = torch.from_numpy(library().triangles.points_to_barycentric(surface.triangles[faces], where))
+        weights = torch.from_numpy(import_trimesh().triangles.points_to_barycentric(surface.triangles[faces], where))
         for name, value in mesh.vertex_attributes.items():
             if name != "normal":
                 attributes[name] = interpolated(value, corners, weights.to(device))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsevox import checks
+from sparsevox.files import prefix_errors
 from sparsevox.grid import Grid, Scale
 from sparsevox.io._files import (
     FilePath,
     existing,
-    naming,
     read_numpy,
     rowwise,
     suffix_of,
@@ -90,7 +90,7 @@ def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scal
             `origin` itself. It names the file.
     """
     file = existing(path, ".npz", ".npy")
-    with naming(path):
+    with prefix_errors(path):
         arrays = read_numpy(file)
         if "sparsevox_voxels" not in arrays:
             coords, attributes = _foreign(arrays)
@@ -131,7 +131,7 @@ def load_volume(
             it is no volume, or limits are missing for floats or given for something else. It names the file.
     """
     file = existing(path, ".npz", ".npy")
-    with naming(path):
+    with prefix_errors(path):
         arrays = read_numpy(file)
         chosen = next(iter(arrays)) if name is None and len(arrays) == 1 else name
         if chosen not in arrays:

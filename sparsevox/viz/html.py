@@ -16,7 +16,7 @@ from importlib import resources
 from os import PathLike
 from typing import Any, Literal
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from sparsevox.viz import colors, png
 from sparsevox.viz.coding import Coding, codings, first_color
 from sparsevox.viz.scene import Level, Shapes, bounds, gallery
@@ -85,7 +85,7 @@ def show_html(
     ]
     name = next(iter(items)) if len(items) == 1 else ""
     page = _filled(title or name or "sparsevox", manifest, "\n".join(data))
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(page.encode())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from xcube.commands.options import MIN_COMPONENT, Names
 from xcube.commands.sample import sample
 from xcube.data import Source, build, file_sources
@@ -147,7 +147,7 @@ def _begin(out: Path, options: dict[str, Any], restart: bool) -> None:
         for run in (out / "runs").glob("*"):  # a call after an interruption must not take them for its own
             prepare(run, restart=True)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as written:
+    with atomic_write(file) as written:
         written.write((json.dumps(options, indent=2) + "\n").encode())
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 
 import torch
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from xcube.commands.evaluate import COLUMNS, cells
 from xcube.commands.options import MIN_COMPONENT
 from xcube.commands.report import (
@@ -81,7 +81,7 @@ def show(out: Path, trained: Trained, own: Sequence[tuple[Source, Path]], preset
         pictured=(out / GALLERY).is_file(),
         commands=_commands(out, preset, [path for _, path in own]),
     )
-    with atomic(out / METRICS) as file:  # last: where it is, all is
+    with atomic_write(out / METRICS) as file:  # last: where it is, all is
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
 
 

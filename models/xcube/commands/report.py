@@ -12,7 +12,7 @@ import torch
 
 import sparsevox as sv
 from sparsevox import Voxels
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from sparsevox.viz import render_row
 from xcube.data.loading import ShapeFolder
 from xcube.networks.losses import voxel_iou
@@ -139,7 +139,7 @@ def draw_curves(runs: Path, names: Sequence[str], path: Path) -> None:
     axes[0][0].set_ylabel("loss")
     axes[0][-1].legend()
     figure.tight_layout()
-    with atomic(path) as picture:
+    with atomic_write(path) as picture:
         figure.savefig(picture, dpi=110, format="png")
     pyplot.close(figure)
 
@@ -164,5 +164,5 @@ def write_page(path: Path, **values: Any) -> None:
         raise ImportError("the page needs jinja2: pip install 'sparsevox[xcube]'") from error
     template = (resources.files("xcube") / "report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(page.from_string(template).render(**values).encode())

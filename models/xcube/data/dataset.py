@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
-from sparsevox._atomic import PART, atomic
+from sparsevox.files import PARTIAL_SUFFIX, atomic_write
 from sparsevox.io import load_voxels, save_voxels
 from xcube.data.hierarchy import Box
 
@@ -140,7 +140,7 @@ def level_path(root: str | PathLike[str], name: str, resolution: int) -> Path:
 
 def write_card(root: str | PathLike[str], card: Card) -> None:
     """Write card.json."""
-    with atomic(Path(root, CARD)) as file:
+    with atomic_write(Path(root, CARD)) as file:
         file.write((json.dumps(card.as_json(), indent=2) + "\n").encode())
 
 
@@ -225,7 +225,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     """Write a table, all or nothing."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 
@@ -268,7 +268,7 @@ def read_shape(root: str | PathLike[str], card: Card, entry: Entry, level: int) 
 
 def remove_parts(folder: Path) -> None:
     """Remove what a process that was killed while it wrote left in a folder."""
-    for part in folder.glob(f".*{PART}"):
+    for part in folder.glob(f".*{PARTIAL_SUFFIX}"):
         part.unlink(missing_ok=True)
 
 

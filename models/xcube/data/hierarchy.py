@@ -15,8 +15,8 @@ from torch import Tensor
 import sparsevox as sv
 from sparsevox.grid import Grid
 from sparsevox.io import fit, sample_surface, splat_attributes
-from sparsevox.io._trimesh import library
 from sparsevox.io.sampling import check_finite, interpolated
+from sparsevox.io.trimesh import import_trimesh
 from sparsevox.shapes import Mesh, Points, Shape, Voxels
 from xcube.geometry.pyramid import enclosing_coarsen
 
@@ -189,11 +189,11 @@ def _cut(mesh: Mesh, box: Box) -> Mesh:
     vertices, faces = triangles.reshape(-1, 3), np.arange(3 * count).reshape(-1, 3)
     for axis, sign in product(range(3), (-1.0, 1.0)):
         normal = np.eye(3)[axis] * sign
-        vertices, faces, number = library().intersections.slice_faces_plane(
+        vertices, faces, number = import_trimesh().intersections.slice_faces_plane(
             vertices, faces, normal, -normal * reach.numpy(), uv=number
         )
     source = np.rint(number[:, 0]).astype(np.int64)
-    weights = torch.from_numpy(library().triangles.points_to_barycentric(triangles[source], vertices))
+    weights = torch.from_numpy(import_trimesh().triangles.points_to_barycentric(triangles[source], vertices))
     of_vertex = torch.from_numpy(source).to(mesh.device)
     of_face = of_vertex[torch.from_numpy(faces[:, 0].astype(np.int64)).to(mesh.device)]
     return Mesh(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import Points, Voxels, checks
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from sparsevox.io import to_mesh
 from xcube.data.loading import ShapeFolder
 from xcube.evaluation.load import Item, level_of, read_samples
@@ -47,7 +47,7 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, all or nothing; what is infinite, as the distance to nothing, becomes null."""
-        with atomic(path) as file:
+        with atomic_write(path) as file:
             file.write((json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n").encode())
 
 

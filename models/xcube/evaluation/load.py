@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from sparsevox import Grid, Mesh, Voxels
+from sparsevox.files import prefix_errors
 from sparsevox.io import load_mesh, load_voxels, voxelize
-from sparsevox.io._files import naming
 from sparsevox.io.meshes import READS
 from xcube.data.hierarchy import Box
 
@@ -73,7 +73,7 @@ def _hidden(path: Path) -> bool:
 
 def _from_voxels(path: Path, name: str, box: Box, level: int) -> list[Item]:
     voxels = load_voxels(path)
-    with naming(path):
+    with prefix_errors(path):
         if level_of(voxels.grid, box) != level:
             return []
         kept = {key: value.float() for key, value in voxels.attributes.items() if key == "normal"}

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from xcube.config import Config
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
 from xcube.networks.refiner import Refiner
@@ -44,11 +44,11 @@ def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **metad
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic(path / WEIGHTS) as file:
+    with atomic_write(path / WEIGHTS) as file:
         file.write(save(state))
     assert isinstance(model.config, Config)
     config = {"format": FORMAT, "kind": kind, "config": model.config.to_dict(), "metadata": metadata}
-    with atomic(path / CONFIG) as file:
+    with atomic_write(path / CONFIG) as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())
 
 

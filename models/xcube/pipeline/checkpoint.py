@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.geometry.pyramid import TOLERANCE
 from xcube.networks.configs import VAEConfig
@@ -212,7 +212,7 @@ def write_cascade(cascade: Cascade, folder: str | PathLike[str]) -> None:
         levels.append(names)
     text = None if cascade.text is None else vars(cascade.text)
     index = {"format": FORMAT, "levels": levels, "box": cascade.size, "text": text}
-    with atomic(path / INDEX) as file:
+    with atomic_write(path / INDEX) as file:
         file.write((json.dumps(index, indent=2) + "\n").encode())
 
 

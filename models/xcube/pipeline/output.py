@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsevox import Voxels
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from sparsevox.io import load_voxels, save_mesh, save_voxels, to_mesh
 from sparsevox.viz import render_row, show_html
 from xcube.data.dataset import remove_parts
@@ -53,7 +53,7 @@ class SampleFolder:
                 for file in path.glob(pattern):
                     file.unlink()
         self._check(json.loads(json.dumps(settings)))
-        with atomic(path / SETTINGS) as written:
+        with atomic_write(path / SETTINGS) as written:
             written.write((json.dumps(settings, indent=2) + "\n").encode())
 
     def file(self, number: int) -> Path:
@@ -149,5 +149,5 @@ def stack(files: Sequence[Path], path: Path) -> None:
     for picture in pictures:
         whole.paste(picture, (0, top))
         top += picture.height
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         whole.save(file, "PNG", optimize=True)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveragi
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from xcube.training.status import Status
 
 LOGS = "logs"
@@ -99,7 +99,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write one."""
-        with atomic(path) as file:
+        with atomic_write(path) as file:
             torch.save(checkpoint, file)
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sparsevox import Voxels
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 from xcube.data.dataset import read_index
 from xcube.data.loading import ShapeFolder
 from xcube.networks.pretrained import load_weights, save_pretrained
@@ -83,7 +83,7 @@ def train(
         end = {"steps": trainer.global_step, "seconds": round(module.elapsed, 1)}
         module.to(trainer.strategy.root_device)
         metadata = module.metadata(training_batches(shapes, module.config, 0, 0, 1), len(shapes))
-        with atomic(out / METRICS) as file:
+        with atomic_write(out / METRICS) as file:
             file.write((json.dumps(end | module.metrics, indent=2) + "\n").encode())
         metadata = place | {"attributes": sorted(shapes.card.attributes)} | end | metadata | {"options": options}
         save_pretrained(module.cpu().net.eval(), out, **metadata)

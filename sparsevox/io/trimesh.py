@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def library() -> Any:
+def import_trimesh() -> Any:
     """The module trimesh, or an ImportError that says how to get it."""
     try:
         import trimesh
@@ -34,7 +34,7 @@ def parsing() -> Iterator[Any]:
         ImportError: If trimesh is not installed, or Pillow where the file needs it.
         ValueError: If a parser fails, or a number in a text is none.
     """
-    trimesh = library()
+    trimesh = import_trimesh()
     with warnings.catch_warnings():
         # NumPy before 2.3 only warns of it, and stops reading there.
         warnings.filterwarnings("error", message=".*could not be read to its end", category=DeprecationWarning)
@@ -52,7 +52,9 @@ def to_trimesh(mesh: Mesh) -> "trimesh.Trimesh":
 
     Where vertices and faces both have a color, that of the vertices counts.
     """
-    made = library().Trimesh(mesh.vertices.detach().cpu().double().numpy(), mesh.faces.cpu().numpy(), process=False)
+    made = import_trimesh().Trimesh(
+        mesh.vertices.detach().cpu().double().numpy(), mesh.faces.cpu().numpy(), process=False
+    )
     for attributes, kind in ((mesh.face_attributes, "face"), (mesh.vertex_attributes, "vertex")):
         if "color" in attributes:
             colors = attributes["color"].detach().cpu().double().clamp(0, 1).numpy()
@@ -93,7 +95,7 @@ def _color(rgba: Array) -> torch.Tensor:
 
 def _texture_colors(visual: Any, count: int) -> Array | None:
     """Red, green and blue of `count` vertices: of the texture, or of a material without one."""
-    looks = library().visual
+    looks = import_trimesh().visual
     colors = np.asarray(visual.material.to_color(visual.uv))
     if colors.shape != (count, 4):
         colors = np.tile(visual.material.main_color, (count, 1))

@@ -2,12 +2,12 @@
 
 import pytest
 
-from sparsevox._atomic import atomic
+from sparsevox.files import atomic_write
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
     path = tmp_path / "a.bin"
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         file.flush()
         assert not path.exists()
@@ -22,7 +22,7 @@ def test_an_interrupt_leaves_the_old_file(tmp_path):
     path.write_bytes(b"half")
 
     def interrupted() -> None:
-        with atomic(path) as file:
+        with atomic_write(path) as file:
             file.write(b"other")
             raise KeyboardInterrupt
 
@@ -35,7 +35,7 @@ def test_an_interrupt_leaves_the_old_file(tmp_path):
 def test_links_stay_links_and_permissions_are_the_usual_ones(tmp_path):
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with atomic(tmp_path / "link") as file:
+    with atomic_write(tmp_path / "link") as file:
         file.write(b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
@@ -44,7 +44,7 @@ def test_links_stay_links_and_permissions_are_the_usual_ones(tmp_path):
 
 
 def test_where_no_file_can_be(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"), atomic(tmp_path / "none" / "a"):
+    with pytest.raises(FileNotFoundError, match="there is no folder"), atomic_write(tmp_path / "none" / "a"):
         pass
-    with pytest.raises(IsADirectoryError, match="a folder is in the way"), atomic(tmp_path):
+    with pytest.raises(IsADirectoryError, match="path must name a file"), atomic_write(tmp_path):
         pass
