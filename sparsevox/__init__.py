@@ -1,4 +1,14 @@
-"""sparsevox: sparse-voxel tensors for PyTorch, with every kernel in Triton."""
+"""sparsevox: sparse-voxel tensors for PyTorch, with all kernels in Triton.
+
+    >>> import sparsevox as sv
+    >>> points = torch.rand(10_000, 3)
+    >>> x = sv.SparseTensor.from_points(points, torch.ones(10_000, 1), voxel_size=0.05)  # voxels with features
+    >>> conv = sv.nn.Conv3d(1, 16, kernel_size=3)  # submanifold convolution
+    >>> y = conv(x)
+
+`Grid` holds the voxels, `SparseTensor` adds features to them. `sv.nn` has the modules, `sv.ops` the functions, `sv.io`
+reads, writes and voxelizes meshes and point clouds, `sv.viz` draws.
+"""
 
 from sparsevox import io, nn, ops, viz
 from sparsevox.data import VoxelBudgetSampler, collate

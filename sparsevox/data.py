@@ -1,4 +1,4 @@
-"""Batches for training: what a `torch.utils.data.DataLoader` needs to know of grids and sparse tensors."""
+"""Batches of grids and sparse tensors for `torch.utils.data.DataLoader`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -16,17 +16,17 @@ from sparsevox.tensor import SparseTensor, stack
 
 
 def collate(samples: Sequence[Any]) -> Any:
-    """One batch of samples: `DataLoader(dataset, batch_size=8, collate_fn=sv.collate)`.
+    """Collate samples into one batch: `DataLoader(dataset, batch_size=8, collate_fn=sv.collate)`.
 
-    Grids, sparse tensors and voxels with attributes are stacked along the batch; tuples, lists, dicts, tensors and
-    numbers are treated as by `torch.utils.data.default_collate`. What has one row a voxel, such as labels, goes along
-    in a `sv.Voxels(grid, {"label": labels})`.
+    `Grid`, `SparseTensor` and `Voxels` are stacked along the batch. Tuples, lists, dicts, tensors and numbers are
+    handled as in `torch.utils.data.default_collate`. A tensor with one row per voxel, such as labels, must not be
+    stacked: wrap it in `sv.Voxels(grid, {"label": labels})`.
 
     Raises:
         ValueError: If there are no samples.
     """
     if not len(samples):
-        raise ValueError("samples must hold one sample at least, got none")
+        raise ValueError("samples must hold at least one sample, got none")
     return _collate(list(samples), collate_fn_map=_RULES)
 
 
@@ -51,28 +51,28 @@ _RULES: dict[type | tuple[type, ...], Any] = {
 
 
 class VoxelBudgetSampler(Sampler[list[int]]):
-    """Batches of items whose voxels sum to at most a budget: `DataLoader(dataset, batch_sampler=sampler)`.
+    """Batch sampler that limits the number of voxels per batch: `DataLoader(dataset, batch_sampler=sampler)`.
 
-    What a training step needs, in time and memory, follows from its voxels and not from its items, so batches of a
-    budget are alike where batches of a size are not. The batches follow from the sizes, the seed and the epoch alone.
-    Every rank of a distributed run takes another share of them, all of the same length: a few come twice if their
-    number does not divide.
+    The time and memory of a training step depend on its number of voxels, which differs far more between batches of a
+    fixed number of items. The batches are a function of sizes, seed and epoch. In a distributed run the batches are
+    split evenly among the ranks; if their number does not divide, the first few are repeated.
 
     Args:
-        sizes: Voxels of each item.
-        budget: Voxels of a batch, at most.
-        oversize: What becomes of items with more voxels than that. "alone": each is a batch. "drop": they are left out.
-            "error": ValueError.
-        shuffle: Whether every epoch has another order. Else items come in theirs.
-        seed: Of the orders.
-        max_items: Items of a batch, at most.
-        rank: Of this process among `replicas`; by default that of `torch.distributed`, if that is initialized.
-        replicas: Number of processes, by default alike.
+        sizes: Number of voxels of each item of the dataset.
+        budget: Maximum number of voxels per batch.
+        oversize: What to do with items larger than the budget. "alone" makes each a batch of its own, "drop" leaves
+            them out, "error" raises a ValueError.
+        shuffle: Whether to shuffle the items in every epoch.
+        seed: Seed of the shuffling.
+        max_items: Maximum number of items per batch.
+        rank: Rank of this process, in [0, replicas). By default that of `torch.distributed` if initialized, else 0.
+        replicas: Number of processes. By default that of `torch.distributed` if initialized, else 1.
 
     Raises:
-        TypeError: If a number is no integer.
-        ValueError: If a size is negative, `budget` is not positive, `max_items` is not between 1 and the largest batch
-            of a grid, `rank` is none of `replicas`, `oversize` is unknown, or it is "error" and an item is too large.
+        TypeError: If a number is not an integer.
+        ValueError: If a size is negative, `budget` is not positive, `max_items` is not between 1 and the maximum batch
+            size of a grid, `rank` is not in [0, replicas), `oversize` is unknown, or `oversize` is "error" and an item
+            is larger than the budget.
     """
 
     def __init__(
@@ -110,33 +110,37 @@ class VoxelBudgetSampler(Sampler[list[int]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many batches of this rank to leave out at its start: those of a run cut short.
+        """Choose the epoch to iterate over.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start: Number of batches of this rank to skip, for a run that resumes in the middle of an epoch.
 
         Raises:
-            ValueError: If one of them is negative.
+            ValueError: If a number is negative.
         """
         for name, value in (("epoch", epoch), ("start", start)):
             if checks.integer(name, value) < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         self._start = start
-        self._batches = self._share(self._filled(self._order(epoch)))
+        self._batches = self._of_rank(self._filled(self._order(epoch)))
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter([list(batch) for batch in self._batches[self._start :]])
 
     def __len__(self) -> int:
-        """Batches of this rank in the chosen epoch, without those left out; other epochs may have more or fewer."""
+        """Number of batches of this rank in the chosen epoch, less those skipped. It may vary between epochs."""
         return max(0, len(self._batches) - self._start)
 
     def _order(self, epoch: int) -> list[int]:
         if not self._shuffle:
             return self._items
-        # One stream of numbers for each seed and epoch: neighbors of either share none.
-        stream = np.random.default_rng([self._seed % (1 << 64), epoch])
-        return [self._items[n] for n in stream.permutation(len(self._items))]
+        # A list as the seed keeps epochs independent, where seed + epoch would repeat an order of the next seed.
+        generator = np.random.default_rng([self._seed % (1 << 64), epoch])
+        return [self._items[n] for n in generator.permutation(len(self._items))]
 
     def _filled(self, order: Sequence[int]) -> list[list[int]]:
-        """Items in order; one that does not fit any more begins a batch."""
+        """Fill batches in order. An item that exceeds what is left of the budget starts the next batch."""
         batches: list[list[int]] = []
         room = 0
         for item in order:
@@ -148,8 +152,8 @@ class VoxelBudgetSampler(Sampler[list[int]]):
             room -= size
         return batches
 
-    def _share(self, batches: list[list[int]]) -> list[list[int]]:
-        """Every so many-th batch, from that of the rank; the first ones again where the last round is not full."""
+    def _of_rank(self, batches: list[list[int]]) -> list[list[int]]:
+        """Select every `replicas`-th batch from `rank` on, after repeating the first ones to a full round."""
         missing = -len(batches) % self._replicas
-        again = [batches[n % len(batches)] for n in range(missing)] if batches else []
-        return (batches + again)[self._rank :: self._replicas]
+        repeated = [batches[n % len(batches)] for n in range(missing)] if batches else []
+        return (batches + repeated)[self._rank :: self._replicas]

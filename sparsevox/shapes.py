@@ -1,12 +1,12 @@
-"""What comes in and goes out: meshes, point clouds, and voxels with attributes.
+"""Meshes, point clouds, and voxels with attributes: what `sparsevox.io` reads and writes.
 
-An attribute is a tensor with one row for each vertex, face, point or voxel. Names that ops know:
+An attribute is a tensor with one row per vertex, face, point or voxel. Some names have a fixed meaning:
 
-- "normal": floats [., 3], unit length, out of the surface
+- "normal": floats [., 3], unit vectors that point away from the surface
 - "color": floats [., 3], red, green and blue in [0, 1]
 - "label": integers [.], a semantic class or a part
 - "intensity": floats [., 1], of a LiDAR return
-- "density": floats [., 1], how many points fell into a voxel
+- "density": floats [., 1], the number of points in a voxel
 
 V vertices, F faces, P points, N voxels, C channels.
 """
@@ -27,16 +27,17 @@ Attributes = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Triangles. They need not be closed, oriented or connected.
+    """A triangle mesh. It need not be closed, oriented or connected.
 
-    vertices: World positions, floating point [V, 3].
-    faces: Rows of vertices, integers [F, 3].
-    vertex_attributes: By name, a row for each vertex.
-    face_attributes: By name, a row for each face.
+    Args:
+        vertices: World positions, floating-point [V, 3].
+        faces: Indices into `vertices`, integers [F, 3].
+        vertex_attributes: Tensors [V] or [V, C] by name.
+        face_attributes: Tensors [F] or [F, C] by name.
 
     Raises:
-        TypeError: If vertices are not floating-point, faces not integers, or an attribute is no tensor.
-        ValueError: If shapes, rows or devices do not fit, or a face points past the vertices.
+        TypeError: If `vertices` is not floating-point, `faces` is not integer, or an attribute is not a tensor.
+        ValueError: If a shape or device does not match, or a face refers to a vertex that does not exist.
     """
 
     vertices: Tensor
@@ -51,23 +52,23 @@ class Mesh:
         if faces.numel() and not 0 <= int(faces.min()) <= int(faces.max()) < len(vertices):
             bad = int(((faces < 0) | (faces >= len(vertices))).any(1).int().argmax())
             raise ValueError(
-                f"faces must hold rows of {len(vertices)} vertices, got faces[{bad}] = {faces[bad].tolist()}"
+                f"faces must hold indices of {len(vertices)} vertices, got faces[{bad}] = {faces[bad].tolist()}"
             )
         _check_attributes("vertex_attributes", self.vertex_attributes, len(vertices), vertices.device)
         _check_attributes("face_attributes", self.face_attributes, len(faces), vertices.device)
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of all tensors of the mesh."""
         return self.vertices.device
 
     @property
     def bounds(self) -> Tensor:
-        """Lowest and highest corner: [2, 3]. A ValueError if there is nothing."""
+        """Lower and upper corner of the bounding box of all vertices, [2, 3]. Raises ValueError if there are none."""
         return _bounds(self.vertices)
 
     def to(self, device: torch.device | str) -> Self:
-        """On another device."""
+        """Return the mesh on another device."""
         return replace(
             self,
             vertices=self.vertices.to(device),
@@ -77,7 +78,7 @@ class Mesh:
         )
 
     def transform(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Moved or scaled by a function of the positions [., 3]. Attributes stay as they are, normals too."""
+        """Apply a function to the positions, [V, 3] to [V, 3]. Attributes do not change, not even normals."""
         return replace(self, vertices=function(self.vertices))
 
     def __repr__(self) -> str:
@@ -89,12 +90,13 @@ class Mesh:
 class Points:
     """A point cloud.
 
-    positions: World positions, floating point [P, 3].
-    attributes: By name, a row for each point.
+    Args:
+        positions: World positions, floating-point [P, 3].
+        attributes: Tensors [P] or [P, C] by name.
 
     Raises:
-        TypeError: If positions are not floating-point, or an attribute is no tensor.
-        ValueError: If shapes, rows or devices do not fit.
+        TypeError: If `positions` is not floating-point, or an attribute is not a tensor.
+        ValueError: If a shape or device does not match.
     """
 
     positions: Tensor
@@ -106,29 +108,29 @@ class Points:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of positions and attributes."""
         return self.positions.device
 
     @property
     def bounds(self) -> Tensor:
-        """Lowest and highest corner: [2, 3]. A ValueError if there is nothing."""
+        """Lower and upper corner of the bounding box, [2, 3]. Raises ValueError if there are no points."""
         return _bounds(self.positions)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, rows: Tensor | slice) -> Self:
-        """The points that an index or a mask selects."""
+        """Select points, with their attributes, by indices, a bool mask [P] or a slice."""
         return replace(
             self, positions=self.positions[rows], attributes={k: v[rows] for k, v in self.attributes.items()}
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """On another device."""
+        """Return the points on another device."""
         return replace(self, positions=self.positions.to(device), attributes=_moved(self.attributes, device))
 
     def transform(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Moved or scaled by a function of the positions [., 3]. Attributes stay as they are, normals too."""
+        """Apply a function to the positions, [P, 3] to [P, 3]. Attributes do not change, not even normals."""
         return replace(self, positions=function(self.positions))
 
     def __repr__(self) -> str:
@@ -137,16 +139,17 @@ class Points:
 
 @dataclass(frozen=True, eq=False)
 class Voxels:
-    """A batch of grids with named attributes, rows in the order of the grid.
+    """A batch of grids with named attributes, in the row order of the grid.
 
-    `SparseTensor` is what networks pass on, one matrix of floats; `voxels.tensor("normal", "color")` makes one.
+    Networks take a `SparseTensor`, a single matrix of floats, which `voxels.tensor("normal", "color")` makes.
 
-    grid: Which voxels exist.
-    attributes: By name, a row for each voxel.
+    Args:
+        grid: The voxels, of one or several batch items.
+        attributes: Tensors [N] or [N, C] by name.
 
     Raises:
-        TypeError: If `grid` is no Grid or an attribute no tensor.
-        ValueError: If rows or devices do not fit.
+        TypeError: If `grid` is not a Grid or an attribute is not a tensor.
+        ValueError: If a shape or device does not match.
     """
 
     grid: Grid
@@ -159,27 +162,32 @@ class Voxels:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of grid and attributes."""
         return self.grid.device
 
     @property
     def num_voxels(self) -> int:
-        """N."""
+        """Number of voxels N of the whole batch."""
         return self.grid.num_voxels
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """Number of grids B in the batch."""
         return self.grid.batch_size
 
     def __len__(self) -> int:
         return self.batch_size
 
     def tensor(self, *names: str) -> SparseTensor:
-        """The named attributes as the channels of one tensor, in the order of the names; integers become float32.
+        """Concatenate the named attributes along the channels, in the order of the names.
+
+        Integers become float32.
+
+        Returns:
+            Features [N, C] on the grid, C the sum of the channels of the attributes.
 
         Raises:
-            KeyError: If there is no such attribute.
+            KeyError: If no name is given, or there is no attribute of that name.
         """
         missing = [name for name in names if name not in self.attributes]
         if missing or not names:
@@ -188,16 +196,16 @@ class Voxels:
         return SparseTensor(self.grid, torch.cat([v if v.is_floating_point() else v.float() for v in values], 1))
 
     def with_attributes(self, **attributes: Tensor) -> Self:
-        """The same voxels with more attributes, or others in place of those it had."""
+        """Return the same voxels with attributes added or replaced."""
         return replace(self, attributes={**self.attributes, **attributes})
 
     def prune(self, mask: Tensor) -> Self:
-        """The voxels whose row of `mask`, bool [N], is True, with their attributes."""
+        """Keep the voxels where `mask`, bool [N], is True, with their attributes."""
         grid = self.grid.prune(mask)
         return replace(self, grid=grid, attributes={k: v[mask] for k, v in self.attributes.items()})
 
     def unbind(self) -> list[Self]:
-        """One for each batch item."""
+        """Split the batch into a list of its items."""
         grids = list(self.grid)
         sizes = [grid.num_voxels for grid in grids]
         parts = {name: value.split(sizes) for name, value in self.attributes.items()}
@@ -205,13 +213,13 @@ class Voxels:
 
     @classmethod
     def stack(cls, items: Sequence[Self]) -> Self:
-        """One batch of all of them, in order.
+        """Concatenate batches, in order, into one batch.
 
         Raises:
-            ValueError: If there are none, or their attributes or transforms differ.
+            ValueError: If there are no items, or their attributes or transforms differ.
         """
         if not items:
-            raise ValueError("items must hold one Voxels at least, got none")
+            raise ValueError("items must hold at least one Voxels, got none")
         names = list(items[0].attributes)
         for index, item in enumerate(items):
             if set(item.attributes) != set(names):
@@ -220,17 +228,17 @@ class Voxels:
                     f"{sorted(item.attributes)} in items[{index}]"
                 )
             for name in names:
-                first, other = (list(each.attributes[name].shape[1:]) for each in (items[0], item))
-                if first != other:
+                first, other = (list(each.attributes[name].shape) for each in (items[0], item))
+                if first[1:] != other[1:]:
                     raise ValueError(
-                        f"attributes[{name!r}] must have one shape, got [N, *{first}] in items[0] and [N, *{other}] in "
-                        f"items[{index}]"
+                        f"attributes[{name!r}] must have the same channels in all items, got {first} in items[0] and "
+                        f"{other} in items[{index}]"
                     )
         grid = Grid.stack([item.grid for item in items])
         return cls(grid, {name: torch.cat([item.attributes[name] for item in items]) for name in names})
 
     def to(self, device: torch.device | str) -> Self:
-        """On another device."""
+        """Return the voxels on another device."""
         return replace(self, grid=self.grid.to(device), attributes=_moved(self.attributes, device))
 
     def __repr__(self) -> str:
@@ -241,13 +249,13 @@ Shape = Mesh | Points | Voxels
 
 
 def as_columns(attribute: Tensor) -> Tensor:
-    """An attribute [.] or [., C] as [., C]."""
+    """View an attribute [.] or [., C] as [., C]."""
     return attribute[:, None] if attribute.ndim == 1 else attribute
 
 
 def _bounds(positions: Tensor) -> Tensor:
     if not len(positions):
-        raise ValueError("an empty shape has no bounds")
+        raise ValueError("bounds need at least one position, got an empty shape")
     return torch.stack([positions.amin(0), positions.amax(0)])
 
 

@@ -1,4 +1,4 @@
-"""SparseTensor: a grid, and a row of features for each of its voxels.
+"""SparseTensor: a grid with one row of features per voxel.
 
 N voxels, M other voxels, P points, B grids, C channels.
 """
@@ -17,11 +17,18 @@ Index3 = int | Sequence[int]
 
 
 class SparseTensor:
-    """Features [N, C] on the voxels of a grid, rows in the order of the grid. Nothing is changed in place.
+    """Features [N, C] on the N voxels of a grid, in the row order of the grid.
+
+    A sparse tensor is immutable: every method returns a new one. `+ - * /` work row by row with a number, with a tensor
+    that broadcasts against [N, C], and with a sparse tensor on the same voxels.
+
+    Args:
+        grid: The voxels, of one or several batch items.
+        feats: Features, floating-point [N, C], on the device of the grid.
 
     Raises:
-        TypeError: If `grid` is no Grid or `feats` no floating-point tensor.
-        ValueError: If `feats` is not [N, C], or lies on another device than the grid.
+        TypeError: If `grid` is not a Grid or `feats` is not a floating-point tensor.
+        ValueError: If `feats` is not [N, C], or is on another device than the grid.
     """
 
     def __init__(self, grid: Grid, feats: Tensor) -> None:
@@ -30,7 +37,7 @@ class SparseTensor:
         checks.floats("feats", checks.shape("feats", feats, "N", "C"))
         checks.same_device("feats", feats, "the grid", grid.device)
         if feats.shape[0] != grid.num_voxels:
-            raise ValueError(f"feats must have {grid.num_voxels} rows, one a voxel of the grid, got {feats.shape[0]}")
+            raise ValueError(f"feats must have {grid.num_voxels} rows, one per voxel of grid, got {feats.shape[0]}")
         self._grid = grid
         self._feats = feats
 
@@ -47,13 +54,21 @@ class SparseTensor:
         voxel_size: Scale = 1.0,
         origin: Scale = 0.0,
     ) -> "SparseTensor":
-        """Features [M, C] at integer coordinates [M, 4] = (b, i, j, k) or [M, 3], in any order.
+        """Create a sparse tensor from integer coordinates in any order.
 
-        `reduce` says what becomes of several rows at one voxel: their "sum", "mean", "max" or "first", or an error.
+        Args:
+            coords: Coordinates (b, i, j, k), integers [M, 4], or (i, j, k) of a single batch item, [M, 3].
+            feats: Features of the coordinates, floating-point [M, C].
+            reduce: How rows with the same coordinates are merged: "sum", "mean", "max" or "first". With "error" they
+                raise a ValueError.
+            batch_size: Number of batch items B. By default the largest batch index plus 1.
+            voxel_size: Edge lengths of a voxel in world units, one number or one per axis.
+            origin: World position of the center of voxel (0, 0, 0).
 
         Raises:
-            TypeError: If `coords` are not integers or `feats` not floating-point.
-            ValueError: If rows do not match, a coordinate is out of range, or comes twice and `reduce` is "error".
+            TypeError: If `coords` is not integer or `feats` is not floating-point.
+            ValueError: If the numbers of rows differ, a coordinate is out of range, or coordinates repeat and `reduce`
+                is "error".
         """
         grid = Grid.from_coords(coords, batch_size=batch_size, voxel_size=voxel_size, origin=origin)
         return cls(grid, _gather.reduce_rows(grid, grid.index(coords), feats, reduce, "coords"))
@@ -71,7 +86,24 @@ class SparseTensor:
         batch_size: int | None = None,
         reduce: Reduce = "mean",
     ) -> "SparseTensor":
-        """Features [P, C] of points [P, 3] in the voxels that hold them; arguments as of `Grid.from_points`."""
+        """Create a sparse tensor on the voxels that contain points.
+
+        Args:
+            points: World positions, floating-point [P, 3].
+            feats: Features of the points, floating-point [P, C].
+            batch: Batch item of each point, integers [P]. By default 0.
+            voxel_size: Edge lengths of a voxel in world units, one number or one per axis.
+            origin: World position of the center of voxel (0, 0, 0), as in `Grid.from_points`.
+            lower: World position of the lower corner of voxel (0, 0, 0), in place of `origin`.
+            batch_size: Number of batch items B. By default the largest batch index plus 1.
+            reduce: How points in the same voxel are merged: "sum", "mean", "max" or "first". With "error" they raise a
+                ValueError.
+
+        Raises:
+            TypeError: If `points` or `feats` is not floating-point or `batch` is not integer.
+            ValueError: If the numbers of rows differ, a point is not finite or out of range, or several points share a
+                voxel and `reduce` is "error".
+        """
         grid = Grid.from_points(points, batch, voxel_size=voxel_size, origin=origin, lower=lower, batch_size=batch_size)
         return cls(
             grid, _gather.reduce_rows(grid, _gather.containing_rows(grid, points, batch), feats, reduce, "points")
@@ -88,16 +120,25 @@ class SparseTensor:
         voxel_size: Scale = 1.0,
         origin: Scale = 0.0,
     ) -> "SparseTensor":
-        """The voxels of a volume [B, C, X, Y, Z] where `mask`, bool [B, X, Y, Z], is True; all of them by default.
+        """Create a sparse tensor from a dense volume.
 
-        `lower` are the coordinates of its first voxel. With `grid`, its voxels are read instead; those outside the
-        volume get 0.
+        Args:
+            volume: Dense features, floating-point [B, C, X, Y, Z].
+            mask: Voxels to take, bool [B, X, Y, Z]. By default all.
+            grid: Grid whose voxels are taken, in place of `mask`. Those outside the volume get 0.
+            lower: Coordinates of the first voxel of the volume, one int or one per axis.
+            voxel_size: Edge lengths of a voxel in world units, one number or one per axis.
+            origin: World position of the center of voxel (0, 0, 0).
+
+        Raises:
+            TypeError: If `volume` is not floating-point.
+            ValueError: If shapes do not match, or `grid` is combined with `mask`, `voxel_size` or `origin`.
         """
         if grid is not None and mask is not None:
-            raise ValueError("grid and mask both say which voxels to take; give one of them")
+            raise ValueError("grid and mask both select the voxels; give only one of them")
         if grid is not None and (voxel_size, origin) != (1.0, 0.0):
             raise ValueError(
-                f"grid says where the voxels lie; do not give voxel_size={voxel_size!r} and origin={origin!r} beside it"
+                f"grid has a voxel_size and an origin of its own; got also voxel_size={voxel_size!r}, origin={origin!r}"
             )
         checks.floats("volume", checks.shape("volume", volume, "B", "C", "X", "Y", "Z"))
         if grid is None:
@@ -105,8 +146,8 @@ class SparseTensor:
                 mask = torch.ones((volume.shape[0], *volume.shape[2:]), dtype=torch.bool, device=volume.device)
             elif mask.shape != (volume.shape[0], *volume.shape[2:]):
                 raise ValueError(
-                    f"mask must have shape {[volume.shape[0], *volume.shape[2:]]}, that of volume without channels, "
-                    f"got {list(mask.shape)}"
+                    f"mask must have shape {[volume.shape[0], *volume.shape[2:]]}, as volume without its channels, got "
+                    f"{list(mask.shape)}"
                 )
             grid = Grid.from_dense(mask, lower=lower, voxel_size=voxel_size, origin=origin)
         return cls(grid, ops.from_dense(volume, grid, lower))
@@ -115,50 +156,50 @@ class SparseTensor:
 
     @property
     def grid(self) -> Grid:
-        """Which voxels exist."""
+        """The voxels."""
         return self._grid
 
     @property
     def feats(self) -> Tensor:
-        """[N, C], rows in the order of the grid."""
+        """Features [N, C], in the row order of the grid."""
         return self._feats
 
     @property
     def coords(self) -> Tensor:
-        """Coordinates (b, i, j, k) in row order: int32 [N, 4]."""
+        """Coordinates (b, i, j, k) in row order, int32 [N, 4]."""
         return self._grid.coords
 
     @property
     def shape(self) -> torch.Size:
-        """(N, C)."""
+        """Shape (N, C) of the features."""
         return self._feats.shape
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Number of channels C."""
         return self._feats.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the features."""
+        """Dtype of the features."""
         return self._feats.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of grid and features."""
+        """Device of grid and features."""
         return self._feats.device
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """Number of batch items B."""
         return self._grid.batch_size
 
     def __len__(self) -> int:
-        """B, as there are B items to iterate over."""
+        """Number of batch items B, not of voxels: iteration yields batch items."""
         return self.batch_size
 
     def __getitem__(self, index: int | slice) -> "SparseTensor":
-        """One item of the batch, or the batch of a slice of them."""
+        """Select one batch item, or a slice of the batch."""
         grid = self._grid[index]
         items = range(self.batch_size)[index]
         first = items if isinstance(items, int) else items.start
@@ -175,63 +216,78 @@ class SparseTensor:
     # New features on the same voxels
 
     def replace(self, feats: Tensor) -> "SparseTensor":
-        """The same voxels with other features [N, D]."""
+        """Return the same voxels with other features [N, D]."""
         return SparseTensor(self._grid, feats)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "SparseTensor":
-        """The same voxels with `function(feats)`, which has to keep the rows: `x.map(torch.relu)`."""
+        """Apply a function to the features, [N, C] to [N, D]: `x.map(torch.relu)`."""
         return self.replace(function(self._feats))
 
     def detach(self) -> "SparseTensor":
-        """Without history."""
+        """Detach the features from the autograd graph."""
         return self.replace(self._feats.detach())
 
     def to(self, *args: Any, **kwargs: Any) -> "SparseTensor":
-        """Another device or dtype, as `torch.Tensor.to` takes them. The dtype concerns the features only."""
+        """Convert device and dtype, with the arguments of `torch.Tensor.to`. The dtype applies to the features only."""
         feats = self._feats.to(*args, **kwargs)
         return SparseTensor(self._grid.to(feats.device, non_blocking=kwargs.get("non_blocking", False)), feats)
 
     def cpu(self) -> "SparseTensor":
-        """On the CPU."""
+        """Return the tensor on the CPU."""
         return self.to("cpu")
 
     def cuda(self, non_blocking: bool = False) -> "SparseTensor":
-        """On the current GPU."""
+        """Return the tensor on the current GPU."""
         return self.to("cuda", non_blocking=non_blocking)
 
     def pin_memory(self) -> "SparseTensor":
-        """In pinned memory, from which copies to a GPU need not block."""
+        """Return the tensor in pinned memory, for non-blocking copies to a GPU."""
         return SparseTensor(self._grid.pin_memory(), self._feats.pin_memory())
 
     # Other voxels
 
     def to_grid(self, grid: Grid, fill: float = 0.0) -> "SparseTensor":
-        """The features of the voxels of another grid: those that both have, elsewhere `fill`. Transforms do not count.
+        """Move the features to the voxels of another grid.
+
+        Voxels are matched by their integer coordinates; voxel size and origin are ignored.
+
+        Args:
+            grid: Grid of M voxels, with the same batch size and on the same device.
+            fill: Value of the voxels that only `grid` has.
+
+        Returns:
+            Features [M, C] on `grid`.
 
         Raises:
-            TypeError: If `grid` is no Grid.
+            TypeError: If `grid` is not a Grid.
             ValueError: If batch sizes or devices differ.
         """
         _gather.check_partner(self._grid, grid, "grid")
         return SparseTensor(grid, _gather.rows_or(self._feats, self._grid.index(grid.coords), fill))
 
     def prune(self, mask: Tensor) -> "SparseTensor":
-        """The voxels whose row of `mask`, bool [N], is True."""
+        """Keep the voxels where `mask`, bool [N], is True."""
         grid = self._grid.prune(mask)
-        if torch.compiler.is_compiling():  # which does not know how many rows a mask selects
+        if torch.compiler.is_compiling():  # the compiler does not know how many rows a mask selects
             return self.to_grid(grid)
         return SparseTensor(grid, self._feats[mask])
 
     def unbind(self) -> list["SparseTensor"]:
-        """One tensor a batch item."""
+        """Split the batch into a list of its items."""
         grids = list(self._grid)
         parts = self._feats.split([grid.num_voxels for grid in grids])
         return [SparseTensor(grid, part) for grid, part in zip(grids, parts, strict=True)]
 
     def dense(self, lower: Index3 | None = None, upper: Index3 | None = None) -> Tensor:
-        """Volume [B, C, X, Y, Z] of the box from lower to upper, exclusive; 0 where there is no voxel.
+        """Write the features into a dense volume, with 0 where there is no voxel.
 
-        By default the smallest box that holds the whole batch.
+        Args:
+            lower: First coordinates of the box, one int or one per axis. By default those of the bounding box of the
+                whole batch.
+            upper: Last coordinates of the box plus 1, likewise.
+
+        Returns:
+            Volume [B, C, X, Y, Z].
         """
         return ops.to_dense(self._feats, self._grid, lower, upper)
 
@@ -241,7 +297,19 @@ class SparseTensor:
         batch: Tensor | None = None,
         mode: Literal["trilinear", "nearest"] = "trilinear",
     ) -> Tensor:
-        """Features [P, C] at world positions [P, 3]: `ops.sample_trilinear` or `ops.sample_nearest`."""
+        """Interpolate the features at world positions.
+
+        Args:
+            points: World positions, floating-point [P, 3].
+            batch: Batch item of each point, integers [P]. By default 0.
+            mode: "trilinear" for `ops.sample_trilinear`, "nearest" for `ops.sample_nearest`.
+
+        Returns:
+            Features [P, C].
+
+        Raises:
+            ValueError: If `mode` is unknown, or shapes or devices do not match.
+        """
         if mode not in ("trilinear", "nearest"):
             raise ValueError(f"mode must be 'trilinear' or 'nearest', got {mode!r}")
         sample = ops.sample_trilinear if mode == "trilinear" else ops.sample_nearest
@@ -286,11 +354,11 @@ class SparseTensor:
 
 
 def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
-    """The channels of all tensors, one after the other, on the voxels that they share.
+    """Concatenate the channels of sparse tensors on the same voxels, as `torch.cat(feats, 1)` does.
 
     Raises:
-        TypeError: If an element is no SparseTensor.
-        ValueError: If there are none, or their voxels differ.
+        TypeError: If an element is not a SparseTensor.
+        ValueError: If `tensors` is empty, or the voxels differ.
     """
     first = _gather.first_of(tensors, SparseTensor)
     for index, tensor in enumerate(tensors):
@@ -299,13 +367,18 @@ def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
 
 
 def stack(tensors: Sequence[SparseTensor]) -> SparseTensor:
-    """One batch of all batches, in order. Raises as `Grid.stack`, and ValueError if numbers of channels differ."""
+    """Concatenate batches, in order, into one batch.
+
+    Raises:
+        TypeError: If an element is not a SparseTensor.
+        ValueError: If `tensors` is empty, or channels, voxel sizes, origins or devices differ.
+    """
     first = _gather.first_of(tensors, SparseTensor)
     for index, tensor in enumerate(tensors):
         if tensor.channels != first.channels:
             raise ValueError(
-                f"tensors must have one number of channels, got {first.channels} in tensors[0] and {tensor.channels} "
-                f"in tensors[{index}]"
+                f"tensors must have the same number of channels, got {first.channels} in tensors[0] and "
+                f"{tensor.channels} in tensors[{index}]"
             )
     return SparseTensor(Grid.stack([t.grid for t in tensors]), torch.cat([t.feats for t in tensors]))
 

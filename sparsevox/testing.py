@@ -1,6 +1,7 @@
-"""For tests, ours and those of projects on top: sets of voxels, their order, and hypothesis strategies.
+"""Test utilities for this library and projects built on it: sets of voxels, their order, and hypothesis strategies.
 
-Nothing here shares code with the library: voxels are Python tuples (b, i, j, k), grids are sets of them.
+They share no code with the library, so that they can serve as an oracle: a voxel is a Python tuple (b, i, j, k), a grid
+is a set of voxels.
 """
 
 import random
@@ -17,14 +18,14 @@ KINDS = ("clustered", "solid", "planar", "linear", "scattered", "isolated", "lim
 
 
 class VoxelSet(NamedTuple):
-    """A batch of sets of voxels."""
+    """The voxels of a batch, and the number of its items."""
 
     voxels: frozenset[Voxel]
     batch_size: int
 
 
 def row_order(voxels: Iterable[Voxel]) -> list[Voxel]:
-    """Voxels in the order of a grid's rows: by batch item, then in Z-order."""
+    """Sort voxels as the rows of a grid: by batch item, then in Z-order."""
     return sorted(voxels, key=lambda v: (v[0], _interleave(v[1:])))
 
 
@@ -34,12 +35,12 @@ def _interleave(ijk: tuple[int, ...]) -> int:
 
 
 def as_coords(voxels: Iterable[Voxel], dtype: torch.dtype = torch.int64) -> Tensor:
-    """Coordinates [M, 4] in the order given."""
+    """Stack voxels into coordinates [M, 4], in the order given."""
     return torch.tensor([list(v) for v in voxels], dtype=dtype).reshape(-1, 4)
 
 
 def cloud(kind: str, count: int, seed: int, item: int = 0) -> set[Voxel]:
-    """At most `count` voxels of one batch item, of one of the KINDS."""
+    """Draw at most `count` voxels of one batch item, distributed as one of `KINDS`."""
     rng = random.Random(f"{kind} {count} {seed}")
     center = [rng.choice((0, 0, -5, 1000, -12001)) for _ in range(3)]
     extent = max(2, round(count ** (1 / 3) * rng.choice((1, 2, 4))))
@@ -61,7 +62,7 @@ def cloud(kind: str, count: int, seed: int, item: int = 0) -> set[Voxel]:
         points = [[c + t * s for c, s in zip(center, step, strict=True)] for t in range(count)]
     elif kind == "scattered":
         points = [[rng.randint(-LIMIT, LIMIT - 1) for _ in range(3)] for _ in range(count)]
-    elif kind == "isolated":  # one voxel a brick, at multiples of a power of two: hard on weak hashes
+    elif kind == "isolated":  # one voxel per brick, at multiples of a power of two: hard on weak hashes
         stride = 1 << rng.randint(2, 12)
         points = [[stride * rng.randint(-4, 4) + rng.randint(0, 1) for _ in range(3)] for _ in range(count)]
     elif kind == "limits":
@@ -73,7 +74,7 @@ def cloud(kind: str, count: int, seed: int, item: int = 0) -> set[Voxel]:
 
 
 def random_batch(seed: int, batch_size: int, count: int = 24, kinds: tuple[str, ...] = KINDS) -> VoxelSet:
-    """A batch of small clouds of all kinds, some of them empty."""
+    """Draw a batch of small clouds of random kinds, some of them empty."""
     rng = random.Random(seed)
     items = [cloud(rng.choice(kinds), rng.randint(1, count), rng.getrandbits(30), b) for b in range(batch_size)]
     return VoxelSet(frozenset().union(*items), batch_size)
@@ -81,9 +82,9 @@ def random_batch(seed: int, batch_size: int, count: int = 24, kinds: tuple[str, 
 
 @st.composite
 def voxel_sets(draw: st.DrawFn, max_voxels: int = 150, max_batch: int = 3, limits: bool = True) -> VoxelSet:
-    """Batches of voxels: a few drawn one by one, which shrink well, and clouds of all kinds. Items may be empty.
+    """Generate batches of voxels: a few single ones, which shrink well, and clouds of all kinds. Items may be empty.
 
-    `limits=False` keeps coordinates within [-16384, 16384), which may be subdivided by 8.
+    With `limits=False`, coordinates stay in [-16384, 16384), so that the voxels can be subdivided by 8.
     """
     batch_size = draw(st.integers(1, max_batch))
     reach = LIMIT if limits else 16000
@@ -99,7 +100,7 @@ def voxel_sets(draw: st.DrawFn, max_voxels: int = 150, max_batch: int = 3, limit
 
 @st.composite
 def shuffled(draw: st.DrawFn, voxels: frozenset[Voxel]) -> list[Voxel]:
-    """The voxels in any order, some of them twice."""
+    """Shuffle the voxels and repeat some of them."""
     rows = row_order(voxels)
     rng = random.Random(draw(st.integers(0, 1 << 20)))
     rows += rng.sample(rows, len(rows) // 3)

@@ -122,9 +122,9 @@ def test_one_tap_may_be_a_matrix(source: str) -> None:
 def test_bad_weights_are_named() -> None:
     with pytest.raises(ValueError, match=r"source must be one of 'spconv'.*got 'me'"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3), "me")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"weight of spconv must have 5 axes .*got \[27, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"weight of spconv must have 5 axes, .*got \[27, 2, 3\]"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3), "spconv")
-    with pytest.raises(ValueError, match=r"kernel_size must have 9 taps, as weight \[9, 2, 3\], got None"):
+    with pytest.raises(ValueError, match=r"kernel_size must multiply to 9, as weight has shape \[9, 2, 3\], got None"):
         sv.nn.convert_weight(torch.zeros(9, 2, 3), "minkowski")
     with pytest.raises(TypeError, match="weight must hold floating-point numbers"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3, dtype=torch.int64), "minkowski")

@@ -309,7 +309,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: sv.nn.Conv3d(8, 4, 0), "kernel_size must be between 1 and 7, got 0"),
     (lambda: sv.nn.Conv3d(8, 4, 3, groups=3), "groups must divide in_channels and out_channels, got 3 for 8 and 4"),
     (lambda: sv.nn.Conv3d(0, 4, 3), "in_channels must be at least 1, got 0"),
-    (lambda: sv.nn.Conv3d(3, 4, 3)(ragged()), "Conv3d was made for 3 channels, got 8"),
+    (lambda: sv.nn.Conv3d(3, 4, 3)(ragged()), "Conv3d expects 3 channels, got 8"),
     (lambda: sv.nn.GroupNorm(3, 8), "num_groups must divide num_channels = 8, got 3"),
     (lambda: sv.nn.AvgPool3d(2, count="all"), "count must be 'active' or 'window', got 'all'"),  # type: ignore[arg-type]
     (lambda: sv.nn.GlobalPool("median"), "reduce must be 'mean', 'max', 'sum' or 'min', got 'median'"),  # type: ignore[arg-type]
@@ -317,7 +317,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: sv.nn.Attention(8, 2, window=4, shift=4), "shift must be at least 0 and less than window = 4, got 4"),
     (lambda: sv.nn.Upsample(0), "factor must be between 1"),
     (lambda: sv.nn.SpaceToChannel(8), "factor must be between 1 and 7, got 8"),
-    (lambda: sv.nn.LayerNorm(3)(ragged()), "LayerNorm was made for 3 channels, got 8"),
+    (lambda: sv.nn.LayerNorm(3)(ragged()), "LayerNorm expects 3 channels, got 8"),
 ]
 
 
@@ -380,7 +380,7 @@ def test_features_decide_the_dtype(make: Callable[[], nn.Module], dtype: torch.d
 
 
 def test_batch_norm_of_float64_needs_parameters_of_float64() -> None:
-    with pytest.raises(ValueError, match="BatchNorm has parameters of another dtype than its float64 features"):
+    with pytest.raises(ValueError, match="parameters of BatchNorm must be float64"):
         sv.nn.BatchNorm(8)(ragged(dtype=torch.float64))
     assert sv.nn.BatchNorm(8).double()(ragged(dtype=torch.float64)).dtype == torch.float64
 

@@ -44,9 +44,9 @@ def voxels(seed: int = 0, batch_size: int = 2, **transform) -> Voxels:
         ((TRIANGLE, FACES.float()), TypeError, "faces must hold integers"),
         ((TRIANGLE.tolist(), FACES), TypeError, "vertices must be a torch.Tensor, got list"),
         ((TRIANGLE, FACES.to("meta")), ValueError, "faces must be on the device of vertices, cpu, got meta"),
-        ((TRIANGLE, FACES + 1), ValueError, r"rows of 4 vertices, got faces\[1\] = \[3, 2, 4\]"),
-        ((TRIANGLE, FACES - 1), ValueError, r"rows of 4 vertices, got faces\[0\] = \[-1, 0, 1\]"),
-        ((TRIANGLE[:0], FACES), ValueError, r"rows of 0 vertices, got faces\[0\]"),
+        ((TRIANGLE, FACES + 1), ValueError, r"indices of 4 vertices, got faces\[1\] = \[3, 2, 4\]"),
+        ((TRIANGLE, FACES - 1), ValueError, r"indices of 4 vertices, got faces\[0\] = \[-1, 0, 1\]"),
+        ((TRIANGLE[:0], FACES), ValueError, r"indices of 0 vertices, got faces\[0\]"),
         (
             (TRIANGLE, FACES, {"a": torch.zeros(2)}),
             ValueError,
@@ -116,7 +116,7 @@ def test_empty_shapes_are_legal():
     assert empty.tensor("a", "b").feats.shape == (0, 3)
     assert [part.num_voxels for part in empty.unbind()] == [0, 0, 0]
     for shape in (Mesh(nothing, nothing.long()), Points(nothing)):
-        with pytest.raises(ValueError, match="an empty shape has no bounds"):
+        with pytest.raises(ValueError, match="bounds need at least one position"):
             _ = shape.bounds
 
 
@@ -253,7 +253,7 @@ def test_a_batch_comes_apart_and_together(data):
 
 def test_what_cannot_be_stacked():
     shape = voxels()
-    with pytest.raises(ValueError, match="items must hold one Voxels at least, got none"):
+    with pytest.raises(ValueError, match="items must hold at least one Voxels, got none"):
         Voxels.stack([])
     with pytest.raises(
         ValueError, match=r"same attributes, got \['flat', 'normal', 'tag'\] in items\[0\] and \[\] in items\[1\]"
@@ -263,7 +263,7 @@ def test_what_cannot_be_stacked():
         Voxels.stack([shape, voxels(voxel_size=2.0)])
     narrow = shape.with_attributes(normal=shape.attributes["normal"][:, :2])
     with pytest.raises(
-        ValueError, match=r"attributes\['normal'\] must have one shape, .*\[3\]\] in items\[0\].*\[2\]\] in items\[1\]"
+        ValueError, match=r"'normal'\] must have the same channels .*, 3\] in items\[0\] and .*, 2\] in items\[1\]"
     ):
         Voxels.stack([shape, narrow])
 

@@ -71,7 +71,7 @@ def test_from_coords_merges(reduce: Any) -> None:
 
 def test_from_coords_names_the_pair_that_collides() -> None:
     coords = torch.tensor([[0, 5, 5, 5], [0, 1, 2, 3], [0, 7, 7, 7], [0, 1, 2, 3]])
-    with pytest.raises(ValueError, match=r"coords\[1\] and coords\[3\] are one voxel; .*reduce='sum'"):
+    with pytest.raises(ValueError, match=r"coords\[1\] and coords\[3\] lie in the same voxel; .*reduce='sum'"):
         sv.SparseTensor.from_coords(coords, torch.zeros(4, 1))
 
 
@@ -91,7 +91,7 @@ def test_from_dense_and_dense_are_inverse() -> None:
     assert torch.equal(x.dense(0, (4, 5, 6)), volume * mask[:, None])
     again = sv.SparseTensor.from_dense(volume, grid=x.grid)
     assert again.grid is x.grid
-    with pytest.raises(ValueError, match=r"grid says where the voxels lie; do not give voxel_size=2.0"):
+    with pytest.raises(ValueError, match=r"grid has a voxel_size and an origin of its own; got also voxel_size=2.0"):
         sv.SparseTensor.from_dense(volume, grid=x.grid, voxel_size=2.0)
     assert torch.equal(again.feats, x.feats)
 
@@ -116,13 +116,13 @@ def test_from_points_with_a_corner() -> None:
 
 def test_constructors_name_what_does_not_fit() -> None:
     volume, grid = torch.zeros(1, 1, 2, 2, 2), sv.Grid.full(0, 2)
-    with pytest.raises(ValueError, match="grid and mask both say which voxels to take"):
+    with pytest.raises(ValueError, match="grid and mask both select the voxels"):
         sv.SparseTensor.from_dense(volume, torch.ones(1, 2, 2, 2).bool(), grid=grid)
-    with pytest.raises(ValueError, match=r"do not give voxel_size=1.0 and origin=2.0 beside it"):
+    with pytest.raises(ValueError, match=r"got also voxel_size=1.0, origin=2.0"):
         sv.SparseTensor.from_dense(volume, grid=grid, origin=2.0)
     with pytest.raises(ValueError, match=r"mask must have shape \[1, 2, 2, 2\], .*, got \[1, 2, 2, 3\]"):
         sv.SparseTensor.from_dense(volume, torch.ones(1, 2, 2, 3).bool())
-    with pytest.raises(ValueError, match="feats must have 8 rows, one for each of coords, got 9"):
+    with pytest.raises(ValueError, match="feats must have 8 rows, one per row of coords, got 9"):
         sv.SparseTensor.from_coords(grid.coords, torch.zeros(9, 1))
     with pytest.raises(ValueError, match="feats must be on the device of coords, cpu, got meta"):
         sv.SparseTensor.from_coords(grid.coords, torch.zeros(8, 1, device="meta"))
@@ -149,7 +149,7 @@ def test_to_changes_the_dtype_of_a_copy() -> None:
 def test_map_and_replace_keep_the_voxels() -> None:
     assert torch.equal(X.map(torch.relu).feats, X.feats.relu())
     assert X.map(torch.relu).grid is X.grid
-    with pytest.raises(ValueError, match=r"feats must have \d+ rows, one a voxel of the grid, got 1"):
+    with pytest.raises(ValueError, match=r"feats must have \d+ rows, one per voxel of grid, got 1"):
         X.map(lambda feats: feats[:1])
 
 
@@ -255,11 +255,11 @@ def test_other_voxels_are_refused_with_advice() -> None:
 
 
 def test_cat_and_stack_name_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="tensors must hold one SparseTensor at least, got none"):
+    with pytest.raises(ValueError, match="tensors must hold at least one SparseTensor, got none"):
         sv.cat([])
     with pytest.raises(TypeError, match=r"tensors\[1\] must be a SparseTensor, got Tensor"):
         sv.stack([X, X.feats])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match=r"one number of channels, got 2 in tensors\[0\] and 3 in tensors\[1\]"):
+    with pytest.raises(ValueError, match=r"the same number of channels, got 2 in tensors\[0\] and 3 in tensors\[1\]"):
         sv.stack([X, tensor(channels=3)])
 
 
@@ -268,7 +268,7 @@ def test_cat_and_stack_name_what_does_not_fit() -> None:
     [
         (torch.zeros(X.shape[0], 2, dtype=torch.int64), TypeError, "feats must hold floating-point numbers"),
         (torch.zeros(X.shape[0]), ValueError, r"feats must have shape \[N, C\]"),
-        (torch.zeros(X.shape[0] + 1, 2), ValueError, r"feats must have \d+ rows, one a voxel of the grid"),
+        (torch.zeros(X.shape[0] + 1, 2), ValueError, r"feats must have \d+ rows, one per voxel of grid"),
         (torch.zeros(X.shape[0], 2, device="meta"), ValueError, "feats must be on the device of the grid, cpu"),
         ([[1.0]], TypeError, "feats must be a torch.Tensor, got list"),
     ],
@@ -304,7 +304,7 @@ def test_iteration_is_unbind() -> None:
 def test_errors_say_how_far_apart_grids_are() -> None:
     a = sv.SparseTensor(sv.Grid.full((0, 0, 0), (2, 2, 2)), torch.ones(8, 1))
     b = sv.SparseTensor(sv.Grid.full((0, 0, 1), (2, 2, 3)), torch.ones(8, 1))
-    with pytest.raises(ValueError, match=", 8 voxels apart; align them"):
+    with pytest.raises(ValueError, match=", which differ in 8 voxels; align them"):
         _ = a + b
 
 
@@ -340,5 +340,5 @@ def test_collate_stacks_what_is_sparse() -> None:
 
 
 def test_collate_of_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="samples must hold one sample at least"):
+    with pytest.raises(ValueError, match="samples must hold at least one sample"):
         sv.collate([])

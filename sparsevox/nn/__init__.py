@@ -1,4 +1,8 @@
-"""The catalog of modules. Each takes a SparseTensor and returns one; those that change the grid accept `grid=`."""
+"""Modules for sparse tensors, named as in `torch.nn`.
+
+Each takes a `SparseTensor` and returns one, except `GlobalPool`, which returns a tensor [B, C]. Modules that change the
+voxels accept the output grid as `grid=`. Use `Sequential` to combine them with modules of `torch.nn`.
+"""
 
 from sparsevox.nn.attention import Attention
 from sparsevox.nn.conv import Conv3d, ConvTranspose3d

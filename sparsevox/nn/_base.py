@@ -1,4 +1,4 @@
-"""What all modules share."""
+"""Base class and input checks of all modules."""
 
 import torch
 
@@ -14,11 +14,11 @@ class Module(torch.nn.Module):
 
 
 def check_sparse(module: torch.nn.Module, x: object) -> SparseTensor:
-    """`x`, if it is a SparseTensor; else a TypeError that says what to do."""
+    """Return `x`, or raise a TypeError if it is not a SparseTensor."""
     if not isinstance(x, SparseTensor):
         raise TypeError(
             f"{type(module).__name__} takes a sparsevox.SparseTensor, got {type(x).__name__}; "
-            "in a chain with modules of torch.nn use sparsevox.nn.Sequential"
+            "to combine it with modules of torch.nn use sparsevox.nn.Sequential"
         )
     return x
 
@@ -26,12 +26,12 @@ def check_sparse(module: torch.nn.Module, x: object) -> SparseTensor:
 def check_grid(module: torch.nn.Module, grid: object) -> None:
     """Raise TypeError unless `grid` is None or a grid."""
     if isinstance(grid, SparseTensor):
-        raise TypeError(f"grid of {type(module).__name__} must be a sparsevox.Grid, got a SparseTensor; give its .grid")
+        raise TypeError(f"grid of {type(module).__name__} must be a sparsevox.Grid, got a SparseTensor; pass its .grid")
     if grid is not None and not isinstance(grid, Grid):
         raise TypeError(f"grid of {type(module).__name__} must be a sparsevox.Grid, got {type(grid).__name__}")
 
 
 def check_channels(module: torch.nn.Module, x: SparseTensor, expected: int) -> None:
-    """Raise ValueError unless x has the channels that a module was made for."""
+    """Raise ValueError unless x has the expected number of channels."""
     if x.channels != expected:
-        raise ValueError(f"{type(module).__name__} was made for {expected} channels, got {x.channels}")
+        raise ValueError(f"{type(module).__name__} expects {expected} channels, got {x.channels}")

@@ -1,9 +1,10 @@
-"""Attention between voxels of a grid: all of them, or those of a window along the Z-order.
+"""Attention among the voxels of a grid: global, or within windows along the Z-order.
 
 N voxels, B grids, C channels, H heads, W windows.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from sparsevox import checks, ops
@@ -14,18 +15,26 @@ from sparsevox.tensor import SparseTensor
 
 
 class Attention(Module):
-    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762) within each grid.
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762) among the voxels of each batch item.
 
-    With `window`, a voxel sees those of its window only: runs of that many rows. Rows are in Z-order, so the voxels of
-    a window lie close together (as in Wang 2023, arXiv:2305.03045). `shift` moves the windows, so that alternate layers
-    connect them; half a window is usual.
+    With `window`, each voxel attends to its window only: a run of `window` consecutive rows. Rows are in Z-order, so
+    the voxels of a window are close in space (OctFormer, Wang 2023, arXiv:2305.03045). Layers with and without a
+    `shift` of half a window in turn connect neighboring windows.
+
+    Shape:
+        Input and output: features [N, C] on the same voxels.
 
     Args:
-        channels: C.
-        num_heads: H, divides C.
-        window: Rows of a window; None for the whole grid.
-        shift: By how many rows the first window is shorter, less than `window`.
+        channels: Number of channels C.
+        num_heads: Number of attention heads H. Must divide `channels`.
+        window: Number of voxels per window. None attends to the whole batch item.
+        shift: Number of voxels by which the windows are shifted, in [0, window).
         bias: Whether the projections have biases.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `channels`, `window` is not positive, or `shift` is out of range.
     """
 
     def __init__(
@@ -51,28 +60,30 @@ class Attention(Module):
         self.proj = Linear(channels, channels, bias, device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
-        """Arguments that are not the defaults."""
+        """Describe the arguments."""
         windowed = "" if self.window is None else f", window={self.window}, shift={self.shift}"
         return f"{self.channels}, num_heads={self.num_heads}{windowed}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, C]."""
+        """Apply attention to features [N, C]."""
         x = self._check_input(x)
         check_channels(self, x, self.channels)
         offsets = x.grid.offsets if self.window is None else window_offsets(x.grid, self.window, self.shift)
-        q, k, v = self.qkv(x).feats.unflatten(1, (3, self.num_heads, -1)).unbind(1)
-        return self.proj(x.replace(ops.attention(q, k, v, offsets).flatten(1)))
+        q, k, v = rearrange(self.qkv(x).feats, "n (qkv h d) -> qkv n h d", qkv=3, h=self.num_heads).unbind(0)
+        attended = ops.attention(q, k, v, offsets)  # [N, H, C / H]
+        return self.proj(x.replace(rearrange(attended, "n h d -> n (h d)")))
 
 
 def window_offsets(grid: Grid, window: int, shift: int = 0) -> Tensor:
-    """First row of each window, then N: int64 [W + 1]. Windows end with their grid; the last ones may be empty.
+    """Compute the first row of each window, then N: int64 [W + 1]. No window spans two batch items.
 
-    How many there are is not known without asking the device, so this takes the most that there can be.
+    The number of windows lives on the device. To avoid a synchronization, W is its upper bound, and the last windows
+    may be empty.
     """
-    offsets = grid.bricks.offsets
+    offsets = grid.bricks.offsets  # [B + 1]
     rows = torch.arange(grid.num_voxels, device=grid.device)
-    item = torch.searchsorted(offsets[1:], rows, right=True)
-    number = (rows - offsets[item] + shift) // window
+    item = torch.searchsorted(offsets[1:], rows, right=True)  # [N]
+    number = (rows - offsets[item] + shift) // window  # of the window within its batch item: [N]
     first = torch.ones_like(rows, dtype=torch.bool)
     first[1:] = (number[1:] != number[:-1]) | (item[1:] != item[:-1])
     most = grid.num_voxels // window + 2 * grid.batch_size

@@ -1,4 +1,4 @@
-"""Normalization. Group and instance norm take their statistics grid by grid, batch norm over all voxels.
+"""Normalization layers. Group and instance norm use statistics per batch item, batch norm over the whole batch.
 
 N voxels, B grids, C channels.
 """
@@ -15,7 +15,24 @@ from sparsevox.tensor import SparseTensor
 
 
 class GroupNorm(Module):
-    """Mean and variance over the channels of a group and all voxels of a grid (Wu & He 2018, arXiv:1803.08494)."""
+    """Group normalization (Wu & He 2018, arXiv:1803.08494), as `torch.nn.GroupNorm`.
+
+    Mean and variance are taken per batch item and group, over all its voxels and the channels of the group.
+
+    Shape:
+        Input and output: features [N, C] on the same voxels.
+
+    Args:
+        num_groups: Number of groups. Must divide `num_channels`.
+        num_channels: Number of channels C.
+        eps: Value added to the variance for numerical stability.
+        affine: Whether to learn a weight and a bias per channel.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: If `num_groups` does not divide `num_channels`.
+    """
 
     weight: torch.nn.Parameter | None
     bias: torch.nn.Parameter | None
@@ -37,18 +54,31 @@ class GroupNorm(Module):
         _make_affine(self, num_channels, affine, device, dtype)
 
     def extra_repr(self) -> str:
-        """Groups and channels."""
+        """Describe the arguments."""
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, C]."""
+        """Normalize features [N, C]."""
         x = self._check_input(x)
         check_channels(self, x, self.num_channels)
         return x.replace(ops.group_norm(x.feats, x.grid, self.num_groups, self.weight, self.bias, self.eps))
 
 
 class InstanceNorm(Module):
-    """Mean and variance over all voxels of a grid, channel by channel; `affine` is off by default, as in torch."""
+    """Instance normalization (Ulyanov et al. 2016, arXiv:1607.08022), as `torch.nn.InstanceNorm3d`.
+
+    Mean and variance are taken per batch item and channel, over all its voxels.
+
+    Shape:
+        Input and output: features [N, C] on the same voxels.
+
+    Args:
+        num_channels: Number of channels C.
+        eps: Value added to the variance for numerical stability.
+        affine: Whether to learn a weight and a bias per channel.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+    """
 
     weight: torch.nn.Parameter | None
     bias: torch.nn.Parameter | None
@@ -67,47 +97,73 @@ class InstanceNorm(Module):
         _make_affine(self, num_channels, affine, device, dtype)
 
     def extra_repr(self) -> str:
-        """Channels."""
+        """Describe the arguments."""
         return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, C]."""
+        """Normalize features [N, C]."""
         x = self._check_input(x)
         check_channels(self, x, self.num_channels)
         return x.replace(ops.instance_norm(x.feats, x.grid, self.weight, self.bias, self.eps))
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """Mean and variance over the channels of each voxel, as `torch.nn.LayerNorm(C)`."""
+    """Layer normalization (Ba et al. 2016, arXiv:1607.06450): `torch.nn.LayerNorm(C)` over the channels of each voxel.
+
+    Shape:
+        Input and output: features [N, C] on the same voxels.
+
+    Args:
+        normalized_shape: Number of channels C. The other arguments are those of `torch.nn.LayerNorm`.
+    """
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        """Features [N, C]."""
+        """Normalize features [N, C]."""
         check_channels(self, check_sparse(self, x), self.normalized_shape[-1])
         weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
         return x.map(lambda f: torch.nn.functional.layer_norm(f, self.normalized_shape, weight, bias, self.eps))
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """Root mean square over the channels of each voxel, as `torch.nn.RMSNorm(C)`."""
+    """Root mean square normalization (Zhang & Sennrich 2019, arXiv:1910.07467) over the channels of each voxel.
+
+    Shape:
+        Input and output: features [N, C] on the same voxels.
+
+    Args:
+        normalized_shape: Number of channels C. The other arguments are those of `torch.nn.RMSNorm`.
+    """
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        """Features [N, C]."""
+        """Normalize features [N, C]."""
         check_channels(self, check_sparse(self, x), self.normalized_shape[-1])
-        weight = None if self.weight is None else self.weight.to(x.dtype)  # which under autocast torch does not do
+        weight = None if self.weight is None else self.weight.to(x.dtype)  # autocast does not cast it
         return x.map(lambda feats: torch.nn.functional.rms_norm(feats, self.normalized_shape, weight, self.eps))
 
 
 class BatchNorm(torch.nn.BatchNorm1d):
-    """Mean and variance over all voxels of the batch, as `torch.nn.BatchNorm1d(C)`.
+    """Batch normalization (Ioffe & Szegedy 2015, arXiv:1502.03167): `torch.nn.BatchNorm1d(C)` over all voxels.
 
-    Fewer than two voxels have no variance: then the running statistics serve in training too, and are not updated.
+    Mean and variance are taken per channel, over the voxels of the whole batch. Fewer than two voxels have no variance:
+    such a batch is normalized with the running statistics in training as well, and does not update them.
+
+    Shape:
+        Input and output: features [N, C] on the same voxels.
+
+    Args:
+        num_features: Number of channels C. The other arguments are those of `torch.nn.BatchNorm1d`.
+
+    Raises:
+        ValueError: In `forward`, if the features are float64 and the parameters are not.
     """
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        """Features [N, C]."""
+        """Normalize features [N, C]."""
         check_channels(self, check_sparse(self, x), self.num_features)
         if x.dtype == torch.float64 and any(p.dtype != x.dtype for p in self.parameters()):
-            raise ValueError(f"{type(self).__name__} has parameters of another dtype than its float64 features")
+            raise ValueError(
+                f"parameters of {type(self).__name__} must be float64 for features of float64; convert one of them"
+            )
         if torch.compiler.is_compiling() and self.training:
             return x.map(self._by_sums)
         if self.training and x.feats.shape[0] < 2:
@@ -138,7 +194,7 @@ class BatchNorm(torch.nn.BatchNorm1d):
         return normal.to(feats.dtype)
 
     def _total(self, sums: Tensor) -> Tensor:
-        """Of all processes that share statistics: here, of this one."""
+        """Sum over all processes that share statistics, here only this one."""
         return sums
 
     @torch.no_grad()
@@ -147,18 +203,22 @@ class BatchNorm(torch.nn.BatchNorm1d):
             return
         several = count > 1  # one voxel has no variance
         self.num_batches_tracked.add_(several.to(self.num_batches_tracked.dtype))
-        share = 1 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
-        share = share * several.to(mean.dtype)
+        rate = 1 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+        rate = rate * several.to(mean.dtype)
         unbiased = var * count / (count - 1).clamp(min=1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share.to(self.running_var.dtype))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate.to(self.running_mean.dtype))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate.to(self.running_var.dtype))
 
 
 class SyncBatchNorm(BatchNorm):
-    """Batch norm over the voxels of all processes of the default group. Any backend; ranks may have no voxel."""
+    """Batch normalization over the voxels of all processes of the default group of `torch.distributed`.
+
+    It works with every backend, and ranks may have different numbers of voxels, or none. Shapes and arguments are those
+    of `BatchNorm`.
+    """
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        """Features [N, C]."""
+        """Normalize features [N, C]."""
         if not self.training or not dist.is_available() or not dist.is_initialized():
             return super().forward(x)
         check_channels(self, check_sparse(self, x), self.num_features)
@@ -170,7 +230,7 @@ class SyncBatchNorm(BatchNorm):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes, whose gradient is the sum of the gradients of all of them."""
+    """All-reduce whose gradient is the all-reduced gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -188,7 +248,7 @@ class _SumOverRanks(torch.autograd.Function):
 def _make_affine(
     module: torch.nn.Module, channels: int, affine: bool, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> None:
-    """Weight of ones and bias of zeros, or None."""
+    """Register a weight of ones and a bias of zeros, or None for both."""
     for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
         parameter = torch.nn.Parameter(fill(channels, device=device, dtype=dtype)) if affine else None
         module.register_parameter(name, parameter)

@@ -1,4 +1,4 @@
-"""Modules that treat every voxel by itself, and chains of modules.
+"""Modules that act on each voxel separately, and `Sequential`.
 
 N voxels, C channels.
 """
@@ -13,21 +13,24 @@ from sparsevox.tensor import SparseTensor
 
 
 class Sequential(torch.nn.Sequential):
-    """Modules one after the other. Those of `torch.nn` see the features [N, C] as rows.
+    """Apply modules in sequence, including those of `torch.nn`, which are applied to the features [N, C].
 
-    `Sequential(sv.nn.Conv3d(3, 32, 3), torch.nn.BatchNorm1d(32), torch.nn.ReLU())`. Any other module, ours or yours, is
-    given the SparseTensor. After a `GlobalPool` there are plain rows, one a grid.
+    All other modules receive the SparseTensor. After a `GlobalPool`, which returns a tensor [B, C], the remaining
+    modules receive tensors.
+
+    Example:
+        >>> sv.nn.Sequential(sv.nn.Conv3d(3, 32, 3), torch.nn.BatchNorm1d(32), torch.nn.ReLU())
     """
 
     def forward(self, x: Any) -> Any:
-        """What the last module returns."""
+        """Apply the modules in order."""
         for module in self:
             x = x.map(module) if isinstance(x, SparseTensor) and _is_rowwise(module) else module(x)
         return x
 
 
 def _is_rowwise(module: torch.nn.Module) -> bool:
-    """Whether a module is torch's own, and no wrapper around one of ours."""
+    """Check that a module is defined by torch and contains none of this library."""
     if type(module).__module__.split(".")[0] != "torch":
         return False
     classes = [c.__module__ for part in module.modules() for c in type(part).__mro__]
@@ -35,7 +38,20 @@ def _is_rowwise(module: torch.nn.Module) -> bool:
 
 
 class Linear(Module):
-    """A linear map of the channels, as `torch.nn.Linear`."""
+    """Linear layer on the features of each voxel, as `torch.nn.Linear`.
+
+    The computation runs in the dtype of the features.
+
+    Shape:
+        Input: features [N, in_features]. Output: features [N, out_features] on the same voxels.
+
+    Args:
+        in_features: Number of input channels.
+        out_features: Number of output channels.
+        bias: Whether to learn a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+    """
 
     def __init__(
         self,
@@ -52,11 +68,11 @@ class Linear(Module):
         self.weight, self.bias = inner.weight, inner.bias
 
     def extra_repr(self) -> str:
-        """The channels."""
+        """Describe the arguments."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, out_features]."""
+        """Map features [N, in_features] to [N, out_features]."""
         x = self._check_input(x)
         check_channels(self, x, self.in_features)
         return x.map(self._apply_rows)
@@ -66,5 +82,5 @@ class Linear(Module):
 
 
 def linear(feats: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map in the dtype of the features, whatever that of the weights, as in convolutions."""
+    """Apply a linear map in the dtype of the features, to which weight and bias are cast."""
     return torch.nn.functional.linear(feats, weight.to(feats.dtype), None if bias is None else bias.to(feats.dtype))
