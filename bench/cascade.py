@@ -37,8 +37,8 @@ BETWEEN = "between"  # the name of what is no part
 CERTAIN = 1e6  # logit of a refinement network that leaves voxels as they are, whatever its random weights say
 
 # ShapeNet's denoisers, for presets without them.
-COARSE = UNetConfig.paper(True, latent_channels=16, channels=192, multipliers=(1, 2, 4, 4), attention=(1, 2, 4))
-FINE = UNetConfig.paper(
+COARSE = UNetConfig.official(True, latent_channels=16, channels=192, multipliers=(1, 2, 4, 4), attention=(1, 2, 4))
+FINE = UNetConfig.official(
     False, latent_channels=8, channels=128, multipliers=(1, 2, 2, 4), attention=(4, 8), position="ijk", normal=True
 )
 RELEASED: dict[str, tuple[UNetConfig, UNetConfig]] = {
@@ -181,7 +181,9 @@ def measured(pipeline: XCubePipeline, steps: int) -> tuple[Sample, Meter]:
         assert stage.refiner is not None
         for name, module in (("denoise", stage.denoiser), ("decode", stage.vae.decoder), ("refine", stage.refiner)):
             meter.watch(f"{name} {level}", module)
-    (sample,) = pipeline.sample(1, category=0, sampler=SamplerConfig.paper(steps=steps, guidance=2.0), quiet=True)
+    (sample,) = pipeline.sample(
+        1, category=0, sampler=SamplerConfig.official_defaults(steps=steps, guidance=2.0), quiet=True
+    )
     meter.turn(BETWEEN)
     return sample, meter
 

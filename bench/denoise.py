@@ -53,7 +53,7 @@ class Problem:
         else:
             self.twin = masked.denoiser(self.net, self.grid, HALF)
         category = self.grid.ijk.new_zeros(self.grid.batch_size) if config.categories else None
-        self.told = Conditions.of(voxels, config, category=category)
+        self.told = Conditions.from_voxels(voxels, config, category=category)
         like = torch.zeros((), device=coords.device)
         noise = random(self.grid.num_voxels, 2 * config.latent_channels, like=like)
         self.latents, self.noise = sv.SparseTensor(self.grid, noise[:, ::2]), noise[:, 1::2]

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
     box = as_box((options.resolution // 4, options.resolution), EDGE)
     voxels = build_hierarchy(load_mesh(options.mesh), box, samples=100_000, outside="rescale")[-1].to(options.device)
-    config = VAEConfig.paper(
+    config = VAEConfig.official(
         voxel_size=box.voxel_size(-1),
         channels=(32, 64, 128),
         latent_channels=8,

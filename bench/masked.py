@@ -195,11 +195,11 @@ class Masked(Dense):
             mask = coarser(mask)
             self.masks[mask.shape[2]] = mask
 
-    def enter(self, x: sv.SparseTensor) -> Tensor:
+    def from_sparse(self, x: sv.SparseTensor) -> Tensor:
         """A volume."""
         return volume(x.feats, x.grid, self.half).feats
 
-    def leave(self, field: Tensor, like: sv.SparseTensor) -> sv.SparseTensor:
+    def to_sparse(self, field: Tensor, like: sv.SparseTensor) -> sv.SparseTensor:
         """The voxels of `like`."""
         return like.replace(self.volume(field).rows(like.grid, self.half))
 

@@ -21,7 +21,7 @@ from bench.cascade import BETWEEN, CERTAIN, Led, Meter, box_around, guided
 from sparsevox import SparseTensor, Voxels
 from xcube.data.hierarchy import build_hierarchy
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
-from xcube.diffusion.samplers import SamplerConfig, sample
+from xcube.diffusion.samplers import SamplerConfig, sample_latents
 from xcube.networks.conditions import Conditions
 from xcube.networks.losses import LossConfig
 from xcube.networks.refiner import Refiner
@@ -136,14 +136,16 @@ class Stage:
         told = module.encode(batch)
         config = module.net.config
         category = told.grid.ijk.new_zeros(told.grid.batch_size) if config.categories else None
-        conditions = Conditions.of(told, config, category=category)
+        conditions = Conditions.from_voxels(told, config, category=category)
         diffusion = Diffusion(self.diffusion)
         sampler = SamplerConfig(kind="flow" if diffusion.is_flow else "ddim", steps=STEPS)
 
         def run() -> None:
             told.grid.clear_cache()
             noise, channels = Noise(0, range(SHAPES)), config.latent_channels
-            sample(module.net, told.grid, channels, noise, diffusion=diffusion, sampler=sampler, conditions=conditions)
+            sample_latents(
+                module.net, told.grid, channels, noise, diffusion=diffusion, sampler=sampler, conditions=conditions
+            )
 
         return Work(run, STEPS, SHAPES, told.num_voxels)
 

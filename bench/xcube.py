@@ -26,7 +26,7 @@ from xcube.networks.vae import VAE
 
 HALF = 32  # of the box of dense volumes, in voxels
 LOSS = LossConfig(structure=1.0, normal=0.3, kl=3e-4)
-RELEASED = VAEConfig.paper(
+RELEASED = VAEConfig.official(
     voxel_size=0.0025, channels=(32, 64, 128), latent_channels=8, keep="union", keep_ratio=0.0
 )  # the fine level of ShapeNet
 TOLERANCE = 2e-3  # sums of a whole network in another order

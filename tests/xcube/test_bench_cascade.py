@@ -43,7 +43,7 @@ def test_released_networks_have_the_released_sizes() -> None:
     (coarse, first, _), (fine, second, _) = configs("shapenet-car")
     assert (coarse.latent_channels, fine.latent_channels) == (first.latent_channels, second.latent_channels)
     assert [unet.channels * unet.multipliers[-1] for unet in (first, second)] == [768, 512]
-    assert SamplerConfig.paper(guidance=2.0).weight != 1  # two calls a step
+    assert SamplerConfig.official_defaults(guidance=2.0).weight != 1  # two calls a step
 
 
 @pytest.mark.parametrize("dilation", ["none", "all"])

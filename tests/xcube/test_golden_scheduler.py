@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from sparsevox import Grid, SparseTensor
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, Solver
-from xcube.diffusion.schedule import paper_schedule
+from xcube.diffusion.schedule import official_schedule
 from xcube.training.callbacks import Average
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "scheduler.npz"
@@ -49,15 +49,16 @@ def file() -> File:
 
 
 def test_the_schedule(file: File) -> None:
-    schedule = paper_schedule()
+    schedule = official_schedule()
     close(schedule.betas, file("betas"))
     close(schedule.alphas_cumprod, file("alphas_cumprod"))
     assert torch.equal(schedule.timesteps, file("ddpm/timesteps_default"))
     for steps in (20, 50, 100):
         assert torch.equal(
-            Solver(SamplerConfig.paper(steps=steps), DiffusionConfig()).times, file(f"ddim/timesteps_{steps}")
+            Solver(SamplerConfig.official_defaults(steps=steps), DiffusionConfig()).times,
+            file(f"ddim/timesteps_{steps}"),
         )
-    assert SamplerConfig.paper().eta == float(file("ddim/default_eta_is_1"))
+    assert SamplerConfig.official_defaults().eta == float(file("ddim/default_eta_is_1"))
 
 
 def test_noise_and_velocity_of_the_original(file: File) -> None:
@@ -65,16 +66,16 @@ def test_noise_and_velocity_of_the_original(file: File) -> None:
     coords = torch.tensor([[n, 0, 0, 0] for n in range(64)])
     latents, diffusion = SparseTensor(Grid.from_coords(coords), file("sample")), Diffusion()
     t = file("train/timesteps")
-    close(diffusion.noised(latents, file("noise"), t).feats, file("train/add_noise"))
+    close(diffusion.add_noise(latents, file("noise"), t).feats, file("train/add_noise"))
     close(diffusion.target(latents, file("noise"), t), file("train/velocity_target"))
     for t_name in ("ddim/n100/t990", "ddim/n100/t500", "ddpm/t999", "ddpm/t1", "ddpm/t0"):
         time = int(t_name.split("/t")[1])
-        close(diffusion.clean(latents, file("model_output"), time).feats, file(f"{t_name}/x0"))
+        close(diffusion.denoised(latents, file("model_output"), time).feats, file(f"{t_name}/x0"))
 
 
 @pytest.mark.parametrize("eta", [0, 1])
 def test_steps_of_ddim(file: File, eta: int) -> None:
-    solver = Solver(SamplerConfig.paper(eta=float(eta)), DiffusionConfig())
+    solver = Solver(SamplerConfig.official_defaults(eta=float(eta)), DiffusionConfig())
     for t in (990, 500, 10, 0):
         found = solver.step(file("model_output"), torch.tensor(t), file("sample"), file("noise"))
         close(found, file(f"ddim/n100/t{t}/eta{eta}/prev"))
@@ -84,7 +85,7 @@ def test_steps_of_ddim(file: File, eta: int) -> None:
 
 @pytest.mark.parametrize("eta", [0, 1])
 def test_loops_of_ddim(file: File, eta: int) -> None:
-    solver, x = Solver(SamplerConfig.paper(steps=20, eta=float(eta)), DiffusionConfig()), file("noise")
+    solver, x = Solver(SamplerConfig.official_defaults(steps=20, eta=float(eta)), DiffusionConfig()), file("noise")
     for n, t in enumerate(solver.times):
         noise = file("ddim/loop20/variance_noise")[n] if eta else None
         x = solver.step(file.model(x, t), t, x, noise)

@@ -159,13 +159,13 @@ def test_every_released_network_has_exactly_these_parameters(name: str) -> None:
 
 
 RELEASED: dict[str, UNetConfig] = {
-    "shapenet/chair/diffusion_dense": UNetConfig.paper(
+    "shapenet/chair/diffusion_dense": UNetConfig.official(
         True, latent_channels=16, channels=192, multipliers=(1, 2, 4, 4), attention=(1, 2, 4)
     ),
-    "shapenet/chair/diffusion_sparse": UNetConfig.paper(
+    "shapenet/chair/diffusion_sparse": UNetConfig.official(
         False, latent_channels=8, channels=64, multipliers=(1, 2, 2, 4), attention=(4, 8), position="ijk", normal=True
     ),
-    "objaverse/denoiser_sparse": UNetConfig.paper(
+    "objaverse/denoiser_sparse": UNetConfig.official(
         False,
         latent_channels=8,
         channels=64,
@@ -175,7 +175,7 @@ RELEASED: dict[str, UNetConfig] = {
         normal=True,
         text_channels=1024,
     ),
-    "waymo/denoiser_sparse": UNetConfig.paper(
+    "waymo/denoiser_sparse": UNetConfig.official(
         False,
         latent_channels=8,
         channels=64,

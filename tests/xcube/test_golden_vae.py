@@ -123,7 +123,7 @@ def file() -> Any:
 @pytest.mark.parametrize(("variant", "coarse"), [("sparse_hashtree", "hash_tree"), ("nohash", "coarsen")])
 def test_structure_losses_of_either_truth(file: Any, variant: str, coarse: str) -> None:
     truth = sv.Grid.from_coords(torch.from_numpy(file["gt/coords"]), voxel_size=0.0025, origin=0.00125)
-    model = VAE(VAEConfig.paper(dilation="all" if coarse == "hash_tree" else "none", channels=(8, 8, 8)))
+    model = VAE(VAEConfig.official(dilation="all" if coarse == "hash_tree" else "none", channels=(8, 8, 8)))
     prefix = "nohash/" if variant == "nohash" else ""
     for depth, grid in enumerate(model.truth(truth)):
         coords = torch.from_numpy(file[f"{prefix}struct/{depth}/coords"])

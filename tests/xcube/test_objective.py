@@ -38,14 +38,14 @@ def test_noise_and_velocity_of_ragged_batches(items: list[tuple[int, int]]) -> N
     a = KEPT[t][grid.batch.long()][:, None]
     for prediction in ("v", "epsilon"):
         diffusion = Diffusion(DiffusionConfig(prediction))
-        noisy, target = diffusion.noised(latents, noise, t), diffusion.target(latents, noise, t)
+        noisy, target = diffusion.add_noise(latents, noise, t), diffusion.target(latents, noise, t)
         torch.testing.assert_close(noisy.feats, a.sqrt() * latents.feats + (1 - a).sqrt() * noise, rtol=1e-4, atol=1e-5)
         if prediction == "v":
             expected = a.sqrt() * noise - (1 - a).sqrt() * latents.feats
             torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-5)
         else:
             assert torch.equal(target, noise)
-        torch.testing.assert_close(diffusion.clean(noisy, target, t).feats, latents.feats, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(diffusion.denoised(noisy, target, t).feats, latents.feats, rtol=1e-3, atol=1e-3)
 
 
 @settings(max_examples=20, deadline=None)
@@ -55,10 +55,10 @@ def test_flows_of_ragged_batches_are_straight(items: list[tuple[int, float]]) ->
     latents, noise, diffusion = normal(grid, 1), normal(grid, 2).feats, Diffusion(DiffusionConfig("flow"))
     t = torch.tensor([time for _, time in items], dtype=torch.float64)
     share = (t / 1000)[grid.batch.long()][:, None]
-    noisy, target = diffusion.noised(latents, noise, t), diffusion.target(latents, noise, t)
+    noisy, target = diffusion.add_noise(latents, noise, t), diffusion.target(latents, noise, t)
     torch.testing.assert_close(noisy.feats, (1 - share) * latents.feats + share * noise)
     torch.testing.assert_close(target, noise - latents.feats)
-    torch.testing.assert_close(diffusion.clean(noisy, target, t).feats, latents.feats)
+    torch.testing.assert_close(diffusion.denoised(noisy, target, t).feats, latents.feats)
 
 
 def test_times_cover_all_of_the_diffusion() -> None:
@@ -86,7 +86,7 @@ def test_the_loss_is_the_mean_over_voxels() -> None:
 
     conditions = Conditions()
     loss = diffusion.loss(denoiser, latents, conditions, t, noise)
-    assert torch.equal(told[0], diffusion.noised(latents, noise, t).feats)
+    assert torch.equal(told[0], diffusion.add_noise(latents, noise, t).feats)
     assert told[1] is t
     assert told[2] is conditions
     torch.testing.assert_close(loss, (diffusion.target(latents, noise, t) - 1).square().mean())
@@ -140,15 +140,15 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     latents = normal(grid, 0)
     noise = latents.feats
     with pytest.raises(ValueError, match=r"noise must have shape \[10, 3\], got \[10, 2\]"):
-        diffusion.noised(latents, noise[:, :2], torch.tensor([0]))
+        diffusion.add_noise(latents, noise[:, :2], torch.tensor([0]))
     with pytest.raises(ValueError, match=r"t must have an entry for each of 1 grids, got \[2\]"):
         diffusion.target(latents, noise, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"t must lie in \[0, 999\], got 1000.0 to 1000.0"):
-        diffusion.noised(latents, noise, 1000)
+        diffusion.add_noise(latents, noise, 1000)
     with pytest.raises(ValueError, match="t must be integers where there are 1000 steps"):
-        diffusion.noised(latents, noise, 0.5)
+        diffusion.add_noise(latents, noise, 0.5)
     with pytest.raises(ValueError, match=r"t must lie in \[0, 1000\]"):
-        Diffusion(DiffusionConfig("flow")).noised(latents, noise, -1.0)
+        Diffusion(DiffusionConfig("flow")).add_noise(latents, noise, -1.0)
 
 
 def test_bad_seeds_are_named() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsevox import Grid, SparseTensor, Voxels
 from tests.xcube.cascades import random, refiner, stage, unet, vae
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
-from xcube.diffusion.samplers import Hook, SamplerConfig, keep, sample
+from xcube.diffusion.samplers import Hook, SamplerConfig, keep_known_latents, sample_latents
 from xcube.geometry.components import without_small_components
 from xcube.networks.conditions import Conditions, Text
 from xcube.networks.losses import voxel_iou
@@ -84,11 +84,11 @@ def test_one_shape_is_what_its_parts_make(two: XCubePipeline) -> None:
     first, second = two.stages
     box = Grid.full(-2, 2, voxel_size=1 / 4, origin=1 / 8)
     told: dict[str, Any] = {"diffusion": Diffusion(), "sampler": SamplerConfig(steps=STEPS)}
-    latents = sample(first.denoiser, box, 2, Noise(5, [0], 0), **told)
+    latents = sample_latents(first.denoiser, box, 2, Noise(5, [0], 0), **told)
     with torch.no_grad():
         coarse = first.vae.decode(latents.replace(latents.feats / 0.5)).voxels
         normal = torch.nn.functional.normalize(coarse.attributes["normal"], dim=1)
-        latents = sample(
+        latents = sample_latents(
             second.denoiser, coarse.grid, 2, Noise(5, [0], 1), conditions=Conditions(normal=normal), **told
         )
         fine = second.vae.decode(latents.replace(latents.feats / 1.5)).voxels
@@ -281,7 +281,7 @@ def test_known_latents_are_kept_at_a_level(two: XCubePipeline) -> None:
         told.append(list(numbers))
         assert latent.same_voxels(grid)
         every = torch.ones(latent.num_voxels, dtype=torch.bool)
-        return keep(Diffusion(), known.replace(known.feats * 1.5), every, torch.zeros_like(known.feats))
+        return keep_known_latents(Diffusion(), known.replace(known.feats * 1.5), every, torch.zeros_like(known.feats))
 
     [after] = made(two, 1, hooks={1: maker})
     with torch.no_grad():

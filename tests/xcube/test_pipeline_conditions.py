@@ -14,7 +14,7 @@ from sparsevox import Grid, Voxels
 from tests.xcube.cascades import LATENT, agree, random, same_bits, watched
 from tests.xcube.cascades import labeled as stage
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
-from xcube.diffusion.samplers import SamplerConfig, Solver, sample
+from xcube.diffusion.samplers import SamplerConfig, Solver, sample_latents
 from xcube.geometry.normals import estimated_normals
 from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig, VAEConfig
@@ -75,7 +75,7 @@ def test_conditions_are_those_of_the_level_before_and_can_be_composed() -> None:
     before = Voxels.stack([shape.levels[0] for shape in plain])
     assert batch == numbers
     assert grid.same_voxels(before.grid)
-    assert told.given == ("normal", "label", "category")
+    assert told.names == ("normal", "label", "category")
     for value, name in ((told.normal, "normal"), (told.label, "label")):
         assert value is not None
         assert torch.equal(value, before.attributes[name])
@@ -160,9 +160,9 @@ def test_guidance_may_leave_out_what_voxels_say() -> None:
 def test_whatever_else_is_known_is_taken_from_voxels() -> None:
     grid = Grid.full(-1, 1)
     voxels = Voxels(grid, {"extra": torch.ones(8, 2), "normal": torch.ones(8, 3)})
-    assert Conditions.of(voxels, UNetConfig(LATENT, extra=2)).given == ("extra",)
+    assert Conditions.from_voxels(voxels, UNetConfig(LATENT, extra=2)).names == ("extra",)
     with pytest.raises(KeyError, match="extra"):
-        Conditions.of(Voxels(grid), UNetConfig(LATENT, extra=2))
+        Conditions.from_voxels(Voxels(grid), UNetConfig(LATENT, extra=2))
 
 
 # Boxes, and voxels that are no cubes
@@ -241,7 +241,7 @@ def test_noise_is_added_on_the_way_by_those_who_say_so() -> None:
         (SamplerConfig("ddpm", steps=5), 6),
     ):
         draws[0] = 0
-        sample(lambda x, t, told: x, grid, LATENT, source, diffusion=Diffusion(), sampler=sampler)
+        sample_latents(lambda x, t, told: x, grid, LATENT, source, diffusion=Diffusion(), sampler=sampler)
         assert draws == [count]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsevox import Grid, SparseTensor, Voxels
 from tests.xcube.cascades import LATENT, agree, labeled, same_bits, watched
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
-from xcube.diffusion.samplers import Hook, SamplerConfig, keep
+from xcube.diffusion.samplers import Hook, SamplerConfig, keep_known_latents
 from xcube.networks.decoder import Decoded
 from xcube.networks.losses import voxel_iou
 from xcube.networks.vae import VAE
@@ -179,7 +179,8 @@ def test_known_latents_are_left_in_the_end(level: int, numbers: list[int], batch
             values, *masks = (torch.cat(each) for each in zip(*shapes, strict=True))
             latents, noise = SparseTensor(grid, values), torch.zeros_like(values)
             hooks = [
-                keep(Diffusion(config), latents, torch.stack([masks[n] for n in part]).any(0), noise) for part in parts
+                keep_known_latents(Diffusion(config), latents, torch.stack([masks[n] for n in part]).any(0), noise)
+                for part in parts
             ]
 
             def hook(x: SparseTensor, t: float | None) -> SparseTensor:

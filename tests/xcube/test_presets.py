@@ -145,7 +145,7 @@ def test_sizes_are_those_of_the_release(made, name):
         "box",
     )
     attributes = ("normal", "intensity", "num_labels", "label_dim")
-    assert model == VAEConfig.paper(**{field: getattr(model, field) for field in (*free, *attributes)})
+    assert model == VAEConfig.official(**{field: getattr(model, field) for field in (*free, *attributes)})
 
 
 @pytest.mark.skipif(not MANIFEST.is_file(), reason="needs ../shared/xcube_manifest.json")

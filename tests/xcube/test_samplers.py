@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsevox import Grid, SparseTensor
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise, Prediction
-from xcube.diffusion.samplers import SamplerConfig, keep, sample
+from xcube.diffusion.samplers import SamplerConfig, keep_known_latents, sample_latents
 from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig
 from xcube.networks.unet import UNet
@@ -60,7 +60,7 @@ def test_every_sampler_finds_the_latents(name: str) -> None:
     diffusion = Diffusion(DiffusionConfig(prediction))
     grid = Grid.stack([shape(0, 20), shape(1, 0), shape(2, 9)])
     calls: list[tuple[int, int]] = []
-    found = sample(
+    found = sample_latents(
         lambda x, t, conditions: linear(1.5)(diffusion, x, t),
         grid,
         3,
@@ -77,7 +77,7 @@ def test_every_sampler_finds_the_latents(name: str) -> None:
 def test_ancestral_sampling_keeps_the_variance() -> None:
     """Of latents of unit variance, what is seen says nothing about the velocity: the best guess is 0."""
     diffusion, grid = Diffusion(), Grid.full(-8, 8)
-    found = sample(lambda x, t, _: x.replace(x.feats * 0), grid, 2, Noise(1, [0]), diffusion=diffusion,
+    found = sample_latents(lambda x, t, _: x.replace(x.feats * 0), grid, 2, Noise(1, [0]), diffusion=diffusion,
                    sampler=SamplerConfig("ddpm", steps=1000))  # fmt: skip
     assert float(found.feats.std()) == pytest.approx(1, abs=0.03)
 
@@ -98,7 +98,7 @@ def drawn(net: UNet, shapes: list[int], **changes: Any) -> SparseTensor:
     some = Conditions(category=torch.tensor([n % 2 for n in shapes]))
     source = Noise(7, shapes)
     told: dict[str, Any] = {"sampler": SamplerConfig(steps=4, eta=1.0), "conditions": some} | changes
-    return sample(net, grid, 3, lambda g, c: source(g, c).double(), diffusion=Diffusion(), **told)
+    return sample_latents(net, grid, 3, lambda g, c: source(g, c).double(), diffusion=Diffusion(), **told)
 
 
 def test_batches_of_other_sizes_agree(net: UNet) -> None:
@@ -117,8 +117,8 @@ def test_guidance(net: UNet) -> None:
     torch.testing.assert_close(none, drawn(net, [0, 1], conditions=without).feats)
     assert float((none - plain).abs().max()) > 1e-6
     usual = drawn(net, [0, 1], sampler=SamplerConfig(**told, guidance=3.0), unconditional=without).feats
-    release = SamplerConfig(**told, guidance=2.0, formula="official")
-    torch.testing.assert_close(drawn(net, [0, 1], sampler=release, unconditional=without).feats, usual)
+    official = SamplerConfig(**told, guidance=2.0, formula="official")
+    torch.testing.assert_close(drawn(net, [0, 1], sampler=official, unconditional=without).feats, usual)
     assert [SamplerConfig(guidance=g, formula="official").weight for g in (0.0, 1.0, 2.0)] == [1.0, 1.0, 3.0]
     assert [SamplerConfig(guidance=g).weight for g in (0.0, 1.0, 2.0)] == [0.0, 1.0, 2.0]
 
@@ -133,8 +133,9 @@ def test_guidance_follows_the_formula() -> None:
     told = {"diffusion": diffusion, "conditions": Conditions(category=torch.zeros(1, dtype=torch.long))}
     start = Noise(0, [0])(grid, 3)
     for guidance, weight in ((1.0, 5.0), (3.0, 11.0), (0.0, 2.0)):
-        found = sample(denoiser, grid, 3, lambda g, c: start, sampler=SamplerConfig("flow", steps=1, guidance=guidance),
-                       unconditional=Conditions(), **told)  # type: ignore[arg-type]  # fmt: skip
+        sampler = SamplerConfig("flow", steps=1, guidance=guidance)
+        found = sample_latents(denoiser, grid, 3, lambda g, c: start, sampler=sampler,
+                               unconditional=Conditions(), **told)  # type: ignore[arg-type]  # fmt: skip
         torch.testing.assert_close(found.feats, start - weight)
     assert seen == [True, True, False, True, False]
 
@@ -147,13 +148,14 @@ def test_known_latents_are_kept(prediction: Any, kind: Any) -> None:
     seen: list[Tensor] = []
 
     def denoiser(x: SparseTensor, t: Tensor, conditions: Conditions) -> SparseTensor:
-        expected = diffusion.noised(known, noise, t).feats
+        expected = diffusion.add_noise(known, noise, t).feats
         assert torch.allclose(x.feats[mask], expected[mask].to(x.dtype), atol=1e-5)
         seen.append(t)
         return linear(1.5)(diffusion, x, t)
 
-    found = sample(denoiser, grid, 3, Noise(0, [0, 1]), diffusion=diffusion, sampler=SamplerConfig(kind, steps=10),
-                   hook=keep(diffusion, known, mask, noise))  # fmt: skip
+    hook = keep_known_latents(diffusion, known, mask, noise)
+    sampler = SamplerConfig(kind, steps=10)
+    found = sample_latents(denoiser, grid, 3, Noise(0, [0, 1]), diffusion=diffusion, sampler=sampler, hook=hook)
     assert len(seen) == 10
     assert torch.equal(found.feats[mask], known.feats[mask].to(found.dtype))
     torch.testing.assert_close(found.feats[~mask], torch.full_like(found.feats[~mask], 1.5), atol=0.02, rtol=0)
@@ -165,7 +167,7 @@ def test_known_latents_are_kept(prediction: Any, kind: Any) -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"kind": "euler"}, "kind must be one of ddim, ddpm, dpm.., flow, got 'euler'"),
     ({"spacing": "even"}, "spacing must be one of leading, trailing"),
-    ({"formula": "other"}, "formula must be one of usual, release"),
+    ({"formula": "other"}, "formula must be one of usual, official"),
     ({"steps": 0}, r"steps must lie in \[1, 1000\], less for dpm\+\+, got 0"),
     ({"steps": 1000, "kind": "dpm++"}, "less for dpm"),
     ({"steps": 600}, "as 500 and 1000 do: 600 of them would begin at 600 of 1000"),
@@ -181,20 +183,20 @@ def test_bad_samplers_are_named(changes: dict[str, Any], message: str) -> None:
 def test_a_mask_that_does_not_fit_is_named() -> None:
     latents = normal(shape(0, 10), 0)
     with pytest.raises(ValueError, match=r"mask must be bool \[10\], got torch.bool \[3\]"):
-        keep(Diffusion(), latents, torch.ones(3) > 0, latents.feats)
+        keep_known_latents(Diffusion(), latents, torch.ones(3) > 0, latents.feats)
 
 
 def test_what_a_sampler_cannot_do_is_named(net: UNet) -> None:
     grid, flow = shape(0, 10), Diffusion(DiffusionConfig("flow"))
     with pytest.raises(ValueError, match="kind must be 'flow' for a flow, and only then, got 'ddim'"):
-        sample(net, grid, 3, Noise(0, [0]), diffusion=flow)
+        sample_latents(net, grid, 3, Noise(0, [0]), diffusion=flow)
     with pytest.raises(ValueError, match="kind must be 'flow' for a flow, and only then, got 'flow'"):
-        sample(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig("flow"))
+        sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig("flow"))
     with pytest.raises(ValueError, match=r"guidance 2.0 needs unconditional beside conditions"):
-        sample(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig(guidance=2.0))
+        sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig(guidance=2.0))
     with pytest.raises(ValueError, match=r"hook must give \[10, 3\], got \[10, 1\]"):
-        sample(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), hook=lambda x, _: x.map(lambda z: z[:, :1]))
+        sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), hook=lambda x, _: x.map(lambda z: z[:, :1]))
     with pytest.raises(ValueError, match=r"denoiser must give \[10, 3\], got \[10, 1\]"):
-        sample(lambda x, *_: x.map(lambda z: z[:, :1]), grid, 3, Noise(0, [0]), diffusion=Diffusion())
+        sample_latents(lambda x, *_: x.map(lambda z: z[:, :1]), grid, 3, Noise(0, [0]), diffusion=Diffusion())
     with pytest.raises(ValueError, match=r"noise must give \[10, 3\], got \[10, 2\]"):
-        sample(net, grid, 3, lambda g, c: Noise(0, [0])(g, 2), diffusion=Diffusion())
+        sample_latents(net, grid, 3, lambda g, c: Noise(0, [0])(g, 2), diffusion=Diffusion())

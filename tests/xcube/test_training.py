@@ -13,7 +13,7 @@ from xcube.data.build import build
 from xcube.data.hierarchy import Box
 from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source
-from xcube.diffusion.schedule import noised, paper_schedule
+from xcube.diffusion.schedule import add_ddpm_noise, official_schedule
 from xcube.networks.configs import RefinerConfig, VAEConfig
 from xcube.networks.losses import LossConfig
 from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
@@ -116,11 +116,11 @@ def test_noise_is_that_of_the_schedule() -> None:
     latents, noise = torch.randn(grid.num_voxels, 3), torch.randn(grid.num_voxels, 3)
     share = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     for scale in (1.0, 0.5):
-        result = noised(SparseTensor(grid, latents), torch.tensor([10, 999]), noise, scale).feats
+        result = add_ddpm_noise(SparseTensor(grid, latents), torch.tensor([10, 999]), noise, scale).feats
         a = torch.tensor([share[10], share[999]])[grid.batch.long()][:, None]
         expected = (a.sqrt() * latents * scale + (1 - a).sqrt() * noise) / scale
         torch.testing.assert_close(result, expected.float(), rtol=1e-4, atol=1e-4)
-    assert paper_schedule().config.prediction_type == "v_prediction"
+    assert official_schedule().config.prediction_type == "v_prediction"
 
 
 def test_refiner_adds_removes_and_learns() -> None:

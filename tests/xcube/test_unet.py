@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.networks.conditions import Conditions, Text, stack
+from xcube.networks.conditions import Conditions, Text
 from xcube.networks.configs import UNetConfig
 from xcube.networks.space import Dense, Space, Sparse
-from xcube.networks.unet import UNet, looked_up
+from xcube.networks.unet import UNet, embedding_or_zero
 
 FULL = UNetConfig(
     channels=8,
@@ -57,7 +57,7 @@ def told(grid: Grid, config: UNetConfig, seed: int) -> Conditions:
         "category": torch.randint(-1, 3, (1,), generator=generator),
         "text": Text(torch.randn(1, 2 + seed % 3, 6, generator=generator).double(), torch.ones(1, 2 + seed % 3) > 0),
     }
-    return Conditions(**{name: values[name] for name in config.needed})
+    return Conditions(**{name: values[name] for name in config.conditions})
 
 
 def latents(grid: Grid, seed: int, channels: int = 4) -> SparseTensor:
@@ -65,14 +65,13 @@ def latents(grid: Grid, seed: int, channels: int = 4) -> SparseTensor:
     return SparseTensor(grid, torch.randn(grid.num_voxels, channels, generator=generator).double())
 
 
+OFFICIAL: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "attention": (2,), "heads": 2, "groups": 4}
 VARIANTS = {
     "modern": FULL,
     "modern without text": replace(FULL, text_channels=0),
-    "official": UNetConfig.paper(False, channels=8, multipliers=(1, 2), attention=(2,), heads=2, groups=4, normal=True,
-                                position="ijk"),
-    "release with text": UNetConfig.paper(False, channels=8, multipliers=(1, 2), attention=(2,), heads=2, groups=4,
-                                          text_channels=6),
-}  # fmt: skip
+    "official": UNetConfig.official(False, **OFFICIAL, normal=True, position="ijk"),
+    "official with text": UNetConfig.official(False, **OFFICIAL, text_channels=6),
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -85,7 +84,7 @@ def test_a_batch_gives_what_its_shapes_give_alone(name: str, sizes: list[int], s
     conditions = [told(grid, config, seed + n) for n, grid in enumerate(grids)]
     times = torch.tensor([(seed * 7 + n * 131) % 1000 for n in range(len(sizes))])
     grid = Grid.stack(grids)
-    together = net(SparseTensor(grid, torch.cat([p.feats for p in parts])), times, stack(conditions))
+    together = net(SparseTensor(grid, torch.cat([p.feats for p in parts])), times, Conditions.stack(conditions))
     alone = [net(part, times[n : n + 1], conditions[n]).feats for n, part in enumerate(parts)]
     torch.testing.assert_close(together.feats, torch.cat(alone), rtol=1e-9, atol=1e-9)
 
@@ -104,7 +103,7 @@ def test_volumes_and_voxels_of_a_box_agree(
     config = replace(FULL, resample=resample, pool=pool, skip_first=skip_first)
     grid = Grid.full([-h for h in half], list(half), batch_size=batch)
     x = latents(grid, 0)
-    conditions = stack([told(grid[b], config, b) for b in range(batch)])
+    conditions = Conditions.stack([told(grid[b], config, b) for b in range(batch)])
     states = [
         net(x, torch.arange(batch) * 500, conditions).feats
         for net in (network(replace(config, dense=dense)) for dense in (False, True))
@@ -124,7 +123,7 @@ def test_both_spaces_do_the_same_as_torch_alone() -> None:
     attended = (share @ tokens).transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (4, 4, 4))
     spaces: list[Space] = [Sparse("active"), Sparse("window"), Dense()]
     for space in spaces:
-        field = space.enter(x)
+        field = space.from_sparse(x)
         rows = space.rows(field)
         found = {
             "modulate": (space.modulate(field, values), volume * (1 + scale) + shift),
@@ -137,7 +136,7 @@ def test_both_spaces_do_the_same_as_torch_alone() -> None:
         for name, (ours, expected) in found.items():
             ours = ours.dense() if isinstance(ours, SparseTensor) else ours
             torch.testing.assert_close(ours, expected, msg=name)
-        assert torch.equal(space.leave(field, x).feats, x.feats)
+        assert torch.equal(space.to_sparse(field, x).feats, x.feats)
 
 
 def test_absent_voxels_count_as_zero_or_not_at_all() -> None:
@@ -152,7 +151,7 @@ def test_texts_of_no_token_are_legal(dense: bool) -> None:
     config = replace(FULL, dense=dense, multipliers=(1,), attention=())
     net, grid = network(config), Grid.full(-1, 1, batch_size=2)
     text = Text(torch.randn(2, 3, 6).double(), torch.tensor([[True, True, False], [False, False, False]]))
-    conditions = replace(stack([told(grid[b], config, b) for b in range(2)]), text=text)
+    conditions = replace(Conditions.stack([told(grid[b], config, b) for b in range(2)]), text=text)
     result = net(latents(grid, 0), 10, conditions).feats
     assert bool(result.isfinite().all())
     other = Text(torch.where(text.mask[:, :, None], text.tokens, 1e6), text.mask)  # tokens that do not exist
@@ -165,15 +164,15 @@ def test_every_condition_counts() -> None:
     conditions = replace(conditions, category=torch.tensor([1]))
     before = net(x, 100, conditions).feats
     assert float((net(x, 101, conditions).feats - before).abs().max()) > 1e-6
-    for name in FULL.needed:
+    for name in FULL.conditions:
         dropped = conditions.drop(torch.tensor([True]), grid, [name])
         assert float((net(x, 100, dropped).feats - before).abs().max()) > 1e-6
-        assert {n for n in FULL.needed if getattr(dropped, n) is not getattr(conditions, n)} == {name}
+        assert {n for n in FULL.conditions if getattr(dropped, n) is not getattr(conditions, n)} == {name}
 
 
 def test_dropping_is_for_some_shapes_only() -> None:
     grid = Grid.stack([shape(0, 30), shape(1, 20), shape(2, 0)])
-    conditions = stack([told(part, FULL, n) for n, part in enumerate(grid)])
+    conditions = Conditions.stack([told(part, FULL, n) for n, part in enumerate(grid)])
     dropped = conditions.drop(torch.tensor([False, True, True]), grid)
     first = int(grid.offsets[1])
     for name in ("normal", "label", "extra"):
@@ -195,7 +194,7 @@ def test_dropping_is_for_some_shapes_only() -> None:
 
 def test_looking_up_nothing_gives_zero() -> None:
     table = torch.nn.Embedding(3, 2)
-    found = looked_up(table, torch.tensor([-1, 2]))
+    found = embedding_or_zero(table, torch.tensor([-1, 2]))
     assert found.tolist() == [[0.0, 0.0], table.weight[2].tolist()]
 
 
@@ -203,12 +202,12 @@ def test_conditions_come_from_voxels_of_the_coarser_level() -> None:
     grid = shape(0, 30)
     voxels = Voxels(grid, {"normal": torch.randn(grid.num_voxels, 3), "color": torch.rand(grid.num_voxels, 3)})
     config = UNetConfig(normal=True)
-    conditions = Conditions.of(voxels, config)
-    assert conditions.given == ("normal",)
+    conditions = Conditions.from_voxels(voxels, config)
+    assert conditions.names == ("normal",)
     assert conditions.normal is voxels.attributes["normal"]
-    assert conditions.to("cpu").given == ("normal",)
+    assert conditions.to("cpu").names == ("normal",)
     with pytest.raises(KeyError, match=r"needs the attributes \['normal', 'label'\], got voxels without \['label'\]"):
-        Conditions.of(voxels, replace(config, num_labels=2))
+        Conditions.from_voxels(voxels, replace(config, num_labels=2))
 
 
 def test_at_first_nothing_is_predicted_and_everything_learns() -> None:
@@ -216,7 +215,7 @@ def test_at_first_nothing_is_predicted_and_everything_learns() -> None:
     for dense in (False, True):
         config = replace(FULL, dense=dense, checkpointing=True)
         net, grid = UNet(config), Grid.full(-2, 2, batch_size=2)
-        conditions = stack([told(grid[b], config, b) for b in range(2)])
+        conditions = Conditions.stack([told(grid[b], config, b) for b in range(2)])
         x = latents(grid, 0).to(torch.float32)
         assert not net(x, 10, conditions).feats.any()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -231,7 +230,7 @@ def test_at_first_nothing_is_predicted_and_everything_learns() -> None:
 def test_recomputed_activations_give_the_same_gradients() -> None:
     grid = Grid.stack([shape(0, 40), shape(1, 30)])
     config = replace(FULL, resample="block")
-    conditions = stack([told(part, config, n) for n, part in enumerate(grid)])
+    conditions = Conditions.stack([told(part, config, n) for n, part in enumerate(grid)])
     gradients: list[list[Tensor]] = []
     for checkpointing in (False, True):
         net = network(replace(config, checkpointing=checkpointing)).requires_grad_(True)
@@ -332,9 +331,9 @@ def test_bad_conditions_are_named() -> None:
     with pytest.raises(ValueError, match=r"names must be among .*, got color"):
         Conditions().drop(torch.tensor([True]), grid, ["color"])
     with pytest.raises(ValueError, match="conditions must hold one element at least"):
-        stack([])
+        Conditions.stack([])
     with pytest.raises(ValueError, match="conditions must be the same ones in all batches"):
-        stack([Conditions(), Conditions(category=torch.tensor([0]))])
+        Conditions.stack([Conditions(), Conditions(category=torch.tensor([0]))])
     with pytest.raises(ValueError, match=r"mask bool \[B, S\], got \[1, 2, 3\] and torch.float32 \[1, 2\]"):
         Text(torch.zeros(1, 2, 3), torch.zeros(1, 2))
     two = Text(torch.zeros(2, 1, 6), torch.ones(2, 1) > 0)

@@ -12,7 +12,7 @@ from sparsevox import Grid, SparseTensor, Voxels
 from xcube.geometry.pyramid import pooling_tree, truth_tree
 from xcube.networks.blocks import Head
 from xcube.networks.configs import VAEConfig
-from xcube.networks.decoder import existence, per_item
+from xcube.networks.decoder import count_per_grid, existence
 from xcube.networks.losses import LossConfig, normal_angle, vae_losses, voxel_iou
 from xcube.networks.vae import VAE
 
@@ -46,8 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flat": {"dilation": "none", "strides": ((2, 2, 1), (2, 2, 2))},
     "flat, each asked": {"dilation": "none", "strides": ((2, 2, 1), (2, 2, 2)), "child_masks": False},
     "checkpointing": {"checkpointing": True},
-    "paper": dataclasses.asdict(VAEConfig.paper()),
-    "paper, flat": dataclasses.asdict(VAEConfig.paper(dilation="none", strides=((2, 2, 1), (2, 2, 2)))),
+    "paper": dataclasses.asdict(VAEConfig.official()),
+    "paper, flat": dataclasses.asdict(VAEConfig.official(dilation="none", strides=((2, 2, 1), (2, 2, 2)))),
 }
 
 
@@ -141,7 +141,7 @@ def test_union_lets_the_truth_through_and_no_explosion() -> None:
     _, decoded = model(voxels)
     for decided, real in zip(decoded.structure, truth_of(model, voxels), strict=True):
         assert (real - decided.grid).num_voxels == 0
-        size, true = per_item(torch.ones(decided.grid.num_voxels), decided.grid), real.offsets.diff()
+        size, true = count_per_grid(torch.ones(decided.grid.num_voxels), decided.grid), real.offsets.diff()
         assert bool((size <= (1 + model.config.keep_ratio) * true).all())
 
 
@@ -278,7 +278,7 @@ def test_trees(dilation: Any) -> None:
 
 
 def test_configs_go_through_plain_values() -> None:
-    config = VAEConfig.paper(strides=((2, 2, 1), (2, 2, 2)), dilation="none", channels=(8, 16, 32))
+    config = VAEConfig.official(strides=((2, 2, 1), (2, 2, 2)), dilation="none", channels=(8, 16, 32))
     assert VAEConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="VAEConfig has no field chanels; it has attention, "):
         VAEConfig.from_dict({"chanels": [1]})

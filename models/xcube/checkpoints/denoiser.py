@@ -71,7 +71,7 @@ def config_from_official(hparams: Mapping[str, Any], latent_channels: int) -> UN
     if position is None:
         raise ValueError("no released network has use_pos_embed_world, so there is no way to check one")
     semantic: Mapping[str, Any] = network["cond_stage_model"]["params"] if hparams.get("use_semantic_cond") else {}
-    return UNetConfig.paper(
+    return UNetConfig.official(
         dense,
         latent_channels=latent_channels,
         channels=int(unet["model_channels"]),

@@ -60,7 +60,7 @@ def config_from_official(hparams: Mapping[str, Any]) -> VAEConfig:
     dense = unet["neck_dense_type"] == "HAND_CRAFTED"
     labels = int(hparams.get("num_semantic", 0)) if hparams.get("use_input_semantic") else 0
     resolution = int(hparams["resolution"])
-    return VAEConfig.paper(
+    return VAEConfig.official(
         voxel_size=float(hparams["voxel_size"]),
         channels=channels,
         latent_channels=int(channels[-1] / hparams["cut_ratio"]),

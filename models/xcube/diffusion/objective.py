@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sparsevox import Grid, SparseTensor, checks
 from xcube.config import Config
-from xcube.diffusion.schedule import STEPS, paper_schedule
+from xcube.diffusion.schedule import STEPS, official_schedule
 from xcube.networks.conditions import Conditions
 from xcube.networks.losses import mean_or_zero
 
@@ -56,7 +56,7 @@ class Diffusion:
 
     def __init__(self, config: DiffusionConfig = DiffusionConfig()) -> None:
         self.config = config
-        self.schedule: Any = None if config.prediction == "flow" else paper_schedule()
+        self.schedule: Any = None if config.prediction == "flow" else official_schedule()
 
     @property
     def is_flow(self) -> bool:
@@ -74,7 +74,7 @@ class Diffusion:
         shift = self.config.shift
         return STEPS * shift * share / (1 + (shift - 1) * share)
 
-    def noised(self, latents: SparseTensor, noise: Tensor, t: Tensor | float) -> SparseTensor:
+    def add_noise(self, latents: SparseTensor, noise: Tensor, t: Tensor | float) -> SparseTensor:
         """Latents with the noise [M, L] that they have at the time of their grid, [B] or one for all.
 
         Raises:
@@ -86,7 +86,7 @@ class Diffusion:
         return latents.map(lambda z: self.schedule.add_noise(z, noise, rows))
 
     def target(self, latents: SparseTensor, noise: Tensor, t: Tensor | float) -> Tensor:
-        """What the denoiser should predict, [M, L]. Raises as `noised`."""
+        """What the denoiser should predict, [M, L]. Raises as `add_noise`."""
         rows = self._rows(latents, noise, t)
         if self.is_flow:
             return noise - latents.feats
@@ -95,8 +95,8 @@ class Diffusion:
         velocity: Tensor = self.schedule.get_velocity(latents.feats, noise, rows)
         return velocity
 
-    def clean(self, x: SparseTensor, prediction: Tensor, t: Tensor | float) -> SparseTensor:
-        """The latents that a prediction [M, L] for noisy ones amounts to. Raises as `noised`."""
+    def denoised(self, x: SparseTensor, prediction: Tensor, t: Tensor | float) -> SparseTensor:
+        """The latents that a prediction [M, L] for noisy ones amounts to. Raises as `add_noise`."""
         rows = self._rows(x, prediction, t)
         if self.is_flow:
             return x.replace(x.feats - (rows / STEPS).to(x.dtype)[:, None] * prediction)
@@ -110,9 +110,9 @@ class Diffusion:
     ) -> Tensor:
         """Mean squared error over all voxels and channels of the batch, as in the release: large grids count for more.
 
-        0 if there is no voxel. Raises as `noised`.
+        0 if there is no voxel. Raises as `add_noise`.
         """
-        predicted = denoiser(self.noised(latents, noise, t), t, conditions).feats
+        predicted = denoiser(self.add_noise(latents, noise, t), t, conditions).feats
         target = self.target(latents, noise, t).to(predicted.dtype)
         return mean_or_zero(functional.mse_loss(predicted, target, reduction="none"))
 
@@ -177,7 +177,7 @@ def ddim_schedule(config: DiffusionConfig, spacing: str) -> Any:
     from diffusers import DDIMScheduler  # slow to import
 
     return DDIMScheduler.from_config(
-        paper_schedule().config,
+        official_schedule().config,
         prediction_type=NAMES[config.prediction],
         timestep_spacing=spacing,
         set_alpha_to_one=True,

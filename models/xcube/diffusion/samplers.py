@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsevox import Grid, SparseTensor
 from xcube.config import Config
 from xcube.diffusion.objective import NAMES, Denoiser, Diffusion, DiffusionConfig, ddim_schedule
-from xcube.diffusion.schedule import STEPS, paper_schedule
+from xcube.diffusion.schedule import STEPS, official_schedule
 from xcube.networks.conditions import Conditions
 
 Kind = Literal["ddim", "ddpm", "dpm++", "flow"]
@@ -86,13 +86,13 @@ class SamplerConfig(Config):
         return self.guidance if self.formula == "usual" or self.guidance == 1 else 1 + self.guidance
 
     @classmethod
-    def paper(cls, **changes: Any) -> "SamplerConfig":
+    def official_defaults(cls, **changes: Any) -> "SamplerConfig":
         """What the release samples with: 100 steps of DDIM, which add noise, as they are called without an eta."""
         released: dict[str, Any] = {"steps": 100, "eta": 1.0, "formula": "official", "order": 3, "official": True}
         return cls(**(released | changes))
 
 
-def sample(
+def sample_latents(
     denoiser: Denoiser,
     grid: Grid,
     channels: int,
@@ -116,7 +116,7 @@ def sample(
         sampler: How to go.
         conditions: What it is told.
         unconditional: What it is told otherwise, for guidance.
-        hook: What may change latents before every step and at the end, as `keep` does.
+        hook: What may change latents before every step and at the end, as `keep_known_latents` does.
         watch: Called after every step with the number of steps done and of all.
 
     Raises:
@@ -185,7 +185,7 @@ class Solver:
         return result
 
 
-def keep(diffusion: Diffusion, latents: SparseTensor, mask: Tensor, noise: Tensor) -> Hook:
+def keep_known_latents(diffusion: Diffusion, latents: SparseTensor, mask: Tensor, noise: Tensor) -> Hook:
     """A hook that keeps latents that are known, and lets the sampler find others that fit.
 
     That is RePaint without its jumps back (Lugmayr et al. 2022, arXiv:2201.09865).
@@ -205,7 +205,7 @@ def keep(diffusion: Diffusion, latents: SparseTensor, mask: Tensor, noise: Tenso
     def hook(x: SparseTensor, t: float | None) -> SparseTensor:
         known = latents
         if t is not None:
-            known = diffusion.noised(latents, noise, t if diffusion.is_flow else round(t))
+            known = diffusion.add_noise(latents, noise, t if diffusion.is_flow else round(t))
         return x.replace(torch.where(mask[:, None], known.feats.to(x.dtype), x.feats))
 
     return hook
@@ -215,7 +215,7 @@ def _dpm_solver(sampler: SamplerConfig, config: DiffusionConfig) -> Any:
     from diffusers import DPMSolverMultistepScheduler  # slow to import
 
     return DPMSolverMultistepScheduler.from_config(
-        paper_schedule().config,
+        official_schedule().config,
         prediction_type=NAMES[config.prediction],
         algorithm_type="dpmsolver++",
         solver_order=sampler.order,

@@ -12,7 +12,7 @@ from sparsevox import SparseTensor
 STEPS = 1000
 
 
-def paper_schedule() -> Any:
+def official_schedule() -> Any:
     """A `DDPMScheduler` of 1000 steps with linear betas from 1e-4 to 0.02 that predicts the velocity."""
     from diffusers import DDPMScheduler  # slow to import
 
@@ -26,7 +26,7 @@ def paper_schedule() -> Any:
     )
 
 
-def noised(latents: SparseTensor, steps: Tensor, noise: Tensor, scale: float = 1.0) -> SparseTensor:
+def add_ddpm_noise(latents: SparseTensor, steps: Tensor, noise: Tensor, scale: float = 1.0) -> SparseTensor:
     """Latents with the noise that they have at a step of the diffusion (Ho et al. 2020, arXiv:2006.11239, equation 4).
 
     Args:
@@ -46,5 +46,5 @@ def noised(latents: SparseTensor, steps: Tensor, noise: Tensor, scale: float = 1
     if not latents.feats.numel():
         return latents
     per_row = steps.to(latents.device)[latents.grid.batch.long()].cpu()
-    schedule = paper_schedule()
+    schedule = official_schedule()
     return latents.map(lambda z: schedule.add_noise(z * scale, noise, per_row) / scale)

@@ -16,7 +16,7 @@ BlockKind = Literal["gcr", "residual"]
 R = TypeVar("R")
 
 
-def group_norm(channels: int, groups: int = 8) -> sv.nn.GroupNorm:
+def make_norm(channels: int, groups: int = 8) -> sv.nn.GroupNorm:
     """Statistics grid by grid, over groups of channels; fewer channels than groups are one group."""
     return sv.nn.GroupNorm(groups if channels >= groups and channels % groups == 0 else 1, channels)
 
@@ -26,7 +26,7 @@ class ConvUnit(torch.nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(in_channels)
+        self.norm = make_norm(in_channels)
         self.conv = sv.nn.Conv3d(in_channels, out_channels, 3, bias=False)
 
     def forward(self, x: SparseTensor, up: torch.nn.Module | None = None) -> SparseTensor:
@@ -59,7 +59,7 @@ class ResBlock(torch.nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = group_norm(in_channels), group_norm(out_channels)
+        self.norm1, self.norm2 = make_norm(in_channels), make_norm(out_channels)
         self.conv1 = sv.nn.Conv3d(in_channels, out_channels, 3)
         self.conv2 = sv.nn.Conv3d(out_channels, out_channels, 3)
         torch.nn.init.zeros_(self.conv2.weight)
@@ -90,7 +90,7 @@ class Head(torch.nn.Module):
         if kind == "gcr":
             self.unit: torch.nn.Module = ConvUnit(in_channels, in_channels)
         else:
-            self.unit = sv.nn.Sequential(group_norm(in_channels), torch.nn.SiLU())
+            self.unit = sv.nn.Sequential(make_norm(in_channels), torch.nn.SiLU())
         self.out = sv.nn.Linear(in_channels, out_channels)
 
     def forward(self, x: SparseTensor) -> Tensor:
@@ -113,7 +113,7 @@ def centers(grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
     return grid.to_world(grid.ijk).to(dtype)
 
 
-def exact(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """In the precision in which losses are computed: at least float32."""
     return values if values.dtype == torch.float64 else values.float()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsevox import Grid, Voxels
 from xcube.networks.configs import UNetConfig
 
-NOTHING = -1  # the label or category of what has none
+NO_CLASS = -1  # the label or category of what has none
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Conditions:
     text: Text | None = None
 
     @classmethod
-    def of(cls, voxels: Voxels, config: UNetConfig, **others: Any) -> "Conditions":
+    def from_voxels(cls, voxels: Voxels, config: UNetConfig, **others: Any) -> "Conditions":
         """Those of its conditions that a network takes from the voxels of the coarser level, its latent grid.
 
         Args:
@@ -90,21 +90,41 @@ class Conditions:
         Raises:
             KeyError: If voxels lack an attribute.
         """
-        wanted = [name for name in ("normal", "label", "extra") if name in config.needed]
+        wanted = [name for name in ("normal", "label", "extra") if name in config.conditions]
         missing = [name for name in wanted if name not in voxels.attributes]
         if missing:
             raise KeyError(f"the model needs the attributes {wanted}, got voxels without {missing}")
         made: dict[str, Any] = {name: voxels.attributes[name] for name in wanted}
         return cls(**made, **others)
 
+    @classmethod
+    def stack(cls, conditions: Sequence["Conditions"]) -> "Conditions":
+        """The conditions of one batch of all batches, in order.
+
+        Raises:
+            ValueError: If there are none, or one has conditions that another has not.
+        """
+        if not conditions:
+            raise ValueError("conditions must hold one element at least, got none")
+        names = conditions[0].names
+        if any(each.names != names for each in conditions):
+            raise ValueError(
+                f"conditions must be the same ones in all batches, got {[each.names for each in conditions]}"
+            )
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(each, name) for each in conditions]) for name in names if name != "text"
+        }
+        texts = [each.text for each in conditions if each.text is not None]
+        return cls(**joined, text=Text.stack(texts) if texts else None)
+
     @property
-    def given(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Names of those that there are."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
     def to(self, device: torch.device | str) -> "Conditions":
         """On another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in self.given})
+        return replace(self, **{name: getattr(self, name).to(device) for name in self.names})
 
     def drop(
         self, which: Tensor, grid: Grid, names: Collection[str] | None = None, *, empty_text: Text | None = None
@@ -128,25 +148,25 @@ class Conditions:
         which = which.to(grid.device)
         rows = which[grid.batch.long()]
         dropped: dict[str, Any] = {}
-        for name in self.given:
+        for name in self.names:
             value = getattr(self, name)
             if names is not None and name not in names:
                 continue
             if name == "text":
                 dropped[name] = _without(value, which, empty_text)
             elif name == "category":
-                dropped[name] = torch.where(which, NOTHING, value)
+                dropped[name] = torch.where(which, NO_CLASS, value)
             elif name == "label":
-                dropped[name] = torch.where(rows, NOTHING, value)
+                dropped[name] = torch.where(rows, NO_CLASS, value)
             else:
                 dropped[name] = torch.where(rows[:, None], 0, value)
         return replace(self, **dropped)
 
     def check(self, grid: Grid, config: UNetConfig) -> None:
         """Raise ValueError unless these are the conditions of a network, on these latent grids."""
-        missing, more = set(config.needed) - set(self.given), set(self.given) - set(config.needed)
+        missing, more = set(config.conditions) - set(self.names), set(self.names) - set(config.conditions)
         if missing or more:
-            takes, got = (", ".join(names) or "nothing" for names in (config.needed, self.given))
+            takes, got = (", ".join(names) or "nothing" for names in (config.conditions, self.names))
             raise ValueError(f"conditions must be {takes}, as the model takes, got {got}")
         rows, items = grid.num_voxels, grid.batch_size
         shapes = {
@@ -155,7 +175,7 @@ class Conditions:
             "extra": [rows, config.extra],
             "category": [items],
         }
-        for name in self.given:
+        for name in self.names:
             value = self.text.tokens if name == "text" and self.text is not None else getattr(self, name)
             expected = [items, value.shape[1], config.text_channels] if name == "text" else shapes[name]
             if list(value.shape) != expected:
@@ -183,21 +203,3 @@ def _without(text: Text, which: Tensor, empty: Text | None) -> Text:
     text, empty = text.padded(longest), empty.padded(longest)
     tokens = torch.where(which[:, None, None], empty.tokens.to(text.tokens.dtype), text.tokens)
     return Text(tokens, torch.where(which[:, None], empty.mask, text.mask))
-
-
-def stack(conditions: Sequence[Conditions]) -> Conditions:
-    """The conditions of one batch of all batches, in order.
-
-    Raises:
-        ValueError: If there are none, or one has conditions that another has not.
-    """
-    if not conditions:
-        raise ValueError("conditions must hold one element at least, got none")
-    names = conditions[0].given
-    if any(each.given != names for each in conditions):
-        raise ValueError(f"conditions must be the same ones in all batches, got {[each.given for each in conditions]}")
-    joined: dict[str, Any] = {
-        name: torch.cat([getattr(each, name) for each in conditions]) for name in names if name != "text"
-    }
-    texts = [each.text for each in conditions if each.text is not None]
-    return Conditions(**joined, text=Text.stack(texts) if texts else None)

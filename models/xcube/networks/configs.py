@@ -14,7 +14,7 @@ POSITION_CHANNELS: dict[str, int] = {"none": 0, "ijk": 3, "embedded": 33, "world
 class VAEConfig(Config):
     """The sparse structure VAE of one level of the cascade. Depth 0 is its finest grid, depth D - 1 its latent grid.
 
-    The defaults are the `modern` network; `VAEConfig.paper` has those of the released ones.
+    The defaults are the `modern` network; `VAEConfig.official` has those of the released ones.
 
     Args:
         voxel_size: Edge of a voxel at depth 0, world units.
@@ -133,7 +133,7 @@ class VAEConfig(Config):
         return x, y, z
 
     @classmethod
-    def paper(cls, **changes: Any) -> "VAEConfig":
+    def official(cls, **changes: Any) -> "VAEConfig":
         """The released networks: GroupNorm-convolution-ReLU, max pooling, a bottleneck that ends in ReLU."""
         released: dict[str, Any] = {
             "hidden": 32,
@@ -152,7 +152,7 @@ class VAEConfig(Config):
 class UNetConfig(Config):
     """The denoiser of one level of the cascade. Level 0 is that of the latents, each further one half as fine.
 
-    The defaults are the `modern` network; `UNetConfig.paper` has those of the released ones.
+    The defaults are the `modern` network; `UNetConfig.official` has those of the released ones.
 
     Args:
         latent_channels: L, of a latent vector.
@@ -252,7 +252,7 @@ class UNetConfig(Config):
         return self.latent_channels + known + (self.label_dim if self.num_labels else 0)
 
     @property
-    def needed(self) -> tuple[str, ...]:
+    def conditions(self) -> tuple[str, ...]:
         """Names of the conditions that the network takes."""
         takes = {
             "normal": self.normal,
@@ -264,7 +264,7 @@ class UNetConfig(Config):
         return tuple(name for name, some in takes.items() if some)
 
     @classmethod
-    def paper(cls, dense: bool, **changes: Any) -> "UNetConfig":
+    def official(cls, dense: bool, **changes: Any) -> "UNetConfig":
         """The released networks of the coarse stage, which are dense, and of the fine one."""
         released: dict[str, Any] = {
             "dense": dense,

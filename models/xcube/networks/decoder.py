@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.networks.blocks import DoubleConv, Head, block, checkpointed, exact
+from xcube.networks.blocks import DoubleConv, Head, at_least_float32, block, checkpointed
 from xcube.networks.configs import Triple, VAEConfig
 
 
@@ -147,7 +147,7 @@ class Decoder(torch.nn.Module):
     def _decide(
         self, candidates: Grid, logits: Tensor, truth: Sequence[Grid] | None, depth: int
     ) -> tuple[Structure, Tensor]:
-        logits = exact(logits)
+        logits = at_least_float32(logits)
         predicted = existence(logits.detach()) > 0
         keep = predicted
         if truth is not None:
@@ -159,7 +159,7 @@ class Decoder(torch.nn.Module):
         config, keep = self.config, predicted
         real = truth.contains(candidates.coords)
         if config.keep == "union":
-            fits = per_item(predicted, candidates) <= config.keep_ratio * per_item(real, candidates)
+            fits = count_per_grid(predicted, candidates) <= config.keep_ratio * count_per_grid(real, candidates)
             keep = real | (predicted & fits[candidates.batch.long()])
         if config.cutoff is not None and config.box is not None and depth < config.depths - 1:
             volume = candidates.batch_size
@@ -180,15 +180,15 @@ class Decoder(torch.nn.Module):
     def _attributes(self, x: SparseTensor) -> Voxels:
         made: dict[str, Tensor] = {}
         if self.normal is not None:
-            made["normal"] = exact(self.normal(x))
+            made["normal"] = at_least_float32(self.normal(x))
         if self.color is not None:
-            made["color"] = exact(self.color(x))
+            made["color"] = at_least_float32(self.color(x))
         if self.label is not None:
-            made["label_logits"] = exact(self.label(x))
+            made["label_logits"] = at_least_float32(self.label(x))
             made["label"] = made["label_logits"].argmax(1)
         return Voxels(x.grid, made)
 
 
-def per_item(flags: Tensor, grid: Grid) -> Tensor:
+def count_per_grid(flags: Tensor, grid: Grid) -> Tensor:
     """How many flags [N] are set in each item of the batch: float32 [B]."""
     return sv.ops.global_pool(flags[:, None].float(), grid, "sum").squeeze(1)

@@ -15,7 +15,7 @@ import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io.voxelize import normalized
 from xcube.geometry.pyramid import check_voxels
-from xcube.networks.blocks import Head, ResBlock, centers, checkpointed, embed_position, exact
+from xcube.networks.blocks import Head, ResBlock, at_least_float32, centers, checkpointed, embed_position
 from xcube.networks.configs import RefinerConfig
 from xcube.networks.losses import Losses, mean_or_zero, structure_loss, true_attributes, voxel_iou
 
@@ -67,12 +67,12 @@ class Refiner(torch.nn.Module):
         given = voxels.grid.index(grid.coords)
         flag = (given >= 0)[:, None].to(self.prior.dtype)
         x = self._unet(SparseTensor(grid, torch.cat([flag, *self._inputs(voxels, grid, given)], 1)))
-        logits = exact(self.keep(x))[:, 0] + self.prior * (2 * flag[:, 0] - 1)
+        logits = at_least_float32(self.keep(x))[:, 0] + self.prior * (2 * flag[:, 0] - 1)
         made: dict[str, Tensor] = {}
         if self.normal is not None:
-            made["normal"] = exact(self.normal(x))
+            made["normal"] = at_least_float32(self.normal(x))
         if self.label is not None:
-            made["label_logits"] = exact(self.label(x))
+            made["label_logits"] = at_least_float32(self.label(x))
             made["label"] = made["label_logits"].argmax(1)
         candidates = Voxels(grid, made)
         least = math.log(config.threshold / (1 - config.threshold))

@@ -35,11 +35,11 @@ class Space(ABC):
     """Operations on fields."""
 
     @abstractmethod
-    def enter(self, x: SparseTensor) -> Field:
+    def from_sparse(self, x: SparseTensor) -> Field:
         """The field of a sparse tensor."""
 
     @abstractmethod
-    def leave(self, field: Field, like: SparseTensor) -> SparseTensor:
+    def to_sparse(self, field: Field, like: SparseTensor) -> SparseTensor:
         """The inverse of `enter`."""
 
     @abstractmethod
@@ -96,11 +96,11 @@ class Sparse(Space):
     def __init__(self, count: Literal["active", "window"]) -> None:
         self._pool, self._upsample = sv.nn.AvgPool3d(2, count=count), sv.nn.Upsample(2)
 
-    def enter(self, x: SparseTensor) -> SparseTensor:
+    def from_sparse(self, x: SparseTensor) -> SparseTensor:
         """As it is."""
         return x
 
-    def leave(self, field: SparseTensor, like: SparseTensor) -> SparseTensor:
+    def to_sparse(self, field: SparseTensor, like: SparseTensor) -> SparseTensor:
         """As it is."""
         return field
 
@@ -160,7 +160,7 @@ class Sparse(Space):
 class Dense(Space):
     """Volumes: the voxels of full boxes of one size. Blocks of 2^3 voxels begin at the lower corner."""
 
-    def enter(self, x: SparseTensor) -> Tensor:
+    def from_sparse(self, x: SparseTensor) -> Tensor:
         """A volume.
 
         Raises:
@@ -169,7 +169,7 @@ class Dense(Space):
         lower, upper = _box(x)
         return x.dense(lower, upper)
 
-    def leave(self, field: Tensor, like: SparseTensor) -> SparseTensor:
+    def to_sparse(self, field: Tensor, like: SparseTensor) -> SparseTensor:
         """The voxels of `like`."""
         return like.replace(sv.ops.from_dense(field, like.grid, _box(like)[0]))
 

@@ -13,18 +13,18 @@ from torch.nn import functional
 
 from sparsevox import SparseTensor
 from sparsevox.io.voxelize import normalized
-from xcube.networks.blocks import centers, checkpointed, embed_position, exact
+from xcube.networks.blocks import at_least_float32, centers, checkpointed, embed_position
 from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig
 from xcube.networks.space import Context, Dense, Field, Space, Sparse
-from xcube.networks.unet_blocks import ResBlock, SelfAttention, TextBlock, embed_time, group_norm
+from xcube.networks.unet_blocks import SelfAttention, TextBlock, TimedResBlock, embed_time, group_norm
 
 
 class Step(torch.nn.Module):
     """A residual block, then attention of some kind, then the way up to the next level, where there are such."""
 
     def __init__(
-        self, block: ResBlock, mixer: torch.nn.Module | None = None, lift: torch.nn.Module | None = None
+        self, block: TimedResBlock, mixer: torch.nn.Module | None = None, lift: torch.nn.Module | None = None
     ) -> None:
         super().__init__()
         self.block, self.mixer, self.lift = block, mixer, lift
@@ -64,7 +64,7 @@ class Up(torch.nn.Module):
 class Middle(torch.nn.Module):
     """Block, attention, block, at the last level."""
 
-    def __init__(self, first: ResBlock, mixer: torch.nn.Module, second: ResBlock) -> None:
+    def __init__(self, first: TimedResBlock, mixer: torch.nn.Module, second: TimedResBlock) -> None:
         super().__init__()
         self.first, self.mixer, self.second = first, mixer, second
 
@@ -146,11 +146,11 @@ class UNet(torch.nn.Module):
         time = self._time(x, t, conditions)
         text = conditions.text
         context = None if text is None else self.space.context(text.tokens.to(time.dtype), text.mask)
-        field = self.space.enter(x.replace(torch.cat(list(self._inputs(x, conditions)), 1)))
+        field = self.space.from_sparse(x.replace(torch.cat(list(self._inputs(x, conditions)), 1)))
         if config.dense:
             self._check_box(field)
-        result = self.space.leave(self._unet(field, time, context), x)
-        return result.map(exact)
+        result = self.space.to_sparse(self._unet(field, time, context), x)
+        return result.map(at_least_float32)
 
     def _unet(self, x: Field, time: Tensor, context: Context | None) -> Field:
         active = self.config.checkpointing
@@ -179,7 +179,7 @@ class UNet(torch.nn.Module):
             raise ValueError(f"t must have one entry, or one for each of {x.batch_size} grids, got {list(time.shape)}")
         embedded = self.time(embed_time(time, self.config.channels))
         if self.category is not None and conditions.category is not None:
-            embedded = embedded + looked_up(self.category, conditions.category)
+            embedded = embedded + embedding_or_zero(self.category, conditions.category)
         return functional.silu(embedded)
 
     def _inputs(self, x: SparseTensor, conditions: Conditions) -> Iterator[Tensor]:
@@ -193,7 +193,7 @@ class UNet(torch.nn.Module):
         elif position == "world":
             yield embed_position(centers(x.grid, dtype))
         if self.label is not None and conditions.label is not None:
-            yield looked_up(self.label, conditions.label).to(dtype)
+            yield embedding_or_zero(self.label, conditions.label).to(dtype)
         if conditions.extra is not None:
             yield conditions.extra.to(dtype)
         if conditions.normal is not None:
@@ -204,9 +204,11 @@ class UNet(torch.nn.Module):
         if any(edge % unit for edge in field.shape[2:]):
             raise ValueError(f"the edges of a box must be multiples of {unit}, got {list(field.shape[2:])}")
 
-    def _block(self, in_channels: int, out_channels: int, resample: Literal["down", "up"] | None = None) -> ResBlock:
+    def _block(
+        self, in_channels: int, out_channels: int, resample: Literal["down", "up"] | None = None
+    ) -> TimedResBlock:
         config = self.config
-        return ResBlock(self.space, in_channels, out_channels, 4 * config.channels, config.groups, resample)
+        return TimedResBlock(self.space, in_channels, out_channels, 4 * config.channels, config.groups, resample)
 
     def _lift(self, width: int) -> torch.nn.Module:
         return self._block(width, width, "up") if self.all_skips else Up(self.space)
@@ -235,7 +237,7 @@ class UNet(torch.nn.Module):
         )
 
 
-def looked_up(table: torch.nn.Embedding, numbers: Tensor) -> Tensor:
+def embedding_or_zero(table: torch.nn.Embedding, numbers: Tensor) -> Tensor:
     """Rows of a table, zero where the number is -1."""
     some = numbers >= 0
     found: Tensor = table(numbers.clamp(min=0).long())

@@ -48,7 +48,7 @@ class Pointwise(torch.nn.Linear):
         return self.space.replace(x, super().forward(self.space.rows(x)))
 
 
-class ResBlock(torch.nn.Module):
+class TimedResBlock(torch.nn.Module):
     """GroupNorm, SiLU, convolution, twice, plus the input. The time scales and shifts what the second norm gives.
 
     With `resample`, features go one level "down" or "up" before the first convolution.

@@ -14,7 +14,7 @@ import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io.voxelize import normalized
 from xcube.geometry.pyramid import check_voxels, pooling_tree, truth_tree
-from xcube.networks.blocks import block, centers, checkpointed, embed_position, exact
+from xcube.networks.blocks import at_least_float32, block, centers, checkpointed, embed_position
 from xcube.networks.configs import Triple, VAEConfig
 from xcube.networks.decoder import Decoded, Decoder
 
@@ -135,7 +135,7 @@ class Encoder(torch.nn.Module):
         if self.attention is not None:
             x = x + self.attention(x)
         x = self.out(x)
-        mean, logvar = exact(x.feats).chunk(2, 1)
+        mean, logvar = at_least_float32(x.feats).chunk(2, 1)
         return Posterior(x.grid, mean.contiguous(), logvar.contiguous())
 
 

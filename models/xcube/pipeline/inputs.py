@@ -100,7 +100,7 @@ def _level_of(stages: Sequence[Stage], grid: Grid, level: int | None) -> int:
 
 def _told(voxels: Voxels, stage: Stage, level: int) -> Voxels:
     """Voxels with the attributes that a level takes from those of the one before, and no others."""
-    needed = [name for name in ("normal", "label") if name in stage.denoiser.config.needed]
+    needed = [name for name in ("normal", "label") if name in stage.denoiser.config.conditions]
     made: dict[str, Tensor] = {name: voxels.attributes[name] for name in needed if name in voxels.attributes}
     if "normal" in made:
         given = checks.floats("normal", checks.shape("normal", made["normal"], voxels.num_voxels, 3))

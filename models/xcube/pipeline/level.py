@@ -16,7 +16,7 @@ import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.data import VoxelBudgetSampler
 from xcube.diffusion.objective import Diffusion, Noise
-from xcube.diffusion.samplers import sample
+from xcube.diffusion.samplers import sample_latents
 from xcube.geometry.components import without_small_components
 from xcube.networks.blocks import centers
 from xcube.networks.conditions import Conditions, Text
@@ -82,7 +82,7 @@ class Level:
         def watched(done: int, steps: int) -> None:
             watch(len(items))
 
-        latents = sample(
+        latents = sample_latents(
             stage.denoiser,
             given.grid,
             stage.vae.config.latent_channels,
@@ -107,8 +107,10 @@ class Level:
         whole = whole.to(self.device)
         edit = self.request.conditions.get(self.number)
         if edit is None:
-            return Conditions.of(given, config, category=whole.category, text=whole.text)
-        known: dict[str, Any] = {name: given.attributes[name] for name in ("normal", "label") if name in config.needed}
+            return Conditions.from_voxels(given, config, category=whole.category, text=whole.text)
+        known: dict[str, Any] = {
+            name: given.attributes[name] for name in ("normal", "label") if name in config.conditions
+        }
         return edit(replace(whole, **known), given.grid, [item.number for item in items])
 
     def _decoded(self, latents: Sequence[SparseTensor]) -> list[Voxels]:

@@ -12,7 +12,7 @@ from sparsevox import Grid, Voxels, checks
 from sparsevox.morton import MAX_BATCH
 from xcube.diffusion.samplers import Hook, SamplerConfig
 from xcube.geometry.distances import library
-from xcube.networks.conditions import NOTHING, Conditions, Text
+from xcube.networks.conditions import NO_CLASS, Conditions, Text
 from xcube.pipeline.checkpoint import Stage
 
 # Makes the hook of a level from the latent grids of a batch and the numbers of its shapes; None for none.
@@ -148,7 +148,7 @@ def items_of(
     for number in numbers:
         if checks.integer("numbers", number) < 0:
             raise ValueError(f"numbers must not be negative, got {number}")
-    takes = {name for stage in stages for name in stage.denoiser.config.needed}
+    takes = {name for stage in stages for name in stage.denoiser.config.conditions}
     for name in ("text", "category"):
         if getattr(asked, name) is not None and name not in takes:
             raise ValueError(f"{name} must be None for a model that takes none, got {getattr(asked, name)!r}")
@@ -179,7 +179,7 @@ def _each(name: str, value: Any, count: int) -> list[Any]:
 
 def can_guide(stage: Stage) -> bool:
     """Whether guidance means something at a level."""
-    return bool(set(stage.dropped) & set(stage.denoiser.config.needed))
+    return bool(set(stage.dropped) & set(stage.denoiser.config.conditions))
 
 
 def number_of(stage: Stage, category: Category | None) -> int:
@@ -190,7 +190,7 @@ def number_of(stage: Stage, category: Category | None) -> int:
     """
     count, names = stage.denoiser.config.categories, stage.categories
     if category is None or not count:
-        return NOTHING
+        return NO_CLASS
     if isinstance(category, str) and category in names:
         return names.index(category)
     if isinstance(category, int) and not isinstance(category, bool) and 0 <= category < count:

@@ -86,7 +86,7 @@ class TrainDenoiser(Trained):
         """The latent grid, with the "mean" and "logvar" of the posterior [M, L] and what the denoiser is told."""
         with torch.no_grad():
             posterior = self.vae.encode(voxels)
-            wanted = {name for name in ("normal", "label") if name in self.net.config.needed}
+            wanted = {name for name in ("normal", "label") if name in self.net.config.conditions}
             known = true_attributes(voxels, posterior.grid, wanted)
         return Voxels(
             posterior.grid,
@@ -113,4 +113,4 @@ class TrainDenoiser(Trained):
     def _conditions(self, voxels: Voxels) -> Conditions:
         whole = self.whole["train" if self.training else "val"]
         others = whole.of(first_of(voxels, NUMBER)) if NUMBER in voxels.attributes else {}
-        return Conditions.of(voxels, self.net.config, **others)
+        return Conditions.from_voxels(voxels, self.net.config, **others)

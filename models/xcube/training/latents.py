@@ -13,7 +13,7 @@ import sparsevox as sv
 from sparsevox import Voxels
 from sparsevox.data import VoxelBudgetSampler
 from xcube.data.loading import ShapeFolder
-from xcube.networks.conditions import NOTHING, Text
+from xcube.networks.conditions import NO_CLASS, Text
 from xcube.networks.text_encoder import TextEncoder
 from xcube.training.config import TrainConfig
 from xcube.training.status import shown
@@ -61,7 +61,7 @@ class Whole:
 
 def category_of(name: str, categories: Sequence[str]) -> int:
     """The first category that a name begins with, -1 if there is none."""
-    return next((number for number, start in enumerate(categories) if name.startswith(start)), NOTHING)
+    return next((number for number, start in enumerate(categories) if name.startswith(start)), NO_CLASS)
 
 
 class Prepared:

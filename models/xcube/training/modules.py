@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsevox import SparseTensor, Voxels
 from xcube.config import Config
-from xcube.diffusion.schedule import STEPS, noised
+from xcube.diffusion.schedule import STEPS, add_ddpm_noise
 from xcube.networks.losses import LossConfig, Losses, vae_losses
 from xcube.networks.pretrained import kind_of
 from xcube.networks.refiner import Refiner, refiner_losses
@@ -194,7 +194,7 @@ def noisy_decode(
     latents = _sampled(vae.encode(voxels), generator)
     steps = torch.randint(first, last + 1, (voxels.batch_size,), generator=generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    return vae.decode(noised(latents, steps, noise, scale)).voxels
+    return vae.decode(add_ddpm_noise(latents, steps, noise, scale)).voxels
 
 
 def latent_scale(vae: VAE, batches: Iterable[Voxels], shapes: int = SCALE_SHAPES) -> float:
