@@ -181,7 +181,7 @@ def test_the_small_networks_are_small(made, level):
     assert round(count / 1e6, 2) == 0.85
 
 
-@pytest.mark.parametrize("name", [*(f"{folder}/refine" for folder in (*RELEASED, "small")), "small/refiner-0"])
+@pytest.mark.parametrize("name", [*(f"{folder}/refiner" for folder in (*RELEASED, "small")), "small/refiner-0"])
 def test_refinement_fits_what_it_repairs(made, name):
     folder, level = name.split("/")[0], 0 if name.endswith("-0") else 1
     values, fine = made(name), made(f"{folder}/vae-{level}")["model"]

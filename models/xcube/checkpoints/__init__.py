@@ -1,4 +1,4 @@
-"""The released networks: their hyper-parameters, parameter names and files."""
+"""The official networks: their hyper-parameters, parameter names and checkpoints."""
 
 from xcube.checkpoints.convert import convert, from_official
 

@@ -1,4 +1,4 @@
-"""Official checkpoints to folders of ours."""
+"""Conversion of official checkpoints to folders that `from_pretrained` reads."""
 
 import json
 from collections.abc import Mapping
@@ -18,12 +18,16 @@ from xcube.networks.vae import VAE
 
 
 def from_official(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> VAE:
-    """Our network of official hyper-parameters, with weights under their official names.
+    """The VAE that official hyper-parameters describe, with the given weights, in evaluation mode.
+
+    Args:
+        state: Parameters by official name.
+        hparams: Official hyper-parameters.
 
     Raises:
         KeyError: If a hyper-parameter is missing.
-        ValueError: If parameters are missing, extra or of another shape, by their names; or the hyper-parameters ask
-            for what no release has.
+        ValueError: If a hyper-parameter is unknown or has a value that no official network has, or parameters are
+            missing, extra or of another shape; the message names them.
     """
     config = config_from_official(hparams)
     with torch.device("meta"):
@@ -35,17 +39,20 @@ def from_official(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> VA
 
 
 def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | UNet:
-    """Read an official checkpoint and write the network that it holds as a folder.
+    """Convert an official checkpoint of a VAE or a denoiser to a folder with the network.
 
     Args:
-        checkpoint: A file that the release's trainer wrote. Nothing in it is executed.
-        out: The folder.
-        hparams: A JSON file with the hyper-parameters, if those in the checkpoint cannot be read.
+        checkpoint: Checkpoint of the official code. Nothing in it is executed.
+        out: Folder to write: config.json and model.safetensors.
+        hparams: JSON file with hyper-parameters to use in place of those in the checkpoint.
+
+    Returns:
+        The network, in evaluation mode.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the checkpoint is damaged, has no weights or no hyper-parameters, or does not fit the network of
-            its hyper-parameters.
+        ValueError: If the checkpoint is damaged, has no weights or no hyper-parameters, does not fit the network of its
+            hyper-parameters, or one of these is unknown; the message names it.
     """
     content = read_checkpoint(checkpoint)
     state = content.get("state_dict")
@@ -54,14 +61,15 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | U
     values = plain(content.get("hyper_parameters")) if hparams is None else json.loads(hparams.read_text())
     if not isinstance(values, dict) or "network" not in values:
         raise ValueError(f"{checkpoint} has no hyper-parameters that can be read; give them as a JSON file")
-    if "diffuser" in values["network"]:
-        net, scale = denoiser.from_official(state, values)
-        diffusion = DiffusionConfig().to_dict()
-        save_pretrained(net, out, source=checkpoint.name, latent_scale=scale, diffusion=diffusion)
-        return net
+    model: VAE | UNet
+    metadata: dict[str, Any]
     try:
-        model = from_official(state, values)
-        metadata = _box_of(model, values)
+        if "diffuser" in values["network"]:
+            model, scale = denoiser.from_official(state, values)
+            metadata = {"latent_scale": scale, "diffusion": DiffusionConfig().to_dict()}
+        else:
+            model = vae = from_official(state, values)
+            metadata = _box_of(vae, values)
     except KeyError as error:
         raise ValueError(f"{checkpoint}: the hyper-parameters lack {error}") from error
     save_pretrained(model, out, source=checkpoint.name, **metadata)
@@ -69,7 +77,7 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | U
 
 
 def _box_of(model: VAE, hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """The levels and the edges of the box that a released VAE is for: its latents fill `neck_bound` to both sides."""
+    """The levels and the edges of the box of an official VAE: its latents extend `neck_bound` voxels to both sides."""
     factor = model.config.factor
     bound = hparams["network"]["unet"]["params"]["neck_bound"]
     fine = [2 * int(half) * ratio for half, ratio in zip(bound, factor, strict=True)]

@@ -1,7 +1,7 @@
-"""Checkpoints of PyTorch and Lightning, read without running what is pickled in them.
+"""Reading checkpoints of PyTorch and Lightning without executing code that is pickled in them.
 
-A pickle names functions and calls them. Here it gets those that put tensors and plain containers together; in place of
-anything else it gets an `Inert` object, which keeps what it is given and does nothing.
+A pickle calls functions by their names. This reader provides those that build tensors and plain containers, and an
+`Inert` object in place of any other, which stores its arguments and does nothing.
 """
 
 import collections
@@ -30,7 +30,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class Inert:
-    """What stands for an object of an unknown class: its name, what it was called with, and its state."""
+    """A placeholder for an object of an unknown class: the name of the class, its arguments and its state."""
 
     module = name = ""
 
@@ -39,10 +39,10 @@ class Inert:
     items: dict[Any, Any]
 
     def __new__(cls, *args: Any, **_: Any) -> "Inert":
-        """A pickle may make objects without calling `__init__`."""
-        made = super().__new__(cls)
-        made.args, made.state, made.items = args, None, {}
-        return made
+        """Set the attributes here, as a pickle may make objects without calling `__init__`."""
+        self = super().__new__(cls)
+        self.args, self.state, self.items = args, None, {}
+        return self
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -54,11 +54,11 @@ class Inert:
         self.items[key] = value
 
     def append(self, value: Any) -> None:
-        """An entry of what may have been a list."""
+        """Store an entry of an object that may have been a list."""
         self.items[len(self.items)] = value
 
     def extend(self, values: Any) -> None:
-        """Entries of what may have been a list."""
+        """Store entries of an object that may have been a list."""
         for value in values:
             self.append(value)
 
@@ -73,46 +73,46 @@ class Inert:
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """An unpickler that calls nothing but what `ALLOWED` lists."""
+    """An unpickler that calls only the functions in `ALLOWED`."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What the pickle means by a name."""
+        """The function or class of a name, or an `Inert` placeholder."""
         found = ALLOWED.get((module.replace("__builtin__", "builtins"), name))
         return type("Inert", (Inert,), {"module": module, "name": name}) if found is None else found
 
 
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
-    """What `torch.save` wrote, tensors on the CPU; objects of unknown classes are `Inert`.
+    """Read a file of `torch.save`: tensors are on the CPU, objects of unknown classes are `Inert`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of `torch.save` (1.6 or newer), is damaged, or holds no dictionary.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it was not written by `torch.save` of PyTorch 1.6 or newer, is damaged, or holds no dictionary.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names, bad = archive.namelist(), archive.testzip()
     except FileNotFoundError:
         raise
-    except Exception as error:  # zipfile raises whatever damage leads it to
-        raise ValueError(f"{path} is no checkpoint of torch.save, or is cut off") from error
+    except Exception as error:  # zipfile raises many types for damaged files
+        raise ValueError(f"{path} must be a complete checkpoint of torch.save") from error
     if bad is not None:
-        raise ValueError(f"{path} is damaged: {bad} is not what was written")
-    if any(name.rpartition("/")[2] == "constants.pkl" for name in names):  # torch.load would run its code
-        raise ValueError(f"{path} is a TorchScript archive, not a checkpoint of torch.save")
+        raise ValueError(f"{path} is damaged: the checksum of {bad} is wrong")
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in names):  # torch.load would execute its code
+        raise ValueError(f"{path} must be a checkpoint of torch.save, got a TorchScript archive")
     module = SimpleNamespace(Unpickler=SafeUnpickler, __name__="safe_pickle")
     try:
         loaded = torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
-    except Exception as error:  # torch.load raises whatever its readers raise
+    except Exception as error:  # torch.load raises many types, too
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, not the dictionary of a checkpoint")
+        raise ValueError(f"{path} must hold a dictionary, got {type(loaded).__name__}")
     return loaded
 
 
 def plain(value: Any) -> Any:
-    """Numbers, strings, lists and dicts out of containers of unknown classes, such as those of OmegaConf.
+    """Convert containers of unknown classes, such as those of OmegaConf, to lists and dictionaries.
 
-    What has no such content becomes None.
+    Values other than numbers, strings and containers become None.
     """
     if isinstance(value, Inert):
         state: dict[Any, Any] = value.state if isinstance(value.state, dict) else {}

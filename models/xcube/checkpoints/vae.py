@@ -1,6 +1,6 @@
-"""Released VAEs: their hyper-parameters and parameter names, and ours.
+"""Official VAEs: their hyper-parameters and parameter names, and ours.
 
-Kernels of sparse convolutions have their axes in the order z, y, x in the release.
+The axes of the kernels of sparse convolutions have the order z, y, x there.
 """
 
 import re
@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 import sparsevox as sv
+from xcube.checkpoints.hparams import HyperParameters
 from xcube.networks.configs import VAEConfig
 
-# Official name -> ours; `{}` is the number that the pattern finds, as `_number` turns it.
+# Official name -> ours; `{}` stands for the index that the pattern finds, converted by `_index`.
 RULES: tuple[tuple[str, str], ...] = (
     (r"encoder\.mix_fc\.", "encoder.featurizer.mix."),
     (r"encoder\.semantic_embed_fn\.", "encoder.featurizer.label."),
@@ -38,52 +39,100 @@ PARTS = {
 }
 
 
+# Values that the official networks have. Other values make networks that nothing could be compared with.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "model": ("autoencoder",),
+    "use_input_color": (False,),
+    "with_color_branch": (False,),
+    "network.unet.target": ("StructPredictionNet",),
+    "network.unet.params.order": ("gcr",),
+    "network.unet.params.neck_dense_type": ("HAND_CRAFTED", "UNCHANGED"),
+    "network.unet.params.num_res_blocks": (1,),
+    "network.unet.params.use_residual": (False,),
+    "network.unet.params.is_add_dec": (False,),
+    "network.unet.params.use_attention": (False,),
+}
+IRRELEVANT: Mapping[str, str] = {
+    "use_fvdb_loader": "format of the dataset",
+    "kl_weight": "weight of a loss",
+    "kl_weight_m??": "schedule of the weight of a loss",
+    "normalize_kld": "weight of a loss",
+    "enable_anneal": "schedule of the weight of a loss",
+    "anneal_*_iter": "schedule of the weight of a loss",
+    "network.unet.params.use_checkpoint": "memory of the backward pass",
+}
+
+
 def config_from_official(hparams: Mapping[str, Any]) -> VAEConfig:
     """Our configuration of a VAE with these official hyper-parameters.
 
     Raises:
-        ValueError: If they ask for what no release uses (residual blocks, attention, skips to the decoder).
+        KeyError: If a hyper-parameter is missing.
+        ValueError: If a hyper-parameter is unknown, or has a value that no official network has; the message names it.
     """
-    unet = hparams["network"]["unet"]["params"]
-    for name in ("use_residual", "is_add_dec", "use_attention"):
-        if unet.get(name):
-            raise ValueError(f"no released network has {name}, so there is no way to check one that does")
-    if unet.get("order", "gcr") != "gcr":
-        raise ValueError(f"order must be 'gcr', as in all releases, got {unet['order']!r}")
-    depths = int(hparams["tree_depth"])
-    channels = tuple(int(unet["f_maps"]) << depth for depth in range(depths))
-    strides = None
-    if hparams.get("remain_h"):  # the heights stay until the levels that are named
-        full = set(unet.get("pooling_level", ()))
+    h, unet = HyperParameters(hparams), "network.unet.params"
+    # 1. Depths and channels.
+    depths, f_maps = h.read("tree_depth", int), h.read(f"{unet}.f_maps", int)
+    hidden = h.read("network.encoder.c_dim", int)
+    channels = tuple(f_maps << depth for depth in range(depths))
+    strides, full = None, h.read(f"{unet}.pooling_level", tuple, ())
+    if h.read("remain_h", bool, False) != bool(full):
+        raise ValueError(f"{unet}.pooling_level must name depths if and only if remain_h is true, got {list(full)}")
+    if full:  # heights are halved only at these depths
         strides = tuple((2, 2, 2) if depth in full else (2, 2, 1) for depth in range(1, depths))
-    x, y, z = (int(n) for n in unet["neck_bound"])
-    dense = unet["neck_dense_type"] == "HAND_CRAFTED"
-    labels = int(hparams.get("num_semantic", 0)) if hparams.get("use_input_semantic") else 0
-    resolution = int(hparams["resolution"])
-    return VAEConfig.official(
-        voxel_size=float(hparams["voxel_size"]),
+    bound = h.read(f"{unet}.neck_bound", tuple)
+    if len(bound) != 3:
+        raise ValueError(f"{unet}.neck_bound must be three integers, got {list(bound)}")
+    dense = h.read(f"{unet}.neck_dense_type", str) == "HAND_CRAFTED"
+    # 2. Attributes. The official code predicts those whose loss has a weight; here they are those of the input.
+    normal, semantic = h.read("use_input_normal", bool), h.read("use_input_semantic", bool, False)
+    for name, own in (("normal", normal), ("semantic", semantic)):
+        weight = h.read(f"supervision.{name}_weight", float, float(own))
+        if (weight > 0) != own:
+            expected = f"{'positive' if own else '0'} as use_input_{name} is {own}"
+            raise ValueError(f"supervision.{name}_weight must be {expected}, got {weight}")
+    num_labels = h.read("num_semantic", int, 0)
+    same = {f"{unet}.num_blocks": depths, f"{unet}.in_channels": hidden}
+    same |= {"with_normal_branch": normal, "with_semantic_branch": semantic}
+    h.expect({**FIXED, **{key: (value,) for key, value in same.items()}})
+    # 3. Everything else.
+    threshold = h.read(f"{unet}.unstable_cutoff_threshold", float, 0.0)
+    cutoff = threshold if h.read(f"{unet}.unstable_cutoff", bool, False) else None
+    resolution = h.read("resolution", int)
+    config = VAEConfig.official(
+        voxel_size=_voxel_size(h),
         channels=channels,
-        latent_channels=int(channels[-1] / hparams["cut_ratio"]),
-        hidden=int(hparams["network"]["encoder"]["c_dim"]),
-        dense_neck=(x, y, z) if dense else None,
+        latent_channels=int(channels[-1] / h.read("cut_ratio", float)),
+        hidden=hidden,
+        dense_neck=(bound[0], bound[1], bound[2]) if dense else None,
         strides=strides,
-        dilation="all" if hparams["use_hash_tree"] else "none",
-        cutoff=unet.get("unstable_cutoff_threshold") if unet.get("unstable_cutoff") else None,
+        dilation="all" if h.read("use_hash_tree", bool) else "none",
+        cutoff=cutoff,
         box=(resolution,) * 3,
-        normal=bool(hparams["use_input_normal"]),
-        intensity=bool(hparams.get("use_input_intensity")),
-        num_labels=labels,
-        label_dim=int(hparams.get("dim_semantic", 32)),
+        normal=normal,
+        intensity=h.read("use_input_intensity", bool, False),
+        num_labels=num_labels if semantic else 0,
+        label_dim=h.read("dim_semantic", int, 32),
     )
+    h.done(IRRELEVANT)
+    return config
+
+
+def _voxel_size(h: HyperParameters) -> float:
+    """Edge of a voxel, of which the official code may have made three."""
+    edges = h.values.get("voxel_size")
+    if isinstance(edges, list) and len(edges) == 3 and len(set(edges)) == 1:
+        h.values["voxel_size"] = edges[0]
+    return h.read("voxel_size", float)
 
 
 def vae_state(state: Mapping[str, Tensor], depths: int) -> dict[str, Tensor]:
-    """Official parameters under our names, kernels in our order of axes. Unknown names keep theirs."""
+    """Official parameters under our names, kernels in our order of axes. Unknown parameters keep their names."""
     return {our_name(name, depths): _converted(value) for name, value in state.items()}
 
 
 def our_name(name: str, depths: int) -> str:
-    """Our name of an official parameter; a name that is not known comes back as it is."""
+    """Our name of an official parameter; an unknown name is returned as it is."""
     for pattern, ours in RULES:
         match = re.match(pattern, name)
         if match:
@@ -91,14 +140,13 @@ def our_name(name: str, depths: int) -> str:
             for theirs, part in PARTS.items():
                 if rest.startswith(theirs):
                     rest = part + rest[len(theirs) :]
-            return ours.format(*(_number(text, depths) for text in match.groups())) + rest
+            return ours.format(*(_index(text, depths) for text in match.groups())) + rest
     return name
 
 
-def _number(text: str, depths: int) -> int:
-    """Stages of the decoder count from -1, the latent depth, or -2."""
-    number = int(text)
-    return number if number >= 0 and not text.startswith("-") else depths + number
+def _index(text: str, depths: int) -> int:
+    """Depth of an official index: those of the decoder are negative, and -1 is the depth of the latents."""
+    return depths + int(text) if text.startswith("-") else int(text)
 
 
 def _converted(value: Tensor) -> Tensor:
