@@ -90,15 +90,15 @@ def test_every_preset_parses(made, name):
 
 
 def test_options_override_a_preset(made):
-    values = made("waymo/refiner")
-    changed = made("waymo/refiner", "--train.steps", "7", "--level", "0", "--model.voxel_size", "0.4")
+    values = made("waymo/refiner-1")
+    changed = made("waymo/refiner-1", "--train.steps", "7", "--level", "0", "--model.voxel_size", "0.4")
     assert (changed["train"].steps, changed["level"], changed["model"].voxel_size) == (7, 0, 0.4)
     assert changed["model"].channels == values["model"].channels
     assert changed["train"] == replace(values["train"], steps=7)
 
 
 def test_there_is_a_preset_for_every_network():
-    parts = dict.fromkeys(RELEASED, (*LEVELS, "refiner")) | {"small": (*LEVELS, "refiner-0", "refiner", *DENOISERS)}
+    parts = dict.fromkeys(RELEASED, (*LEVELS, "refiner-1")) | {"small": (*LEVELS, "refiner-0", "refiner-1", *DENOISERS)}
     assert sorted(OURS) == sorted(f"{folder}/{part}" for folder, names in parts.items() for part in names)
 
 
@@ -181,7 +181,7 @@ def test_the_small_networks_are_small(made, level):
     assert round(count / 1e6, 2) == 0.85
 
 
-@pytest.mark.parametrize("name", [*(f"{folder}/refiner" for folder in (*RELEASED, "small")), "small/refiner-0"])
+@pytest.mark.parametrize("name", [*(f"{folder}/refiner-1" for folder in (*RELEASED, "small")), "small/refiner-0"])
 def test_refinement_fits_what_it_repairs(made, name):
     folder, level = name.split("/")[0], 0 if name.endswith("-0") else 1
     values, fine = made(name), made(f"{folder}/vae-{level}")["model"]

@@ -37,7 +37,7 @@ PRESET: dict[str, dict[str, Any]] = {
     "denoiser-0": {"level": 0, "model": SMALL_UNET | {"dense": True}},
     "vae-1": {"level": 1, "model": SMALL_VAE | {"voxel_size": 1 / SIDE}},
     "denoiser-1": {"level": 1, "model": SMALL_UNET | {"position": "ijk", "normal": True}},
-    "refiner": {"level": 1, "first": 0, "model": {"voxel_size": 1 / SIDE, "channels": [8, 8, 8]}},
+    "refiner-1": {"level": 1, "first": 0, "model": {"voxel_size": 1 / SIDE, "channels": [8, 8, 8]}},
 }
 
 
@@ -99,7 +99,7 @@ def test_what_is_refused_before_a_process_begins(data: Path, tmp_path: Path, mon
         train_all(data, tmp_path / "out", whole, processes=0)
     with pytest.raises(ValueError, match="minutes must be positive, got -1"):
         train_all(data, tmp_path / "out", whole, minutes=-1)
-    free = preset(tmp_path / "free", refine={"train": {"steps": 3}})
+    free = preset(tmp_path / "free", **{"refiner-1": {"train": {"steps": 3}}})
     with pytest.raises(ValueError, match=r"some part without train\.minutes"):
         train_all(data, tmp_path / "out", free, minutes=1)
     assert not (tmp_path / "out").exists()
@@ -114,7 +114,7 @@ def test_a_seed_is_that_of_all_parts(data: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("xcube.training.cascade._trained", trained)
     monkeypatch.setattr("xcube.training.cascade.workers", lambda *_: nullcontext([]))
-    whole = preset(tmp_path / "whole", refine={"train": TRAIN | {"seed": 5}})
+    whole = preset(tmp_path / "whole", **{"refiner-1": {"train": TRAIN | {"seed": 5}}})
     with pytest.raises(Stop) as found:
         train_all(data, tmp_path / "out", whole, processes=1, seed=3)
     assert found.value.args == (3, 3, 3, 3, 8)
@@ -129,7 +129,7 @@ def test_presets_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lack of vae-1"):
         read_preset(str(folder))
     odd = {"vae-1": "level: 1", "lamp": "level: 0", "vae-2": "model: {chanels: 3}\nlevel: 2"}
-    odd |= {"refiner": "level: 1\nmodel: {}\nfrist: 0", "denoiser-0": "level: 0\nmodel: {}\nquiet: true"}
+    odd |= {"refiner-1": "level: 1\nmodel: {}\nfrist: 0", "denoiser-0": "level: 0\nmodel: {}\nquiet: true"}
     for name, text in odd.items():
         bad = Path(preset(tmp_path / name))
         (bad / f"{name}.yaml").write_text(text)

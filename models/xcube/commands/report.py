@@ -162,7 +162,7 @@ def write_page(path: Path, **values: Any) -> None:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise ImportError("the page needs jinja2: pip install 'sparsevox[xcube]'") from error
-    template = (resources.files("xcube") / "report.html").read_text(encoding="utf-8")
+    template = (resources.files("xcube.commands") / "report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     with atomic_write(path) as file:
         file.write(page.from_string(template).render(**values).encode())
