@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sparsevox import Grid, ops
 from sparsevox.geometry import Geometry
 from sparsevox.testing import Voxel, as_coords, row_order
+from tests.goldens import GoldenFile
 
 Axes = tuple[int, int, int]
 
@@ -332,6 +333,20 @@ def test_a_stride_that_drops_every_voxel() -> None:
     assert weight.grad is not None
     assert not feats.grad.any()
     assert not weight.grad.any()
+
+
+def test_fvdb() -> None:
+    file = GoldenFile("fvdb_ops")
+    grid = file.grid("in")
+    feats = file.aligned(grid, "in/coords", "in/feat")
+    # fVDB had the axes of a kernel in the order k, j, i, and none where there is one tap.
+    cube, point = (
+        file["conv3/weight_official_layout"].permute(0, 1, 4, 3, 2),
+        file["conv1/weight"][:, :, None, None, None],
+    )
+    for name, weight in (("conv3", cube), ("conv1", point)):
+        out = ops.conv3d(feats, weight, file[f"{name}/bias"], grid.kernel_map(weight.shape[2:]))
+        torch.testing.assert_close(out, file.aligned(grid, "in/coords", f"{name}/out"), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0), (-1, -1, -1), (131071, -131072, 131071)])

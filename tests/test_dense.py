@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,10 +14,10 @@ from sparsevox import Grid, _readback
 from sparsevox.morton import VoxelError
 from sparsevox.ops import from_dense, to_dense
 from sparsevox.testing import LIMIT, VoxelSet, as_coords, row_order, voxel_sets
+from tests.goldens import GoldenFile
 
 HALF: Any = 1.5  # which a type checker would not let pass
 LETTER: Any = "a"
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
 
 sizes = st.tuples(st.integers(0, 3), *[st.integers(0, 9)] * 3)
 
@@ -169,18 +167,15 @@ def test_feature_kernels_take_strided_rows(device: torch.device, agree: Callable
     agree("dense", "gather_dense", volume, cells, read_backs=0)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")
 def test_as_recorded() -> None:
-    with np.load(GOLDEN) as arrays:
-        names = ("in/coords", "in/feat", "fill_to_dense/coords", "fill_to_dense/feat")
-        coords, feats, box, expected = (torch.from_numpy(arrays[name]) for name in names)
-    grid = Grid.from_coords(coords)
-    placed = torch.empty_like(feats).index_copy_(0, grid.index(coords), feats)
+    file = GoldenFile("fvdb_ops")
+    grid, box = Grid.from_coords(file["in/coords"]), file["fill_to_dense/coords"]
+    feats = file.aligned(grid, "in/coords", "in/feat")
     lower = box[:, 1:].amin(0)
-    dense = to_dense(placed, grid, lower.tolist(), (box[:, 1:].amax(0) + 1).tolist())
+    dense = to_dense(feats, grid, lower.tolist(), (box[:, 1:].amax(0) + 1).tolist())
     item, x, y, z = (box - torch.cat([torch.zeros(1).int(), lower])).long().unbind(1)
     assert dense[0, 0].numel() * 2 == len(box)
-    assert torch.equal(dense[item, :, x, y, z], expected)
+    assert torch.equal(dense[item, :, x, y, z], file["fill_to_dense/feat"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparsevox import Grid
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, random_batch, row_order, shuffled, voxel_sets
+from tests.goldens import GoldenFile
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -163,6 +164,13 @@ def test_both_rules_for_points(points: list[Triple], size: Triple, origin: Tripl
     assert rows(grid) == row_order(containing)
     grid = Grid.from_points(tensor, voxel_size=size, origin=origin, mode="enclosing")
     assert rows(grid) == row_order(enclosing)
+
+
+@pytest.mark.parametrize(("mode", "name"), [("containing", "points"), ("enclosing", "nearest_voxels")])
+def test_grids_of_points_are_those_of_fvdb(mode: Any, name: str) -> None:
+    file = GoldenFile("fvdb_ops")
+    grid = Grid.from_points(file["splat/points"], file["splat/points_batch"], voxel_size=0.1, origin=0.05, mode=mode)
+    assert grid.same_voxels(Grid.from_coords(file[f"grid_from_{name}/coords"]))
 
 
 def test_world_to_grid_is_a_division_in_float64(random: torch.Generator) -> None:

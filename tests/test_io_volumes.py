@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.scenes import scene
 from sparsevox import Grid, Voxels
 from sparsevox.io import load_volume, load_voxels, save_voxels
 from sparsevox.testing import LIMIT, VoxelSet, as_coords, row_order, voxel_sets
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 DTYPES = (torch.float16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
 
 
@@ -381,17 +381,12 @@ def test_volumes_that_are_none(tmp_path):
     assert load_volume(save(tmp_path / "a.npz", a=mask, b=~mask), name="b").num_voxels == 0
 
 
-# A real sweep
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
-def test_voxels_of_a_real_sweep(tmp_path):
-    path = DATA / "lidar_sweep_voxels.npz"
-    voxels = load_voxels(path, voxel_size=0.1)
-    with np.load(path) as file:
-        coords = file["coords"]
-    assert voxels.num_voxels == len(coords) == 125562
-    assert bool(voxels.grid.contains(torch.from_numpy(coords.astype(np.int32))).all())
+def test_voxels_of_a_sweep(tmp_path):
+    coords = scene("lidar", 256)
+    np.savez_compressed(tmp_path / "sweep.npz", coords=coords.numpy().astype(np.int16))
+    voxels = load_voxels(tmp_path / "sweep.npz", voxel_size=0.1)
+    assert voxels.num_voxels == len(coords)
+    assert bool(voxels.grid.contains(coords).all())
     save_voxels(voxels, tmp_path / "a.npz")
     assert load_voxels(tmp_path / "a.npz").grid.same_voxels(voxels.grid)
     assert (tmp_path / "a.npz").stat().st_size < 3 * voxels.num_voxels

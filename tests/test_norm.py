@@ -2,9 +2,7 @@
 
 from importlib import import_module
 from itertools import accumulate, pairwise
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,8 +12,8 @@ from torch import Tensor
 from sparsevox import Grid
 from sparsevox.ops import group_norm, instance_norm
 from sparsevox.reference import norm as reference
+from tests.goldens import GoldenFile
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Relative to the largest element. Triton's interpreter rounds bfloat16 toward zero.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -229,15 +227,11 @@ def test_kernels_take_strided_rows(device: torch.device) -> None:
     assert all(map(torch.equal, found, wanted))
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")
 def test_as_recorded() -> None:
-    with np.load(GOLDEN) as arrays:
-        names = ("in/coords", "in/feat", "groupnorm3/weight", "groupnorm3/bias", "groupnorm3/out")
-        coords, feats, weight, bias, expected = (torch.from_numpy(arrays[name]) for name in names)
-    grid = Grid.from_coords(coords)
-    rows = grid.index(coords)
-    placed = torch.empty_like(feats).index_copy_(0, rows, feats)
-    assert error(group_norm(placed, grid, 3, weight, bias)[rows], expected) < 1e-5
+    file = GoldenFile("fvdb_ops")
+    grid = Grid.from_coords(file["in/coords"])
+    feats, expected = (file.aligned(grid, "in/coords", name) for name in ("in/feat", "groupnorm3/out"))
+    assert error(group_norm(feats, grid, 3, file["groupnorm3/weight"], file["groupnorm3/bias"]), expected) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,8 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,8 +16,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from sparsevox import Grid
 from sparsevox.ops import avg_pool3d, max_pool3d, sum_pool3d, upsample
 from sparsevox.testing import VoxelSet, as_coords, random_batch, voxel_sets
+from tests.goldens import GoldenFile
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
 FACTORS: list[Any] = [1, 2, 4, 8, 3, (2, 2, 1), (1, 4, 2)]
 TARGETS: dict[str, Callable[[Grid, Any], Grid | None]] = {
     "coarsened": lambda g, f: None,
@@ -284,39 +282,27 @@ def test_errors() -> None:
 # fVDB
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")
 @pytest.mark.parametrize(("word", "factor"), [("222", 2), ("221", (2, 2, 1))])
 def test_fvdb(word: str, factor: Any) -> None:
-    recorded = {name: torch.from_numpy(array) for name, array in np.load(GOLDEN).items() if array.dtype.kind != "U"}
+    file = GoldenFile("fvdb_ops")
 
     def rows(name: str, grid: Grid) -> Tensor:
         """Recorded features in the order of our rows."""
-        coords, feats = recorded[f"{name}/coords"], recorded[f"{name}/feat"]
-        index = grid.index(coords)
-        assert coords.shape[0] == grid.num_voxels
-        assert sorted(index.tolist()) == list(range(grid.num_voxels))
-        return torch.empty_like(feats).index_copy_(0, index, feats)
+        return file.aligned(grid, f"{name}/coords", f"{name}/feat")
 
-    def recorded_grid(name: str) -> Grid:
-        return Grid.from_coords(
-            recorded[f"{name}/coords"],
-            voxel_size=recorded[f"{name}/voxel_size"].tolist(),
-            origin=recorded[f"{name}/origin"].tolist(),
-        )
-
-    grid = recorded_grid("in")
+    grid = file.grid("in")
     feats, window = rows("in", grid), grid.child_map(factor)
     largest = max_pool3d(feats, window)
     assert torch.equal(largest, rows(f"maxpool{word}", grid.coarsen(factor)))
     mean = avg_pool3d(feats, window, count="window")
     assert close(mean, rows(f"avgpool{word}", grid.coarsen(factor)), 1e-6)
-    assert grid.coarsen(factor).voxel_size == pytest.approx(recorded[f"maxpool{word}/voxel_size"].tolist())
+    assert grid.coarsen(factor).voxel_size == pytest.approx(file[f"maxpool{word}/voxel_size"].tolist())
     assert torch.equal(upsample(largest, window), rows(f"up{word}_of_maxpool_onto_input_grid", grid))
-    fine = recorded_grid(f"up{word}_of_maxpool_masked")
+    fine = file.grid(f"up{word}_of_maxpool_masked")
     masked = fine.child_map(factor, grid.coarsen(factor))
     assert torch.equal(upsample(largest, masked), rows(f"up{word}_of_maxpool_masked", fine))
     if word == "222":
-        target = recorded_grid("maxpool222_into_dilated_grid")
+        target = file.grid("maxpool222_into_dilated_grid")
         dilated = grid.child_map(factor, target)
         assert torch.equal(max_pool3d(feats, dilated), rows("maxpool222_into_dilated_grid", target))
         mean = avg_pool3d(feats, dilated, count="window")

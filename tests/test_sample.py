@@ -3,10 +3,8 @@
 import math
 from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,8 +15,8 @@ from sparsevox import Grid
 from sparsevox.ops import sample_nearest, sample_trilinear, splat_trilinear
 from sparsevox.reference import sample as reference
 from sparsevox.testing import LIMIT, random_batch
+from tests.goldens import GoldenFile
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "fvdb_ops.npz"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Relative to the largest element. Triton's interpreter rounds bfloat16 toward zero.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -299,15 +297,11 @@ def test_kernels_take_strided_rows(device: torch.device) -> None:
         assert torch.equal(getattr(kernels, name)(*args), getattr(kernels, name)(*packed))
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="needs the recorded results of fVDB in ../shared/golden")
 def test_as_recorded() -> None:
-    with np.load(GOLDEN) as arrays:
-        names = ("in/coords", "splat/points", "splat/data", "splat/points_batch", "splat/out")
-        coords, points, data, batch, expected = (torch.from_numpy(arrays[name]) for name in names)
-        size, origin = arrays["in/voxel_size"].tolist(), arrays["in/origin"].tolist()
-    grid = Grid.from_coords(coords, voxel_size=size, origin=origin)
-    result = splat_trilinear(points, data, grid, batch)
-    assert error(result[grid.index(coords)], expected) < 1e-5
+    file = GoldenFile("fvdb_ops")
+    grid = file.grid("in")
+    result = splat_trilinear(file["splat/points"], file["splat/data"], grid, file["splat/points_batch"])
+    assert error(result, file.aligned(grid, "in/coords", "splat/out")) < 1e-5
 
 
 @pytest.mark.parametrize(

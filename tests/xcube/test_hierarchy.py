@@ -18,7 +18,6 @@ from xcube.geometry.pyramid import enclosing_coarsen, pooling_tree
 
 trimesh = pytest.importorskip("trimesh", reason="shapes to voxelize")
 
-MESHES = Path(__file__).parents[3] / "shared" / "data" / "meshes"
 LEVELS = (8, 32, 64)
 
 
@@ -50,17 +49,14 @@ def made(name):
 
 
 def read(name):
-    path = MESHES / f"{name}.obj"
-    if not path.is_file():
-        pytest.skip("the real meshes are not part of the repository")
-    return fit(load_mesh(path), -0.4, 0.4)
+    return fit(load_mesh(Path(__file__).parents[1] / "meshes" / f"{name}.obj"), -0.4, 0.4)
 
 
 def shape(name):
     return read(name) if name in REAL else from_trimesh(made(name))
 
 
-REAL = ("spot", "teapot", "woody")
+REAL = ("bottle", "chair", "key")
 EVERY = (*REAL, "sphere", "torus", "hemisphere", "crossing")
 
 

@@ -1,7 +1,6 @@
 """Presets: what the command line makes of them, and that the released ones are what was released."""
 
 import functools
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from tests.goldens import official_networks
 from xcube import cli
 from xcube.checkpoints.vae import config_from_official, vae_state
 from xcube.data.hierarchy import as_box
@@ -24,7 +24,6 @@ from xcube.training.jobs import PRESETS, presets
 for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="the command line and training")
 
-MANIFEST = Path(__file__).parents[3] / "shared" / "xcube_manifest.json"
 LEVELS, DENOISERS = ("vae-0", "vae-1"), ("denoiser-0", "denoiser-1")
 # Folder: its name in the manifest, millions of parameters and weight of the divergence of the coarse and the fine VAE.
 RELEASED = {
@@ -148,15 +147,11 @@ def test_sizes_are_those_of_the_release(made, name):
     assert model == VAEConfig.official(**{field: getattr(model, field) for field in (*free, *attributes)})
 
 
-@pytest.mark.skipif(not MANIFEST.is_file(), reason="needs ../shared/xcube_manifest.json")
 @pytest.mark.parametrize("name", VAES)
 def test_parameters_are_those_of_the_release(made, name):
     folder, level = name.split("/")
-    configs = json.loads(MANIFEST.read_text())["configs"]
-    entry = configs[f"{RELEASED[folder][0]}/{'vae_dense' if level == 'vae-0' else 'vae_sparse'}"]
-    shapes = (
-        configs[entry["state_dict_same_as"]]["state_dict"] if "state_dict_same_as" in entry else entry["state_dict"]
-    )
+    entry = official_networks("vae")[f"{RELEASED[folder][0]}/{'vae_dense' if level == 'vae-0' else 'vae_sparse'}"]
+    shapes = entry["state_dict"]
     values = made(name)
     with torch.device("meta"):
         network = VAE(values["model"])
