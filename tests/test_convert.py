@@ -1,4 +1,4 @@
-"""Weights of other libraries: their rule, voxel by voxel in Python, against our convolution with converted weights."""
+"""Conversion of weights: the rule of each library, voxel by voxel in Python, against convolution with the result."""
 
 import itertools
 from collections.abc import Callable
@@ -112,14 +112,14 @@ def test_transposed_weights_have_the_input_channels_first(case: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["spconv", "flexgemm", "fvdb", "fvdb2024", "minkowski", "torchsparse"])
-def test_one_tap_may_be_a_matrix(source: str) -> None:
+def test_weights_of_1x1x1_kernels_may_be_matrices(source: str) -> None:
     matrix = torch.randn(D, C)
     theirs = matrix.t() if source in ("minkowski", "torchsparse") else matrix
     converted = sv.nn.convert_weight(theirs, source)  # type: ignore[arg-type]
     assert torch.equal(converted, matrix[:, :, None, None, None])
 
 
-def test_bad_weights_are_named() -> None:
+def test_errors() -> None:
     with pytest.raises(ValueError, match=r"source must be one of 'spconv'.*got 'me'"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3), "me")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weight of spconv must have 5 axes, .*got \[27, 2, 3\]"):
@@ -131,7 +131,7 @@ def test_bad_weights_are_named() -> None:
 
 
 @pytest.mark.parametrize("strided", [False, True])
-def test_spconv_reads_a_kernel_of_one_tap_as_its_layer_does(strided: bool) -> None:
+def test_1x1x1_kernels_of_spconv_are_read_as_its_layer_does(strided: bool) -> None:
     """Its layers of stride 1 multiply by `weight.view(C, D)`, though the weight has the shape [D, 1, 1, 1, C]."""
     weight = torch.randn(D, 1, 1, 1, C)
     expected = weight[:, 0, 0, 0] if strided else weight.view(C, D).t()

@@ -1,4 +1,4 @@
-"""Batches that fill a budget of voxels."""
+"""Batches that fill a voxel budget, and collation."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_an_item_above_the_budget():
 
 
 @given(SIZES, st.integers(1, 100), st.integers(1, 7), st.integers(0, 3))
-def test_ranks_have_as_many_batches_each_and_together_all(sizes, budget, replicas, epoch):
+def test_ranks_get_equally_many_batches_that_cover_all_items(sizes, budget, replicas, epoch):
     alone = VoxelBudgetSampler(sizes, budget)
     alone.set_epoch(epoch)
     whole = list(alone)
@@ -80,7 +80,7 @@ def test_ranks_are_those_of_the_process_group(monkeypatch):
     assert list(VoxelBudgetSampler([1] * 5, 1, shuffle=False)) == [[1], [4]]
 
 
-def test_a_run_cut_short_goes_on_where_it_was():
+def test_an_interrupted_run_resumes():
     sampler = VoxelBudgetSampler([1] * 20, 3, rank=1, replicas=2)
     sampler.set_epoch(4)
     whole = list(sampler)

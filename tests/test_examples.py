@@ -1,4 +1,4 @@
-"""The example networks: they have the shapes they claim, and learn."""
+"""The example networks have the documented shapes and learn."""
 
 import importlib.util
 import sys
@@ -89,7 +89,7 @@ def test_classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (tmp_path / "classification.png").stat().st_size > 1000
 
 
-def test_a_mesh_goes_to_levels_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mesh_becomes_levels_of_voxels_and_a_mesh_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trimesh = pytest.importorskip("trimesh", reason="needs the extra io")
     pytest.importorskip("matplotlib", reason="needs the extra viz")
     trimesh.creation.icosphere(subdivisions=2).export(tmp_path / "ball.ply")

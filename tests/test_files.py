@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_links_stay_links_and_permissions_are_the_usual_ones(tmp_path):
     assert (tmp_path / "real").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_where_no_file_can_be(tmp_path):
+def test_paths_that_cannot_be_written(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"), atomic_write(tmp_path / "none" / "a"):
         pass
     with pytest.raises(IsADirectoryError, match="path must name a file"), atomic_write(tmp_path):

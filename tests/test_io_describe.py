@@ -1,4 +1,4 @@
-"""What `describe` says of a mesh, against edges counted one at a time, and meshes of the world."""
+"""What `describe` counts on a mesh, against edges counted one at a time, and real meshes."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def facts_of(corners: list[Any], faces: list[Any]) -> tuple[int, ...]:
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 7)] * 3), max_size=14))
-def test_facts_against_dictionaries(faces):
+def test_counts_match_dictionaries(faces):
     corners = [(float(n >> 2 & 1), float(n >> 1 & 1), float(n & 1)) for n in range(7)] + [(0.0, 0.0, -0.0)]
     mesh = Mesh(torch.tensor(corners), torch.tensor(faces, dtype=torch.int64).reshape(-1, 3))
     found = describe(mesh)
@@ -60,7 +60,7 @@ def test_closed_open_crowded_and_flipped():
     assert (doubled.closed, doubled.edge_manifold, doubled.oriented) == (True, False, False)
 
 
-def test_facts_of_nothing():
+def test_an_empty_mesh():
     nothing = describe(Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64)))
     assert tuple(nothing) == (0,) * 6
     assert not nothing.closed

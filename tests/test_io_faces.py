@@ -83,7 +83,7 @@ def test_faces_lie_between_a_voxel_and_an_empty_neighbor(grid, merge):
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_nothing(merge):
+def test_no_voxels(merge):
     mesh = voxel_faces(Voxels(Grid.empty(), {"label": torch.zeros(0, dtype=torch.int64)}), merge=merge)
     assert (len(mesh.vertices), len(mesh.faces), len(mesh.face_attributes["label"])) == (0, 0, 0)
 
@@ -186,7 +186,7 @@ def test_the_same_bits_every_time():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="voxels must be one grid, got a batch of 2: pick an item"):
+    with pytest.raises(ValueError, match="voxels must be one grid, got a batch of 2: select an item"):
         voxel_faces(Grid.full(0, 2, batch_size=2))
     with pytest.raises(TypeError, match=r"voxels must be a sparsevox\.Voxels or Grid, got Tensor"):
         voxel_faces(torch.zeros(3))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Meshes from files and to files. The files are written by hand, so that no reader meets only its own writer."""
+"""Reading meshes. The files are written by hand, so that a reader is not tested with its own writer only."""
 
 import base64
 import json
@@ -162,7 +162,7 @@ def test_normals_and_texture_coordinates_without_a_material_change_no_vertex(tmp
     assert not mesh.vertex_attributes
 
 
-def test_texts_in_old_encodings(tmp_path):
+def test_text_in_latin_1(tmp_path):
     note = "# caf\xe9\n"
     texts = {"a.obj": note + obj(), "a.off": note + off(), "a.stl": stl().replace("solid s", "solid \xe9")}
     for name, text in texts.items():
@@ -206,7 +206,7 @@ def test_properties_of_a_ply_file(tmp_path):
     assert torch.equal(mesh.face_attributes["color"], torch.tensor([[n / 255, 0, 1] for n in range(4)]))
 
 
-def test_attributes_of_polygons_are_left_behind(tmp_path):
+def test_attributes_of_polygons_are_dropped(tmp_path):
     face = "property uchar red\nproperty uchar green\nproperty uchar blue"
     text = ply(CORNERS, [(0, 1, 2, 3)], face=face, face_rows=["1 2 3"], vertex="property int label", corner_rows="1234")
     mesh = load_mesh(write(tmp_path, "a.ply", text))
@@ -305,14 +305,14 @@ def test_unknown_suffixes(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.endswith("obj")])
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.7, 0.9, 0.97])
-def test_files_that_are_cut_off(tmp_path, name, kept):
+def test_truncated_files(tmp_path, name, kept):
     data = FILES[name].rstrip()
     with pytest.raises(ValueError, match=name):
         load_mesh(write(tmp_path, name, data[: int(len(data) * kept)]))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_damaged_files_load_or_say_their_name(tmp_path, name):
+def test_damaged_files_load_or_the_error_names_them(tmp_path, name):
     rng = np.random.default_rng(len(FILES[name]))
     outcomes: Counter[bool] = Counter()
     for _ in range(60):
@@ -330,21 +330,21 @@ def test_damaged_files_load_or_say_their_name(tmp_path, name):
 
 def test_what_trimesh_would_read_as_a_smaller_mesh(tmp_path):
     two, (head, tail) = stl() + stl(), stl().rsplit("outer loop\nvertex", 1)
-    with pytest.raises(ValueError, match=r"a\.stl: the file is cut off: it has no endsolid"):
+    with pytest.raises(ValueError, match=r"a\.stl: the file is truncated: it has no endsolid"):
         load_mesh(write(tmp_path, "a.stl", two[: len(two) - 30]))
-    with pytest.raises(ValueError, match=r"a\.stl: the file is cut off or damaged: 234 bytes for 4 triangles"):
+    with pytest.raises(ValueError, match=r"a\.stl: the file is truncated or damaged: it has 234 bytes for 4 triangles"):
         load_mesh(write(tmp_path, "a.stl", binary_stl()[:-50]))
-    with pytest.raises(ValueError, match=r"a\.stl: trimesh cannot read it: .*could not be read to its end"):
+    with pytest.raises(ValueError, match=r"a\.stl: trimesh cannot read the file: .*could not be read to its end"):
         load_mesh(write(tmp_path, "a.stl", f"{head}outer loop\nvertex x{tail}"))
 
 
-def test_an_obj_file_that_is_cut_off_within_its_vertices(tmp_path):
+def test_an_obj_file_truncated_within_its_vertices(tmp_path):
     with pytest.raises(ValueError, match=r"a\.obj"):
         load_mesh(write(tmp_path, "a.obj", obj()[:30]))
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.obj", obj), ("a.off", off), ("a.ply", ply), ("a.stl", stl)])
-def test_no_faces_and_numbers_that_are_none(tmp_path, name, text):
+def test_no_faces_and_invalid_numbers(tmp_path, name, text):
     with pytest.raises(ValueError, match=f"{name}: .*(no faces|cannot read)"):
         load_mesh(write(tmp_path, name, text(faces=[])))
     for bad in ("nan", "inf"):
@@ -356,12 +356,12 @@ def test_no_faces_and_numbers_that_are_none(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.obj", obj), ("a.off", off), ("a.ply", ply)])
-def test_faces_that_point_past_the_vertices(tmp_path, name, text):
+def test_faces_with_invalid_indices(tmp_path, name, text):
     with pytest.raises(ValueError, match=name):
         load_mesh(write(tmp_path, name, text(faces=[(0, 1, 9)])))
 
 
-def test_pillow_is_named_where_it_is_missing(tmp_path, monkeypatch):
+def test_the_error_names_pillow_if_it_is_missing(tmp_path, monkeypatch):
     missing = trimesh.exceptions.ExceptionWrapper(ModuleNotFoundError("No module named 'PIL'"))
     monkeypatch.setattr("trimesh.visual.material.Image", missing)
     text = obj(faces=[]) + "vt 0 0\nf 1/1 2/1 3/1\n"
@@ -372,7 +372,7 @@ def test_pillow_is_named_where_it_is_missing(tmp_path, monkeypatch):
     assert len(load_mesh(write(tmp_path, "a.obj", obj())).faces) == 4
 
 
-def test_trimesh_is_named_where_it_is_missing(tmp_path, monkeypatch):
+def test_the_error_names_trimesh_if_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trimesh", None)
     with pytest.raises(ImportError, match=r"sparsevox\[io\]"):
         load_mesh(write(tmp_path, "a.obj", obj()))

@@ -135,7 +135,7 @@ def test_shells(function, thickness, out):
     assert float(function(mesh.vertices).abs().max()) < out + 0.2
 
 
-def test_relaxing_irons_out_the_steps():
+def test_relaxation_removes_the_staircase():
     mesh = [surface_nets(signed_field(shell(ball, 1.5), relax=relax)) for relax in (0, 40)]
     rough, smooth = (float(ball(m.vertices).std()) for m in mesh)
     assert smooth < 0.6 * rough
@@ -193,7 +193,7 @@ def test_a_large_hole_stays_a_hole():
 
 
 @given(grid=clouds())
-def test_solid_by_sums(grid):
+def test_solid_fields_by_loops(grid):
     field = solid_field(grid)
     voxels = {tuple(v) for v in grid.ijk.tolist()}
     expected = []
@@ -205,7 +205,7 @@ def test_solid_by_sums(grid):
 
 
 @given(grid=clouds(), smooth=st.integers(0, 2))
-def test_surfaces_of_solids_are_closed_and_around_them(grid, smooth):
+def test_surfaces_of_solids_are_closed_and_enclose_them(grid, smooth):
     mesh = surface_nets(solid_field(grid), smooth=smooth)
     assert is_closed(mesh)
     if grid.num_voxels:
@@ -231,7 +231,7 @@ def test_solids_that_touch_at_an_edge_or_corner_stay_two(second):
 # All of it
 
 
-def test_the_front_door_takes_what_is_there():
+def test_auto_selects_the_method_by_the_attributes():
     voxels = shell(ball, 2.0)
     grid = voxels.grid
     assert torch.equal(to_mesh(voxels).vertices, surface_nets(signed_field(voxels)).vertices)
@@ -259,7 +259,7 @@ def test_colors_and_labels(method: Method):
 
 @pytest.mark.parametrize("method", ["auto", "faces", "nets", "marching_cubes"])
 @pytest.mark.parametrize("attributes", [{}, {"normal": torch.zeros(0, 3), "label": torch.zeros(0).long()}])
-def test_nothing(method, attributes):
+def test_no_voxels(method, attributes):
     if method == "marching_cubes":
         pytest.importorskip("skimage", reason="needs the extra io")
     mesh = to_mesh(Voxels(Grid.empty(), attributes), method)
@@ -267,7 +267,7 @@ def test_nothing(method, attributes):
     assert mesh.vertices.dtype == torch.float64
 
 
-def test_a_mesh_there_and_back():
+def test_a_mesh_round_trip():
     pytest.importorskip("trimesh", reason="needs the extra io")
     vertices, faces = sphere_mesh(0.4, 60)
     mesh = to_mesh(voxelize(Mesh(vertices, faces.flip(1)), voxel_size=1 / 32, origin=1 / 64))
@@ -277,7 +277,7 @@ def test_a_mesh_there_and_back():
 
 
 @pytest.mark.parametrize("name", ["bottle", "bowl"])
-def test_a_real_mesh_there_and_back(name):
+def test_a_real_mesh_round_trip(name):
     trimesh = pytest.importorskip("trimesh", reason="needs the extra io")
     from scipy.spatial import cKDTree
 
@@ -320,7 +320,7 @@ def test_errors():
     with pytest.raises(ValueError, match="method must be one of 'auto', 'faces', 'nets', 'marching_cubes', got 'mc'"):
         to_mesh(grid, "mc")  # type: ignore[arg-type]
     for call in (to_mesh, solid_field, lambda b: signed_field(Voxels(b, {"normal": torch.zeros(16, 3)}))):
-        with pytest.raises(ValueError, match="must be one grid, got a batch of 2: pick an item"):
+        with pytest.raises(ValueError, match="must be one grid, got a batch of 2: select an item"):
             call(batch)
 
 

@@ -144,7 +144,7 @@ def test_the_surface_ends_with_the_field(extract):
     ],
     ids=["empty", "one", "outside", "flat"],
 )
-def test_nothing(extract, field):
+def test_no_voxels(extract, field):
     mesh = extract(field)
     assert (mesh.vertices.shape, mesh.faces.shape) == ((0, 3), (0, 3))
     assert (mesh.vertices.dtype, mesh.faces.dtype) == (torch.float64, torch.int64)
@@ -170,7 +170,7 @@ def test_errors_of_fields(extract):
     good = noise(Grid.full(0, 2))
     with pytest.raises(TypeError, match=r"field must be a sparsevox\.SparseTensor, got Grid"):
         extract(good.grid)
-    with pytest.raises(ValueError, match="field must be one grid, got a batch of 2: pick an item"):
+    with pytest.raises(ValueError, match="field must be one grid, got a batch of 2: select an item"):
         extract(noise(Grid.full(0, 2, batch_size=2)))
     with pytest.raises(ValueError, match="field must have one channel, got 2"):
         extract(good.replace(torch.zeros(8, 2)))

@@ -1,4 +1,4 @@
-"""Voxels from files and to files. Files of others are written with NumPy alone, and ours are read with NumPy alone."""
+"""Reading and writing voxels: foreign files are written with NumPy alone, and ours are read with NumPy alone."""
 
 import hashlib
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def test_numpy_reads_what_the_documentation_says(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("far", "dtype"), [(-128, np.int8), (128, np.int16), (-32769, np.int32), (LIMIT - 1, np.int32)]
 )
-def test_coordinates_take_as_few_bytes_as_they_can(tmp_path, far, dtype):
+def test_coordinates_take_the_smallest_dtype(tmp_path, far, dtype):
     grid = Grid.from_coords(torch.tensor([[0, 0, 0], [0, far, 0]]))
     save_voxels(Voxels(grid), tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as file:
@@ -140,12 +140,12 @@ def test_half_precision(tmp_path):
     special = torch.tensor([float("inf"), float("nan"), -float("inf"), 65504.0, 0, 0, 0, 0])
     save_voxels(Voxels(grid, {"special": special}), tmp_path / "a.npz", half=True)
     assert load_voxels(tmp_path / "a.npz").attributes["special"].tolist()[2:] == special.tolist()[2:]
-    with pytest.raises(ValueError, match=r"attribute 'density' must fit into float16, got 70000\.0"):
+    with pytest.raises(ValueError, match=r"attribute 'density' must fit in float16, got 70000\.0"):
         save_voxels(Voxels(grid, {"density": torch.full((8, 1), 7e4)}), tmp_path / "b.npz", half=True)
     assert not (tmp_path / "b.npz").exists()
 
 
-def test_gradients_and_views_are_no_obstacle(tmp_path):
+def test_tensors_with_gradients_and_views_are_saved(tmp_path):
     grid = Grid.full((0, 0, 0), (2, 2, 2))
     value = torch.arange(16.0).reshape(2, 8).T.requires_grad_()
     save_voxels(Voxels(grid, {"value": value}), tmp_path / "a.npz")
@@ -188,32 +188,32 @@ def layout(**changes) -> dict[str, np.ndarray]:
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
-    ({"sparsevox_voxels": np.array(2)}, r"version 2, and this sparsevox reads version 1"),
-    ({"sparsevox_voxels": np.array([1, 1])}, r"version \[1 1\], and this"),
-    ({"sparsevox_voxels": np.array("one")}, r"version one, and this"),
-    *(({name: None}, f"the file has no {name}") for name in ("ijk", "offsets", "voxel_size", "origin")),
+    ({"sparsevox_voxels": np.array(2)}, "version of the file format must be 1, got 2"),
+    ({"sparsevox_voxels": np.array([1, 1])}, r"must be 1, got \[1 1\]"),
+    ({"sparsevox_voxels": np.array("one")}, "must be 1, got one"),
+    *(({name: None}, f"the file must have the array {name}") for name in ("ijk", "offsets", "voxel_size", "origin")),
     ({"ijk": np.eye(3)}, "must hold integers"),
     ({"ijk": np.eye(3, dtype=np.int8)[:, :2]}, r"ijk must have shape \[N, 3\], got \[3, 2\]"),
     ({"ijk": np.arange(3)}, r"ijk must have shape \[N, 3\], got \[3\]"),
     ({"offsets": np.array(3)}, r"offsets must have shape \[B \+ 1\]"),
-    ({"ijk": np.full((3, 3), 7)}, r"voxel \(1, 7, 7, 7\) comes more than once"),
+    ({"ijk": np.full((3, 3), 7)}, r"must be distinct, got \(1, 7, 7, 7\) more than once"),
     ({"ijk": np.eye(3, dtype=np.int64) * LIMIT}, "out of range"),
-    ({"offsets": np.array([0, 2, 1])}, "offsets must begin with 0 and rise"),
-    ({"offsets": np.array([1, 3])}, "offsets must begin with 0 and rise"),
-    ({"offsets": np.zeros(0, np.int64)}, "offsets must begin with 0 and rise"),
+    ({"offsets": np.array([0, 2, 1])}, "offsets must start with 0"),
+    ({"offsets": np.array([1, 3])}, "offsets must start with 0"),
+    ({"offsets": np.zeros(0, np.int64)}, "offsets must start with 0"),
     ({"offsets": np.array([0, 2])}, "offsets must end with the number of rows of ijk, 3, got 2"),
     ({"offsets": np.array([0.0, 3.0])}, "must hold integers"),
     ({"voxel_size": np.array([1.0, 1.0, 0.0])}, "voxel_size must be positive"),
     ({"voxel_size": np.ones(2)}, "voxel_size must be one number or three"),
     ({"origin": np.array([0, np.nan, 0])}, "origin must be finite"),
-    ({"attribute:a": np.arange(2)}, r"attribute 'a' must have shape \[3\] or \[\., C\], got \[2\]"),
+    ({"attribute:a": np.arange(2)}, r"attribute 'a' must have shape \[3\] or \[3, C\], got \[2\]"),
     ({"attribute:a": np.zeros((3, 1, 1))}, r"attribute 'a' must have shape"),
     ({"attribute:a": np.array(["x", "y", "z"])}, "attribute:a must hold numbers"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), BROKEN)
-def test_files_that_break_the_layout(tmp_path, changes, message):
+def test_files_in_an_invalid_format(tmp_path, changes, message):
     assert load_voxels(save(tmp_path / "good.npz", **layout())).num_voxels == 3
     with pytest.raises(ValueError, match=rf"a\.npz: .*({message})"):
         load_voxels(save(tmp_path / "a.npz", **layout(**changes)))
@@ -290,14 +290,14 @@ def test_coordinates_without_a_batch(tmp_path):
     assert (plain.voxel_size, plain.origin) == ((1.0,) * 3, (0.0,) * 3)
 
 
-def test_coordinates_that_make_no_grid(tmp_path):
+def test_invalid_coordinates(tmp_path):
     cases: list[tuple[Callable[[], Path], str]] = [
         (
             lambda: save(tmp_path / "a.npz", voxels=np.zeros((1, 3), int)),
-            r"must be called ijk or coords, got \['voxels'\]",
+            r"must be named ijk or coords, got \['voxels'\]",
         ),
-        (lambda: save(tmp_path / "a.npz", ijk=np.zeros((1, 3), int), coords=np.zeros((1, 4), int)), "must be called"),
-        (lambda: save(tmp_path / "a.npz", ijk=np.zeros((2, 3), int)), r"voxel \(0, 0, 0, 0\) comes more than once"),
+        (lambda: save(tmp_path / "a.npz", ijk=np.zeros((1, 3), int), coords=np.zeros((1, 4), int)), "must be named"),
+        (lambda: save(tmp_path / "a.npz", ijk=np.zeros((2, 3), int)), r"must be distinct, got \(0, 0, 0, 0\)"),
         (lambda: save(tmp_path / "a.npz", ijk=np.zeros((2, 3))), "must hold integers"),
         (lambda: save(tmp_path / "a.npz", ijk=np.array(3)), "shape"),
         (lambda: save(tmp_path / "a.npz", ijk=np.array([[0, 0, LIMIT]])), "out of range"),
@@ -308,10 +308,10 @@ def test_coordinates_that_make_no_grid(tmp_path):
             load_voxels(make())
 
 
-def test_a_transform_is_said_once(tmp_path):
+def test_a_stored_transform_cannot_be_overridden(tmp_path):
     save_voxels(Voxels(Grid.empty(1, voxel_size=0.1)), tmp_path / "a.npz")
     for given_ in ({"voxel_size": 0.1}, {"origin": 0.0}):
-        with pytest.raises(ValueError, match=r"a\.npz: voxel_size and origin are for files that do not say them"):
+        with pytest.raises(ValueError, match=r"a\.npz: voxel_size and origin must be None for a file that stores them"):
             load_voxels(tmp_path / "a.npz", **given_)
 
 
@@ -363,15 +363,15 @@ def test_labels_of_voxels(tmp_path, dtype):
     assert {tuple(ijk): n for ijk, n in rows} == {i: int(values[i]) for i in np.ndindex(*values.shape) if values[i]}
 
 
-def test_volumes_that_are_none(tmp_path):
+def test_invalid_volumes(tmp_path):
     floats, mask = volume((2, 2, 2)), np.ones((2, 2, 2), bool)
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-        ({"a": floats}, {}, "above and below limit floats, and only floats, got float32"),
-        ({"a": mask}, {"above": 0.5}, "only floats, got bool"),
-        ({"a": mask.astype(int)}, {"below": 0.5}, "only floats, got int64"),
-        ({"a": mask[0]}, {}, r"a volume is \[X, Y, Z\] or \[B, X, Y, Z\], got bool \[2, 2\]"),
-        ({"a": mask[None, None]}, {}, "a volume is"),
-        ({"a": np.full((1, 1, 1), "x")}, {}, "a volume is"),
+        ({"a": floats}, {}, "above or below must be given for floats and only for floats, got float32"),
+        ({"a": mask}, {"above": 0.5}, "only for floats, got bool"),
+        ({"a": mask.astype(int)}, {"below": 0.5}, "only for floats, got int64"),
+        ({"a": mask[0]}, {}, r"of shape \[X, Y, Z\] or \[B, X, Y, Z\], got bool \[2, 2\]"),
+        ({"a": mask[None, None]}, {}, "the volume must be"),
+        ({"a": np.full((1, 1, 1), "x")}, {}, "the volume must be"),
         ({"a": mask, "b": mask}, {}, r"name must be one of \['a', 'b'\], got None"),
         ({"a": mask}, {"name": "b"}, r"name must be one of \['a'\], got 'b'"),
     ]

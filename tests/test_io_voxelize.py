@@ -357,7 +357,7 @@ def test_a_mesh_to_voxels():
     assert made.attributes["density"].sum() <= SAMPLES_PER_VOXEL * made.num_voxels
 
 
-def test_voxels_that_are_given():
+def test_a_given_grid():
     grid = Grid.full((0, 0, 0), (12, 12, 1), voxel_size=0.1)
     made = voxelize(SQUARE, grid=grid, samples=5000, density=True)
     assert made.grid is grid
@@ -386,7 +386,7 @@ def test_errors_of_voxelization():
         voxelize(Voxels(Grid.empty()), voxel_size=1.0)  # type: ignore[arg-type]  # what is tested
     both: dict[str, Any] = {"voxel_size": 1.0, "grid": Grid.empty()}
     for options in ({}, both):
-        with pytest.raises(ValueError, match="give either voxel_size or grid"):
+        with pytest.raises(ValueError, match="exactly one of voxel_size and grid must be given"):
             voxelize(SQUARE, **options)
     with pytest.raises(ValueError, match="splat must be"):
         voxelize(SQUARE, voxel_size=0.5, splat="cubic")  # type: ignore[arg-type]  # what is tested

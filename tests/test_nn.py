@@ -87,7 +87,7 @@ def test_no_voxels_are_legal(name: str, batch_size: int) -> None:
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 
 
-def test_global_pool_returns_a_row_a_grid() -> None:
+def test_global_pool_returns_one_row_per_grid() -> None:
     x = ragged()
     for reduce in ("mean", "max", "sum", "min"):
         pooled = sv.nn.GlobalPool(reduce)(x)
@@ -114,7 +114,7 @@ CONVS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CONVS, ids=str)
-def test_state_dicts_of_torch_load_and_give_the_same(options: dict[str, Any]) -> None:
+def test_state_dicts_of_torch_load_and_give_the_same_output(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     theirs = nn.Conv3d(4, 6, **options).double()
     ours = sv.nn.Conv3d(4, 6, **{"padding": 0, **options}).double()
@@ -126,7 +126,7 @@ def test_state_dicts_of_torch_load_and_give_the_same(options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("options", [{"kernel_size": 2, "stride": 2}, {**CONVS[5]}], ids=str)
-def test_transposed_state_dicts_of_torch_load_and_give_the_same(options: dict[str, Any]) -> None:
+def test_transposed_state_dicts_of_torch_load_and_give_the_same_output(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     theirs = nn.ConvTranspose3d(4, 6, **options).double()
     ours = sv.nn.ConvTranspose3d(4, 6, **options).double()
@@ -136,7 +136,7 @@ def test_transposed_state_dicts_of_torch_load_and_give_the_same(options: dict[st
     torch.testing.assert_close(ours(x).dense(0, expected.shape[2:]), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_initialization_is_torchs() -> None:
+def test_initialization_matches_torch() -> None:
     torch.manual_seed(0)
     theirs = nn.Conv3d(8, 16, 3)
     torch.manual_seed(0)
@@ -164,7 +164,7 @@ def test_encoder_and_decoder_share_one_map() -> None:
     assert x.grid.kernel_map(2, stride=2, target=y.grid) is before
 
 
-def test_a_given_grid_is_where_features_go() -> None:
+def test_features_go_to_the_given_grid() -> None:
     x = ragged()
     target = x.grid.coarsen(2).dilate(1)
     pools = (sv.nn.MaxPool3d(2), sv.nn.SumPool3d(3, stride=2), sv.nn.AvgPool3d(2))
@@ -177,7 +177,7 @@ def test_a_given_grid_is_where_features_go() -> None:
 
 
 @pytest.mark.parametrize("kernel", [2, 3, (2, 2, 1), (3, 2, 1)])
-def test_pools_are_torchs(kernel: Any) -> None:
+def test_pools_match_torch(kernel: Any) -> None:
     x, volume = full(3)
     for module, expected in (
         (sv.nn.MaxPool3d(kernel), F.max_pool3d(volume, kernel)),
@@ -235,7 +235,7 @@ def test_space_to_channel_and_back_on_other_grids(factor: Any) -> None:
 # Norms
 
 
-def test_norms_are_torchs_item_by_item() -> None:
+def test_norms_match_torch_item_by_item() -> None:
     torch.manual_seed(0)
     x = ragged(dtype=torch.float64)
     group, instance = sv.nn.GroupNorm(2, 8, eps=0.3).double(), sv.nn.InstanceNorm(8, eps=0.3)
@@ -251,7 +251,7 @@ def test_norms_are_torchs_item_by_item() -> None:
 
 
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
-def test_norms_of_a_voxel_are_torchs(name: str) -> None:
+def test_norms_of_a_voxel_match_torch(name: str) -> None:
     ours, theirs, x = getattr(sv.nn, name)(8, eps=0.3), getattr(nn, name)(8, eps=0.3), ragged()
     nn.init.normal_(theirs.weight)
     ours.load_state_dict(theirs.state_dict())
@@ -261,7 +261,7 @@ def test_norms_of_a_voxel_are_torchs(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_is_torchs(training: bool) -> None:
+def test_batch_norm_matches_torch(training: bool) -> None:
     x = ragged()
     ours, theirs = sv.nn.BatchNorm(8).train(training), nn.BatchNorm1d(8).train(training)
     torch.testing.assert_close(ours(x).feats, theirs(x.feats))
@@ -341,14 +341,14 @@ def test_defaults_may_be_spelled_as_triples() -> None:
         assert torch.equal(spelled.feats, plain.feats)
 
 
-def test_wrappers_of_torch_around_our_modules_are_ours() -> None:
+def test_wrappers_of_torch_around_our_modules_get_the_sparse_tensor() -> None:
     x = ragged()
     wrapped = nn.utils.parametrizations.spectral_norm(sv.nn.Linear(8, 4))
     chain = sv.nn.Sequential(wrapped, nn.Sequential(sv.nn.Linear(4, 3)), nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
     assert chain(x).shape == (x.shape[0], 2)
 
 
-def test_modules_of_others_are_given_the_tensor() -> None:
+def test_modules_of_others_get_the_sparse_tensor() -> None:
     theirs, seen = type("Theirs", (nn.Identity,), {"__module__": "torchlike.nn"})(), []
     theirs.register_forward_pre_hook(lambda module, args: seen.append(type(args[0])))
     sv.nn.Sequential(theirs)(ragged())

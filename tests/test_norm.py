@@ -69,7 +69,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(("channels", "groups"), SPLITS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_every_item_is_normalized_alone(sizes: str, channels: int, groups: int) -> None:
+def test_batch_items_are_normalized_separately(sizes: str, channels: int, groups: int) -> None:
     grid = ragged(SIZES[sizes])
     feats = values(grid.num_voxels, channels).requires_grad_()
     weight, bias = (values(channels, 1, seed=s).squeeze(1).requires_grad_() for s in (1, 2))
@@ -90,7 +90,7 @@ def test_any_sizes(sizes: list[int], seed: int) -> None:
     assert error(group_norm(feats, ragged(sizes), 2), by_hand(feats, sizes, 2)) < 1e-12
 
 
-def test_instance_norm_is_one_channel_a_group() -> None:
+def test_instance_norm_is_group_norm_with_one_channel_per_group() -> None:
     sizes = [9, 0, 30]
     feats, weight = values(39, 3), values(3, 1).squeeze(1)
     expected = [
@@ -162,7 +162,7 @@ def test_first_and_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(lambda x: instance_norm(x, grid), (inputs[0],))
 
 
-def test_both_ways_to_the_gradient_agree() -> None:
+def test_both_formulas_of_the_gradient_agree() -> None:
     grid = ragged(SIZES["several chunks"])
     feats, weight, bias = values(grid.num_voxels, 6), values(6, 1, seed=2).squeeze(1), values(6, 1, seed=3).squeeze(1)
     inputs = [x.requires_grad_() for x in (feats, weight, bias)]

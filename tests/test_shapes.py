@@ -1,4 +1,4 @@
-"""Meshes, points and voxels with attributes: what they check, how they move, and how they are batched."""
+"""Meshes, points and voxels with attributes: validation, devices and batching."""
 
 import copy
 import pickle
@@ -173,7 +173,7 @@ def test_shapes_on_a_gpu():
         assert repr(there.to("cpu")) == repr(shape)
 
 
-def test_one_line_says_what_it_is():
+def test_repr():
     assert repr(mesh()) == "Mesh(V=4, F=2, attributes: color, label, part, cpu)"
     assert repr(Mesh(TRIANGLE, FACES)) == "Mesh(V=4, F=2, attributes: none, cpu)"
     assert repr(Points(torch.zeros(1234, 3))) == "Points(P=1,234, attributes: none, cpu)"
@@ -211,7 +211,7 @@ def test_tensors_of_named_attributes():
             shape.tensor(*names)
 
 
-def test_more_attributes():
+def test_with_attributes():
     shape = voxels()
     other = shape.with_attributes(tag=shape.attributes["flat"], extra=torch.ones(shape.num_voxels, 2))
     assert list(other.attributes) == ["tag", "normal", "flat", "extra"]
@@ -235,7 +235,7 @@ def test_pruned_voxels_keep_their_attributes(data, seed):
 
 
 @given(voxel_sets(max_voxels=40))
-def test_a_batch_comes_apart_and_together(data):
+def test_unbind_and_stack_are_inverse(data):
     grid = Grid.from_coords(as_coords(data.voxels), batch_size=data.batch_size, voxel_size=0.5, origin=0.25)
     shape = Voxels(grid, {"place": grid.ijk.double(), "number": torch.arange(grid.num_voxels)})
     parts = shape.unbind()
@@ -251,7 +251,7 @@ def test_a_batch_comes_apart_and_together(data):
     assert torch.equal(again.attributes["number"], shape.attributes["number"])
 
 
-def test_what_cannot_be_stacked():
+def test_stacking_errors():
     shape = voxels()
     with pytest.raises(ValueError, match="items must hold at least one Voxels, got none"):
         Voxels.stack([])

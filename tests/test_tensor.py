@@ -96,7 +96,7 @@ def test_from_dense_and_dense_are_inverse() -> None:
     assert torch.equal(again.feats, x.feats)
 
 
-def test_constructors_pass_on_where_the_voxels_lie() -> None:
+def test_constructors_pass_on_voxel_size_and_origin() -> None:
     where: dict[str, Any] = {"voxel_size": (0.5, 1.0, 2.0), "origin": (3.0, -1.0, 0.25)}
     made = [
         sv.SparseTensor.from_coords(torch.tensor([[1, 2, 3]]), torch.ones(1, 1), batch_size=2, **where),
@@ -244,7 +244,7 @@ def test_equal_voxels_of_another_grid_may_be_combined() -> None:
     assert sv.cat([X, other]).channels == 4
 
 
-def test_other_voxels_are_refused_with_advice() -> None:
+def test_different_voxels_are_an_error_that_names_the_remedy() -> None:
     other = sv.SparseTensor(X.grid.dilate(1), torch.zeros(X.grid.dilate(1).num_voxels, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"both sides of \+ must be on the same voxels.*y\.to_grid\(x\.grid\)"):
         X + other
@@ -301,7 +301,7 @@ def test_iteration_is_unbind() -> None:
     assert len(list(X)) == len(X) == X.batch_size
 
 
-def test_errors_say_how_far_apart_grids_are() -> None:
+def test_errors_count_the_voxels_that_differ() -> None:
     a = sv.SparseTensor(sv.Grid.full((0, 0, 0), (2, 2, 2)), torch.ones(8, 1))
     b = sv.SparseTensor(sv.Grid.full((0, 0, 1), (2, 2, 3)), torch.ones(8, 1))
     with pytest.raises(ValueError, match=", which differ in 8 voxels; align them"):
@@ -317,7 +317,7 @@ def test_copies_and_pickles() -> None:
         assert torch.equal(twin.feats, X.feats)
 
 
-def test_torch_load_reads_it_without_trust() -> None:
+def test_torch_load_with_weights_only() -> None:
     file = io.BytesIO()
     torch.save({"x": X, "grid": X.grid.coarsen(2)}, file)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""Pictures: what is in them, against rays and Python sets; how they look is for eyes."""
+"""Pictures, against ray casting and Python sets. How they look is for people to judge."""
 
 import subprocess
 import sys
@@ -122,7 +122,7 @@ def test_size_and_background(tmp_path) -> None:
     assert (picture[[0, 0, -1, -1], [0, -1, 0, -1]] == (16, 32, 48)).all()
 
 
-def test_nothing_is_a_picture_too(tmp_path) -> None:
+def test_an_empty_grid_gives_a_picture(tmp_path) -> None:
     render_png(NOTHING, tmp_path / "a.png", colors=torch.zeros(0, 3), width=64)
     assert (pixels(tmp_path / "a.png") == 255).all()
 
@@ -245,7 +245,7 @@ def square(color: tuple[float, float, float], height: float) -> Mesh:
     return Mesh(corners, torch.tensor([[0, 1, 2], [0, 2, 3]]), {"color": colors})
 
 
-def test_of_two_triangles_the_nearer_is_seen(tmp_path: Path) -> None:
+def test_the_nearer_of_two_triangles_is_drawn(tmp_path: Path) -> None:
     red, blue = square((1.0, 0.0, 0.0), 0.0), square((0.0, 0.0, 1.0), 1.0)
     for order in ([red, blue], [blue, red]):
         both = Mesh(
@@ -259,7 +259,7 @@ def test_of_two_triangles_the_nearer_is_seen(tmp_path: Path) -> None:
             assert set(middle.argmax(1)) == {nearer}
 
 
-def test_meshes_stand_beside_grids_to_one_scale(tmp_path: Path) -> None:
+def test_meshes_and_grids_share_a_scale(tmp_path: Path) -> None:
     cube = Grid.full(0, 2)
     mesh = square((0.2, 0.2, 0.2), 0.0)
     empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long))

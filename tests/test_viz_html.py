@@ -1,4 +1,4 @@
-"""Pages: what is in their bytes, against Python sets; what a browser makes of them, where there is one."""
+"""HTML pages: their contents against Python sets, and how a browser shows them, if one is installed."""
 
 import base64
 import json
@@ -230,7 +230,7 @@ def test_half_a_million_voxels_are_a_few_megabytes(tmp_path) -> None:
 NASTY = "</script><script>alert(1)</script>\"'&amp;{{data}}<!--"
 
 
-def test_names_cannot_leave_their_place(tmp_path) -> None:
+def test_names_are_escaped(tmp_path) -> None:
     show_html(
         {NASTY: Voxels(ONE, {NASTY: torch.ones(1), "label": torch.ones(1).long()})},
         tmp_path / "a.html",
@@ -245,7 +245,7 @@ def test_names_cannot_leave_their_place(tmp_path) -> None:
     assert not any("alert(1)" in text for attributes, text in page.scripts if attributes.get("id") != "manifest")
 
 
-def test_nothing_is_fetched(tmp_path) -> None:
+def test_pages_fetch_nothing(tmp_path) -> None:
     show_html(ONE, tmp_path / "a.html")
     page = Page(tmp_path / "a.html")
     policy = next(value for name, value in page.attributes if name == "content" and value and "default-src" in value)

@@ -1,4 +1,4 @@
-"""The viewer: the colors that it is sent, against the formulas; the server itself, where viser is installed."""
+"""The viewer: the colors that it receives against the formulas, and the server, if viser is installed."""
 
 import socket
 import sys

@@ -1,4 +1,9 @@
-"""Files to shapes and back, and shapes to voxels: `pip install 'sparsevox[io]'`."""
+"""Reading, writing, voxelizing and meshing: `pip install 'sparsevox[io]'`.
+
+- files: `load_mesh`, `save_mesh`, `load_points`, `save_points`, `load_voxels`, `save_voxels`, `load_volume`
+- to voxels: `fit`, `sample_surface`, `voxelize`, `splat_attributes`
+- to meshes: `to_mesh`, or its parts `voxel_faces`, `signed_field`, `solid_field`, `surface_nets`, `marching_cubes`
+"""
 
 from sparsevox.io.faces import voxel_faces
 from sparsevox.io.marching_cubes import marching_cubes

@@ -1,4 +1,4 @@
-"""Properties of the vertices and faces of PLY files: what trimesh reads and writes, under our names."""
+"""Properties of the vertices and faces of PLY files: from trimesh to the attribute names of this library and back."""
 
 import io
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from sparsevox.shapes import Mesh
 
 Array = NDArray[Any]
 
-RAW = "_ply_raw"  # where trimesh keeps the elements, in the metadata of what it made of them
+RAW = "_ply_raw"  # key of the raw elements in the metadata of a mesh that trimesh loaded
 
-# Properties that make up one attribute or none of ours.
+# Properties that are not attributes of the same name.
 _POSITION = ("x", "y", "z")
 _NORMAL = ("nx", "ny", "nz")
 _COLOR = ("red", "green", "blue")
 _INDEX = ("vertex_index", "vertex_indices")
 _RESERVED = {*_POSITION, *_NORMAL, *_COLOR, "alpha", *_INDEX, "texcoord"}
-_INTERNAL = {"vertex", "normals", "rgba", "count"}  # names of trimesh's own columns while it writes
+_INTERNAL = {"vertex", "normals", "rgba", "count"}  # names that trimesh uses for its own columns when it writes
 
-# The types that a reader of PLY has to know, in place of those it may not.
+# Dtypes that the PLY format lacks, and those that replace them.
 _STORED = {"b1": np.uint8, "f2": np.float32, "i8": np.int32}
 
 
 def elements_of(data: bytes) -> dict[str, Any]:
-    """What a PLY file holds, as trimesh parses it: by the name of an element its "length", "properties" and "data".
+    """Parse a PLY file with trimesh: a dict of "length", "properties" and "data" for each element by name.
 
     Raises:
         ImportError: If trimesh is not installed.
@@ -41,10 +41,10 @@ def elements_of(data: bytes) -> dict[str, Any]:
 
 
 def positions(elements: Mapping[str, Any]) -> Tensor:
-    """Positions of the vertices [P, 3], in the type of the file.
+    """Read the positions of the vertices [P, 3], in the floating-point dtype of the file.
 
     Raises:
-        ValueError: If there are none, or the file is cut off.
+        ValueError: If there are no vertices, or the file is truncated.
     """
     columns = _columns(elements, "vertex")
     if not columns:
@@ -54,13 +54,13 @@ def positions(elements: Mapping[str, Any]) -> Tensor:
 
 
 def attributes(elements: Mapping[str, Any], element: str) -> dict[str, Tensor]:
-    """Properties of the "vertex" or "face" of a file by name, apart from positions and indices.
+    """Read the properties of element "vertex" or "face" by name, except positions and indices.
 
-    nx, ny and nz become "normal", float32 [., 3]; red, green and blue "color", float32 [., 3], integers divided by the
-    largest of their type; "intensity" becomes [., 1]. Lists of different lengths are left out.
+    nx, ny and nz become "normal", float32 [., 3]. red, green and blue become "color", float32 [., 3]; integers are
+    divided by the maximum of their dtype. "intensity" becomes [., 1]. Lists of varying length are skipped.
 
     Raises:
-        ValueError: If the file is cut off.
+        ValueError: If the file is truncated.
     """
     columns = _columns(elements, element)
     made: dict[str, Tensor] = {}
@@ -78,17 +78,17 @@ def attributes(elements: Mapping[str, Any], element: str) -> dict[str, Tensor]:
 
 
 def is_triangles(elements: Mapping[str, Any]) -> bool:
-    """Whether every face of the file has three corners."""
+    """Check whether every face of the file has three vertices."""
     columns = _columns(elements, "face")
     found = [columns[name] for name in _INDEX if name in columns]
     return bool(found) and found[0].ndim == 2 and found[0].shape[1] == 3
 
 
 def encode(mesh: Mesh) -> bytes:
-    """A binary PLY file of a mesh, or of points if it has no faces.
+    """Encode a mesh, or the points of a mesh without faces, as a binary PLY file.
 
     Raises:
-        ValueError: If an attribute has a name or a type that the format does not have.
+        ValueError: If the format does not allow the name, dtype or shape of an attribute.
     """
     made = to_trimesh(mesh)
     for given, stored in (
@@ -104,21 +104,21 @@ def encode(mesh: Mesh) -> bytes:
 
 def _storable(name: str, value: Tensor) -> Array:
     if not name.isidentifier() or not name.isascii() or name in _RESERVED | _INTERNAL:
-        raise ValueError(f"names of attributes in a .ply file must be words and no property of its own, got {name!r}")
+        raise ValueError(f"attribute names in a .ply file must be ASCII identifiers that it does not use, got {name!r}")
     array = to_array(value)
     if array.dtype.kind == "c":
-        raise ValueError(f"a .ply file holds no complex numbers, got attribute {name!r}")
+        raise ValueError(f"attributes in a .ply file must not be complex, got {array.dtype} for {name!r}")
     if array.ndim == 2 and not 1 <= array.shape[1] <= 255:
-        raise ValueError(f"a .ply file holds 1 to 255 channels, got attribute {name!r} of {array.shape[1]}")
+        raise ValueError(f"attributes in a .ply file must have 1 to 255 channels, got {array.shape[1]} for {name!r}")
     stored = array.astype(_STORED.get(array.dtype.str[1:], array.dtype))
     if array.dtype == np.int64 and not np.array_equal(stored, array):
-        raise ValueError(f"a .ply file holds integers of 32 bits, got attribute {name!r} with larger ones")
-    # One column is a plain property, which every reader knows, and not a list of one.
+        raise ValueError(f"integers in a .ply file must fit in 32 bits, got larger ones in attribute {name!r}")
+    # A single channel is stored as a scalar property, which more readers support than a list of length 1.
     return stored[:, 0] if stored.ndim == 2 and stored.shape[1] == 1 else stored
 
 
 def _columns(elements: Mapping[str, Any], element: str) -> dict[str, Array]:
-    """The properties of an element, [rows] or [rows, C]."""
+    """Read the properties of an element, [rows] or [rows, C]."""
     if element not in elements or not elements[element]["length"]:
         return {}
     data = elements[element]["data"]
@@ -126,10 +126,12 @@ def _columns(elements: Mapping[str, Any], element: str) -> dict[str, Array]:
     columns: dict[str, Array] = {}
     for name in names:
         column = np.asarray(data[name])
-        if column.dtype.names:  # a list: how many, then which
+        if column.dtype.names:  # a list property: field f0 is the length, f1 the values
             column = column["f1"]
         if len(column) < elements[element]["length"]:
-            raise ValueError(f"the file is cut off: {len(column)} of {elements[element]['length']} rows of {element}")
+            raise ValueError(
+                f"the file is truncated: it has {len(column)} of {elements[element]['length']} rows of {element}"
+            )
         columns[name] = column[:, 0] if column.ndim == 2 and column.shape[1] == 1 else column
     return columns
 

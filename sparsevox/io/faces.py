@@ -1,6 +1,6 @@
-"""Meshes of the faces of voxels.
+"""Meshes of the exposed faces of voxels.
 
-N voxels, F faces between a voxel and an empty neighbor, R rectangles made of them.
+N voxels, F exposed faces (between a voxel and an empty neighbor), R rectangles merged from them.
 """
 
 from collections.abc import Sequence
@@ -15,39 +15,39 @@ from sparsevox.morton import COORD_MIN
 from sparsevox.ops import neighbor_table
 from sparsevox.shapes import Attributes, Mesh, Voxels
 
-BITS = 19  # of a coordinate of a corner, one more than those of a voxel
+BITS = 19  # per coordinate of a corner, one more than for a voxel
 CARRIED = ("color", "label")
 
 
 class Rectangles(NamedTuple):
-    """Rectangles of exposed faces. A single face is the smallest."""
+    """Rectangles of exposed faces, at least one face each."""
 
-    side: Tensor  # 2 * axis, plus 1 where it looks up the axis: int64 [R]
-    corners: Tensor  # rows of the voxels at its corners, with the two axes after its own at (0, 0) (0, 1) (1, 0) (1, 1)
+    side: Tensor  # 2 * axis, plus 1 if the face points up the axis: int64 [R]
+    corners: Tensor  # rows of the voxels at the corners (0, 0) (0, 1) (1, 0) (1, 1) of the other two axes: [R, 4]
 
 
 def voxel_faces(voxels: Voxels | Grid, *, merge: bool = True, attributes: Sequence[str] = CARRIED) -> Mesh:
-    """The faces between a voxel and an empty neighbor, in world coordinates, looking out.
+    """Mesh the exposed faces of voxels, those with an empty neighbor.
 
-    Without `merge` every face is two triangles, and the mesh is closed: each edge is run through as often in one
-    direction as in the other. Where voxels touch along an edge or at a corner only, they get vertices of their own, so
-    that the mesh is manifold unless they are connected around both ends of the edge.
+    Without `merge`, each face becomes two triangles and the mesh is closed. Voxels that touch only along an edge or at
+    a corner do not share vertices there, so the mesh is manifold, except where such voxels are also connected around
+    both ends of the edge.
 
-    With `merge` faces of one plane and equal attributes become rectangles: runs along one axis, then equal runs along
-    the other. Area and volume stay, but corners of one rectangle may lie on an edge of another.
+    With `merge`, coplanar faces with equal attributes become rectangles: runs along one axis first, then equal runs
+    along the other. Area and volume do not change, but there are T-junctions: a corner of one rectangle may lie on an
+    edge of another.
 
     Args:
-        voxels: One grid, with attributes or without.
-        merge: Whether to make rectangles.
-        attributes: Names of those to give to faces, which keep the row of their voxel; a name that is not there is
-            left out.
+        voxels: A single grid, with or without attributes.
+        merge: Whether to merge faces into rectangles.
+        attributes: Names of the voxel attributes that become face attributes. Missing ones are skipped.
 
     Returns:
-        Vertices float64 [V, 3], faces int64 [F, 3].
+        Vertices float64 [V, 3] in world coordinates, faces int64 [F, 3], oriented outward.
 
     Raises:
-        TypeError: If `voxels` is neither Voxels nor a Grid.
-        ValueError: If it is a batch.
+        TypeError: If `voxels` is neither a Voxels nor a Grid.
+        ValueError: If `voxels` is a batch of several grids.
     """
     if not isinstance(voxels, Voxels | Grid):
         raise TypeError(f"voxels must be a sparsevox.Voxels or Grid, got {type(voxels).__name__}")
@@ -74,8 +74,8 @@ def _exposed(table: Tensor) -> Rectangles:
 
 
 def _merged(faces: Rectangles, ijk: Tensor, attributes: Attributes) -> Rectangles:
-    """Runs along the second axis after that of the side, then equal runs along the first."""
-    along = _in_plane(faces.side, ijk[faces.corners[:, 0]])  # side, plane, u, v
+    """Merge faces into runs along v, then equal runs along u, where u and v are the axes after that of the side."""
+    along = _in_plane(faces.side, ijk[faces.corners[:, 0]])  # side, plane, u, v: [F, 4]
     order = torch.argsort(_packed(along, (0, 1, 2, 3)))
     along, rows = along[order], faces.corners[order, 0]
     begins = _begins(along, 3) | _differ(rows, attributes)
@@ -93,7 +93,7 @@ def _merged(faces: Rectangles, ijk: Tensor, attributes: Attributes) -> Rectangle
 
 
 def _in_plane(side: Tensor, ijk: Tensor) -> Tensor:
-    """Side, coordinate along its axis, and coordinates along the next two axes, from 0: int64 [F, 4]."""
+    """Stack side, coordinate along its axis, and coordinates along the next two axes, from 0 on: int64 [F, 4]."""
     axis = side // 2
     turned = torch.stack([ijk.gather(1, ((axis + n) % 3)[:, None]).squeeze(1) for n in range(3)], 1) - COORD_MIN
     return torch.cat([side[:, None], turned], 1)
@@ -107,7 +107,7 @@ def _packed(columns: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def _begins(columns: Tensor, last: int) -> Tensor:
-    """Whether a row does not continue the one before it by a step of one in column `last`, all others equal."""
+    """Mark rows that do not continue the previous row, by a step of 1 in column `last` with all others equal."""
     begins = torch.ones(len(columns), dtype=torch.bool, device=columns.device)
     step = columns[1:] - columns[:-1]
     step[:, last] -= 1
@@ -116,7 +116,7 @@ def _begins(columns: Tensor, last: int) -> Tensor:
 
 
 def _differ(rows: Tensor, attributes: Attributes) -> Tensor:
-    """Whether the attributes of a voxel are not those of the voxel before it; of the first, no."""
+    """Mark rows whose attributes differ from those of the previous row."""
     differ = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for value in attributes.values():
         changes = value[rows[1:]] != value[rows[:-1]]
@@ -125,7 +125,7 @@ def _differ(rows: Tensor, attributes: Attributes) -> Tensor:
 
 
 def _occupied(table: Tensor) -> Tensor:
-    """Which of the eight voxels around each corner of a voxel exist, bits in the order of corners: uint8 [8, N]."""
+    """Mark which of the eight voxels around each corner of a voxel exist, as bits in corner order: uint8 [8, N]."""
     masks = torch.zeros((8, table.shape[1]), dtype=torch.uint8, device=table.device)
     for corner, (x, y, z) in enumerate(_cells.CORNERS):
         for bit, (i, j, k) in enumerate(_cells.CORNERS):
@@ -134,10 +134,7 @@ def _occupied(table: Tensor) -> Tensor:
 
 
 def _corner_keys(rectangles: Rectangles, ijk: Tensor, occupied: Tensor) -> Tensor:
-    """What names the vertex at each corner, counter-clockwise seen from outside: int64 [R, 4].
-
-    It is the place of the corner, and the sheet that the surface has there.
-    """
+    """Compute a key per vertex, its position and its sheet of the surface: int64 [R, 4], counter-clockwise outside."""
     numbers = _cells.sheets(ijk.device).number
     keys = ijk.new_zeros(rectangles.corners.shape)
     for side in range(6):
@@ -147,7 +144,7 @@ def _corner_keys(rectangles: Rectangles, ijk: Tensor, occupied: Tensor) -> Tenso
         for place, (u, v) in enumerate(turn):
             row = rectangles.corners[chosen, 2 * u + v]
             corner = up * _cells.BIT[axis] + u * _cells.BIT[(axis + 1) % 3] + v * _cells.BIT[(axis + 2) % 3]
-            edge = 4 * axis + 2 * (1 - u) + (1 - v)  # of the cell around the corner; it leads out of the voxel
+            edge = 4 * axis + 2 * (1 - u) + (1 - v)  # edge, of the cell around the corner, that leads out of the voxel
             sheet = numbers[occupied[corner, row].long(), edge]
             at = ijk[row] + torch.tensor(_cells.CORNERS[corner], device=ijk.device) - COORD_MIN
             keys[chosen, place] = _packed(at, (0, 1, 2)) << 2 | sheet

@@ -1,6 +1,6 @@
-"""Marching cubes, by scikit-image, on dense blocks of a sparse field.
+"""Marching cubes of scikit-image, on dense blocks of a sparse field.
 
-N voxels, V vertices, F faces; S voxels along a block.
+N voxels, V vertices, F faces, S cubes along a block.
 """
 
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ from sparsevox.shapes import Mesh
 from sparsevox.tensor import SparseTensor
 
 BLOCK = 64  # cubes along a block, a power of two
-NEAREST = 2.0**-14  # of an edge: closer to a voxel a vertex is not told from those on other edges, in float32
-BITS = 18  # of a coordinate
+NEAREST = 2.0**-14  # minimum distance of a vertex to a voxel, in edges: float32 does not resolve less
+BITS = 18  # per coordinate
 
 Floats = NDArray[np.float64]
 
@@ -27,29 +27,30 @@ Floats = NDArray[np.float64]
 class Block(NamedTuple):
     """The surface in one block."""
 
-    keys: Tensor  # of vertices: int64 [V]
-    places: Tensor  # in voxels: float64 [V, 3]
+    keys: Tensor  # voxel and axis of the edge of each vertex, packed: int64 [V]
+    places: Tensor  # positions in voxels: float64 [V, 3]
     faces: Tensor  # int64 [F, 3]
 
 
 def marching_cubes(field: SparseTensor, level: float = 0.0) -> Mesh:
-    """The surface where a field passes a level, by Lewiner's marching cubes; inside is where it is not above the level.
+    """Extract a level set by marching cubes (Lewiner et al. 2003). Inside is where the field is at most `level`.
 
-    A cube lies between the centers of eight voxels that all exist. scikit-image does one block of 64^3 cubes after the
-    other, and only blocks with voxels in them. Vertices are named by the edge between two voxels on which they lie, so
-    that blocks meet exactly. Their places are computed in float64. Where the field ends, so does the surface.
+    The corners of a cube are the centers of eight voxels, all of which must exist, so the surface ends where the field
+    ends. scikit-image processes the field in blocks of 64^3 cubes, skipping those without voxels. Vertices are
+    identified by the edge that they lie on, so blocks join without gaps. Positions are computed in float64.
 
     Args:
-        field: One value for each voxel of one grid, [N, 1].
-        level: Its value on the surface. Triangles around a voxel of just that value have no area.
+        field: One value per voxel of a single grid, floating-point [N, 1].
+        level: Value of the field on the surface. Triangles around a voxel of exactly this value have no area.
 
     Returns:
         Vertices float64 [V, 3] in world coordinates, faces int64 [F, 3], counter-clockwise seen from outside.
 
     Raises:
         ImportError: If scikit-image is not installed.
-        TypeError: If `field` is no SparseTensor or `level` no number.
-        ValueError: If it is a batch or has other than one channel, or a value or the level is not finite.
+        TypeError: If `field` is not a SparseTensor or `level` is not a number.
+        ValueError: If `field` is a batch of several grids, does not have one channel, or is not finite, or if `level`
+            is not finite.
     """
     field, level = _cells.check_field("field", field, level)
     measure = _library()
@@ -66,7 +67,7 @@ def marching_cubes(field: SparseTensor, level: float = 0.0) -> Mesh:
     keys, vertex = torch.unique(torch.cat([block.keys for block in found]), return_inverse=True)
     faces = vertex[torch.cat([block.faces + start for block, start in zip(found, starts, strict=True)])]
     places = torch.empty(len(keys), 3, dtype=torch.float64)
-    places[vertex] = torch.cat([block.places for block in found])  # equal numbers where blocks meet
+    places[vertex] = torch.cat([block.places for block in found])  # blocks agree on the vertices that they share
     return Mesh(grid.to_world(places.to(grid.device)), faces.to(grid.device))
 
 
@@ -89,7 +90,7 @@ def _march(measure: Any, grid: Grid, values: Tensor, corner: list[int]) -> Block
         return None
     inner = (slice(1, -1),) * 3
     mask = np.zeros([BLOCK + 1] * 3, bool)
-    mask[1:, 1:, 1:] = cubes  # scikit-image names a cube by its upper corner
+    mask[1:, 1:, 1:] = cubes  # scikit-image indexes a cube by its upper corner
     spread = _apart(volume)[inner]
     vertices, faces, _, _ = measure.marching_cubes(spread.astype(np.float32), 0.0, allow_degenerate=True, mask=mask)
     keys, places = _named(vertices.astype(np.float64), volume[inner])
@@ -100,21 +101,21 @@ def _march(measure: Any, grid: Grid, values: Tensor, corner: list[int]) -> Block
 
 
 def _cubes(volume: Floats, exists: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Cubes [S, S, S] whose corners all exist, some inside and some outside."""
+    """Mark the cubes [S, S, S] whose corners all exist, some inside and some outside."""
     whole, some, every = (np.ones([BLOCK] * 3, bool), np.zeros([BLOCK] * 3, bool), np.ones([BLOCK] * 3, bool))
     for x, y, z in _cells.CORNERS:
-        there = (slice(1 + x, BLOCK + 1 + x), slice(1 + y, BLOCK + 1 + y), slice(1 + z, BLOCK + 1 + z))
-        inside = volume[there] <= 0
-        whole &= exists[there]
+        corner = (slice(1 + x, BLOCK + 1 + x), slice(1 + y, BLOCK + 1 + y), slice(1 + z, BLOCK + 1 + z))
+        inside = volume[corner] <= 0
+        whole &= exists[corner]
         some |= inside
         every &= inside
     return whole & some & ~every
 
 
 def _apart(volume: Floats) -> Floats:
-    """Values moved away from zero until no vertex rounds to a voxel; signs stay, and zero counts as inside.
+    """Move values away from zero until no vertex rounds to a voxel. Signs are kept, and zero counts as inside.
 
-    What a value becomes depends on its six neighbors, which is the same in all blocks.
+    The result depends only on a voxel and its six neighbors, so all blocks agree on it.
     """
     size = np.abs(volume)
     largest = size.copy()
@@ -125,9 +126,9 @@ def _apart(volume: Floats) -> Floats:
 
 
 def _named(vertices: Floats, volume: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Voxel and axis of the edge below each vertex, int64 [V, 4], and its place in voxels [V, 3].
+    """Find lower voxel and axis of the edge of each vertex, int64 [V, 4], and its position in voxels, float64 [V, 3].
 
-    Axis 3 stands for a vertex inside a cube, which Lewiner's method adds in some.
+    Axis 3 marks a vertex inside a cube, which Lewiner's method adds to some cubes.
     """
     lower = np.floor(vertices).astype(np.int64)
     inside = vertices != lower

@@ -1,4 +1,4 @@
-"""Meshes from files and to files, by trimesh.
+"""Reading, writing and checking meshes, with trimesh.
 
 V vertices, F faces.
 """
@@ -23,28 +23,32 @@ WRITES = (".obj", ".ply", ".stl", ".off", ".glb")
 
 
 def load_mesh(path: FilePath) -> Mesh:
-    """The triangles of a .obj, .ply, .stl, .off, .glb or .gltf file.
+    """Load a triangle mesh from a .obj, .ply, .stl, .off, .glb or .gltf file.
 
-    - Polygons become triangles. All parts of a scene become one mesh, each moved to where the scene has it.
-    - Vertices stay as they are in the file; nothing is merged, and nothing is left out for being degenerate. Two
-      formats repeat vertices: .stl has three for each triangle, and trimesh makes one for each combination of position,
-      texture coordinate and normal that the faces of a .obj file with materials use. `describe` counts equal positions
-      once.
-    - The colors of vertices, textures (at the vertices) and materials become "color" of the vertices, those of faces
-      "color" of the faces. Parts without a color are white beside others that have one.
-    - Of .ply files "normal" and every further property of vertices and faces come along under their names, unless a
-      texture or polygons made other vertices or faces of them. Normals of other formats are left behind.
+    - Polygons are triangulated. All parts of a scene are transformed to their place in it and joined into one mesh.
+    - Vertices are neither merged nor removed. Two formats repeat vertices: .stl stores three per triangle, and for a
+      .obj file with materials trimesh creates one per combination of position, texture coordinate and normal.
+      `describe` counts equal positions once.
+    - Colors of vertices and materials, and textures sampled at the vertices, become the vertex attribute "color".
+      Colors of faces become the face attribute "color". If only some parts of a scene have colors, others are white.
+    - The properties of a .ply file become attributes of the same name, and its normals "normal", unless a texture or
+      polygons with more than three corners changed the vertices or faces. Normals in other formats are ignored.
 
-    An open mesh is as welcome as a closed one; `describe` tells which it is.
+    The mesh need not be closed; `describe` tells whether it is.
+
+    Args:
+        path: File to load.
 
     Returns:
         Vertices float64 [V, 3], faces int64 [F, 3], "color" float32 in [0, 1], on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If trimesh is not installed, or Pillow and the file has texture coordinates or materials.
-        ValueError: If the name ends otherwise, or the file is damaged, cut off (a .obj file does not say how long it
-            is: what lies before the cut may pass), has no faces, or a vertex is not finite. It names the file.
+        ImportError: If trimesh is not installed, or the file has texture coordinates or materials and Pillow is not
+            installed.
+        ValueError: If the suffix is unknown, or the file is damaged or truncated, has no faces or has a vertex that is
+            not finite. The message starts with the path. Truncation of a .obj file cannot always be detected, since it
+            does not store its length.
     """
     file = existing(path, *READS)
     data, kind = file.read_bytes(), file.suffix.lower()
@@ -57,26 +61,31 @@ def load_mesh(path: FilePath) -> Mesh:
             _check_stl(data)
         parts = _parts(file, data, kind)
         if not parts:
-            raise ValueError("the mesh has no faces")
+            raise ValueError("the file has no faces")
         mesh = _joined([mesh for mesh, _ in parts]) if len(parts) > 1 else _with_properties(*parts[0])
         if not len(mesh.faces):
-            raise ValueError("the mesh has no faces")
+            raise ValueError("the file has no faces")
         check_finite("vertices", mesh.vertices)
     return mesh
 
 
 def save_mesh(mesh: Mesh, path: FilePath) -> None:
-    """Write a mesh to a .obj, .ply, .stl, .off or .glb file, all or nothing.
+    """Save a mesh to a .obj, .ply, .stl, .off or .glb file, atomically.
 
-    - .ply holds positions as float32, colors as 8 bits, "normal" and every other attribute: float16 and bfloat16 as
-      float32, bool as uint8, int64 as int32.
-    - .obj and .glb hold colors of vertices; those of faces are averaged at the vertices. Other attributes are left out.
-    - .stl and .off hold triangles only.
+    - .ply stores positions as float32, colors as 8 bits per channel, and all other attributes. float16 and bfloat16
+      become float32, bool becomes uint8, int64 becomes int32.
+    - .obj and .glb store the colors of vertices; colors of faces are averaged at the vertices. Other attributes are
+      dropped.
+    - .stl and .off store triangles only.
+
+    Args:
+        mesh: Mesh to save, with at least one face.
+        path: File to write. Its suffix selects the format.
 
     Raises:
         ImportError: If trimesh is not installed.
-        ValueError: If the name ends otherwise, the mesh has no faces, a vertex is not finite, or a .ply file cannot
-            hold an attribute.
+        ValueError: If the suffix is unknown, the mesh has no faces, a vertex is not finite, or the .ply format does not
+            allow an attribute.
     """
     kind = suffix_of(path, *WRITES)
     if not len(mesh.faces):
@@ -88,14 +97,15 @@ def save_mesh(mesh: Mesh, path: FilePath) -> None:
 
 
 class MeshInfo(NamedTuple):
-    """What `describe` finds out. Corners at equal positions count as one vertex here.
+    """Result of `describe`. Vertices at equal positions count as one.
 
-    vertices: How many positions the faces use.
-    faces: How many faces have three different corners.
-    degenerate_faces: How many do not. They count for nothing else.
-    boundary_edges: Edges of one face only.
-    crowded_edges: Edges of more than two faces.
-    flipped_edges: Edges of two faces that run around them in different senses.
+    Attributes:
+        vertices: Number of distinct positions that faces use.
+        faces: Number of faces with three distinct vertices.
+        degenerate_faces: Number of faces with fewer. They do not contribute to the edges.
+        boundary_edges: Number of edges with a single face.
+        crowded_edges: Number of edges with more than two faces.
+        flipped_edges: Number of edges with two faces of opposite orientation.
     """
 
     vertices: int
@@ -107,7 +117,7 @@ class MeshInfo(NamedTuple):
 
     @property
     def closed(self) -> bool:
-        """Whether there are faces and no edge is open. The inside of an open mesh is undefined."""
+        """Whether the mesh has faces and no boundary edges. The inside of an open mesh is undefined."""
         return self.faces > 0 and self.boundary_edges == 0
 
     @property
@@ -117,23 +127,26 @@ class MeshInfo(NamedTuple):
 
     @property
     def oriented(self) -> bool:
-        """Whether neighboring faces agree on which side is out."""
+        """Whether the mesh is edge-manifold and neighboring faces agree on which side is outside."""
         return self.edge_manifold and self.flipped_edges == 0
 
 
 def describe(mesh: Mesh) -> MeshInfo:
-    """Whether a mesh is closed, edge-manifold and oriented, and how many edges say otherwise."""
+    """Check whether a mesh is closed, edge-manifold and oriented, and count the edges that are not.
+
+    A mesh that is closed and edge-manifold is watertight.
+    """
     place = torch.unique(mesh.vertices, dim=0, return_inverse=True)[1]
-    corners = place[mesh.faces.long()]
+    corners = place[mesh.faces.long()]  # [F, 3]
     a, b, c = corners.unbind(1)
     proper = (a != b) & (b != c) & (c != a)
     used = len(corners.unique())
     corners = corners[proper]
-    edges = torch.stack([corners, corners.roll(-1, 1)], 2).reshape(-1, 2)  # each as its face runs along it
+    edges = torch.stack([corners, corners.roll(-1, 1)], 2).reshape(-1, 2)  # in the direction of the face: [3 F, 2]
     forward = (edges[:, 0] < edges[:, 1]).long()
     keys = edges.amin(1) * max(len(place), 1) + edges.amax(1)
     _, edge, count = torch.unique(keys, return_inverse=True, return_counts=True)
-    ahead = torch.zeros_like(count).index_put_((edge,), forward, accumulate=True)
+    ahead = torch.zeros_like(count).index_put_((edge,), forward, accumulate=True)  # faces that run low to high
     return MeshInfo(
         vertices=used,
         faces=len(corners),
@@ -145,10 +158,10 @@ def describe(mesh: Mesh) -> MeshInfo:
 
 
 def _parts(file: Path, data: bytes, kind: str) -> list[tuple[Mesh, dict[str, Any]]]:
-    """The meshes of a file, each where it belongs, and what trimesh notes about them."""
+    """Load the meshes of a file, each at its place in the scene, with the metadata that trimesh attaches to them."""
     options: dict[str, Any] = {"process": False}
     if kind == ".obj" and b"usemtl" not in data:
-        options["maintain_order"] = True  # without materials there is nothing to repeat vertices for
+        options["maintain_order"] = True  # only materials require repeated vertices
     with parsing() as trimesh:
         resolver = trimesh.resolvers.FilePathResolver(str(file))
         if kind == ".ply":
@@ -160,7 +173,7 @@ def _parts(file: Path, data: bytes, kind: str) -> list[tuple[Mesh, dict[str, Any
 
 
 def _ply_parts(trimesh: Any, read: dict[str, Any]) -> Sequence[Any]:
-    """What `trimesh.load_scene` makes of a PLY file, which fails where polygons have colors."""
+    """Create the meshes of a PLY file as `trimesh.load_scene` does, which fails for polygons with colors."""
     if read.get("faces") is None:
         return []
     read["faces"] = trimesh.geometry.triangulate_quads(read["faces"])
@@ -171,7 +184,7 @@ def _ply_parts(trimesh: Any, read: dict[str, Any]) -> Sequence[Any]:
 
 
 def _as_utf8(data: bytes) -> bytes:
-    """Text, whose numbers are ASCII in any case, in the one encoding that needs no guess."""
+    """Re-encode text as UTF-8, so that trimesh need not guess the encoding of names. Numbers are ASCII anyway."""
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -180,26 +193,26 @@ def _as_utf8(data: bytes) -> bytes:
 
 
 def _check_off(text: str) -> None:
-    """Raise for a file that is shorter than it says, where trimesh would read what is left."""
+    """Raise for a truncated .off file, of which trimesh would read the remaining rows."""
     rows = [words for line in text.splitlines() if (words := line.split("#")[0].split())]
-    if rows and len(rows[0]) == 1:  # the counts stand on a line of their own
+    if rows and len(rows[0]) == 1:  # the counts are on the second line
         rows = [rows[0] + (rows[1] if len(rows) > 1 else []), *rows[2:]]
     counts = [int(word) for word in rows[0][1:3] if word.isdecimal()] if rows else []
     if len(counts) < 2:
-        raise ValueError("the file does not say how many vertices and faces it has")
+        raise ValueError("the file lacks the counts of vertices and faces")
     if len(rows) <= sum(counts) or (counts[1] and len(rows[sum(counts)]) <= int(rows[sum(counts)][0])):
-        raise ValueError(f"the file is cut off: it should have {counts[0]} vertices and {counts[1]} faces")
+        raise ValueError(f"the file is truncated: it should have {counts[0]} vertices and {counts[1]} faces")
 
 
 def _check_stl(data: bytes) -> None:
-    """Raise for a file that is shorter than it says, where trimesh would read what is left."""
+    """Raise for a truncated .stl file, of which trimesh would read the remaining triangles."""
     triangles = int.from_bytes(data[80:84], "little")
     if len(data) == 84 + 50 * triangles:
         return
     if b"\0" in data:
-        raise ValueError(f"the file is cut off or damaged: {len(data)} bytes for {triangles} triangles")
+        raise ValueError(f"the file is truncated or damaged: it has {len(data)} bytes for {triangles} triangles")
     if b"endsolid" not in data.lower().rsplit(b"facet", 1)[-1]:
-        raise ValueError("the file is cut off: it has no endsolid")
+        raise ValueError("the file is truncated: it has no endsolid")
 
 
 def _with_properties(mesh: Mesh, metadata: dict[str, Any]) -> Mesh:
@@ -207,7 +220,7 @@ def _with_properties(mesh: Mesh, metadata: dict[str, Any]) -> Mesh:
     if elements is None:
         return mesh
     vertex, face = (_ply.attributes(elements, name) for name in ("vertex", "face"))
-    # trimesh repeats the vertices of textured files and cuts polygons into triangles: rows that it changed are lost.
+    # trimesh repeats vertices of textured files and triangulates polygons; attributes of changed rows are dropped.
     same = torch.equal(_ply.positions(elements).double(), mesh.vertices)
     return Mesh(
         mesh.vertices,
@@ -227,7 +240,7 @@ def _joined(meshes: Sequence[Mesh]) -> Mesh:
 
 
 def _vertex_color(mesh: Mesh) -> Tensor:
-    """The color of vertices, of the faces around them, or white: float32 [V, 3]."""
+    """Get the color of each vertex, from the vertices, else averaged from the faces, else white: float32 [V, 3]."""
     if "color" in mesh.vertex_attributes:
         return mesh.vertex_attributes["color"]
     if "color" in mesh.face_attributes:

@@ -1,4 +1,4 @@
-"""Point clouds from files and to files.
+"""Reading and writing point clouds.
 
 P points, C channels.
 """
@@ -27,42 +27,43 @@ from sparsevox.shapes import Mesh, Points
 
 Array = NDArray[Any]
 
-POSITIONS = ("positions", "points", "xyz")  # names of the array of positions in a .npz file
+POSITIONS = ("positions", "points", "xyz")  # accepted names of the array of positions in a .npz file
 
-# Names that others use for attributes that ops know.
+# Common names in files of other programs, and the attribute names of this library.
 _KNOWN = {"normals": "normal", "colors": "color", "rgb": "color", "labels": "label", "intensities": "intensity"}
 
 
 def load_points(path: FilePath, *, columns: Sequence[str] | None = None, labels: FilePath | None = None) -> Points:
-    """The points of a .ply, .npz, .npy or .bin file.
+    """Load points from a .ply, .npz, .npy or .bin file.
 
-    - .ply: the vertices. nx, ny, nz become "normal", red, green, blue "color", every other property keeps its name.
-    - .npz: the array "positions", "points" or "xyz" [P, 3]. Every other array of numbers [P] or [P, C] becomes an
-      attribute of that name; "normals", "colors", "rgb", "labels" and "intensities" are called as ops know them.
-    - .npy: an array [P, 3 + C]: x, y, z and the `columns`.
-    - .bin: float32 x, y, z and the `columns` of each point, as KITTI and SemanticKITTI store them.
+    - .ply: the vertices. nx, ny, nz become "normal", red, green, blue become "color", other properties keep their name.
+    - .npz: positions are the array "positions", "points" or "xyz", [P, 3]. Other numeric arrays [P] or [P, C] become
+      attributes of the same name, except that "normals", "colors", "rgb", "labels" and "intensities" are renamed to
+      "normal", "color", "color", "label" and "intensity".
+    - .npy: an array [P, 3 + C] of x, y, z and the `columns`.
+    - .bin: x, y, z and the `columns` of each point as float32, the format of KITTI and SemanticKITTI.
 
-    Integers named "color" are divided by the largest of their type; "intensity" becomes [P, 1]. Positions keep their
-    floating-point type, integers become float64. What is not finite is kept: scanners write it for lost returns, and
-    `points[points.positions.isfinite().all(1)]` leaves it out.
+    Integer colors are divided by the maximum of their dtype; "intensity" becomes [P, 1]. Floating-point positions keep
+    their dtype, integers become float64. Positions that are not finite, which scanners write for lost returns, are
+    kept; `points[points.positions.isfinite().all(1)]` removes them.
 
     Args:
-        path: The file.
-        columns: Of .npy and .bin files: a name for each column after x, y, z. Columns next to each other under one name
-            become one attribute [P, C], and "" leaves a column out. By default none for .npy, "intensity" for .bin.
-        labels: A .label file of SemanticKITTI: for each point a uint32, the semantic class in its lower 16 bits, which
-            becomes "label", int64 [P], and the instance in its upper ones, "instance", int64 [P].
+        path: File to load.
+        columns: Names of the columns after x, y, z of a .npy or .bin file. Columns of the same name become one
+            attribute [P, C]; the name "" skips a column. By default none for .npy and "intensity" for .bin.
+        labels: A .label file of SemanticKITTI, one uint32 per point. Its lower 16 bits become "label", the semantic
+            class, and its upper 16 bits become "instance", both int64 [P].
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If the file is .ply and trimesh is not installed.
-        ValueError: If a name ends otherwise, a file is damaged, cut off or without points, columns or labels do not
-            fit, or arrays are Python objects, which would have to be unpickled. It names the file.
+        ValueError: If a suffix is unknown, a file is damaged, truncated, has no points or holds pickled Python objects,
+            or columns or labels do not match. The message starts with the path.
     """
     file = existing(path, ".ply", ".npz", ".npy", ".bin")
     kind = file.suffix.lower()
     if columns is not None and kind not in (".npy", ".bin"):
-        raise ValueError(f"columns name those of .npy and .bin files, got {list(columns)} for {file}")
+        raise ValueError(f"columns apply to .npy and .bin files only, got {list(columns)} for {file}")
     with prefix_errors(path):
         if kind == ".ply":
             points = _from_ply(file.read_bytes())
@@ -76,22 +77,24 @@ def load_points(path: FilePath, *, columns: Sequence[str] | None = None, labels:
 
 
 def save_points(points: Points, path: FilePath) -> None:
-    """Write points to a .npz or .ply file, all or nothing.
+    """Save points to a .npz or .ply file, atomically.
 
-    - .npz holds everything to the bit, "positions" and each attribute under its name; bfloat16 becomes float32.
-    - .ply holds positions and normals as float32, colors as 8 bits, every other attribute as `save_mesh` says; [P, 1]
-      comes back as [P].
+    - .npz stores "positions" and all attributes exactly, except that bfloat16 becomes float32.
+    - .ply stores positions and normals as float32, colors as 8 bits per channel, and other attributes as in
+      `save_mesh`. An attribute [P, 1] is loaded as [P].
+
+    Args:
+        points: Points to save.
+        path: File to write. Its suffix selects the format.
 
     Raises:
         ImportError: If the file is .ply and trimesh is not installed.
-        ValueError: If the name ends otherwise, or the file cannot hold an attribute.
+        ValueError: If the suffix is unknown, or the format does not allow an attribute.
     """
     if suffix_of(path, ".npz", ".ply") == ".npz":
         clash = sorted({*POSITIONS, *_KNOWN} & points.attributes.keys())
         if clash:
-            raise ValueError(
-                f"attributes of a .npz file must not be called {clash[0]!r}: it means something else there"
-            )
+            raise ValueError(f"attributes in a .npz file must not be named {clash[0]!r}, which is reserved")
         arrays = {"positions": points.positions, **points.attributes}
         write_npz(path, {name: to_array(value) for name, value in arrays.items()})
         return
@@ -109,11 +112,11 @@ def _from_ply(data: bytes) -> Points:
 def _from_arrays(arrays: Mapping[str, Array]) -> Points:
     found = [name for name in POSITIONS if name in arrays]
     if len(found) != 1:
-        raise ValueError(f"one array must be called {' or '.join(POSITIONS)}, got {sorted(arrays)}")
+        raise ValueError(f"exactly one array must be named {' or '.join(POSITIONS)}, got {sorted(arrays)}")
     positions = _positions(arrays[found[0]])
     named = {_KNOWN.get(name, name): value for name, value in arrays.items() if name not in found}
     if len(named) < len(arrays) - 1:
-        raise ValueError(f"two arrays are one attribute, among {sorted(arrays)}")
+        raise ValueError(f"arrays must be different attributes, got several names of the same one in {sorted(arrays)}")
     return Points(positions, rowwise({k: _conventional(k, v) for k, v in named.items()}, len(positions)))
 
 
@@ -122,8 +125,8 @@ def _from_table(table: Array, columns: Sequence[str]) -> Points:
         raise ValueError(f"the array must have shape [P, 3 + C], got {list(table.shape)}")
     if table.shape[1] != 3 + len(columns):
         raise ValueError(
-            f"the array has {table.shape[1]} columns; name those after x, y, z: columns=(...) of "
-            f"{table.shape[1] - 3} names, got {list(columns)}"
+            f"columns must have {table.shape[1] - 3} names, one per column after x, y, z of the array "
+            f"{list(table.shape)}, got {list(columns)}"
         )
     positions, made = _positions(table[:, :3]), {}
     for name in dict.fromkeys(columns):
@@ -138,14 +141,14 @@ def _from_table(table: Array, columns: Sequence[str]) -> Points:
 def _from_bin(data: bytes, columns: Sequence[str]) -> Points:
     width = 4 * (3 + len(columns))
     if len(data) % width:
-        raise ValueError(f"the file is cut off, or has other columns: {len(data)} bytes, {width} for each point")
+        raise ValueError(f"the file must have {width} bytes per point, got {len(data)}: truncated, or other columns")
     return _from_table(np.frombuffer(data, "<f4").reshape(-1, width // 4), columns)
 
 
 def _labeled(points: Points, file: Path) -> Points:
     data = file.read_bytes()
     if len(data) != 4 * len(points):
-        raise ValueError(f"{file}: must have 4 bytes for each of {len(points)} points, got {len(data)}")
+        raise ValueError(f"{file}: the file must have 4 bytes for each of {len(points)} points, got {len(data)}")
     both = np.frombuffer(data, "<u4").astype(np.int64)
     made = {"label": to_tensor("label", both & 0xFFFF), "instance": to_tensor("instance", both >> 16)}
     return Points(points.positions, {**points.attributes, **made})
@@ -153,14 +156,14 @@ def _labeled(points: Points, file: Path) -> Points:
 
 def _positions(array: Array) -> Tensor:
     if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf":
-        raise ValueError(f"positions must be numbers [P, 3], got {array.dtype} {list(array.shape)}")
+        raise ValueError(f"positions must be real numbers of shape [P, 3], got {array.dtype} {list(array.shape)}")
     return to_tensor("positions", array if array.dtype.kind == "f" else array.astype(np.float64))
 
 
 def _conventional(name: str, array: Array) -> Array:
-    """Color in [0, 1] without alpha and intensity as a column, as ops know them."""
+    """Convert colors to [0, 1] without alpha, and intensity to a column."""
     if name == "color" and array.dtype.kind in "iu":
-        # NumPy makes 64-bit integers of what it is given, so there the values tell bytes from full range.
+        # NumPy's default integer has 64 bits, so only the values tell whether such colors are bytes.
         bytes_only = array.dtype.itemsize > 2 and array.size and array.min() >= 0 and array.max() <= 255
         return (array / (255 if bytes_only else np.iinfo(array.dtype).max)).astype(np.float32)[:, :3]
     if name == "color" and array.ndim == 2:

@@ -1,4 +1,4 @@
-"""Points on the surface of a mesh, by trimesh, and shapes moved into a box."""
+"""Sampling points on the surface of a mesh, with trimesh, and fitting shapes into a box."""
 
 from typing import TypeVar
 
@@ -14,18 +14,18 @@ S = TypeVar("S", Mesh, Points)
 
 
 def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
-    """Points spread evenly over the surface, each with the "normal" of its face.
+    """Sample points uniformly on the surface of a mesh, with the "normal" of their faces.
 
-    Other attributes go along: those of faces as they are, those of vertices interpolated (integers: from the nearest
-    corner).
+    Points also get the attributes of their faces, and those of the vertices by barycentric interpolation. Integers are
+    taken from the nearest vertex of the face.
 
     Args:
-        mesh: Faces without an area get no points. A mesh without any area gives no points.
-        count: How many points.
-        seed: Equal seeds give equal points.
+        mesh: Mesh to sample. If its area is zero, there are no points.
+        count: Number of points P.
+        seed: Seed of the sampling.
 
     Returns:
-        Points float64, on the device of the mesh.
+        Points with positions float64 [P, 3] and "normal" float32 [P, 3], on the device of the mesh.
 
     Raises:
         ImportError: If trimesh is not installed.
@@ -54,7 +54,7 @@ def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
 
 
 def interpolated(value: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
-    """An attribute of vertices at points inside faces: rows of the corners [P, 3] and barycentric weights [P, 3]."""
+    """Interpolate a vertex attribute at points inside faces, from vertices [P, 3] and barycentric weights [P, 3]."""
     if not value.is_floating_point():
         return value[corners.gather(1, weights.argmax(1, keepdim=True)).squeeze(1)]
     columns = as_columns(value)[corners]  # [P, 3, C]
@@ -64,9 +64,14 @@ def interpolated(value: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
 def fit(
     shape: S, lower: float | tuple[float, float, float] = -0.5, upper: float | tuple[float, float, float] = 0.5
 ) -> S:
-    """The shape moved to the middle of a box and scaled, all axes alike, until it fills it.
+    """Center a shape in a box and scale it, by the same factor on all axes, to the largest size that fits.
 
-    A shape without extent is moved only.
+    A shape without extent is only moved.
+
+    Args:
+        shape: Mesh or points. Vertices of a mesh that no face uses are ignored.
+        lower: Lower corner of the box, one number or one per axis.
+        upper: Upper corner of the box, likewise.
 
     Raises:
         ValueError: If the box is empty or a position is not finite.
@@ -90,14 +95,14 @@ def fit(
 
 
 def _positions(shape: Mesh | Points) -> Tensor:
-    """Of a mesh, those of its faces: a vertex that none of them uses is no part of the shape."""
+    """Get the positions of points, or of those vertices of a mesh that its faces use."""
     if isinstance(shape, Points):
         return shape.positions
     return shape.vertices[shape.faces.reshape(-1).long()] if len(shape.faces) else shape.vertices
 
 
 def check_finite(name: str, positions: Tensor) -> None:
-    """Raise for the first position [., 3] that is not finite."""
+    """Raise unless all positions [., 3] are finite."""
     finite = positions.isfinite().all(1)
     if not bool(finite.all()):
         row = int((~finite).int().argmax())

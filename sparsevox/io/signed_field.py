@@ -1,6 +1,6 @@
-"""Fields that are negative inside and positive outside: from the normals of voxels, or from which voxels exist.
+"""Scalar fields that are negative inside and positive outside, from voxels with normals or from occupancy.
 
-N voxels, M voxels of the band, which reaches one voxel farther to all sides; C channels.
+N voxels, M voxels of the band (the voxels dilated by 1), C channels.
 """
 
 from typing import Any
@@ -19,41 +19,44 @@ from sparsevox.shapes import Voxels
 from sparsevox.tensor import SparseTensor
 
 KERNEL = (0.25, 0.5, 0.25)  # weights along each axis
-REACHED = 1e-6  # a sum of weights from which a mean is taken; elsewhere no normal is near
-AGREED = 0.75  # the share of the empty voxels of a region whose sign the others then take
-SURE = 0.05  # of a voxel: how far from zero the field is kept where its sign was taken from a region
-NOISE = 1e-3  # of a voxel: what is closer to zero counts as inside, lest rounding fold the surface
-SOLID_SURE = 0.1  # of the field of a solid, which reaches from -1 to 1
+REACHED = 1e-6  # minimum sum of weights for a mean; below it, no normal is near
+AGREED = 0.75  # fraction of the empty voxels of a region with the same sign, from which all take it
+SURE = 0.05  # minimum distance to zero, in voxels, where the sign was taken from the region
+NOISE = 1e-3  # distance to zero, in voxels, below which a voxel counts as inside: rounding would fold the surface
+SOLID_SURE = 0.1  # minimum distance to zero of the field of a solid, which ranges from -1 to 1
 
 Pair = tuple[Tensor, Tensor]
 
 
 def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
-    """Distance to the surface that voxels and their normals describe, negative inside, on the voxels and those around.
+    """Compute the signed distance to the surface that voxels with normals describe, negative inside.
 
-    The voxels are a shell around the surface, one to three thick, such as `voxelize` or XCube make. First each finds
-    how high above the middle of the shell its center lies: its neighbors tell it, by their own height and the normals
-    between, a few times. That irons out the steps of the voxels, and no detail that normals show. Then the field at p
-    is the mean of `height_i + n_i . (p - c_i)`, weighted by how near the centers are and how long the normals, 1 at
-    most. A thick shell that is strongly curved comes out larger, by a fraction of a voxel.
+    The voxels form a shell around the surface, one to three voxels thick, such as `voxelize` or XCube produce.
 
-    Empty voxels of the band that hang together take the sign of the most of them, if three quarters agree. Where all
-    such regions agree, as on both sides of a shell without holes, the surface is closed, even if the shape is thin and
-    normals are zero or opposite. Otherwise it may end at the border of the band, as it does beside large holes. Where
-    no normal is near, voxels are inside, and what is around them takes the sign of its region, else is outside.
+    1. Each voxel estimates the height of its center above the middle of the shell, by relaxation: it repeatedly moves
+       toward the mean of what its neighbors' heights and the normals between them predict. This removes the staircase
+       of the voxels, but no detail that normals show. A thick shell of high curvature grows by a fraction of a voxel.
+    2. The field at p is the mean of `height_i + n_i . (p - c_i)` over nearby voxels i with center c_i and normal n_i,
+       weighted by their distance and by the length of n_i, at most 1.
+    3. In each connected component of the empty voxels of the band, all take the sign of the majority, if it is at least
+       three quarters. If all components agree, as on both sides of a shell without holes, the surface is closed,
+       even if the shape is thin and normals vanish or cancel. Otherwise it may end at the border of the band, as it
+       does next to large holes.
+
+    Where no normal is near, voxels are inside, and empty ones take the sign of their component, or else are outside.
 
     Args:
-        voxels: One grid with the attribute "normal", out of the surface.
-        relax: How often neighbors tell; more is smoother.
+        voxels: A single grid with the attribute "normal", floating-point [N, 3], pointing outward.
+        relax: Number of relaxation steps. More steps give a smoother surface.
 
     Returns:
-        Values float32 [M, 1] in world units. Voxels of the band lie within one of those given, diagonals included.
+        Values float32 [M, 1] in world units, on the band: the voxels dilated by 1, diagonals included.
 
     Raises:
         ImportError: If scipy is not installed.
-        TypeError: If `voxels` is no Voxels, or its normals are not floating-point.
-        ValueError: If it is a batch, lacks normals [N, 3] or has one that is not finite, if `relax` is negative, or if
-            the band would be out of range.
+        TypeError: If `voxels` is not a Voxels, or its normals are not floating-point.
+        ValueError: If `voxels` is a batch of several grids, has no finite normals [N, 3], or touches the coordinate
+            limits, or if `relax` is negative.
     """
     if not isinstance(voxels, Voxels):
         raise TypeError(f"voxels must be a sparsevox.Voxels, got {type(voxels).__name__}")
@@ -65,7 +68,7 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     check_finite("normal", normal)
     if checks.integer("relax", relax) < 0:
         raise ValueError(f"relax must not be negative, got {relax}")
-    library = _library()
+    connected_components = _import_connected_components()
     normal = normal.detach().float()
     normal = normal / torch.linalg.vector_norm(normal, dim=1, keepdim=True).clamp(min=1)
     length = torch.linalg.vector_norm(normal, dim=1, keepdim=True)
@@ -77,25 +80,25 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     reached = sums[:, 4] > REACHED
     field = sums[:, 3] / sums[:, 4].clamp(min=REACHED)
     field = torch.where(reached, field, torch.where(full, -edge / 2, edge / 2))
-    field = _agreed(library, field, reached, ~full, band, edge)
+    field = _agreed(connected_components, field, reached, ~full, band, edge)
     return SparseTensor(band, torch.where(field.abs() < NOISE * edge, -NOISE * edge, field)[:, None])
 
 
 def solid_field(grid: Grid) -> SparseTensor:
-    """A field that is negative in the voxels and positive around them, blurred a little: for the surface of a solid.
+    """Compute a blurred occupancy field, negative in the voxels and positive outside, to mesh a solid.
 
-    Its surface is closed and separates voxels from empty space, whatever the grid. A shell has two, one inside.
+    The zero level set is always closed and separates voxels from empty space. For a shell of voxels it has two parts,
+    one on each side.
 
     Args:
-        grid: One grid.
+        grid: A single grid.
 
     Returns:
-        Values float32 [M, 1] between -1 and 1, without a unit. Voxels of the band lie within one of those given,
-        diagonals included.
+        Values float32 [M, 1] in [-1, 1], without a unit, on the band: the voxels dilated by 1, diagonals included.
 
     Raises:
-        TypeError: If `grid` is no Grid.
-        ValueError: If it is a batch, or the band would be out of range.
+        TypeError: If `grid` is not a Grid.
+        ValueError: If `grid` is a batch of several grids, or touches the coordinate limits.
     """
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a sparsevox.Grid, got {type(grid).__name__}")
@@ -106,7 +109,7 @@ def solid_field(grid: Grid) -> SparseTensor:
     return SparseTensor(band, torch.where(full, field.clamp(max=-SOLID_SURE), field.clamp(min=SOLID_SURE)))
 
 
-def _library() -> Any:
+def _import_connected_components() -> Any:
     try:
         from scipy.sparse import coo_array, csgraph
     except ImportError as error:
@@ -117,53 +120,54 @@ def _library() -> Any:
 
 
 def _around(feats: Tensor, grid: Grid) -> tuple[Grid, Tensor]:
-    """The band, and for each of its voxels the weighted sum of the features [N, C] of those around it, itself included.
+    """Build the band, and sum the features [N, C] around each of its voxels, weighted by `KERNEL` along each axis.
 
-    With four channels or more, to the fourth is added what the first three, a vector, make with the way from a voxel.
+    With four channels or more, the first three are a vector v, and the fourth is summed plus v . (p - c), where c is
+    the center of the source voxel and p that of the band voxel.
     """
-    here = grid
-    for axis in range(3):
-        there = here.dilate(_along(axis, 1, 0))
-        sums = feats.new_zeros(there.num_voxels, feats.shape[1])
-        padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # the row -1
-        for tap, rows in enumerate(_table(here, there, axis, (-1, 0, 1))):
+    source = grid
+    for axis in range(3):  # the kernel is separable
+        dilated = source.dilate(_along(axis, 1, 0))
+        sums = feats.new_zeros(dilated.num_voxels, feats.shape[1])
+        padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # for row -1
+        for tap, rows in enumerate(_table(source, dilated, axis, (-1, 0, 1))):
             part = padded[rows.long()]
             if part.shape[1] > 3:
                 part[:, 3] += part[:, axis] * ((1 - tap) * grid.voxel_size[axis])
             sums += KERNEL[tap] * part
-        here, feats = there, sums
-    return here, feats
+        source, feats = dilated, sums
+    return source, feats
 
 
 def _heights(normal: Tensor, known: Tensor, grid: Grid, steps: int) -> Tensor:
-    """How far above the middle of the shell each voxel lies: [N], 0 where there is no normal.
+    """Estimate the height of each voxel above the middle of the shell: [N], 0 where there is no normal.
 
-    From zero each moves, in each step, half-way to the mean of what its neighbors and the normals between expect. That
-    leaves the mean over the shell where it is.
+    Starting from zero, each step moves a voxel halfway to the mean of the heights that its neighbors and the normals
+    between them predict. This preserves the mean height of the shell.
     """
-    height, ways, count = (normal.new_zeros(grid.num_voxels) for _ in range(3))
+    height, steps_up, count = (normal.new_zeros(grid.num_voxels) for _ in range(3))
     pairs: list[Pair] = []
-    there = torch.cat([known, known.new_zeros(1)])  # and of the row -1
+    has_normal = torch.cat([known, known.new_zeros(1)])  # [N + 1], the last one for row -1
     for axis in range(3):
         below, above = _table(grid, grid, axis, (-1, 1)).long()
         pairs.append((below, above))
-        for rows, way in ((below, grid.voxel_size[axis]), (above, -grid.voxel_size[axis])):
-            count += there[rows]
-            ways += torch.where(there[rows], (normal[:, axis] + normal[rows, axis]) * (way / 2), 0)
+        for rows, step in ((below, grid.voxel_size[axis]), (above, -grid.voxel_size[axis])):
+            count += has_normal[rows]
+            steps_up += torch.where(has_normal[rows], (normal[:, axis] + normal[rows, axis]) * (step / 2), 0)
     moving, count = known & (count > 0), count.clamp(min=1)
     for _ in range(steps):
-        told = torch.cat([height, height.new_zeros(1)])
-        expected = ways.clone()
+        padded = torch.cat([height, height.new_zeros(1)])
+        predicted = steps_up.clone()  # summed over the neighbors
         for below, above in pairs:
-            expected += told[below] + told[above]
-        height = torch.where(moving, (height + expected / count) / 2, 0)
+            predicted += padded[below] + padded[above]
+        height = torch.where(moving, (height + predicted / count) / 2, 0)
     return height
 
 
 def _agreed(components: Any, field: Tensor, votes: Tensor, empty: Tensor, band: Grid, edge: float) -> Tensor:
-    """The field with one sign in each region of empty voxels, joined by sides, in which most votes agree."""
+    """Give the majority sign to each connected component of empty voxels (by faces) in which enough votes agree."""
     rows = empty.nonzero().squeeze(1)
-    number = torch.full((band.num_voxels + 1,), -1, dtype=torch.int64, device=field.device)  # and of the row -1
+    number = torch.full((band.num_voxels + 1,), -1, dtype=torch.int64, device=field.device)  # the last one for row -1
     number[rows] = torch.arange(len(rows), device=field.device)
     edges = []
     for axis in range(3):
@@ -173,11 +177,11 @@ def _agreed(components: Any, field: Tensor, votes: Tensor, empty: Tensor, band: 
     count, region = components(torch.cat(edges, 1).cpu().numpy(), len(rows)) if len(rows) else (0, np.zeros(0, int))
     voting = votes[rows].cpu().numpy()
     inside = np.bincount(region, voting & (field[rows] <= 0).cpu().numpy(), count)
-    share = torch.from_numpy(1 - inside / np.maximum(np.bincount(region, voting, count), 1))
-    share = share[torch.from_numpy(region).long()].to(field.device)
+    outside = torch.from_numpy(1 - inside / np.maximum(np.bincount(region, voting, count), 1))  # fraction of the votes
+    outside = outside[torch.from_numpy(region).long()].to(field.device)
     distance = field[rows].abs().clamp(min=SURE * edge)
     field = field.clone()
-    field[rows] = torch.where(share >= AGREED, distance, torch.where(share <= 1 - AGREED, -distance, field[rows]))
+    field[rows] = torch.where(outside >= AGREED, distance, torch.where(outside <= 1 - AGREED, -distance, field[rows]))
     return field
 
 
@@ -187,7 +191,7 @@ def _along(axis: int, value: int, others: int) -> Axes:
 
 
 def _table(fine: Grid, coarse: Grid, axis: int, steps: tuple[int, ...]) -> Tensor:
-    """Rows of the voxels of one grid that lie evenly spaced steps along an axis from those of another: int32 [., M]."""
+    """Look up the voxels of `fine` at evenly spaced steps along an axis from those of `coarse`: rows int32 [., M]."""
     spacing = steps[1] - steps[0] if len(steps) > 1 else 1
     ones = (1, 1, 1)
     geometry = Geometry(_along(axis, len(steps), 1), ones, _along(axis, spacing, 1), _along(axis, -steps[0], 0))

@@ -1,4 +1,4 @@
-"""Surface nets: a smooth mesh of the level set of a sparse field.
+"""Surface nets: a smooth mesh of a level set of a sparse field.
 
 N voxels, M cells that the surface crosses, V vertices, Q quads.
 """
@@ -21,33 +21,32 @@ CELL = Geometry((2, 2, 2), (1, 1, 1), (1, 1, 1), (0, 0, 0))
 class Cells(NamedTuple):
     """Cells that the surface crosses."""
 
-    corners: Tensor  # rows of their voxels: int64 [8, M]
-    crossed: Tensor  # bool [M, 12]
-    vertex: Tensor  # that each edge belongs to, if it is crossed: int64 [M, 12]
-    owner: Tensor  # the cell of each vertex: int64 [V]
+    corners: Tensor  # rows of the voxels at the corners: int64 [8, M]
+    crossed: Tensor  # whether the surface crosses each edge: bool [M, 12]
+    vertex: Tensor  # vertex of each crossed edge: int64 [M, 12]
+    owner: Tensor  # cell of each vertex: int64 [V]
 
 
 def surface_nets(field: SparseTensor, level: float = 0.0, *, smooth: int = 0) -> Mesh:
-    """The surface where a field passes a level, by naive surface nets; inside is where it is not above the level.
+    """Extract a level set by naive surface nets (Gibson 1998). Inside is where the field is at most `level`.
 
-    A cell lies between the centers of eight voxels that all exist. Every sheet of the surface in a cell has a vertex,
-    at the mean of where its edges pass the level, and every edge that passes the level and has its four cells gives a
-    quad around it, cut along its shorter diagonal. Where the field ends, so does the surface; elsewhere it is closed:
-    each edge is run through as often in one direction as in the other.
+    The corners of a cell are the centers of eight voxels, all of which must exist. Each connected piece (sheet) of the
+    surface in a cell gets one vertex, at the mean of the crossings of its edges. Each crossed edge with four cells gets
+    a quad, split along its shorter diagonal. The surface is closed except where the field ends.
 
     Args:
-        field: One value for each voxel of one grid, [N, 1].
-        level: Its value on the surface.
-        smooth: How often each vertex moves to the mean of its neighbors, though never out of its cell. For fields
-            that jump, such as occupancy.
+        field: One value per voxel of a single grid, floating-point [N, 1].
+        level: Value of the field on the surface.
+        smooth: Number of smoothing steps, which move each vertex to the mean of its neighbors without leaving its cell.
+            Use it for discontinuous fields, such as occupancy.
 
     Returns:
         Vertices float64 [V, 3] in world coordinates, faces int64 [F, 3], counter-clockwise seen from outside.
 
     Raises:
-        TypeError: If `field` is no SparseTensor or `level` no number.
-        ValueError: If it is a batch or has other than one channel, a value or the level is not finite, or `smooth` is
-            negative.
+        TypeError: If `field` is not a SparseTensor or `level` is not a number.
+        ValueError: If `field` is a batch of several grids, does not have one channel, or is not finite, if `level` is
+            not finite, or if `smooth` is negative.
     """
     field, level = _cells.check_field("field", field, level)
     if checks.integer("smooth", smooth) < 0:
@@ -56,7 +55,7 @@ def surface_nets(field: SparseTensor, level: float = 0.0, *, smooth: int = 0) ->
     inside = values <= 0
     corners = kernel_table(grid, grid, CELL)  # [8, N]
     mask = _corners_inside(corners, inside)
-    lower = ((mask > 0) & (mask < 255)).nonzero().squeeze(1)  # voxels at the lower corners of cells: [M]
+    lower = ((mask > 0) & (mask < 255)).nonzero().squeeze(1)  # row of the voxel at the lower corner of each cell: [M]
     cells = _cells_of(mask[lower], corners[:, lower].long())
     local = _means(values, cells)
     quads = _quads(cells, inside)
@@ -68,7 +67,7 @@ def surface_nets(field: SparseTensor, level: float = 0.0, *, smooth: int = 0) ->
 
 
 def _corners_inside(corners: Tensor, inside: Tensor) -> Tensor:
-    """Which corners of the cell above each voxel are inside, as bits: int64 [N]; 0 where a corner is missing."""
+    """Mark which corners of the cell above each voxel are inside, as bits: int64 [N], 0 where a corner is missing."""
     mask = torch.zeros(corners.shape[1], dtype=torch.int64, device=corners.device)
     whole = torch.ones_like(mask, dtype=torch.bool)
     for bit, rows in enumerate(corners):
@@ -86,19 +85,19 @@ def _cells_of(mask: Tensor, corners: Tensor) -> Cells:
 
 
 def _means(values: Tensor, cells: Cells) -> Tensor:
-    """The mean of where the edges of a sheet pass zero, in voxels from the lower corner of its cell: float64 [V, 3]."""
-    sums = values.new_zeros(len(cells.owner), 4)
+    """Average the zero crossings of each sheet, in voxels from the lower corner of its cell: float64 [V, 3]."""
+    sums = values.new_zeros(len(cells.owner), 4)  # x, y, z and their number
     for edge, (start, end) in enumerate(zip(_cells.FROM, _cells.TO, strict=True)):
         chosen = cells.crossed[:, edge].nonzero().squeeze(1)
         a, b = values[cells.corners[start, chosen]], values[cells.corners[end, chosen]]
         point = values.new_tensor([*_cells.CORNERS[start], 1]).repeat(len(chosen), 1)
         point[:, edge // 4] += a / (a - b)
-        sums[cells.vertex[chosen, edge]] += point  # an edge has one sheet, so no vertex comes twice
+        sums[cells.vertex[chosen, edge]] += point  # no vertex occurs twice, since an edge belongs to one sheet
     return sums[:, :3] / sums[:, 3:]
 
 
 def _quads(cells: Cells, inside: Tensor) -> Tensor:
-    """The four vertices around every edge that is crossed and has its four cells: int64 [Q, 4]."""
+    """Connect the four vertices around every crossed edge that has four cells: int64 [Q, 4]."""
     found = []
     for axis in range(3):
         around = torch.full((len(inside), 4), -1, dtype=torch.int64, device=inside.device)
@@ -112,9 +111,9 @@ def _quads(cells: Cells, inside: Tensor) -> Tensor:
 
 
 def _relaxed(local: Tensor, corner: Tensor, quads: Tensor, steps: int) -> Tensor:
-    """Vertices moved, again and again, to the mean of those that share an edge of a quad, within their cells."""
+    """Move each vertex to the mean of its neighbors along edges of quads, repeatedly, clamped to its cell."""
     count = len(local)
-    ends = torch.cat([quads, quads.roll(1, 1)]).flatten(), torch.cat([quads.roll(1, 1), quads]).flatten()
+    ends = torch.cat([quads, quads.roll(1, 1)]).flatten(), torch.cat([quads.roll(1, 1), quads]).flatten()  # [8 Q] each
     edges = torch.unique(ends[0] * count + ends[1])
     offsets = torch.searchsorted(edges, torch.arange(count + 1, device=edges.device) * count)
     alone = (offsets.diff() == 0)[:, None]

@@ -1,4 +1,4 @@
-"""Voxels to meshes: one way in, whatever there is.
+"""Meshing of voxels, with a method that suits their attributes.
 
 N voxels, V vertices.
 """
@@ -15,29 +15,31 @@ from sparsevox.shapes import Mesh, Voxels
 
 Method = Literal["auto", "faces", "nets", "marching_cubes"]
 METHODS = ("auto", "faces", "nets", "marching_cubes")
-SMOOTH = 2  # steps for a field that knows no distances
+SMOOTH = 2  # smoothing steps for occupancy
 
 
 def to_mesh(voxels: Voxels | Grid, method: Method = "auto") -> Mesh:
-    """A mesh of one grid of voxels, in world coordinates, oriented outwards.
+    """Create a mesh of a single grid of voxels.
 
-    - "faces": the sides of the voxels, merged into rectangles: `voxel_faces`. "color" and "label" are those of faces.
-    - "nets": a smooth surface, `surface_nets` of `signed_field` where there are normals, else of `solid_field`. "color"
-      and "label" of each vertex are those of the nearest voxel.
-    - "marching_cubes": the same with `marching_cubes`.
-    - "auto": "nets" where there are normals, else "faces".
+    - "faces": exposed faces of the voxels, merged into rectangles, by `voxel_faces`. "color" and "label" become face
+      attributes.
+    - "nets": a smooth surface by `surface_nets`, of `signed_field` if there are normals, else of `solid_field`. Each
+      vertex takes "color" and "label" from the nearest voxel.
+    - "marching_cubes": likewise by `marching_cubes`.
+    - "auto": "nets" if there are normals, else "faces".
 
     Args:
-        voxels: One grid, with attributes or without.
-        method: One of the above.
+        voxels: A single grid, with or without attributes.
+        method: Method, one of the above.
 
     Returns:
-        Vertices float64 [V, 3], faces int64 [F, 3].
+        Vertices float64 [V, 3] in world coordinates, faces int64 [F, 3], oriented outward.
 
     Raises:
-        ImportError: If scipy, for normals, or scikit-image, for marching cubes, is not installed.
-        TypeError: If `voxels` is neither Voxels nor a Grid.
-        ValueError: If it is a batch, the method is unknown, or normals are not finite or not [N, 3].
+        ImportError: If scipy (for normals) or scikit-image (for marching cubes) is not installed.
+        TypeError: If `voxels` is neither a Voxels nor a Grid.
+        ValueError: If `voxels` is a batch of several grids, `method` is unknown, or normals are not [N, 3] or not
+            finite.
     """
     if not isinstance(voxels, Voxels | Grid):
         raise TypeError(f"voxels must be a sparsevox.Voxels or Grid, got {type(voxels).__name__}")

@@ -1,4 +1,4 @@
-"""Meshes to and from trimesh, which reads, writes and samples them: `pip install 'sparsevox[io]'`."""
+"""Conversion of meshes to and from trimesh, which reads, writes and samples them: `pip install 'sparsevox[io]'`."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def import_trimesh() -> Any:
-    """The module trimesh, or an ImportError that says how to get it."""
+    """Import trimesh, or raise an ImportError that tells how to install it."""
     try:
         import trimesh
     except ImportError as error:
@@ -28,29 +28,32 @@ def import_trimesh() -> Any:
 
 @contextmanager
 def parsing() -> Iterator[Any]:
-    """The module trimesh, for reading a file. Whatever its parsers raise becomes a ValueError.
+    """Provide the trimesh module for reading a file, and turn any error of its parsers into a ValueError.
 
     Raises:
-        ImportError: If trimesh is not installed, or Pillow where the file needs it.
-        ValueError: If a parser fails, or a number in a text is none.
+        ImportError: If trimesh is not installed, or the file needs Pillow and that is not installed.
+        ValueError: If a parser fails, or text cannot be parsed as numbers.
     """
     trimesh = import_trimesh()
     with warnings.catch_warnings():
-        # NumPy before 2.3 only warns of it, and stops reading there.
+        # NumPy before 2.3 warns about text that is not a number, and silently drops the rest.
         warnings.filterwarnings("error", message=".*could not be read to its end", category=DeprecationWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)  # a vertex without texture coordinates has NaN there
+        warnings.simplefilter("ignore", RuntimeWarning)  # vertices without texture coordinates have NaN
         try:
             yield trimesh
-        except Exception as error:  # a damaged file may raise nearly anything
+        except Exception as error:  # damaged files raise exceptions of many types
             if isinstance(error, ImportError) and "PIL" in str(error):
                 raise ImportError("texture coordinates need Pillow: pip install 'sparsevox[io]'") from error
-            raise ValueError(f"trimesh cannot read it: {error!r}") from error
+            raise ValueError(f"trimesh cannot read the file: {error!r}") from error
 
 
 def to_trimesh(mesh: Mesh) -> "trimesh.Trimesh":
-    """The mesh with every vertex and face in its row; "color" and "normal" go along.
+    """Convert a mesh to trimesh, with its "color" and the "normal" of its vertices. Rows keep their order.
 
-    Where vertices and faces both have a color, that of the vertices counts.
+    If both vertices and faces have a color, that of the vertices is used.
+
+    Raises:
+        ImportError: If trimesh is not installed.
     """
     made = import_trimesh().Trimesh(
         mesh.vertices.detach().cpu().double().numpy(), mesh.faces.cpu().numpy(), process=False
@@ -65,16 +68,18 @@ def to_trimesh(mesh: Mesh) -> "trimesh.Trimesh":
 
 
 def exported(mesh: "trimesh.Trimesh", kind: str, **options: Any) -> bytes:
-    """The bytes of a file of that kind, such as "obj"."""
+    """Encode a mesh as a file of the given type, such as "obj"."""
     data: Any = mesh.export(file_type=kind, **options)
     return data.encode() if isinstance(data, str) else bytes(data)
 
 
 def from_trimesh(mesh: "trimesh.Trimesh") -> Mesh:
-    """The mesh with every vertex and face in its row. Colors, textures too, become "color" of the vertices or faces.
+    """Convert a mesh from trimesh. Rows keep their order, and colors become "color" of the vertices or faces.
 
-    A vertex has the color that its texture has there. A mesh in one of the grays that trimesh gives to what has no
-    color gets none.
+    A texture is sampled at the vertices. The default grays of trimesh, for meshes without colors, are ignored.
+
+    Returns:
+        Vertices float64 [V, 3], faces int64 [F, 3], "color" float32 [., 3].
     """
     vertices, faces = torch.from_numpy(np.array(mesh.vertices, np.float64)), torch.from_numpy(np.array(mesh.faces))
     vertex: dict[str, torch.Tensor] = {}
@@ -94,10 +99,10 @@ def _color(rgba: Array) -> torch.Tensor:
 
 
 def _texture_colors(visual: Any, count: int) -> Array | None:
-    """Red, green and blue of `count` vertices: of the texture, or of a material without one."""
-    looks = import_trimesh().visual
+    """Get the RGBA colors [count, 4] of the vertices from the texture, or else from the material."""
+    visuals = import_trimesh().visual
     colors = np.asarray(visual.material.to_color(visual.uv))
     if colors.shape != (count, 4):
         colors = np.tile(visual.material.main_color, (count, 1))
-    grays = (looks.color.DEFAULT_COLOR, looks.material.empty_material().to_color(np.zeros((1, 2))))
+    grays = (visuals.color.DEFAULT_COLOR, visuals.material.empty_material().to_color(np.zeros((1, 2))))
     return None if any((colors == gray).all() for gray in grays) else colors

@@ -1,4 +1,4 @@
-"""Voxels from files and to files, which NumPy reads without this library.
+"""Reading and writing voxels, in files that NumPy can read without this library.
 
 N voxels, B grids, C channels.
 """
@@ -29,30 +29,30 @@ from sparsevox.shapes import Voxels
 Array = NDArray[Any]
 
 VERSION = 1
-ATTRIBUTE = "attribute:"  # how names of attributes begin in a file
-COORDS = ("ijk", "coords")  # names of the array of coordinates in files of others
+ATTRIBUTE = "attribute:"  # prefix of the attribute names in a file
+COORDS = ("ijk", "coords")  # accepted names of the array of coordinates in files of other programs
 
 
 def save_voxels(voxels: Voxels, path: FilePath, *, half: bool = False, compress: bool = True) -> None:
-    """Write a batch of voxels to a .npz file, all or nothing. Equal voxels give equal bytes.
+    """Save a batch of voxels to a .npz file, atomically. Equal voxels give equal bytes.
 
-    NumPy reads it without this library. The arrays, rows in the order of the grid:
+    NumPy can read the file without this library. It holds these arrays, in the row order of the grid:
 
-    - "sparsevox_voxels": the version of this layout, 1
-    - "ijk": integers [N, 3], as small as they fit
+    - "sparsevox_voxels": the version of the format, 1
+    - "ijk": coordinates, integers [N, 3] of the smallest dtype that holds them
     - "offsets": int64 [B + 1], the first row of each grid, then N
     - "voxel_size", "origin": float64 [3]; the center of voxel ijk lies at origin + voxel_size * ijk
-    - "attribute:NAME": [N] or [N, C]; bfloat16 becomes float32
+    - "attribute:NAME": the attribute NAME, [N] or [N, C]; bfloat16 becomes float32
 
     Args:
-        voxels: What to write.
-        path: Ends in .npz.
-        half: Whether to store floating-point attributes as float16. They come back as such.
-        compress: Whether to deflate the arrays.
+        voxels: Voxels to save.
+        path: File to write. Must end in .npz.
+        half: Whether to store floating-point attributes as float16. They are also loaded as float16.
+        compress: Whether to compress the arrays.
 
     Raises:
-        ValueError: If the name ends otherwise, the name of an attribute could be a path, or a value is too large for
-            float16.
+        ValueError: If the suffix is not .npz, the name of an attribute is empty, not printable or contains a slash, or
+            a value exceeds the range of float16.
     """
     suffix_of(path, ".npz")
     grid = voxels.grid
@@ -69,25 +69,26 @@ def save_voxels(voxels: Voxels, path: FilePath, *, half: bool = False, compress:
 
 
 def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scale | None = None) -> Voxels:
-    """A batch of voxels from a .npz or .npy file.
+    """Load a batch of voxels from a .npz or .npy file.
 
-    What `save_voxels` wrote comes back bit for bit. Other files may hold
+    Files of `save_voxels` are restored bit for bit. Files of other programs may hold
 
-    - .npy: integers [N, 3] = (i, j, k) of one grid, or [N, 4] = (b, i, j, k)
-    - .npz: such an array called "ijk" or "coords"; every other array of numbers [N] or [N, C] becomes an attribute.
+    - .npy: coordinates (i, j, k) of a single grid, integers [N, 3], or (b, i, j, k), [N, 4]
+    - .npz: such an array named "ijk" or "coords"; other numeric arrays [N] or [N, C] become attributes
 
-    Rows may lie in any order in the file.
+    with rows in any order.
 
     Args:
-        path: The file.
-        voxel_size: Edges of a voxel, where the file does not say; 1 by default.
-        origin: Center of voxel (0, 0, 0), where the file does not say; 0 by default.
+        path: File to load.
+        voxel_size: Edge lengths of a voxel in world units, one number or one per axis, if the file does not store them.
+            By default 1.
+        origin: World position of the center of voxel (0, 0, 0), if the file does not store it. By default 0.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the name ends otherwise, the file is damaged, of another version, or holds Python objects, which
-            would have to be unpickled; if a voxel comes twice or is out of range; if the file says `voxel_size` or
-            `origin` itself. It names the file.
+        ValueError: If the suffix is unknown, the file is damaged, has another version or holds pickled Python objects,
+            a voxel occurs twice or is out of range, or `voxel_size` or `origin` is given for a file that stores them.
+            The message starts with the path.
     """
     file = existing(path, ".npz", ".npy")
     with prefix_errors(path):
@@ -97,7 +98,7 @@ def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scal
             size, start = (1.0 if voxel_size is None else voxel_size), (0.0 if origin is None else origin)
             return _in_grid_order(coords, None, size, start, attributes)
         if voxel_size is not None or origin is not None:
-            raise ValueError("voxel_size and origin are for files that do not say them, and this one does")
+            raise ValueError("voxel_size and origin must be None for a file that stores them, as this one does")
         return _own(arrays)
 
 
@@ -110,25 +111,27 @@ def load_volume(
     voxel_size: Scale = 1.0,
     origin: Scale = 0.0,
 ) -> Voxels:
-    """The voxels of a dense volume [X, Y, Z] or [B, X, Y, Z] in a .npy or .npz file.
+    """Load the occupied voxels of a dense volume [X, Y, Z] or [B, X, Y, Z] from a .npy or .npz file.
 
-    - bool: the True ones
-    - integers: those that are not 0, with their number as "label", int64 [N]
-    - floats: those with `above` < value < `below`, with their value as "value" [N, 1]. `above=0.5` suits an occupancy,
-      `below=0.0` the inside of a signed distance, both together a band around its surface. NaN is neither.
+    - bool: voxels that are True
+    - integers: voxels that are not 0, with their value as "label", int64 [N]
+    - floats: voxels with `above` < value < `below`, with their value as "value", [N, 1]. Use `above=0.5` for
+      occupancy, `below=0.0` for the inside of a signed distance field, and both for a band around its surface. NaN is
+      never occupied.
 
     Args:
-        path: The file.
-        name: Which array of a .npz file, if it holds more than one.
-        above: Of floats, the lower limit.
-        below: Of floats, the upper limit.
-        voxel_size: Edges of a voxel.
-        origin: Center of voxel (0, 0, 0), the first of the volume.
+        path: File to load.
+        name: Name of the array, if a .npz file holds several.
+        above: Lower limit of floats, exclusive.
+        below: Upper limit of floats, exclusive.
+        voxel_size: Edge lengths of a voxel in world units, one number or one per axis.
+        origin: World position of the center of the first voxel of the volume, which gets coordinates (0, 0, 0).
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the name ends otherwise, the file is damaged or holds Python objects, there is no such array or
-            it is no volume, or limits are missing for floats or given for something else. It names the file.
+        ValueError: If the suffix is unknown, the file is damaged or holds pickled Python objects, the array does not
+            exist or is not a volume, or limits are missing for floats or given for other dtypes. The message starts
+            with the path.
     """
     file = existing(path, ".npz", ".npy")
     with prefix_errors(path):
@@ -138,9 +141,12 @@ def load_volume(
             raise ValueError(f"name must be one of {sorted(arrays)}, got {name!r}")
         volume = arrays[chosen]
         if volume.ndim not in (3, 4) or volume.dtype.kind not in "biuf":
-            raise ValueError(f"a volume is [X, Y, Z] or [B, X, Y, Z], got {volume.dtype} {list(volume.shape)}")
+            raise ValueError(
+                f"the volume must be real numbers of shape [X, Y, Z] or [B, X, Y, Z], got {volume.dtype} "
+                f"{list(volume.shape)}"
+            )
         if (volume.dtype.kind == "f") == (above is None and below is None):
-            raise ValueError(f"above and below limit floats, and only floats, got {volume.dtype}")
+            raise ValueError(f"above or below must be given for floats and only for floats, got {volume.dtype}")
         values = to_tensor("volume", volume if volume.ndim == 4 else volume[None])
         if values.is_floating_point():
             mask = torch.ones_like(values, dtype=torch.bool) if above is None else values > above
@@ -164,22 +170,22 @@ def _smallest(ijk: Array) -> Array:
 def _halved(name: str, value: Tensor) -> Tensor:
     half = value.detach().half()
     if bool((half.isinf() & value.isfinite()).any()):
-        raise ValueError(f"attribute {name!r} must fit into float16, got {float(value.abs().nan_to_num().max())}")
+        raise ValueError(f"attribute {name!r} must fit in float16, got {float(value.abs().nan_to_num().max())}")
     return half
 
 
 def _own(arrays: Mapping[str, Array]) -> Voxels:
     version = arrays["sparsevox_voxels"]
     if version.shape or version.dtype.kind not in "iu" or version != VERSION:
-        raise ValueError(f"the layout of the file is version {version}, and this sparsevox reads version {VERSION}")
+        raise ValueError(f"the version of the file format must be {VERSION}, got {version}")
     missing = [name for name in ("ijk", "offsets", "voxel_size", "origin") if name not in arrays]
     if missing:
-        raise ValueError(f"the file has no {missing[0]}, got {sorted(arrays)}")
+        raise ValueError(f"the file must have the array {missing[0]}, got {sorted(arrays)}")
     ijk = checks.integers("ijk", checks.shape("ijk", to_tensor("ijk", arrays["ijk"]), "N", 3))
     offsets = checks.shape("offsets", to_tensor("offsets", arrays["offsets"]), "B + 1")
     sizes = checks.integers("offsets", offsets).diff()
     if not len(offsets) or bool((sizes < 0).any()) or offsets[0] != 0:
-        raise ValueError("offsets must begin with 0 and rise to the number of rows of ijk")
+        raise ValueError("offsets must start with 0 and never decrease")
     if offsets[-1] != len(ijk):
         raise ValueError(f"offsets must end with the number of rows of ijk, {len(ijk)}, got {int(offsets[-1])}")
     batch = torch.arange(len(sizes)).repeat_interleave(sizes)
@@ -194,10 +200,10 @@ def _own(arrays: Mapping[str, Array]) -> Voxels:
 
 
 def _foreign(arrays: Mapping[str, Array]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Coordinates and attributes of a file that someone else wrote."""
+    """Read coordinates and attributes from a file of another program."""
     found = [name for name in ("", *COORDS) if name in arrays]
     if len(found) != 1:
-        raise ValueError(f"one array must be called {' or '.join(COORDS)}, got {sorted(arrays)}")
+        raise ValueError(f"exactly one array must be named {' or '.join(COORDS)}, got {sorted(arrays)}")
     coords = to_tensor(found[0] or "coords", arrays[found[0]])
     others = {name: array for name, array in arrays.items() if name not in found}
     return coords, rowwise(others, len(coords) if coords.ndim else 0)
@@ -210,11 +216,13 @@ def _in_grid_order(
     rows = grid.index(coords)
     if grid.num_voxels != len(coords):
         row = int((torch.bincount(rows) > 1).int().argmax())
-        raise ValueError(f"voxel {tuple(grid.coords[row].tolist())} comes more than once")
+        raise ValueError(f"voxels must be distinct, got {tuple(grid.coords[row].tolist())} more than once")
     ordered: dict[str, Tensor] = {}
     for name, value in attributes.items():
         if value.ndim not in (1, 2) or len(value) != len(coords):
-            raise ValueError(f"attribute {name!r} must have shape [{len(coords)}] or [., C], got {list(value.shape)}")
+            raise ValueError(
+                f"attribute {name!r} must have shape [{len(coords)}] or [{len(coords)}, C], got {list(value.shape)}"
+            )
         ordered[name] = torch.empty_like(value)
         ordered[name][rows] = value
     return Voxels(grid, ordered)

@@ -1,4 +1,4 @@
-"""Meshes and point clouds to voxels with attributes.
+"""Voxelization of meshes and point clouds, with their attributes.
 
 P points, N voxels, C channels.
 """
@@ -15,7 +15,7 @@ from sparsevox.io.sampling import check_finite, sample_surface
 from sparsevox.ops.voxelize import check_points
 from sparsevox.shapes import Attributes, Mesh, Points, Voxels, as_columns
 
-NORMAL_EPS = 1e-6  # XCube divides a splatted normal by its length plus this
+NORMAL_EPS = 1e-6  # added to the length of a splatted normal before the division, as in XCube
 SAMPLES_PER_VOXEL = 10
 
 Splat = Literal["trilinear", "nearest"]
@@ -32,32 +32,34 @@ def voxelize(
     seed: int = 0,
     density: bool = False,
 ) -> Voxels:
-    """The voxels that a shape touches, with its attributes.
+    """Voxelize the surface of a mesh, or a point cloud, with its attributes.
 
-    The voxels of a mesh are those whose closed box a triangle touches; its attributes, and a "normal", come from points
-    sampled on its surface. The voxels of points are those that contain them. `splat_attributes` says how attributes
-    come from points.
+    A mesh occupies the voxels whose closed box intersects a triangle. Its attributes, and a "normal", come from points
+    sampled on its surface. Points occupy the voxels that contain them. See `splat_attributes` for how attributes of
+    points become attributes of voxels.
 
     Args:
-        shape: On the device where the work is to be done.
-        voxel_size: Edges of a voxel. Either this or `grid`.
-        origin: Center of voxel (0, 0, 0).
-        grid: One grid whose voxels receive the attributes, in place of those that the shape touches.
-        splat: "trilinear": a point counts for the eight voxels around it, by their weights. "nearest": for the voxel
-            that contains it.
-        samples: How many points to sample on a mesh; 10 for each voxel by default.
-        seed: Of the sampled points.
-        density: Whether to count the points in each voxel as the attribute "density".
+        shape: Mesh or points, on the device to compute on.
+        voxel_size: Edge lengths of a voxel in world units, one number or one per axis. Either this or `grid`.
+        origin: World position of the center of voxel (0, 0, 0).
+        grid: A single grid whose voxels receive the attributes, instead of those that the shape occupies.
+        splat: "trilinear" distributes a point over the eight voxels around it, "nearest" assigns it to the voxel that
+            contains it.
+        samples: Number of points to sample on a mesh. By default 10 per voxel.
+        seed: Seed of the sampling.
+        density: Whether to add the attribute "density", the number of points per voxel.
 
     Raises:
         ImportError: If the shape is a mesh and trimesh is not installed.
-        TypeError: If the shape is neither mesh nor points.
-        ValueError: If both or none of `voxel_size` and `grid` are given, or a position is not finite or out of range.
+        TypeError: If the shape is neither a Mesh nor Points.
+        ValueError: If not exactly one of `voxel_size` and `grid` is given, or a position is not finite or out of range.
     """
     if not isinstance(shape, Mesh | Points):
         raise TypeError(f"shape must be a Mesh or Points, got {type(shape).__name__}")
     if (grid is None) == (voxel_size is None):
-        raise ValueError("give either voxel_size or grid")
+        raise ValueError(
+            f"exactly one of voxel_size and grid must be given, got {'neither' if grid is None else 'both'}"
+        )
     if grid is None:
         assert voxel_size is not None
         if isinstance(shape, Mesh):
@@ -72,26 +74,26 @@ def voxelize(
 def splat_attributes(
     points: Points, grid: Grid, batch: Tensor | None = None, *, splat: Splat = "trilinear", density: bool = False
 ) -> Voxels:
-    """Attributes of voxels from those of points.
+    """Transfer attributes from points to voxels.
 
-    - "normal": the weighted sum of the normals around, divided by its length plus 1e-6. Zero where there are none.
-    - other floats: the weighted mean. A voxel that no point reaches takes the row of the nearest one that some reach.
-    - integers: what most points in the voxel say, the smallest of equally many, channel by channel; else as the nearest
-      voxel with points.
-    - "density", if asked for: how many points the voxel contains.
+    - "normal": weighted sum of the normals of nearby points, divided by its length plus 1e-6; zero if there are none.
+    - other floats: weighted mean. Voxels without nearby points copy the nearest voxel that has some.
+    - integers: majority vote of the points in the voxel, per channel; ties go to the smallest value. Voxels without
+      points copy the nearest voxel that has some.
+    - "density": number of points in the voxel, float32 [N, 1], if `density` is set.
 
-    Weights are trilinear, or 1 for the voxel that contains the point with `splat="nearest"`.
+    Weights are trilinear, or with `splat="nearest"` 1 for the voxel that contains the point.
 
     Args:
-        points: Points [P] with attributes.
-        grid: What receives.
-        batch: Batch item of each point, integers [P], 0 by default.
+        points: P points with attributes.
+        grid: Grid whose N voxels receive the attributes.
+        batch: Batch item of each point, integers [P]. By default 0.
         splat: "trilinear" or "nearest".
-        density: Whether to count.
+        density: Whether to add the attribute "density".
 
     Raises:
         TypeError: If `batch` does not hold integers.
-        ValueError: If `splat` is unknown, a position is not finite, or shapes or devices do not fit.
+        ValueError: If `splat` is unknown, a position is not finite, or shapes or devices do not match.
     """
     if splat not in ("trilinear", "nearest"):
         raise ValueError(f"splat must be 'trilinear' or 'nearest', got {splat!r}")
@@ -117,7 +119,7 @@ def _splat_floats(
     positions: Tensor, attributes: Attributes, grid: Grid, batch: Tensor, rows: Tensor | None
 ) -> dict[str, Tensor]:
     columns = [as_columns(value) for value in attributes.values()]
-    # Sums of many points, and how many there are, are beyond 16 bits.
+    # The ones are float32 and promote half-precision attributes, whose sums would overflow or lose precision.
     values = torch.cat([*columns, torch.ones(len(positions), 1, device=positions.device)], 1)
     if rows is None:
         sums = ops.splat_trilinear(positions, values, grid, batch)
@@ -138,21 +140,21 @@ def _splat_floats(
 
 
 def normalized(normals: Tensor) -> Tensor:
-    """Normals [N, 3] divided by their length plus 1e-6, as XCube does: zero stays zero."""
+    """Divide normals [N, 3] by their length plus 1e-6, as XCube does. Zero stays zero."""
     return normals / (torch.linalg.vector_norm(normals, dim=1, keepdim=True) + NORMAL_EPS)
 
 
 def _sum_at(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sum [N, C] of the values [P, C] of each row, in the order of the points; rows of -1 are left out."""
+    """Sum values [P, C] by their rows [P] to [N, C], in the order of the points. Rows of -1 are skipped."""
     ordered, order = torch.sort(rows, stable=True)
     offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=rows.device))
     return ops.segment_reduce(values[order], offsets, "sum")
 
 
 def _nearest_of(grid: Grid, marked: Tensor) -> Tensor:
-    """For each voxel its own row if it is marked, else that of the nearest marked one of its item: int64 [N].
+    """Find the nearest marked voxel of the same batch item, for each voxel: int64 [N].
 
-    An item without a marked voxel keeps its own rows.
+    Marked voxels, and all voxels of an item without marked ones, get their own row.
     """
     own = torch.arange(grid.num_voxels, device=grid.device)
     missing = ~marked
@@ -167,14 +169,14 @@ def _nearest_of(grid: Grid, marked: Tensor) -> Tensor:
 
 
 def _majority(labels: Tensor, grid: Grid, rows: Tensor) -> Tensor:
-    """The commonest label of each voxel, the smallest of equally common ones."""
+    """Find the most common label of each voxel; ties go to the smallest label."""
     inside = rows >= 0
     classes, number = torch.unique(labels[inside], return_inverse=True)
     made = labels.new_zeros(grid.num_voxels)
     if not len(classes):
         return made
     votes, counts = torch.unique(rows[inside] * len(classes) + number, return_counts=True)
-    # The last entry written to a voxel wins, so the commonest comes last, and of those the smallest label.
+    # Sort by voxel, then by count, then by descending label: the last entry of each voxel is its majority.
     order = torch.arange(len(votes), device=votes.device).flip(0)
     order = order[torch.sort(counts[order], stable=True).indices]
     order = order[torch.sort(votes[order] // len(classes), stable=True).indices]
