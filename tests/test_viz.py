@@ -223,10 +223,10 @@ def test_bad_arguments(arguments, error, message, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("grids", "arguments", "message"),
     [
-        ([], {}, "grids must hold one grid at least, got none"),
+        ([], {}, "grids must hold at least one grid, got none"),
         ([Grid.empty(2)], {}, r"grids\[0\] must be one grid, got a batch of 2"),
-        ([ONE], {"titles": ["a", "b"]}, "titles must hold one entry for each of 1 grids, got 2"),
-        ([ONE], {"colors": []}, "colors must hold one entry for each of 1 grids, got 0"),
+        ([ONE], {"titles": ["a", "b"]}, "titles must have one entry per grid, 1, got 2"),
+        ([ONE], {"colors": []}, "colors must have one entry per grid, 1, got 0"),
         (
             [ONE, ONE],
             {"colors": [None, torch.ones(2, 3)]},

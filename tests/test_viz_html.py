@@ -88,11 +88,11 @@ def test_voxels_and_their_sides(data: VoxelSet, tmp_path_factory) -> None:
     everything = {i: {v[1:] for v in data.voxels if v[0] == i} for i in range(data.batch_size)}
     extents = [max(x) - min(x) for voxels in everything.values() if voxels for x in zip(*voxels, strict=True)]
     if max(extents, default=0) > 65535:
-        with pytest.raises(ValueError, match="must span 65536 voxels at most along an axis"):
+        with pytest.raises(ValueError, match="must span at most 65536 voxels along each axis"):
             show_html(grid, path)
         return
     if not data.batch_size:
-        with pytest.raises(ValueError, match="shapes must hold one shape at least"):
+        with pytest.raises(ValueError, match="shapes must hold at least one shape"):
             show_html(grid, path)
         return
     show_html(grid, path)
@@ -213,7 +213,7 @@ def test_levels_shapes_and_batches(tmp_path) -> None:
     shapes = Page(tmp_path / "a.html").manifest["shapes"]
     assert [shape["name"] for shape in shapes] == ["one", "pair[0]", "pair[1]"]
     assert [[level["rows"] for level in shape["levels"]] for shape in shapes] == [[1], [1, 2], [0, 0]]
-    assert shapes[1]["levels"][1]["text"] == "2 voxels in 2 x 1 x 1, of size 0.5 x 1 x 2"
+    assert shapes[1]["levels"][1]["text"] == "2 voxels in 2 x 1 x 1, voxel size 0.5 x 1 x 2"
     assert shapes[1]["bounds"] == [[9.75, 19.5, 29], [10.75, 21.5, 33]]
     assert shapes[2]["bounds"] == [[0, 0, 0], [0, 0, 0]]
 
@@ -271,18 +271,18 @@ def test_the_scale_is_viridis() -> None:
 @pytest.mark.parametrize(
     ("shapes", "arguments", "error", "message"),
     [
-        ([], {}, ValueError, "shapes must hold one level at least, got none"),
-        ({}, {}, ValueError, "shapes must hold one shape at least, got none"),
-        ({"a": []}, {}, ValueError, r"shapes\['a'\] must hold one level at least, got none"),
+        ([], {}, ValueError, "shapes must hold at least one level, got none"),
+        ({}, {}, ValueError, "shapes must hold at least one shape, got none"),
+        ({"a": []}, {}, ValueError, r"shapes\['a'\] must hold at least one level, got none"),
         (3, {}, TypeError, "shapes must be a Grid, Voxels, Mesh or Points, or a list of these, got int"),
         ({"a": [ONE, "b"]}, {}, TypeError, r"shapes\['a'\]\[1\] must be a Grid.*got str"),
         ({1: ONE}, {}, TypeError, "names of shapes must be strings, got 1"),
-        ([ONE, Grid.empty(2)], {}, ValueError, r"levels of shapes must be batches of one size, got \[1, 2\]"),
+        ([ONE, Grid.empty(2)], {}, ValueError, r"levels of shapes must have the same batch size, got \[1, 2\]"),
         (
             Grid.from_coords(torch.tensor([[0, 0, 0], [0, 65536, 0]])),
             {},
             ValueError,
-            r"shapes\[''\]\[0\] must span 65536 voxels at most along an axis, got \[1, 65537, 1\]: coarsen or crop",
+            r"shapes\[''\]\[0\] must span at most 65536 voxels along each axis, got \[1, 65537, 1\]: coarsen or crop",
         ),
         (
             Points(torch.tensor([[0, 0, 0], [0, torch.inf, 0]])),
@@ -290,17 +290,17 @@ def test_the_scale_is_viridis() -> None:
             ValueError,
             r"positions of shapes\[''\]\[0\] must be finite, got \(0.0, inf, 0.0\) in row 1",
         ),
-        ({"a": Grid.empty(2), "a[1]": ONE}, {}, ValueError, r"shapes must have different names, got 'a\[1\]' twice"),
+        ({"a": Grid.empty(2), "a[1]": ONE}, {}, ValueError, r"names of shapes must be unique .*, got 'a\[1\]' twice"),
         (
             [Voxels(ONE, {"color": torch.ones(1)}), Voxels(ONE, {"color": torch.ones(1, 3)})],
             {},
             ValueError,
-            r"the attribute 'color' must be floats \[., 3\] in every level that has it, or in none",
+            r"attribute 'color' must be floats \[., 3\] in all levels that have it, or in none",
         ),
         (ONE, {"title": 3}, TypeError, "title must be a string, got 3"),
         (ONE, {"background": "red"}, ValueError, "background must be 'light' or 'dark', got 'red'"),
         (ONE, {"attributes": ["normal"]}, ValueError, r"attributes must be among \[\], got 'normal'"),
-        (ONE, {"classes": {"label": {}}}, ValueError, r"classes must be of attributes among \[\], got 'label'"),
+        (ONE, {"classes": {"label": {}}}, ValueError, r"classes must name attributes among \[\], got 'label'"),
         (
             TRIANGLE,
             {"color": "normal"},

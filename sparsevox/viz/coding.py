@@ -1,4 +1,4 @@
-"""Attributes as bytes: one coding for each name, the same in every shape and level, so that colors mean the same.
+"""Encoding of attributes as bytes and colors. All shapes and levels share the encoding of an attribute name.
 
 R rows.
 """
@@ -14,19 +14,21 @@ from sparsevox.viz import colors
 from sparsevox.viz.scene import Level
 
 MAX_CLASSES = 256
-BUILT_IN = ("height", "level", "plain")  # what every shape can be colored by
+BUILT_IN = ("height", "level", "plain")  # colors that need no attribute
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Coding:
-    """How the numbers of an attribute become bytes, and these colors.
+    """How the values of an attribute become bytes, and the bytes colors.
 
-    kind: "rgb": three bytes that are the color. "scalar": a byte on a ramp. "label": a byte, which class it is.
-    palette: Colors of the bytes; empty for "rgb".
-    range: The smallest and the largest number, of "scalar".
-    classes: Sorted values, of "label".
+    Attributes:
+        kind: "rgb" for three bytes that are the color, "scalar" for a position on a color ramp, "label" for the index
+            of a class.
+        palette: Colors of the bytes; empty for "rgb".
+        range: Minimum and maximum of a "scalar".
+        classes: Sorted values of a "label".
     """
 
     kind: Literal["rgb", "scalar", "label"]
@@ -35,26 +37,26 @@ class Coding:
     classes: tuple[int, ...] = ()
 
     def encode(self, column: Array) -> NDArray[np.uint8]:
-        """Bytes [R], or [R, 3] of "rgb"."""
+        """Encode a column as bytes [R], or [R, 3] for "rgb"."""
         if self.kind == "rgb":
             return column
         if self.kind == "label":
             return np.searchsorted(self.classes, column).astype(np.uint8)
         low, high = self.range
-        at = (column.astype(np.float64) - low) / (high - low or 1.0) * (colors.STEPS - 1)
-        return np.where(np.isfinite(at), np.rint(at), colors.STEPS).astype(np.uint8)
+        step = (column.astype(np.float64) - low) / (high - low or 1.0) * (colors.STEPS - 1)
+        return np.where(np.isfinite(step), np.rint(step), colors.STEPS).astype(np.uint8)
 
     def paint(self, column: Array) -> NDArray[np.uint8]:
-        """Red, green and blue [R, 3]."""
+        """Convert a column to colors, RGB bytes [R, 3]."""
         codes = self.encode(column)
         return codes if self.kind == "rgb" else colors.rgb_bytes(self.palette)[codes]
 
 
 def codings(levels: Iterable[Level]) -> dict[str, Coding]:
-    """A coding for each attribute that some level has, in order of appearance.
+    """Choose the coding of each attribute of the levels, in order of appearance.
 
     Raises:
-        ValueError: If an attribute is colors in one level and numbers in another.
+        ValueError: If an attribute holds colors in one level and numbers in another.
     """
     columns: dict[str, list[Array]] = {}
     for level in levels:
@@ -62,15 +64,15 @@ def codings(levels: Iterable[Level]) -> dict[str, Coding]:
             columns.setdefault(name, []).append(column)
     for name, parts in columns.items():
         if len({part.ndim for part in parts}) > 1:
-            raise ValueError(f"the attribute {name!r} must be floats [., 3] in every level that has it, or in none")
+            raise ValueError(f"attribute {name!r} must be floats [., 3] in all levels that have it, or in none")
     return {name: _coding(parts) for name, parts in columns.items()}
 
 
 def first_color(color: str | None, levels: Iterable[Level], coded: Mapping[str, Coding]) -> str:
-    """What to color by at first: what is asked for, else "color" if every level has it, else "height".
+    """Choose the initial color: the given one, else "color" if every level has it, else "height".
 
     Raises:
-        ValueError: If nothing is called so.
+        ValueError: If `color` is neither an attribute nor built in.
     """
     known = [*BUILT_IN, *coded]
     if color is not None and color not in known:

@@ -1,4 +1,4 @@
-// Colors in the light: the same shades as in pictures of png.py.
+// Shading, the same as in the pictures of png.py.
 precision highp float;
 uniform vec3 cameraPosition, light, shadow;
 uniform float edge, shade;
@@ -11,7 +11,7 @@ void main() {
 #ifdef POINTS
   if (length(gl_PointCoord - 0.5) > 0.5) discard;
 #else
-  // The normal of the triangle itself: meshes need not have any, and sides of voxels are flat.
+  // The normal of the triangle: meshes need not have normals, and sides of voxels are flat.
   vec3 normal = normalize(cross(dFdx(vAt), dFdy(vAt)));
   bright = dot(normal * normal, light);
 #ifdef VOXELS

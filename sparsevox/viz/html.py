@@ -1,10 +1,10 @@
-"""Pages that show voxels, meshes and points, open without a network and are one file each.
+"""Interactive HTML pages of voxels, meshes and points: a single file each, which needs no network.
 
-The drawing is three.js: README.md in this folder says how `three.min.js` is made. A level is one block of bytes,
-compressed by zlib, in base64: planes of places (uint16), faces (rows of three uint32), and a plane or three for each
-attribute (uint8), all little-endian. The browser unpacks a level when it is first looked at.
+three.js draws; README.md in this folder describes how `three.min.js` is built. Each level is a block of little-endian
+bytes, compressed with zlib and encoded in base64: planes of positions (uint16), faces (rows of three uint32), and one
+or three planes per attribute (uint8). The browser unpacks a level when it is first shown.
 
-R rows: exposed voxels, vertices or points. F faces.
+R rows (exposed voxels, vertices or points), F faces.
 """
 
 import base64
@@ -32,30 +32,30 @@ def show_html(
     color: str | None = None,
     background: Literal["light", "dark"] = "light",
 ) -> None:
-    """Write a page that shows shapes, to turn, to zoom, to color and to look at level by level.
+    """Write an interactive HTML page of shapes, with controls for the view, the shape, the level and the colors.
 
-    The page needs a browser with WebGL 2 and nothing else. Its address takes what to show first:
-    `page.html#shape=chair&level=0&color=normal&background=dark&view=35,30`, where the view is azimuth and elevation.
+    The page needs nothing but a browser with WebGL 2. Its URL selects the initial view:
+    `page.html#shape=chair&level=0&color=normal&background=dark&view=35,30`, where the view is azimuth and elevation in
+    degrees.
 
     Args:
-        shapes: A `Grid`, `Voxels`, `Mesh` or `Points`; or a list of these, which are the levels of one shape from the
-            coarsest to the finest; or a dict from names to any of both, which are shapes to choose from. A batch of B
-            grids is B shapes.
-        path: Where to write.
-        title: Of the page.
-        attributes: Names of those to choose from; None takes all. "normal" and "color" are shown as colors (clipped to
-            [0, 1]), integers with at most 256 different values as classes, and other numbers on a scale, channel by
-            channel. Colors mean the same in all shapes and levels.
-        classes: For attributes of integers, names of their values: `{"label": {0: "road", 1: "tree"}}`.
-        color: What to color by at first: an attribute, "height", "level" or "plain". By default "color" if every
-            level has it, else "height".
-        background: At first.
+        shapes: A `Grid`, `Voxels`, `Mesh` or `Points`; a list of these, the levels of one shape from coarsest to
+            finest; or a dict of named shapes, each a shape or a list of levels. A batch of B grids is B shapes.
+        path: File to write.
+        title: Title of the page. By default the name of the shape if there is only one, else "sparsevox".
+        attributes: Names of the attributes to include. None includes all. "normal" and "color" are shown as colors
+            (clipped to [0, 1]), integers with at most 256 distinct values as classes, and other numbers on a color
+            scale, one channel at a time. All shapes and levels share the same scale.
+        classes: Names of the values of integer attributes: `{"label": {0: "road", 1: "tree"}}`.
+        color: Initial color: the name of an attribute, "height", "level" or "plain". By default "color" if every level
+            has it, else "height".
+        background: Initial background, "light" or "dark".
 
     Raises:
-        TypeError: If something is no shape.
-        ValueError: If there is no shape, two have the same name, batches have different sizes, a position is not
-            finite, a grid spans more than 65,536 voxels along an axis, an attribute is colors in one level and numbers
-            in another, or a name is unknown.
+        TypeError: If `shapes` holds anything but shapes.
+        ValueError: If there is no shape, two shapes have the same name, levels of a shape have different batch sizes, a
+            position is not finite, a grid spans more than 65,536 voxels along an axis, an attribute holds colors in one
+            level and numbers in another, or a name is unknown.
     """
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title must be a string, got {title!r}")
@@ -67,7 +67,7 @@ def show_html(
     for name in classes or ():
         if name not in coded or coded[name].kind != "label":
             known = [name for name, coding in coded.items() if coding.kind == "label"]
-            raise ValueError(f"classes must be of attributes among {known}, got {name!r}")
+            raise ValueError(f"classes must name attributes among {known}, got {name!r}")
     manifest = {
         "color": first_color(color, levels, coded),
         "background": background,
@@ -92,10 +92,10 @@ def show_html(
 def _described(coding: Coding, names: Mapping[int, str]) -> dict[str, Any]:
     if coding.kind == "rgb":
         return {"kind": "rgb"}
-    # A legend calls a class by its number where it has no name.
+    # The legend shows the value of a class that has no name.
     legend = [names.get(value, str(value)) for value in coding.classes]
-    told = {"classes": legend} if coding.kind == "label" else {"range": coding.range}
-    return {"kind": coding.kind, "palette": coding.palette, **told}
+    details = {"classes": legend} if coding.kind == "label" else {"range": coding.range}
+    return {"kind": coding.kind, "palette": coding.palette, **details}
 
 
 def _shape(name: str, levels: Sequence[Level]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _level(level: Level) -> dict[str, Any]:
 
 
 def _block(level: Level, coded: Mapping[str, Coding]) -> str:
-    # Planes: neighboring rows are neighbors in space, so numbers of one kind repeat, and compress well.
+    # Planes of channels compress well: neighboring rows are neighbors in space, with similar values.
     planes = [level.places.T.astype("<u2").tobytes()]
     if level.faces is not None:
         planes.append(level.faces.astype("<u4").tobytes())
@@ -128,7 +128,7 @@ def _filled(title: str, manifest: Mapping[str, Any], data: str) -> str:
     page = (folder / "page.html").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
-        # Names must not end the element that they stand in.
+        # A name must not close the script element.
         "manifest": json.dumps(manifest, allow_nan=False).replace("<", "\\u003c"),
         "vertex": (folder / "vertex.glsl").read_text(encoding="utf-8"),
         "fragment": (folder / "fragment.glsl").read_text(encoding="utf-8"),
@@ -136,6 +136,6 @@ def _filled(title: str, manifest: Mapping[str, Any], data: str) -> str:
         "three": (folder / "three.min.js").read_text(encoding="utf-8"),
         "data": data,
     }
-    # In one pass, so that a title of "{{data}}" stays what it is.
+    # A single pass, so that a title such as "{{data}}" is not replaced.
     pieces = page.replace("}}", "{{").split("{{")
     return "".join(parts[piece] if n % 2 else piece for n, piece in enumerate(pieces))

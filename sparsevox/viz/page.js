@@ -1,6 +1,6 @@
-// Glue between the data of the page and three.js. Python decides what there is to see and in which colors; here it
-// becomes buffers on the graphics card, and controls choose among it. The address keeps the choice, so that
-// page.html#shape=chair&level=0&color=normal&background=dark&view=35,30 is a link to one view (azimuth, elevation).
+// Connects the data of the page to three.js. Python chooses shapes and colors; this script uploads them to the GPU and
+// handles the controls. The URL stores the selection, so that
+// page.html#shape=chair&level=0&color=normal&background=dark&view=35,30 links to a view (azimuth, elevation).
 "use strict";
 const $ = (id) => document.getElementById(id);
 const manifest = JSON.parse($("manifest").textContent);
@@ -18,7 +18,7 @@ const controls = new THREE.OrbitControls(camera, renderer.domElement);
 controls.enableDamping = true;
 controls.zoomToCursor = true;
 
-// A picture is drawn when something has changed, and while the controls come to rest.
+// A frame is drawn when something has changed, and while the controls come to rest.
 let waiting = false;
 function draw() {
   if (waiting) return;
@@ -26,7 +26,7 @@ function draw() {
   requestAnimationFrame(() => {
     waiting = false;
     controls.update();
-    // Depths between these two are told apart, so they follow the camera toward single voxels.
+    // Depth has a limited resolution between these two, so they follow the camera toward single voxels.
     camera.near = controls.getDistance() / 50;
     camera.far = controls.getDistance() + 4 * radius(shapeNow());
     camera.updateProjectionMatrix();
@@ -67,7 +67,7 @@ async function unpack(id) {
 }
 
 // Planes of channels become the texels of a texture, four channels each. The 18 corners of a voxel read the same texel:
-// one draw call for all of them, and without a graphics card 2.7 times as fast as instances of 18 corners.
+// a single draw call, and in software rendering 2.7 times as fast as instances of 18 corners.
 const WIDTH = 2048;
 const interleave = (planes, rows, texels) => {
   for (let n = 0, c = 0; n < planes.length; c++) for (let r = 0; r < rows; r++) texels[r * 4 + c] = planes[n++];
@@ -87,7 +87,7 @@ async function build(shape, level, id) {
   const buffer = await unpack(id);
   const { kind, rows, faces } = level;
   let at = 0;
-  // Copies, because views would have to begin at multiples of their width.
+  // Copies, because the offset of a view must be a multiple of its element size.
   const take = (type, count) => new type(buffer.slice(at, (at += count * type.BYTES_PER_ELEMENT)));
   const [places, tints] = [placeTexture(rows), tintTexture(rows)];
   interleave(take(Uint16Array, rows * (kind === "voxels" ? 4 : 3)), rows, places.image.data);
@@ -115,7 +115,7 @@ async function build(shape, level, id) {
 
 const rgb = (color) => [1, 3, 5].map((n) => parseInt(color.slice(n, n + 2), 16));
 
-// Write the color of each row; what has no attribute of the name is plain.
+// Write the color of each row. Levels without the attribute are plain.
 function paint(built, level, number) {
   const [texels, places] = [built.tints.image.data, built.places.image.data];
   const codes = built.codes.get(state.color);
@@ -163,7 +163,7 @@ function legend(level) {
   });
 }
 
-let cache = new Map();  // levels of the shape that is shown, unpacked
+let cache = new Map();  // unpacked levels of the current shape
 let latest = 0;
 async function show() {
   const turn = ++latest;
@@ -171,7 +171,7 @@ async function show() {
   const level = shape.levels[state.level];
   const id = `data-${state.shape}-${state.level}`;
   const built = cache.get(id) ?? (await build(shape, level, id));
-  if (turn !== latest) return built.dispose();  // something else was chosen meanwhile
+  if (turn !== latest) return built.dispose();  // the selection has changed meanwhile
   cache.set(id, built);
   paint(built, level, state.level);
   scene.clear();

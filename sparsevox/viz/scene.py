@@ -1,6 +1,6 @@
-"""What people hand to a viewer, in one form: named shapes, each a list of levels, each rows with attributes.
+"""Normalized input of the viewers: named shapes, each a list of levels, each with rows and their attributes.
 
-R rows: exposed voxels, vertices or points. F faces. C channels.
+R rows (exposed voxels, vertices or points), F faces, C channels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,19 +24,22 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 STEPS = 65535  # positions are uint16
-SHADES = 5  # how many degrees of light a side can have
+SHADES = 5  # number of brightness levels of a side
 
 
 @dataclass(frozen=True)
 class Level:
-    """One level of one shape, as numpy arrays. Row r lies at `origin + size * places[r, :3]` in the world.
+    """One level of one shape, as NumPy arrays. The world position of row r is `origin + size * places[r, :3]`.
 
-    kind: What it is.
-    count: All its voxels, faces or points, also those that nobody sees.
-    places: uint16 [R, 3]. Voxels have a fourth column: the sum over sides s of `6**s` times 0 where side s is hidden,
-        else 1 in the light to 5 in a corner.
-    columns: By name, numbers [R], or bytes [R, 3] that are colors.
-    faces: Rows of the corners of triangles, uint32 [F, 3]; of meshes only.
+    Attributes:
+        kind: Type of the shape.
+        count: Number of all voxels, faces or points, including hidden ones.
+        origin: World position of place (0, 0, 0), [3].
+        size: World size of a step of the places, [3].
+        places: Quantized positions, uint16 [R, 3]. Voxels have a fourth column, the sum of `6**s` times the code of
+            side s: 0 if it is hidden, else from 1 (lit) to 5 (in a corner).
+        columns: Attributes by name: numbers [R], or colors as bytes [R, 3].
+        faces: Rows of the corners of triangles, uint32 [F, 3], for meshes.
     """
 
     kind: Literal["voxels", "mesh", "points"]
@@ -49,7 +52,7 @@ class Level:
 
     @property
     def bounds(self) -> Floats:
-        """Lowest and highest corner in the world, [2, 3]; NaN if there are no rows."""
+        """Lower and upper corner of the bounding box in world coordinates, [2, 3]; NaN if there are no rows."""
         if not len(self.places):
             return np.full((2, 3), np.nan)
         around = 0.5 if self.kind == "voxels" else 0.0
@@ -58,30 +61,30 @@ class Level:
 
     @property
     def text(self) -> str:
-        """What a viewer says about it."""
+        """Description to show in a viewer."""
         text = f"{self.count:,} {'faces' if self.kind == 'mesh' else self.kind}"
         if self.kind != "voxels" or not self.count:
             return text
         box = " x ".join(f"{n:,}" for n in (self.places[:, :3].max(0).astype(int) + 1).tolist())
         edges = " x ".join(f"{edge:.4g}" for edge in self.size.tolist()[: 1 if len(set(self.size)) == 1 else 3])
-        return f"{text} in {box}, of size {edges}"
+        return f"{text} in {box}, voxel size {edges}"
 
 
 def gallery(shapes: Shapes, attributes: Sequence[str] | None) -> dict[str, list[Level]]:
-    """Named shapes, each with its levels. A batch of B grids is B shapes.
+    """Convert shapes to named lists of levels. A batch of B grids becomes B shapes.
 
     Raises:
-        TypeError: If something is no shape.
-        ValueError: If there is nothing, batches have different sizes, a position is not finite, voxels lie too far
-            apart, or no shape has an attribute that is asked for.
+        TypeError: If something is not a shape.
+        ValueError: If there is no shape, levels of a shape have different batch sizes, a position is not finite, a grid
+            spans too many voxels, or no shape has an attribute of a requested name.
     """
     items: dict[str, list[Voxels | Mesh | Points]] = {}
     for name, item in _items(shapes):
         if name in items:
-            raise ValueError(f"shapes must have different names, got {name!r} twice: an item of a batch has one too")
+            raise ValueError(f"names of shapes must be unique (those of batch items too), got {name!r} twice")
         items[name] = item
     if not items:
-        raise ValueError("shapes must hold one shape at least, got none")
+        raise ValueError("shapes must hold at least one shape, got none")
     known = {name for levels in items.values() for level in levels for name in _names(level)}
     for name in attributes or ():
         if name not in known:
@@ -93,7 +96,7 @@ def gallery(shapes: Shapes, attributes: Sequence[str] | None) -> dict[str, list[
 
 
 def bounds(levels: Sequence[Level]) -> Floats:
-    """Lowest and highest corner of all levels in the world, [2, 3]; zeros if they are empty."""
+    """Compute the bounding box of all levels in world coordinates, lower and upper corner [2, 3]; zeros if empty."""
     corners = np.concatenate([level.bounds for level in levels])
     corners = corners[np.isfinite(corners).all(1)]
     return np.stack([corners.min(0), corners.max(0)]) if len(corners) else np.zeros((2, 3))
@@ -107,11 +110,11 @@ def _items(shapes: Shapes) -> Iterator[tuple[str, list[Voxels | Mesh | Points]]]
         where = f"shapes[{name!r}]" if isinstance(shapes, Mapping) else "shapes"
         levels = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         if not levels:
-            raise ValueError(f"{where} must hold one level at least, got none")
+            raise ValueError(f"{where} must hold at least one level, got none")
         parts = [_parts(f"{where}[{n}]" if len(levels) > 1 else where, level) for n, level in enumerate(levels)]
         sizes = [len(part) for part in parts]
         if len(set(sizes)) > 1:
-            raise ValueError(f"levels of {where} must be batches of one size, got {sizes}")
+            raise ValueError(f"levels of {where} must have the same batch size, got {sizes}")
         for item in range(sizes[0]):
             yield (name if sizes[0] == 1 else f"{name}[{item}]"), [part[item] for part in parts]
 
@@ -146,7 +149,7 @@ def _level(where: str, shape: Voxels | Mesh | Points, attributes: Sequence[str] 
     if not on_faces:
         rows = columns(shape.vertex_attributes, slice(None))
         return Level("mesh", len(corners), origin, size, places, rows, corners)
-    # What belongs to a face belongs to three corners that no other face shares.
+    # Face attributes become attributes of corners, so faces must not share vertices.
     flat = corners.reshape(-1)
     both = columns(shape.vertex_attributes, flat) | on_faces
     faces = np.arange(len(flat), dtype=np.uint32).reshape(-1, 3)
@@ -163,7 +166,7 @@ def _voxels(where: str, voxels: Voxels, columns: Any) -> Level:
     extent = (upper - lower)[0].tolist()
     if max(extent) > STEPS + 1:
         raise ValueError(
-            f"{where} must span {STEPS + 1} voxels at most along an axis, got {extent}: coarsen or crop it"
+            f"{where} must span at most {STEPS + 1} voxels along each axis, got {extent}: coarsen or crop it"
         )
     table = neighbor_table(grid)
     codes = (table[list(TAPS)] < 0).cpu().numpy() * (1 + (crowding(table) + 1) // 2)
@@ -177,7 +180,7 @@ def _voxels(where: str, voxels: Voxels, columns: Any) -> Level:
 
 
 def _quantized(where: str, positions: Tensor) -> tuple[NDArray[np.uint16], Floats, Floats]:
-    """Steps of a 65,535th of the bounding box: too small to see, and half the bytes."""
+    """Quantize positions to 16 bits over the bounding box: half the bytes of float32, without a visible error."""
     at: Floats = positions.detach().cpu().double().numpy()
     if not len(at):
         return np.zeros((0, 3), np.uint16), np.zeros(3), np.ones(3)
@@ -191,7 +194,7 @@ def _quantized(where: str, positions: Tensor) -> tuple[NDArray[np.uint16], Float
 
 
 def _columns(name: str, value: Tensor) -> Iterator[tuple[str, Array]]:
-    """An attribute as colors, if it is one or a direction, else channel by channel."""
+    """Convert an attribute to named columns: "color" and "normal" to one of RGB bytes, others to one per channel."""
     if value.is_floating_point() and value.ndim == 2 and value.shape[1] == 3 and name in ("normal", "color"):
         unit = (value.double() + 1) / 2 if name == "normal" else value.double()
         yield name, (unit.nan_to_num(0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -1,6 +1,6 @@
-"""A viewer that a server drives, so that shapes stay on the machine that made them: `pip install 'sparsevox[viewer]'`.
+"""A viewer in the browser for shapes on a remote machine, served by viser: `pip install 'sparsevox[viewer]'`.
 
-R rows: exposed voxels, vertices or points.
+R rows (exposed voxels, vertices or points).
 """
 
 import threading
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import viser
 
 NODE = "/shape"
-GAMMA = 2.2  # colors of boxes and meshes are amounts of light to viser, not numbers of a screen
+GAMMA = 2.2  # viser takes linear colors for boxes and meshes, but sRGB colors for points
 
 
 class Controls(NamedTuple):
-    """What the page lets people change, and what it tells them: handles of viser."""
+    """Controls of the page, as handles of viser."""
 
     shape: Any
     level: Any
@@ -41,25 +41,25 @@ def serve(
     attributes: Sequence[str] | None = None,
     color: str | None = None,
 ) -> "viser.ViserServer":
-    """Start a viewer, made by viser, and return it. Open `http://HOST:PORT` in a browser.
+    """Start a viser server that shows shapes in a browser at `http://HOST:PORT`.
 
     Args:
-        shapes: As `show_html` takes them.
-        host: Which of the addresses of this machine to listen at. By default only browsers on this machine see it;
-            "0.0.0.0" is for all who can reach it.
-        port: Where to listen; where it is taken, viser takes the next free one.
-        title: Of the page.
-        attributes: Names of those to choose from; None takes all.
-        color: What to color by at first, as `show_html` takes it.
+        shapes: Shapes, as in `show_html`.
+        host: Address to listen on. By default only browsers on this machine can connect; "0.0.0.0" accepts connections
+            from everywhere.
+        port: Port to listen on. If it is in use, viser takes the next free one.
+        title: Title of the page.
+        attributes: Names of the attributes to include. None includes all.
+        color: Initial color, as in `show_html`.
 
     Returns:
-        The server. It runs in threads of its own: `server.get_port()` tells the port, `server.sleep_forever()` waits,
-        `server.stop()` ends it.
+        The server, which runs in the background: `server.get_port()` returns the port, `server.sleep_forever()` blocks,
+        `server.stop()` stops it.
 
     Raises:
         ImportError: If viser is not installed.
-        TypeError: If something is no shape, or the port no int.
-        ValueError: As `show_html`, or if the port is out of range.
+        TypeError: If `shapes` holds anything but shapes, or `port` is not an int.
+        ValueError: As in `show_html`, or if `port` is out of range.
     """
     if not 1 <= checks.integer("port", port) <= 65535:
         raise ValueError(f"port must be between 1 and 65535, got {port}")
@@ -81,17 +81,17 @@ def serve(
 def add_controls(
     server: "viser.ViserServer", items: Mapping[str, list[Level]], coded: Mapping[str, Coding], first: str
 ) -> Controls:
-    """Put controls into the page, which draw what they choose, and draw for the first time."""
+    """Add the controls, redraw when one of them changes, and draw for the first time."""
     names, most = list(items), max(map(len, items.values())) - 1
     options = list(dict.fromkeys([*BUILT_IN, *coded]))
     shape = server.gui.add_dropdown("shape", names, initial_value=names[0], visible=len(names) > 1)
     level = server.gui.add_slider("level", 0, max(most, 1), 1, most, visible=most > 0)
     color = server.gui.add_dropdown("color", options, initial_value=first)
     text = server.gui.add_markdown("")
-    one_at_a_time = threading.Lock()  # viser answers each change in a thread of its own
+    lock = threading.Lock()  # viser handles each change in its own thread
 
     def draw(_: Any = None) -> None:
-        with one_at_a_time:
+        with lock:
             levels = items[shape.value]
             number = min(int(level.value), len(levels) - 1)
             text.content = f"level {number}: {levels[number].text}"
@@ -104,40 +104,40 @@ def add_controls(
 
 
 def paint(levels: Sequence[Level], number: int, color: str, coded: Mapping[str, Coding]) -> NDArray[np.uint8]:
-    """Red, green and blue [R, 3] of the rows of a level; what has no attribute of that name is plain."""
+    """Compute the colors of the rows of a level, RGB bytes [R, 3]. Levels without the attribute are plain."""
     level = levels[number]
     if color in level.columns:
         return coded[color].paint(level.columns[color])
     if color == "height" and color not in coded:
         low, high = bounds(levels)[:, 2]
-        at = (level.origin[2] + level.size[2] * level.places[:, 2] - low) / (high - low or 1.0)
-        return np.rint(255 * colors.ramp(colors.HEIGHT, at)).astype(np.uint8)
+        height = (level.origin[2] + level.size[2] * level.places[:, 2] - low) / (high - low or 1.0)
+        return np.rint(255 * colors.ramp(colors.HEIGHT, height)).astype(np.uint8)
     plain = colors.class_color(number) if color == "level" and color not in coded else colors.PLAIN
     return np.repeat(colors.rgb_bytes([plain]), len(level.places), 0)
 
 
 def _draw(server: "viser.ViserServer", levels: Sequence[Level], number: int, rgb: NDArray[np.uint8]) -> None:
-    """Put a level in place of what is there, in a ball of radius 1 around the origin."""
+    """Replace the drawn level. It is scaled to a ball of radius 1 around the origin."""
     level = levels[number]
     corners = bounds(levels)
     scale = 2 / (float(np.linalg.norm(corners[1] - corners[0])) or 2.0)
-    at: Floats = (level.origin - corners.mean(0) + level.size * level.places[:, :3]) * scale
+    positions: Floats = (level.origin - corners.mean(0) + level.size * level.places[:, :3]) * scale
     linear = np.rint(255 * (rgb / 255) ** GAMMA).astype(np.uint8)
     if level.kind == "mesh" and level.faces is not None and len(level.faces):
-        import trimesh  # which comes with viser
+        import trimesh  # a dependency of viser
 
-        mesh = trimesh.Trimesh(at, level.faces, vertex_colors=linear, process=False)
+        mesh = trimesh.Trimesh(positions, level.faces, vertex_colors=linear, process=False)
         server.scene.add_mesh_trimesh(NODE, mesh)
-    elif level.kind == "voxels" and len(at):
-        box = quads().reshape(-1, 3) * level.size * scale
-        faces = np.array([(0, 1, 2), (0, 2, 3)]) + 4 * np.arange(6)[:, None, None]
-        upright = np.tile(np.array([1, 0, 0, 0], np.float32), (len(at), 1))
+    elif level.kind == "voxels" and len(positions):
+        box = (quads().reshape(-1, 3) * level.size * scale).astype(np.float32)  # [24, 3]
+        faces = np.array([(0, 1, 2), (0, 2, 3)]) + 4 * np.arange(6)[:, None, None]  # [6, 2, 3]
+        identity = np.tile(np.array([1, 0, 0, 0], np.float32), (len(positions), 1))  # quaternions
         server.scene.add_batched_meshes_simple(
-            *(NODE, box.astype(np.float32), faces.reshape(-1, 3).astype(np.uint32), upright, at.astype(np.float32)),
+            *(NODE, box, faces.reshape(-1, 3).astype(np.uint32), identity, positions.astype(np.float32)),
             batched_colors=linear,
             lod="off",
             flat_shading=True,
             side="double",
         )
     else:
-        server.scene.add_point_cloud(NODE, at.astype(np.float32), rgb, point_size=0.008, precision="float32")
+        server.scene.add_point_cloud(NODE, positions.astype(np.float32), rgb, point_size=0.008, precision="float32")

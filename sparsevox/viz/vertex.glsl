@@ -1,14 +1,14 @@
-// Places of voxels, meshes and points. The page says which: #define VOXELS, MESH or POINTS.
+// Positions of voxels, meshes and points. The page defines VOXELS, MESH or POINTS.
 precision highp float;
 precision highp int;
 precision highp usampler2D;
-uniform usampler2D places;  // steps from the origin; of voxels also the code of the sides
+uniform usampler2D places;  // steps from the origin; for voxels also the codes of the sides
 uniform sampler2D tints;
 uniform mat4 modelViewMatrix, projectionMatrix;
 uniform vec3 cameraPosition, origin, size;
 uniform float pointSize;
 out vec3 vTint, vAt;
-out vec2 vOn;  // where on a side, -1 to 1
+out vec2 vOn;  // position on a side, -1 to 1
 out float vShade;
 #ifdef VOXELS
 const vec2 CORNER[6] = vec2[6](vec2(-1, -1), vec2(1, -1), vec2(1, 1), vec2(-1, -1), vec2(1, 1), vec2(-1, 1));
@@ -16,7 +16,7 @@ const int POWER[6] = int[6](1, 6, 36, 216, 1296, 7776);
 #endif
 void main() {
 #ifdef VOXELS
-  // Of two opposite sides one at most looks at the camera, so three sides of two triangles are enough.
+  // At most one of two opposite sides faces the camera, so three sides of two triangles are enough.
   int row = gl_VertexID / 18, axis = gl_VertexID % 18 / 6;
 #else
   int row = gl_VertexID;
