@@ -1,6 +1,6 @@
 """The voxel list: what a sparse-voxel library is without bricks, in plain torch, as good as people write it.
 
-A set of voxels is a sorted list of distinct int64 keys, one a voxel: batch index above x, y, z with 18 bits each,
+A set of voxels is a sorted list of distinct int64 keys, one per voxel: batch index above x, y, z with 18 bits each,
 biased to be positive. A voxel is found by binary search. Neighbors are keys at a constant distance, so nothing has to
 be decoded for them; voxels at the border of the range (and batches beyond 511) are not looked after.
 N voxels, M other voxels.

@@ -11,8 +11,8 @@ import sparsevox as sv
 from bench import baseline, peers, plain
 from bench.contenders import batch_against_one, grid, ours, voxel_list
 from bench.harness import Case, Contender, Wanted
-from sparsevox.geometry import pair_block
-from sparsevox.kernel_map import KernelMap
+from sparsevox import KernelMap
+from sparsevox.plans import pair_block
 
 
 def neighbors(coords: Tensor, *, searched: Wanted | None = None, peer: Wanted | None = None) -> Sequence[Contender]:
@@ -44,7 +44,7 @@ def for_training(coords: Tensor, *, peer: Wanted | None = None) -> Sequence[Cont
         g.clear_cache()
         found = g.kernel_map(3)
         g.clear_cache()
-        assert found.down.gather if complete else found.down.pairs
+        assert found.down.plan if complete else found.down.pairs
         return found
 
     def listed() -> plain.Pairs:

@@ -5,7 +5,6 @@ M output rows, K taps, P pairs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from bench import plain
 from bench.contenders import grid
 from bench.harness import Case, Contender
-from sparsevox.geometry import TILE_ROWS, pair_block
-from sparsevox.kernel_map import KernelMap
-from sparsevox.ops.plans import adjoint_table, pair_bags, pair_lists, row_plan
+from sparsevox import KernelMap
+from sparsevox.ops import plans as plan_ops
+from sparsevox.plans import TILE_ROWS, Bags, PairLists, pair_block
 
 
 def strided_map(coords: Tensor) -> KernelMap:
@@ -32,7 +31,7 @@ def lists(coords: Tensor) -> Sequence[Contender]:
     def numbers(tap: Tensor, dst: Tensor, src: Tensor) -> Tensor:
         return ((tap * table.shape[1] + dst.long()) * table.shape[1] + src.long()).sort().values
 
-    def ours(found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def ours(found: PairLists) -> Tensor:
         src, dst, starts = found
         part = torch.repeat_interleave(starts.diff())
         assert bool((part // taps == dst // block).all())
@@ -44,7 +43,7 @@ def lists(coords: Tensor) -> Sequence[Contender]:
         return numbers(torch.repeat_interleave(sizes), dst, src)
 
     return (
-        Contender("sparsevox", partial(pair_lists, table), ours),
+        Contender("sparsevox", partial(plan_ops.pair_lists, table), ours),
         Contender("nonzero, tap by tap", partial(plain.pairs, table), theirs, baseline=True),
     )
 
@@ -52,20 +51,19 @@ def lists(coords: Tensor) -> Sequence[Contender]:
 def bags(coords: Tensor) -> Sequence[Contender]:
     """The pairs of each output row."""
     the_map = grid(coords).kernel_map(3)
-    _, dst, starts = the_map.down.pairs
+    pairs = the_map.down.pairs
     block, count = pair_block(the_map.geometry.taps), the_map.num_coarse
 
     def sort() -> tuple[Tensor, Tensor]:
-        order = torch.sort(dst, stable=True).indices
-        return order, torch.nn.functional.pad(torch.bincount(dst, minlength=count).cumsum(0), (1, 0))
+        order = torch.sort(pairs.targets, stable=True).indices
+        return order, torch.nn.functional.pad(torch.bincount(pairs.targets, minlength=count).cumsum(0), (1, 0))
 
-    def ours(found: tuple[Tensor, Tensor]) -> Tensor:
-        order, edges = found
-        rows = torch.repeat_interleave(edges.diff())
-        return torch.cat([order + edges[rows // block * block], edges])
+    def ours(found: Bags) -> Tensor:
+        rows = torch.repeat_interleave(found.row_starts.diff())
+        return torch.cat([found.order + found.row_starts[rows // block * block], found.row_starts])
 
     return (
-        Contender("sparsevox", partial(pair_bags, dst, starts, the_map.table), ours),
+        Contender("sparsevox", partial(plan_ops.bags, the_map.table, pairs), ours),
         Contender("sort", sort, torch.cat, baseline=True),
     )
 
@@ -82,7 +80,7 @@ def adjoint(coords: Tensor) -> Sequence[Contender]:
         return result
 
     return (
-        Contender("sparsevox", partial(adjoint_table, the_map.table, fine), torch.as_tensor),
+        Contender("sparsevox", partial(plan_ops.adjoint_table, the_map.table, fine), torch.as_tensor),
         Contender("nonzero, tap by tap", tap_by_tap, torch.as_tensor, baseline=True),
     )
 
@@ -109,7 +107,7 @@ def order(coords: Tensor) -> Sequence[Contender]:
     rows = torch.arange(table.shape[1], device=table.device)
     ideal = Contender("ideal", rows.clone, torch.as_tensor, taps=lambda _: float(has.sum(0).double().mean()))
     return (
-        replace(contender("sparsevox", lambda: row_plan(table)), taps=lambda plan: executed(plan[:1])),
+        contender("sparsevox", lambda: (plan_ops.row_plan(table).order,)),
         contender("Z-order as it is", lambda: (rows.clone(),)),
         contender("sort of masks", lambda: sort(torch.as_tensor), True),
         contender("sort of Gray codes", lambda: sort(gray), True),

@@ -11,7 +11,7 @@ from bench import baseline
 from bench.contenders import grid, on_features, random, voxel_list
 from bench.harness import Case, Contender, close
 from bench.segment import by_index_add, by_scatter
-from sparsevox.child_map import ChildMap
+from sparsevox import ChildMap
 
 CHANNELS = 64
 

@@ -10,10 +10,11 @@
 reads, writes and voxelizes meshes and point clouds, `sv.viz` draws.
 """
 
-from sparsevox import io, nn, ops, viz
+from sparsevox import checks, io, nn, ops, viz
 from sparsevox.data import VoxelBudgetSampler, collate
 from sparsevox.grid import Grid
-from sparsevox.kernel_map import KernelMap
+from sparsevox.ops._child_map import ChildMap
+from sparsevox.ops._kernel_map import KernelMap
 from sparsevox.shapes import Mesh, Points, Voxels
 from sparsevox.tensor import SparseTensor, cat, stack
 from sparsevox.tuning import tune
@@ -21,6 +22,7 @@ from sparsevox.tuning import tune
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChildMap",
     "Grid",
     "KernelMap",
     "Mesh",
@@ -29,6 +31,7 @@ __all__ = [
     "VoxelBudgetSampler",
     "Voxels",
     "cat",
+    "checks",
     "collate",
     "io",
     "nn",

@@ -22,8 +22,8 @@ REDUCTIONS = ("error", "sum", "mean", "max", "first")
 def rows_or(feats: Tensor, rows: Tensor, fill: float) -> Tensor:
     """Gather `feats[rows]`, with `fill` where the row is -1: [M, C]. No row may occur twice."""
     table = rows.int()[None]
-    adjoint = [adjoint_table(table, feats)] if needs_gradient(feats) else []
-    found: Tensor = sum_table(feats, table, adjoint, None, False, 0)
+    adjoint = adjoint_table(table, feats) if needs_gradient(feats) else None
+    found: Tensor = sum_table(feats, table, adjoint, None, None, False, 0)
     return found if fill == 0 else torch.where(rows[:, None] < 0, fill, found)
 
 

@@ -1,7 +1,7 @@
-"""Where host and device meet: the one place where the host waits, and the way small numbers take to the device.
+"""Transfers of small numbers between host and device. This is the one place where the host waits for the device.
 
-A grid is a data-dependent object: its number of bricks and voxels is known only once it is built. Everything that the
-host has to know of a grid travels in one copy, here, so that tests can count the copies.
+A grid is a data-dependent object: its numbers of bricks and voxels are known only once it is built. The host reads
+them back in one copy, here, so that tests can count the copies.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ calls = 0
 
 
 def read_back(*values: Tensor) -> list[int]:
-    """Copy integer tensors to the host in one transfer and return their elements, one after the other."""
+    """Copy integer tensors to the host in one transfer and return their elements as one list."""
     global calls
     calls += 1
     numbers: list[int] = torch.cat([v.reshape(-1).long() for v in values]).tolist()
@@ -22,6 +22,6 @@ def read_back(*values: Tensor) -> list[int]:
 
 
 def send(numbers: Sequence[Any], device: torch.device) -> Tensor:
-    """Python ints as int64, floats as float64, on a device; `torch.tensor(..., device=...)` would wait for a GPU."""
+    """Copy ints as int64, or floats as float64, to a device. `torch.tensor(..., device=...)` would wait for it."""
     dtype = torch.float64 if isinstance(numbers[0], float) else torch.int64
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)

@@ -24,9 +24,9 @@ compiler = pytest.importorskip("triton.backends.compiler", reason="kernels need 
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: this process interprets kernels", allow_module_level=True)
 
-from sparsevox.geometry import TILE_ROWS  # noqa: E402  (only where kernels are compiled)
 from sparsevox.kernels._conv_configs import AMD, conv_flags, weight_flags  # noqa: E402  (as above)
 from sparsevox.kernels._launch import POINTEES, SCALARS  # noqa: E402  (only where kernels are compiled)
+from sparsevox.plans import TILE_ROWS  # noqa: E402  (only where kernels are compiled)
 
 KERNELS = Path(__file__).parents[1] / "sparsevox" / "kernels"
 TARGETS = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsevox import Grid, geometry, ops
-from sparsevox.geometry import pair_block
+from sparsevox import Grid, ops, plans
 from sparsevox.ops.plans import pair_lists, row_plan
+from sparsevox.plans import PairLists, RowPlan, pair_block
 from sparsevox.testing import as_coords, random_batch
 
 pytest.importorskip("triton", reason="kernels need Triton")
@@ -58,8 +58,8 @@ class Problem(NamedTuple):
     weight: Tensor
     bias: Tensor
     grads: Tensor
-    gather: list[Tensor]
-    pairs: list[Tensor]
+    plan: RowPlan
+    pairs: PairLists
 
 
 def problem(case: Case, device: torch.device, monkeypatch: pytest.MonkeyPatch, inputs: int = 180) -> Problem:
@@ -75,7 +75,7 @@ def problem(case: Case, device: torch.device, monkeypatch: pytest.MonkeyPatch, i
     bias = torch.randn(case.d, generator=generator)
     feats, weight, bias, grads, table = (t.to(device) for t in (feats, weight, bias, grads, table.int()))
     monkeypatch.setenv("SPARSEVOX_BACKEND", "triton")
-    return Problem(feats, weight.to(case.dtype), bias, grads, [table, *row_plan(table)], list(pair_lists(table)))
+    return Problem(feats, weight.to(case.dtype), bias, grads, row_plan(table), pair_lists(table))
 
 
 def gathered(feats: Tensor, table: Tensor, groups: int) -> Tensor:
@@ -95,11 +95,11 @@ def expected_weight(feats: Tensor, grads: Tensor, table: Tensor, groups: int) ->
 
 
 def run_conv(p: Problem, groups: int, bias: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
-    return conv(p.feats, p.weight if weight is None else weight, bias, p.gather, [], [], False, groups)
+    return conv(p.feats, p.weight if weight is None else weight, bias, p.plan, [], [], False, groups)
 
 
 def run_weight(p: Problem, groups: int, dtype: torch.dtype) -> Tensor:
-    return conv_weight(p.feats, p.grads, p.gather, [], p.pairs, False, groups, dtype)
+    return conv_weight(p.feats, p.grads, p.plan, [], p.pairs, False, groups, dtype)
 
 
 def assert_near(actual: Tensor, expected: Tensor, scale: Tensor, tolerance: float) -> None:
@@ -111,8 +111,8 @@ def assert_near(actual: Tensor, expected: Tensor, scale: Tensor, tolerance: floa
 def test_conv_sums_over_taps(case: Case, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(case, device, monkeypatch)
     actual = run_conv(p, case.groups, p.bias)
-    expected = expected_conv(p.feats, p.weight, p.gather[0], case.groups)
-    scale = expected_conv(p.feats.abs(), p.weight.abs(), p.gather[0], case.groups)
+    expected = expected_conv(p.feats, p.weight, p.plan.table, case.groups)
+    scale = expected_conv(p.feats.abs(), p.weight.abs(), p.plan.table, case.groups)
     assert actual.dtype == case.dtype
     assert_near(actual, expected + p.bias, scale, TOLERANCES[case.dtype])
 
@@ -122,8 +122,8 @@ def test_conv_weight_sums_over_pairs(case: Case, device: torch.device, monkeypat
     p = problem(case, device, monkeypatch)
     dtype = DOUBLE if case.dtype == DOUBLE else SINGLE
     actual = run_weight(p, case.groups, dtype)
-    expected = expected_weight(p.feats, p.grads, p.gather[0], case.groups)
-    scale = expected_weight(p.feats.abs(), p.grads.abs(), p.gather[0], case.groups)
+    expected = expected_weight(p.feats, p.grads, p.plan.table, case.groups)
+    scale = expected_weight(p.feats.abs(), p.grads.abs(), p.plan.table, case.groups)
     assert actual.dtype == dtype
     assert_near(actual, expected, scale, TOLERANCES[dtype])
 
@@ -138,11 +138,11 @@ def test_the_same_input_gives_the_same_bits(case: Case, device: torch.device, mo
 
 
 def test_many_blocks_of_pairs_in_several_parts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsevox.geometry.PAIR_ROWS", 64)
+    monkeypatch.setattr("sparsevox.plans.PAIR_ROWS", 64)
     assert pair_block(8) == 64
     p = problem(Case(8, 300, 16, 16), device, monkeypatch)
-    scale = expected_weight(p.feats.abs(), p.grads.abs(), p.gather[0], 1)
-    expected = expected_weight(p.feats, p.grads, p.gather[0], 1)
+    scale = expected_weight(p.feats.abs(), p.grads.abs(), p.plan.table, 1)
+    expected = expected_weight(p.feats, p.grads, p.plan.table, 1)
     for programs, blocks in ((1024, 1), (16, 3), (1, 5)):
         monkeypatch.setattr(configs, "SPLIT_PROGRAMS", programs)
         assert configs.split_blocks(5, 8, 16, 16, 1) == blocks
@@ -271,9 +271,9 @@ def test_more_than_2_to_the_31_elements(c: int, d: int) -> None:
     feats = torch.ones(rows, c, dtype=HALF, device="cuda")
     feats[-500:] = 2
     feats[500:1000] = 3
-    out = conv(feats, torch.ones(1, c, d, dtype=HALF, device="cuda"), None, [table, *row_plan(table)], [], [], False, 1)
+    out = conv(feats, torch.ones(1, c, d, dtype=HALF, device="cuda"), None, row_plan(table), [], [], False, 1)
     assert (out == c * feats.flip(0)[:, :1]).all()
-    pairs = list(pair_lists(table))
+    pairs = pair_lists(table)
     total = conv_weight(feats, out, [table], [], pairs, False, 1, SINGLE)
     wanted = float(c) * (rows - 1000 + 500 * 4 + 500 * 9)
     torch.testing.assert_close(total, torch.full_like(total, wanted), rtol=1e-3, atol=0.0)
@@ -283,17 +283,17 @@ def test_more_than_2_to_the_31_elements(c: int, d: int) -> None:
 def test_tf32_is_used_where_it_is_allowed(allow_tf32: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(Case(27, 300, 64, 64), torch.device("cuda"), monkeypatch)
     allow_tf32(False)
-    exact, scale = run_conv(p, 1), expected_conv(p.feats.abs(), p.weight.abs(), p.gather[0], 1)
+    exact, scale = run_conv(p, 1), expected_conv(p.feats.abs(), p.weight.abs(), p.plan.table, 1)
     allow_tf32(True)
     rough = run_conv(p, 1)
     assert torch.version.hip or not torch.equal(rough, exact)
-    assert_near(rough, expected_conv(p.feats, p.weight, p.gather[0], 1), scale, 2**-10)
+    assert_near(rough, expected_conv(p.feats, p.weight, p.plan.table, 1), scale, 2**-10)
 
 
 @pytest.mark.parametrize("up", [False, True])
 def test_second_derivatives_of_several_blocks(device: torch.device, monkeypatch: pytest.MonkeyPatch, up: bool) -> None:
     """Input and output rows fill different numbers of blocks."""
-    monkeypatch.setattr(geometry, "PAIR_ROWS", 64)
+    monkeypatch.setattr(plans, "PAIR_ROWS", 64)
     torch.manual_seed(0)
     bricks = Grid.from_coords(torch.randint(-4, 4, (300, 3), device=device)).bricks
     weight = torch.randn(4, 4, 3, 3, 3, device=device)

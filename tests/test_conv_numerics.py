@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sparsevox import Grid, ops
-from sparsevox.kernel_map import KernelMap
+from sparsevox import Grid, KernelMap, ops
 from sparsevox.testing import Voxel, as_coords, random_batch
 
 HALVES = (torch.float16, torch.bfloat16)

@@ -182,7 +182,11 @@ def test_as_recorded() -> None:
     ("call", "exception", "message"),
     [
         (lambda g: to_dense(torch.zeros(8, 2).int(), g), TypeError, "feats must hold floating-point numbers"),
-        (lambda g: to_dense(torch.zeros(7, 2), g), ValueError, r"feats must have 8 rows, one a voxel of the grid, got"),
+        (
+            lambda g: to_dense(torch.zeros(7, 2), g),
+            ValueError,
+            "feats must have 8 rows, one per voxel of the grid",
+        ),
         (lambda g: to_dense(torch.zeros(8, 2), g, 3, 1), ValueError, "lower must not exceed upper"),
         (lambda g: to_dense(torch.zeros(8, 2), g, (1, 2)), ValueError, "lower must be one number or three"),
         (lambda g: to_dense(torch.zeros(8, 2), g, 0, HALF), TypeError, "upper must be an int, got 1.5"),

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsevox import Grid
+from sparsevox import Grid, KernelMap
 from sparsevox.geometry import Geometry
-from sparsevox.kernel_map import KernelMap
+from sparsevox.plans import Bags
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, cloud, row_order, voxel_sets
 
 Axes = tuple[int, int, int]
@@ -251,9 +251,9 @@ def test_nbytes_counts_what_is_there() -> None:
     assert kernel_map.nbytes == table
     pairs = (28**3) * 4  # each axis has 10 + 9 + 9 pairs
     assert (kernel_map.table >= 0).sum() == 28**3
-    starts = kernel_map.down.pairs[2].numel() * 8
+    starts = kernel_map.down.pairs.starts.numel() * 8
     assert kernel_map.nbytes == table + 2 * pairs + starts
     assert kernel_map.up.table.shape == (27, 1000)
     assert kernel_map.nbytes == 2 * table + 2 * pairs + starts
-    assert len(kernel_map.down.gather) == 5  # the table, two of the pairs, their order and the bags of 1000 rows
+    assert isinstance(kernel_map.down.plan, Bags)  # shares three tensors; new are the order and the starts of 1000 rows
     assert kernel_map.nbytes == 2 * table + 3 * pairs + starts + 1001 * 8

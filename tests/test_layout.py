@@ -18,17 +18,17 @@ LIBRARY, XCUBE = ROOT / "sparsevox", ROOT / "models" / "xcube"
 TREES = ("sparsevox", "models", "bench", "examples", "tests")
 
 # Files of more than 400 lines, each with the reason. 700 lines are too much for any.
-LONG: dict[str, str] = {}
+LONG: dict[str, str] = {
+    "sparsevox/grid.py": "the one class that users meet first: every method of a grid in one place",
+}
 MAX_LINES, MAX_LINES_OF_LONG = 400, 700
 
 # From the bottom to the top. A module imports from its own entry and from lower rows only.
 LAYERS = (
-    {"morton", "files", "_readback", "geometry"},
+    {"morton", "files", "_readback", "geometry", "plans"},
     {"checks"},
     {"reference", "kernels"},
     {"ops"},
-    {"kernel_map", "child_map", "_grid_topology"},
-    {"_grid_maps"},
     {"grid"},
     {"_gather"},
     {"tensor"},

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sparsevox import Grid, _readback
-from sparsevox.geometry import pair_block
 from sparsevox.ops import _library, neighbor_table
 from sparsevox.ops import bricks as brick_ops
+from sparsevox.plans import pair_block
 from sparsevox.reference import topology as reference_topology
+from sparsevox.reference._runs import assemble
 from sparsevox.testing import as_coords, random_batch
 
 Results = tuple[Tensor, ...]
@@ -82,7 +83,7 @@ def convolutions(grid: Grid) -> dict[str, list[Args]]:
     """Those of kernel maps and convolutions, with gradients of features, weight and bias."""
     coarse = grid.strided(3, 2)
     down, own = grid.kernel_map(3, stride=2, target=coarse), grid.kernel_map((1, 3, 1))
-    _, dst, starts = down.down.pairs
+    pairs = down.down.pairs
     geometry = (*own.geometry,)
     block = pair_block(27)
     feats = torch.randn(grid.num_voxels, 4, dtype=torch.float64, requires_grad=True)
@@ -90,8 +91,8 @@ def convolutions(grid: Grid) -> dict[str, list[Args]]:
     bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
     lone = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
     grads = torch.randn(coarse.num_voxels, 6, dtype=torch.float64, requires_grad=True)
-    both = (down.down.gather, down.up.gather, down.down.pairs, False, 2)
-    alone: Args = (own.down.gather, [], own.down.pairs, True, 1)
+    both = ([*down.down.plan], [*down.up.plan], [*pairs], False, 2)
+    alone: Args = ([*own.down.plan], [], [*own.down.pairs], True, 1)
     bricks = (*grid.bricks[:3], grid.bricks.rows)
     return {
         "adjoint_table": [(down.table, grid.bricks.rows)],
@@ -101,7 +102,7 @@ def convolutions(grid: Grid) -> dict[str, list[Args]]:
             (feats, feats.detach()[:, :2], *alone, torch.float32),
         ],
         "kernel_table": [(*bricks, grid.table, *bricks, *geometry), (*bricks, None, *bricks, *geometry)],
-        "pair_bags": [(dst, starts, down.table, block)],
+        "pair_bags": [(pairs.targets, pairs.starts, down.table, block)],
         "pair_lists": [(down.table, block), (own.table, 64)],
         "row_plan": [(down.table,)],
     }
@@ -123,8 +124,9 @@ def reductions(grid: Grid) -> dict[str, list[Args]]:
         "place_rows": [(y, winners, up)],
         "sum_ranges": [(x, ranges, None, parents, None, 8), (half, ranges, children, parents, divisors, 0)],
         "sum_table": [
-            (x, down, [up], None, False, 0),
-            (z, parents[None], [ranges], divisors, True, 8),
+            (x, down, up, None, None, False, 0),
+            (z, parents[None], ranges, None, divisors, True, 8),
+            (z, parents[None], ranges, children, None, False, 0),
         ],
         "take_rows": [(x, winners, up)],
     }
@@ -254,14 +256,13 @@ def test_the_cpu_uses_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSEVOX_BACKEND", raising=False)
     assert _library._backend("reference") == "reference"
     assert _library._backend("triton") == "triton"
-    called: list[str] = []
-    crop = reference_topology.crop_bricks
+    called: list[Any] = []
 
     def watched(*args: Any) -> Any:
-        called.append("crop")
-        return crop(*args)
+        called.append(args)
+        return assemble(*args)
 
-    monkeypatch.setattr(reference_topology, "crop_bricks", watched)
+    monkeypatch.setattr(reference_topology, "assemble", watched)
     for backend in ("reference", ""):
         monkeypatch.setenv("SPARSEVOX_BACKEND", backend)
         assert Grid.full(0, 3).num_voxels == 27

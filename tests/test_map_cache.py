@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsevox import Grid, _readback, ops
-from sparsevox.kernel_map import KernelMap
+from sparsevox import Grid, KernelMap, _readback, ops
 from sparsevox.testing import as_coords, random_batch
 
 Make = Callable[[Grid, Grid], KernelMap]

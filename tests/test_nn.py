@@ -389,6 +389,6 @@ def test_batch_norm_of_float64_needs_parameters_of_float64() -> None:
                                     sv.nn.Upsample(2), sv.nn.SpaceToChannel(2), sv.nn.ChannelToSpace(2)])  # fmt: skip
 def test_a_tensor_in_place_of_a_grid_is_named(module: nn.Module) -> None:
     x = ragged()
-    message = f"grid of {type(module).__name__} must be a sparsevox.Grid, got a SparseTensor; give its .grid"
+    message = f"grid of {type(module).__name__} must be a sparsevox.Grid, got a SparseTensor; pass its .grid"
     with pytest.raises(TypeError, match=message):
         module(x, grid=x)

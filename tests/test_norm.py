@@ -239,7 +239,7 @@ def test_as_recorded() -> None:
     [
         ({"feats": [1.0]}, TypeError, "feats must be a torch.Tensor, got list"),
         ({"feats": torch.zeros(9, 4).int()}, TypeError, "feats must hold floating-point numbers, got torch.int32"),
-        ({"feats": torch.zeros(8, 4)}, ValueError, r"feats must have 9 rows, one a voxel of the grid, got \[8, 4\]"),
+        ({"feats": torch.zeros(8, 4)}, ValueError, r"feats must have 9 rows, one per voxel of the grid, got \[8, 4\]"),
         ({"num_groups": 3}, ValueError, "num_groups must be at least 1 and divide the 4 channels of feats, got 3"),
         ({"num_groups": 0}, ValueError, "num_groups must be at least 1 and divide the 4 channels of feats, got 0"),
         ({"num_groups": 2.0}, TypeError, "num_groups must be an int, got 2.0"),

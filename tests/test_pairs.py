@@ -89,13 +89,14 @@ def test_bags_hold_the_pairs_of_each_row_by_tap(case: tuple[Table, int], block: 
 def test_blocks_of_pairs(taps: int, block: int) -> None:
     """The last block is not full; the size of a block depends on the number of taps only."""
     table = some_table(taps, block + 100, 500, 0.02)
-    src, dst, starts = plans.pair_lists(as_table(table))
-    assert [part.tolist() for part in (src, dst, starts)] == list(pairs_of(table, block))
-    order, bags = plans.pair_bags(dst, starts, as_table(table))
-    again = torch.ops.sparsevox.pair_bags(dst, starts, as_table(table), block)
-    assert torch.equal(order, again[0])
-    assert torch.equal(bags, again[1])
-    assert src.numel() > 100
+    pairs = plans.pair_lists(as_table(table))
+    assert [part.tolist() for part in pairs] == list(pairs_of(table, block))
+    bags = plans.bags(as_table(table), pairs)
+    order, row_starts = torch.ops.sparsevox.pair_bags(pairs.targets, pairs.starts, as_table(table), block)
+    assert torch.equal(bags.order, order)
+    assert torch.equal(bags.row_starts, row_starts)
+    assert bags.sources is pairs.sources
+    assert pairs.sources.numel() > 100
 
 
 def test_a_direction_makes_plans_once() -> None:
@@ -103,6 +104,6 @@ def test_a_direction_makes_plans_once() -> None:
     kernel_map = grid.kernel_map(3, target=grid.crop(1, 9))
     for direction in (kernel_map.down, kernel_map.up):
         assert direction.pairs is direction.pairs
-        assert direction.gather is direction.gather
+        assert direction.plan is direction.plan
         assert [t.tolist() for t in direction.pairs] == list(pairs_of(direction.table.tolist(), 4096))
     assert kernel_map.up is kernel_map.up

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsevox.geometry import TILE_ROWS, Geometry, pair_block
+from sparsevox.geometry import Geometry
 from sparsevox.morton import Bricks
+from sparsevox.plans import TILE_ROWS, pair_block
 from sparsevox.reference import plans as reference
 from sparsevox.reference.neighbors import kernel_table
 

@@ -263,7 +263,7 @@ def test_errors() -> None:
         with pytest.raises(TypeError, match=r"feats must hold floating-point numbers, got torch\.int64"):
             pool(feats.long(), window)
         for other in (window, grid.kernel_map(3)):
-            with pytest.raises(ValueError, match=r"feats must have 64 rows, one a voxel of the fine .*, got \[8, 2\]"):
+            with pytest.raises(ValueError, match=r"feats must have 64 rows, one per voxel of the fine .* got \[8, 2\]"):
                 pool(feats[:8], other)
         with pytest.raises(ValueError, match=r"feats must have shape \[N, C\], got \[64\]"):
             pool(feats[:, 0], window)
@@ -271,7 +271,7 @@ def test_errors() -> None:
             pool(feats.to("meta"), window)
     with pytest.raises(ValueError, match="count must be 'active' or 'window', got 'all'"):
         avg_pool3d(feats, window, count="all")
-    with pytest.raises(ValueError, match=r"feats must have 8 rows, one a voxel of the coarse grid, got \[64, 2\]"):
+    with pytest.raises(ValueError, match=r"feats must have 8 rows, one per voxel of the coarse grid, got \[64, 2\]"):
         upsample(feats, window)
     with pytest.raises(TypeError, match=r"child_map must come from Grid\.child_map, got KernelMap"):
         upsample(feats, grid.kernel_map(3))  # type: ignore[arg-type]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsevox import Grid, SparseTensor
-from sparsevox.kernel_map import KernelMap
+from sparsevox import Grid, KernelMap, SparseTensor
 from sparsevox.nn import AvgPool3d
 from sparsevox.ops import avg_pool3d, max_pool3d, sum_pool3d
 from sparsevox.reference import pool as reference
@@ -163,7 +162,7 @@ def test_kernels_equal_reference(channels: int, dtype: torch.dtype, device: torc
         down, up = window.down.table, window.up.table
         divisors = {True: torch.arange(1, grid.num_voxels + 1), False: torch.arange(1, window.num_coarse + 1)}
         for before in (True, False):
-            args = (feats, down, [up], divisors[before] if channels > 1 else None, before, 0)
+            args = (feats, down, up, None, divisors[before] if channels > 1 else None, before, 0)
             on_device = [a.to(device) if isinstance(a, Tensor) else a for a in args]
             result = kernels.sum_table(*on_device)
             assert torch.equal(result, kernels.sum_table(*on_device))
@@ -173,7 +172,7 @@ def test_kernels_equal_reference(channels: int, dtype: torch.dtype, device: torc
         values = (features(window.num_coarse, channels) / 3).to(dtype)
         result = kernels.place_rows(values.to(device), winners, up.to(device))
         assert close(result.cpu(), reference.place_rows(values.double(), winners.cpu(), up), eps)
-    agree("pool", "sum_table", feats.to(device), up[:1].to(device), [], None, False, 0, read_backs=0)
+    agree("pool", "sum_table", feats.to(device), up[:1].to(device), None, None, None, False, 0, read_backs=0)
 
 
 def test_kernels_take_strided_rows(device: torch.device, agree: Callable[..., Any]) -> None:
@@ -181,7 +180,7 @@ def test_kernels_take_strided_rows(device: torch.device, agree: Callable[..., An
     table = grid.kernel_map(3).table.to(device)
     feats = features(grid.num_voxels, 6).to(device)[:, ::2]
     agree("pool", "max_table", feats, table, table, read_backs=0)
-    agree("pool", "sum_table", feats, table, [], None, False, 0, read_backs=0)  # of quarters: exact
+    agree("pool", "sum_table", feats, table, None, None, None, False, 0, read_backs=0)  # of quarters: exact
 
 
 def test_max_kernel_sees_nan_and_equals(device: torch.device, agree: Callable[..., Any]) -> None:

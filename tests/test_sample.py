@@ -308,7 +308,7 @@ def test_as_recorded() -> None:
     ("change", "exception", "message"),
     [
         ({"feats": torch.zeros(8, 2).int()}, TypeError, "feats must hold floating-point numbers, got torch.int32"),
-        ({"feats": torch.zeros(7, 2)}, ValueError, r"feats must have 8 rows, one a voxel of the grid, got \[7, 2\]"),
+        ({"feats": torch.zeros(7, 2)}, ValueError, r"feats must have 8 rows, one per voxel of the grid, got \[7, 2\]"),
         ({"points": torch.zeros(3, 2)}, ValueError, r"points must have shape \[P, 3\], got \[3, 2\]"),
         ({"points": torch.zeros(3, 3).long()}, TypeError, "points must hold floating-point numbers, got torch.int64"),
         ({"points": torch.zeros(3, 3, device="meta")}, ValueError, "points must be on the device of the grid, cpu"),
@@ -326,5 +326,5 @@ def test_errors(change: dict[str, Any], exception: type[Exception], message: str
     if "feats" not in change and "outside" not in change:
         with pytest.raises(exception, match=message):
             splat_trilinear(values=torch.zeros(3, 2), **arguments)
-    with pytest.raises(ValueError, match=r"values must have 3 rows, one a point, got \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"values must have 3 rows, one per point, got \[2, 2\]"):
         splat_trilinear(torch.zeros(3, 3), torch.zeros(2, 2), Grid.full(0, 2))

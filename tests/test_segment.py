@@ -280,7 +280,7 @@ def test_errors_of_segments(arguments: tuple[Any, ...], error: type[Exception], 
 
 def test_errors_of_grids() -> None:
     grid = Grid.full(0, 2, batch_size=3)
-    with pytest.raises(ValueError, match=r"feats must have 24 rows, one a voxel, got \[23, 2\]"):
+    with pytest.raises(ValueError, match=r"feats must have 24 rows, one per voxel, got \[23, 2\]"):
         global_pool(torch.ones(23, 2), grid)
     with pytest.raises(ValueError, match="reduce must be one of 'sum', 'mean', 'max', 'min', got 'prod'"):
         global_pool(torch.ones(24, 2), grid, "prod")
@@ -288,7 +288,7 @@ def test_errors_of_grids() -> None:
         global_pool(torch.ones(24, 2).bool(), grid)
     with pytest.raises(ValueError, match="feats must be on the device of the grid, cpu, got meta"):
         global_pool(torch.ones(24, 2, device="meta"), grid)
-    with pytest.raises(ValueError, match=r"values must have 3 rows, one a grid, got \[24, 2\]"):
+    with pytest.raises(ValueError, match=r"values must have 3 rows, one per grid, got \[24, 2\]"):
         broadcast(torch.ones(24, 2), grid)
     with pytest.raises(TypeError, match=r"values must hold floating-point numbers, got torch\.int64"):
         broadcast(torch.ones(3, 2).long(), grid)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from sparsevox.geometry import TILE_ROWS
+from sparsevox.plans import TILE_ROWS
 
 AMD = 0  # the architecture of every AMD GPU; those of NVIDIA are 80, 90, ...
 SPLIT_PROGRAMS = 1024  # about as many programs a weight gradient has: some for every processor of a large GPU

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsevox.kernels._conv_configs import arch, conv_flags, split_blocks, weight_flags
 from sparsevox.kernels._launch import launch_programs
+from sparsevox.plans import PairLists, RowPlan
 
 # The interpreter multiplies the bits of bfloat16 as if they were integers.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -173,7 +174,7 @@ def conv(
     feats: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    gather: Sequence[Tensor],
+    plan: Sequence[Tensor],
     adjoint: Sequence[Tensor],
     pairs: Sequence[Tensor],
     symmetric: bool,
@@ -181,9 +182,9 @@ def conv(
 ) -> Tensor:
     """Features [M, D]: the sum over taps t of `feats[table[t]] @ weight[t]`, absent rows left out, plus the bias.
 
-    `gather` holds the table, the order of output rows, the taps of each tile of 128 of them, and how many.
+    `plan` holds the tensors of `RowPlan`.
     """
-    table, order, lists, lengths = gather
+    table, order, lists, lengths = RowPlan(*plan)
     (taps, c, wide), n = weight.shape, table.shape[1]
     out = feats.new_empty((n, wide))
     if c == 0:
@@ -202,17 +203,20 @@ def conv(
 def conv_weight(
     feats: Tensor,
     grads: Tensor,
-    gather: Sequence[Tensor],
+    plan: Sequence[Tensor],
     adjoint: Sequence[Tensor],
     pairs: Sequence[Tensor],
     symmetric: bool,
     groups: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient [K, C / G, D] of the weight: the sum over pairs of `feats[src]^T @ grads[dst]`, tap by tap."""
-    src, dst, starts = pairs
-    taps, c, wide = gather[0].shape[0], feats.shape[1] // groups, grads.shape[1]
-    # Not of `gather`: in a second derivative the pairs are those of the other direction.
+    """Gradient [K, C / G, D] of the weight: the sum over pairs of `feats[source]^T @ grads[target]`, tap by tap.
+
+    `pairs` holds the tensors of `PairLists`.
+    """
+    sources, targets, starts = PairLists(*pairs)
+    taps, c, wide = plan[0].shape[0], feats.shape[1] // groups, grads.shape[1]
+    # Not the rows of `plan`: in a second derivative the pairs are those of the other direction.
     blocks = (starts.shape[0] - 1) // taps
     length = split_blocks(blocks, taps, c, wide // groups, groups)
     exact = torch.float64 if feats.dtype == torch.float64 else torch.float32
@@ -222,7 +226,8 @@ def conv_weight(
     launch_programs(
         conv_weight_kernel,
         partials.shape[0] * taps * tiles,
-        *(feats.contiguous(), grads.to(feats.dtype).contiguous(), src, dst, starts, partials, blocks, taps, length),
+        *(feats.contiguous(), grads.to(feats.dtype).contiguous(), sources, targets, starts, partials),
+        *(blocks, taps, length),
         **flags,
     )
     return partials.sum(0).to(dtype)

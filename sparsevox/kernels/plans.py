@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sparsevox import morton
 from sparsevox._readback import read_back
-from sparsevox.geometry import MASK_TAPS, TILE_ROWS, WINDOW_ROWS
 from sparsevox.kernels._bits import items
 from sparsevox.kernels._launch import launch
+from sparsevox.plans import MASK_TAPS, TILE_ROWS, WINDOW_ROWS
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_others", "taps"])

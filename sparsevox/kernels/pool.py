@@ -3,8 +3,6 @@
 N input rows, M output rows, C channels, K taps, L bricks.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -81,7 +79,13 @@ def child_ranges(
 
 
 def sum_table(
-    feats: Tensor, table: Tensor, adjoint: Sequence[Tensor], divisors: Tensor | None, before: bool, longest: int
+    feats: Tensor,
+    table: Tensor,
+    adjoint: Tensor | None,
+    children: Tensor | None,
+    divisors: Tensor | None,
+    before: bool,
+    longest: int,
 ) -> Tensor:
     """Sum over taps of the rows in the table; `divisors` divide the input rows if `before`, else the sums: [M, C]."""
     values = feats

@@ -1,6 +1,6 @@
 """Convolutions. Weights have the layout, the names and the initialization of `torch.nn`.
 
-N voxels, C input and D output channels.
+N fine voxels, M coarse voxels, C input and D output channels.
 """
 
 import math
@@ -58,7 +58,7 @@ class _Conv(Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in plus or minus 1 / sqrt(fan in), as `torch.nn.Conv3d`."""
+        """Draw uniformly from plus or minus 1 / sqrt(fan in), as `torch.nn.Conv3d` does."""
         torch.nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             fan_in = self.weight[0].numel()
@@ -66,7 +66,7 @@ class _Conv(Module):
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def extra_repr(self) -> str:
-        """Arguments that are not the defaults."""
+        """List channels and geometry, and what else is not the default."""
         words = [str(self.in_channels), str(self.out_channels)]
         for name, value in self.geometry._asdict().items():
             words.append(f"{name}={value[0] if len(set(value)) == 1 else value}")
@@ -75,62 +75,64 @@ class _Conv(Module):
 
 
 class Conv3d(_Conv):
-    """Convolution, exactly `torch.nn.Conv3d` on the voxels that exist.
+    """Sparse convolution: `torch.nn.Conv3d`, evaluated at the voxels that exist.
 
-    Stride 1 keeps the voxels (sub-manifold convolution, Graham et al. 2018, arXiv:1711.10275). A larger stride goes to
-    every coarse voxel that a tap reaches. `forward(x, grid=...)` goes to the voxels of a given grid instead.
+    With stride 1 the output has the voxels of the input (submanifold convolution, Graham et al. 2018,
+    arXiv:1711.10275). With a larger stride it has every coarse voxel that a tap reaches. `forward(x, grid=...)` takes
+    the voxels of a given grid instead.
 
     Args:
-        in_channels: C.
-        out_channels: D.
-        kernel_size: 1 to 7, one int or three (i, j, k); so are stride, padding and dilation.
+        in_channels: Number of input channels, C.
+        out_channels: Number of output channels, D.
+        kernel_size: Taps (kernel offsets) per axis, 1 to 7; one int or three (i, j, k), as stride, padding and
+            dilation.
         stride: Ratio of coarse to fine voxels.
         padding: By default `floor((kernel_size - 1) / 2) * dilation`, which centers odd kernels.
-        dilation: Distance of taps.
-        groups: Divides C and D; `groups=C` is depthwise.
-        bias: Whether to add one.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        dilation: Distance of taps in voxels.
+        groups: Number of groups; must divide C and D. `groups=C` is a depthwise convolution.
+        bias: Whether to add a learnable bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        TypeError: If a number is not an int.
+        ValueError: If a number is out of range, or the groups do not divide the channels.
     """
 
     transposed = False
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
-        """Features [M, D] on the coarse voxels. Raises ValueError if channels or the given grid do not fit."""
+        """Return features [M, D] on the coarse voxels. Raises ValueError if channels or the given grid do not fit."""
         x = self._check_input(x)
         check_channels(self, x, self.in_channels)
         check_grid(self, grid)
         geometry = self.geometry
         if grid is None and geometry.taps == 1 and geometry.symmetric and self.groups == 1:
             return x.replace(linear(x.feats, self.weight.flatten(1), self.bias))
-        strided = geometry.stride != (1, 1, 1)
-        options = {"stride": geometry.stride, "dilation": geometry.dilation, "padding": geometry.padding}
         if grid is None:
-            grid = x.grid.strided(geometry.kernel_size, **options) if strided else x.grid
-        kernel_map = x.grid.kernel_map(geometry.kernel_size, **options, target=grid)
+            grid = x.grid if geometry.stride == (1, 1, 1) else x.grid._strided(geometry)
+        kernel_map = x.grid._kernel_map(geometry, grid)
         return SparseTensor(grid, ops.conv3d(x.feats, self.weight, self.bias, kernel_map, groups=self.groups))
 
 
 class ConvTranspose3d(_Conv):
-    """The adjoint of a convolution from fine voxels to those of the input, as `torch.nn.ConvTranspose3d`.
+    """Transposed sparse convolution, the adjoint of a convolution: `torch.nn.ConvTranspose3d`.
 
-    `forward(x, grid=fine)` goes to a given grid, usually that of the encoder's features of the same level; the kernel
-    map is the one of the encoder's convolution. Without a grid it goes to every fine voxel that is reached, that is, it
-    is generative.
+    `forward(x, grid=fine)` takes the voxels of a given grid, usually that of the encoder's features of the same
+    resolution; the kernel map is that of the encoder's convolution. Without a grid it is generative: the output has
+    every fine voxel that a tap reaches.
 
-    Arguments are those of `Conv3d`.
+    Arguments and errors are those of `Conv3d`.
     """
 
     transposed = True
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
-        """Features [N, D] on the fine voxels. Raises ValueError if channels or the given grid do not fit."""
+        """Return features [N, D] on the fine voxels. Raises ValueError if channels or the given grid do not fit."""
         x = self._check_input(x)
         check_channels(self, x, self.in_channels)
         check_grid(self, grid)
-        geometry = self.geometry
-        options = {"stride": geometry.stride, "dilation": geometry.dilation, "padding": geometry.padding}
         if grid is None:
-            grid = x.grid.generative(geometry.kernel_size, **options)
-        kernel_map = grid.kernel_map(geometry.kernel_size, **options, target=x.grid)
+            grid = x.grid._generative(self.geometry)
+        kernel_map = grid._kernel_map(self.geometry, x.grid)
         return SparseTensor(grid, ops.conv_transpose3d(x.feats, self.weight, self.bias, kernel_map, groups=self.groups))

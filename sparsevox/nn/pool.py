@@ -1,4 +1,4 @@
-"""Pooling and upsampling.
+"""Pooling (downsample) and upsampling.
 
 N fine voxels, M coarse voxels, C channels, B grids.
 """
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from sparsevox import checks, ops
 from sparsevox._gather import rows_or
-from sparsevox.geometry import MAX_KERNEL_SIZE
+from sparsevox.geometry import MAX_KERNEL_SIZE, Axes, Geometry
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module, check_grid
 from sparsevox.ops.pool import Window
@@ -21,7 +22,7 @@ Index3 = int | Sequence[int]
 
 
 class _Pool(Module):
-    """Windows of both kinds: blocks of children, and any other through a kernel map."""
+    """Both kinds of windows: blocks of children, and all others, which go through a kernel map."""
 
     def __init__(
         self,
@@ -31,63 +32,65 @@ class _Pool(Module):
         dilation: Index3 = 1,
     ) -> None:
         super().__init__()
-        self.factor: list[int] | None = None
+        self.factor: Axes | None = None
         size = checks.factor("kernel_size", kernel_size)
         step = size if stride is None else checks.factor("stride", stride)
         unpadded = padding is None or checks.int_triple("padding", padding) == [0, 0, 0]
         if step == size and unpadded and checks.int_triple("dilation", dilation) == [1, 1, 1]:
-            self.factor = size
+            self.factor = (size[0], size[1], size[2])
         else:
             self.geometry = checks.geometry(size, step, dilation, padding)
 
     def extra_repr(self) -> str:
-        """The window."""
-        return f"{tuple(self.factor)}" if self.factor else ", ".join(f"{k}={v}" for k, v in self._words())
-
-    def _words(self) -> list[tuple[str, tuple[int, int, int]]]:
-        return list(self.geometry._asdict().items())
+        """Describe the window."""
+        return f"{self.factor}" if self.factor else ", ".join(f"{k}={v}" for k, v in self.geometry._asdict().items())
 
     def _window(self, x: SparseTensor, grid: Grid | None) -> tuple[Grid, Window]:
-        """The coarse grid and the way to it."""
+        """The coarse grid and the map to it."""
         check_grid(self, grid)
         if self.factor:
-            grid = x.grid.coarsen(self.factor) if grid is None else grid
-            return grid, x.grid.child_map(self.factor, target=grid)
-        size, stride, dilation, padding = self.geometry
+            grid = x.grid._coarsen(self.factor) if grid is None else grid
+            return grid, x.grid._child_map(self.factor, grid)
         if grid is None:
-            grid = x.grid.strided(size, stride, dilation=dilation, padding=padding) if max(stride) > 1 else x.grid
-        return grid, x.grid.kernel_map(size, stride=stride, dilation=dilation, padding=padding, target=grid)
+            grid = x.grid if self.geometry.stride == (1, 1, 1) else x.grid._strided(self.geometry)
+        return grid, x.grid._kernel_map(self.geometry, grid)
 
 
 class MaxPool3d(_Pool):
-    """Largest feature of each window. `forward(x, grid=...)` pools onto a given grid; an empty window gives 0.
+    """Largest feature of each window, 0 for an empty one. `forward(x, grid=...)` pools onto a given grid.
 
     Args:
-        kernel_size: One int or three. With no other argument, windows are the children floor(i / kernel_size).
-        stride: By default the kernel size.
-        padding: By default none for children, else as for convolutions.
-        dilation: Distance of taps.
+        kernel_size: Voxels per axis, one int or three. Without other arguments, the window of coarse voxel c is the
+            block of fine voxels i with floor(i / kernel_size) = c.
+        stride: Ratio of coarse to fine voxels, by default the kernel size.
+        padding: By default none for such blocks, else as for convolutions.
+        dilation: Distance of taps in voxels.
     """
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
-        """Features [M, C] on the coarse voxels."""
+        """Return features [M, C] on the coarse voxels."""
         grid, window = self._window(self._check_input(x), grid)
         return SparseTensor(grid, ops.max_pool3d(x.feats, window))
 
 
 class SumPool3d(_Pool):
-    """Sum of each window; arguments as of `MaxPool3d`."""
+    """Sum of each window, 0 for an empty one. Arguments are those of `MaxPool3d`."""
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
-        """Features [M, C] on the coarse voxels."""
+        """Return features [M, C] on the coarse voxels."""
         grid, window = self._window(self._check_input(x), grid)
         return SparseTensor(grid, ops.sum_pool3d(x.feats, window))
 
 
 class AvgPool3d(_Pool):
-    """Mean of each window. Arguments are those of `MaxPool3d`, and one more.
+    """Mean of each window, 0 for an empty one. Arguments are those of `MaxPool3d`, and one more.
 
-    count: "active" divides by the voxels that exist, "window" by the volume of the window.
+    Args:
+        kernel_size: As in `MaxPool3d`.
+        stride: As in `MaxPool3d`.
+        padding: As in `MaxPool3d`.
+        dilation: As in `MaxPool3d`.
+        count: "active" divides by the number of voxels that exist, "window" by the volume of the window.
     """
 
     def __init__(
@@ -105,13 +108,13 @@ class AvgPool3d(_Pool):
         self.count: Literal["active", "window"] = count
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
-        """Features [M, C] on the coarse voxels."""
+        """Return features [M, C] on the coarse voxels."""
         grid, window = self._window(self._check_input(x), grid)
         return SparseTensor(grid, ops.avg_pool3d(x.feats, window, count=self.count))
 
 
 class GlobalPool(Module):
-    """One row a grid: the "mean", "max", "sum" or "min" over its voxels, 0 where it has none. A plain tensor [B, C]."""
+    """The "mean", "max", "sum" or "min" over the voxels of each grid, 0 if it has none: a plain tensor [B, C]."""
 
     def __init__(self, reduce: Literal["mean", "max", "sum", "min"] = "mean") -> None:
         super().__init__()
@@ -120,90 +123,101 @@ class GlobalPool(Module):
         self.reduce: Literal["mean", "max", "sum", "min"] = reduce
 
     def forward(self, x: SparseTensor) -> Tensor:
-        """Features [B, C]."""
+        """Return features [B, C]."""
         x = self._check_input(x)
         return ops.global_pool(x.feats, x.grid, self.reduce)
 
 
 class Upsample(Module):
-    """Every voxel hands its features to its children, floor(i / factor).
+    """Nearest-neighbor upsampling: copy the features of every voxel to its children; floor(i / factor) is the parent.
 
-    `forward(x)` goes to all children; with `mask`, bool [M] or for factor 2 [M, 8], to some of them; with `grid` to the
-    voxels of a given grid, of which those without a parent get 0.
+    `forward(x)` fills all children; with `mask`, bool [M], those of some voxels; for factor 2, with child occupancy,
+    bool [M, 8], some children; with `grid` the voxels of a given grid, where those without a parent get 0.
     """
 
     def __init__(self, factor: Index3 = 2) -> None:
         super().__init__()
-        self.factor = checks.factor("factor", factor)
+        x, y, z = checks.factor("factor", factor)
+        self.factor = (x, y, z)
 
     def extra_repr(self) -> str:
-        """The factor."""
-        return f"{tuple(self.factor)}"
+        """Describe the factor."""
+        return f"{self.factor}"
 
     def forward(self, x: SparseTensor, mask: Tensor | None = None, grid: Grid | None = None) -> SparseTensor:
-        """Features [N, C] on the fine voxels."""
+        """Return features [N, C] on the fine voxels."""
         x = self._check_input(x)
-        if mask is not None and grid is not None:
-            raise ValueError("mask and grid both say which voxels come out; give one of them")
-        check_grid(self, grid)
-        fine = x.grid.subdivide(self.factor, mask) if grid is None else grid
-        return SparseTensor(fine, ops.upsample(x.feats, fine.child_map(self.factor, target=x.grid)))
+        fine = _fine_grid(self, x, self.factor, mask, grid)
+        return SparseTensor(fine, ops.upsample(x.feats, fine._child_map(self.factor, x.grid)))
 
 
 class Prune(Module):
     """Keep the voxels whose row of a mask, bool [N], is True."""
 
     def forward(self, x: SparseTensor, mask: Tensor) -> SparseTensor:
-        """The kept voxels and their features."""
+        """Return the kept voxels and their features."""
         return self._check_input(x).prune(mask)
 
 
-def _small_factor(factor: Index3) -> list[int]:
-    """Factors whose children a kernel reaches."""
-    factors = checks.factor("factor", factor)
-    if max(factors) > MAX_KERNEL_SIZE:
+def _fine_grid(module: Module, x: SparseTensor, factor: Axes, mask: Tensor | None, grid: Grid | None) -> Grid:
+    """The voxels to upsample to: children of the voxels of x, all or selected ones, or those of a given grid."""
+    if mask is not None and grid is not None:
+        raise ValueError("mask and grid both select the output voxels; give one of them")
+    check_grid(module, grid)
+    return x.grid._subdivide(factor, mask) if grid is None else grid
+
+
+def _block(factor: Index3) -> Geometry:
+    """The geometry whose taps are the children of a voxel."""
+    x, y, z = checks.factor("factor", factor)
+    if max(x, y, z) > MAX_KERNEL_SIZE:
         raise ValueError(f"factor must be between 1 and {MAX_KERNEL_SIZE}, got {factor!r}")
-    return factors
+    return Geometry((x, y, z), (x, y, z), (1, 1, 1), (0, 0, 0))
 
 
 class SpaceToChannel(Module):
-    """Blocks of `factor`^3 voxels become one voxel with as many times the channels; absent voxels are 0 there.
+    """Merge blocks of `factor`^3 voxels to one voxel with `factor`^3 * C channels; absent voxels are 0.
 
-    Channels of a child follow each other; children are numbered with k fastest.
+    The C channels of a child are consecutive; children are numbered with k fastest.
+
+    Args:
+        factor: Voxels of a block per axis, one int or three.
     """
 
     def __init__(self, factor: Index3 = 2) -> None:
         super().__init__()
-        self.factor = _small_factor(factor)
+        self.geometry = _block(factor)
+        self.factor = self.geometry.stride
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
-        """Features [M, factor^3 * C] on the coarse voxels."""
+        """Return features [M, factor^3 * C] on the coarse voxels."""
         x = self._check_input(x)
         check_grid(self, grid)
-        coarse = x.grid.coarsen(self.factor) if grid is None else grid
-        table = x.grid.kernel_map(self.factor, stride=self.factor, padding=0, target=coarse).table
-        children = rows_or(x.feats, table.t().flatten(), 0.0)  # [M * K, C]
-        return SparseTensor(coarse, children.unflatten(0, (-1, table.shape[0])).flatten(1))
+        coarse = x.grid._strided(self.geometry) if grid is None else grid
+        table = x.grid._kernel_map(self.geometry, coarse).table
+        children = rows_or(x.feats, rearrange(table, "children m -> (m children)"), 0.0)
+        return SparseTensor(coarse, rearrange(children, "(m children) c -> m (children c)", children=table.shape[0]))
 
 
 class ChannelToSpace(Module):
-    """The inverse of `SpaceToChannel`: every voxel deals its channels out to its children."""
+    """Split the channels of every voxel among its `factor`^3 children: the inverse of `SpaceToChannel`.
+
+    Args:
+        factor: Children per axis, one int or three.
+    """
 
     def __init__(self, factor: Index3 = 2) -> None:
         super().__init__()
-        self.factor = _small_factor(factor)
+        self.geometry = _block(factor)
+        self.factor = self.geometry.stride
 
     def forward(self, x: SparseTensor, mask: Tensor | None = None, grid: Grid | None = None) -> SparseTensor:
-        """Features [N, C / factor^3]; `mask` and `grid` as of `Upsample`."""
+        """Return features [N, C / factor^3] on the fine voxels; `mask` and `grid` are those of `Upsample`."""
         x = self._check_input(x)
-        taps = self.factor[0] * self.factor[1] * self.factor[2]
+        taps = self.geometry.taps
         if x.channels % taps:
             raise ValueError(f"ChannelToSpace needs a multiple of {taps} channels, got {x.channels}")
-        if mask is not None and grid is not None:
-            raise ValueError("mask and grid both say which voxels come out; give one of them")
-        check_grid(self, grid)
-        fine = x.grid.subdivide(self.factor, mask) if grid is None else grid
-        kernel_map = fine.kernel_map(self.factor, stride=self.factor, padding=0, target=x.grid)
-        parents, tap = kernel_map.up.table.max(0)  # one tap at most has a parent
-        shares = x.feats.unflatten(1, (taps, -1)).flatten(0, 1)
-        return SparseTensor(fine, rows_or(shares, torch.where(parents < 0, -1, parents.long() * taps + tap), 0.0))
+        fine = _fine_grid(self, x, self.factor, mask, grid)
+        parents, tap = fine._kernel_map(self.geometry, x.grid).up.table.max(0)  # at most one tap has a parent
+        children = rearrange(x.feats, "m (children c) -> (m children) c", children=taps)
+        return SparseTensor(fine, rows_or(children, torch.where(parents < 0, -1, parents.long() * taps + tap), 0.0))

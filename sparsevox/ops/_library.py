@@ -1,19 +1,20 @@
 """Registration of the ops with PyTorch: the only file that touches `torch.library`.
 
-An op has one name in `reference/` and `kernels/`. Tensors on the CPU go to the reference, tensors on a GPU (NVIDIA or
-AMD) to the kernels, unless the environment variable SPARSEVOX_BACKEND says `reference` or `triton`. With
-TRITON_INTERPRET=1 the Triton kernels run on CPU tensors too.
+Tensors on the CPU go to the function in `reference/`, tensors on a GPU (NVIDIA or AMD) to the one in `kernels/`, unless
+the environment variable SPARSEVOX_BACKEND says `reference` or `triton`. With TRITON_INTERPRET=1 the Triton kernels run
+on CPU tensors too.
 """
 
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Function = Callable[..., Any]
 
 NAMESPACE = "sparsevox"
 BRICKS = "(Tensor keys, Tensor masks, Tensor starts, Tensor offsets, Tensor rows)"
@@ -24,43 +25,45 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 def register(
     schema: str,
     *,
-    stem: str,
-    fake: Callable[..., Any],
-    kernels: bool = True,
+    reference: Function,
+    kernels: Callable[[], Function] | None,
+    fake: Function,
     setup_context: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
+    backward: Function | None = None,
+) -> Function:
     """Define an op and return it.
 
     Args:
         schema: "name(arguments) -> results" in the language of `torch.library`.
-        stem: File of `reference/` and `kernels/` in which the function `name` lives.
+        reference: Computes the op in plain PyTorch; takes the arguments of the schema in their order, as do the others.
+        kernels: Returns the function that computes it in Triton: a lambda, so that Triton is imported only when a
+            kernel runs. None if the reference serves every device.
         fake: Returns empty results of the right shapes and dtypes, for tracing.
-        kernels: Whether a Triton version exists; if not, the reference serves every device.
         setup_context: `(ctx, inputs, output)`, keeps what `backward` needs.
-        backward: `(ctx, *gradients)` -> a gradient for each argument. Made of differentiable ops, it can be
+        backward: `(ctx, *gradients)` -> one gradient per argument. If it is made of differentiable ops, it can be
             differentiated again. Without it the results have no gradients.
     """
     name = schema.split("(")[0]
     _library.define(schema)
     for key, default in (("CPU", "reference"), ("CUDA", "triton")):
-        _library.impl(name, partial(_run, stem, name, default, kernels), key)
+        _library.impl(name, partial(_run, default, reference, kernels), key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
-    op: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    op: Function = getattr(getattr(torch.ops, NAMESPACE), name).default
     return op
 
 
-def _run(stem: str, name: str, default: str, kernels: bool, *args: Any) -> Any:
-    package = "kernels" if kernels and _backend(default) == "triton" else "reference"
-    try:
-        module = import_module(f"sparsevox.{package}.{stem}")
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        raise ImportError("tensors on a GPU need Triton: install it, or set SPARSEVOX_BACKEND=reference") from error
-    results = getattr(module, name)(*args)
+def _run(default: str, reference: Function, kernels: Callable[[], Function] | None, *args: Any) -> Any:
+    function = reference
+    if kernels is not None and _backend(default) == "triton":
+        try:
+            function = kernels()
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise ImportError("tensors on a GPU need Triton: install it, or set SPARSEVOX_BACKEND=reference") from error
+    results = function(*args)
     return tuple(results) if isinstance(results, tuple) else results
 
 

@@ -1,9 +1,8 @@
-"""The voxels that a convolution reaches: output grids of strided convolutions, and of their transposes.
+"""The voxels that a convolution reaches: output grids of strided convolutions and of their transposes.
 
-On each axis coarse voxel c meets the fine voxels `stride * c + t * dilation - padding`. Where the taps leave no gap
-they are a window, and what is reached is a dilation and a coarsening, or a subdivision and a dilation, which take the
-bit path. Elsewhere, and at the border of the range, all taps of all voxels are listed.
-N voxels, K taps.
+On each axis, coarse voxel c meets the fine voxels `stride * c + t * dilation - padding`. Where the taps leave no gap
+they form a window. Then the output is a dilation and a coarsening, or a subdivision and a dilation, all of them bit
+arithmetic. Otherwise, and at the border of the range, the taps of all voxels are listed. N voxels, K taps.
 """
 
 from itertools import product
@@ -20,44 +19,44 @@ from sparsevox.ops import morphology, topology
 from sparsevox.ops.bricks import assemble, coords, table
 from sparsevox.ops.neighbors import kernel_table
 
-MAX_ROWS = 1 << 22  # coordinates that are listed at once
+MAX_ROWS = 1 << 22  # coordinates listed at once
 
 
 class _Bare(NamedTuple):
-    """Bricks as a grid."""
+    """Bricks with the attributes of a grid that `kernel_table` uses."""
 
     bricks: Bricks
 
     @property
     def table(self) -> Tensor:
-        """Their hash table."""
+        """Hash table of the bricks."""
         return table(self.bricks)
 
 
 def strided(bricks: Bricks, geometry: Geometry) -> Bricks:
-    """Every coarse voxel that meets a voxel of `bricks` at a tap. Raises ValueError if one is out of range."""
+    """Return every coarse voxel that meets a voxel at a tap. Raises ValueError if one is out of range."""
     if _gapless(geometry):
         # The window [s * c - p, s * c - p + k - 1] is the block [s * c, s * c + s - 1], widened.
         lower = [p + s - k for k, s, _, p in zip(*geometry, strict=True)]
         try:
             return topology.coarsen(morphology.dilate(bricks, lower, geometry.padding), geometry.stride)
-        except ValueError:  # the wider fine grid leaves the range; the coarse one need not
+        except ValueError:  # the dilated fine grid leaves the range; the coarse one may still fit
             pass
     listed = _listed(bricks, geometry, up=False)
     if not torch.compiler.is_compiling():
         return listed
-    # In a graph, voxels that no tap meets exactly are listed too.
+    # In a graph, voxels that no tap meets exactly were listed too.
     return topology.prune(listed, (kernel_table(_Bare(bricks), _Bare(listed), geometry) >= 0).any(0))
 
 
 def generative(bricks: Bricks, geometry: Geometry) -> Bricks:
-    """Every fine voxel that a voxel of `bricks` meets at a tap. Raises ValueError if one is out of range."""
+    """Return every fine voxel that a voxel meets at a tap. Raises ValueError if one is out of range."""
     if _gapless(geometry):
         lower = [-p for p in geometry.padding]
         upper = [k - s - p for k, s, _, p in zip(*geometry, strict=True)]
         try:
             return morphology.dilate(topology.subdivide(bricks, geometry.stride), lower, upper)
-        except ValueError:  # children that leave the range may come back with the padding
+        except ValueError:  # children out of range may be back in range with the padding
             pass
     return _listed(bricks, geometry, up=True)
 
@@ -67,7 +66,7 @@ def _gapless(geometry: Geometry) -> bool:
 
 
 def _listed(bricks: Bricks, geometry: Geometry, *, up: bool) -> Bricks:
-    """Voxels from their coordinates, tap by tap, as many at once as memory takes."""
+    """Voxels from their coordinates, for at most MAX_ROWS pairs of a voxel and a tap at once."""
     voxels, items = coords(bricks).long(), bricks.offsets.shape[0] - 1
     _, _, dilation, padding = geometry
     taps = [
@@ -88,7 +87,7 @@ def _listed(bricks: Bricks, geometry: Geometry, *, up: bool) -> Bricks:
 
 
 def _coarse(fine: Tensor, stride: Tensor) -> Tensor:
-    """Quotients; outside of compiled graphs only those without a remainder."""
+    """Divide by the stride; outside of compiled graphs, drop what has a remainder."""
     quotients = torch.div(fine, stride, rounding_mode="floor")
     return quotients if torch.compiler.is_compiling() else quotients[(quotients * stride == fine).all(-1)]
 

@@ -1,4 +1,4 @@
-"""Attention within the items of a ragged batch.
+"""Attention within the items of a ragged batch (variable sequence lengths).
 
 N query rows, M key rows, B items, H heads, D channels of queries and keys, E of values.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsevox import checks
 from sparsevox.ops import _library
-from sparsevox.reference.attention import attend
+from sparsevox.reference import attention as reference
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets, float scale"
 
@@ -25,19 +25,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_ragged_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None
 
 
-# For compiled graphs, which cannot look at the lengths of items. Else PyTorch differentiates its own attention.
+# For compiled graphs, which cannot see the lengths of items. Outside of them PyTorch differentiates its own attention.
 _ragged_attention = _library.register(
     f"ragged_attention({_ARGUMENTS}) -> Tensor",
-    stem="attention",
-    kernels=False,  # PyTorch's attention is fused on every device
+    reference=reference.ragged_attention,
+    kernels=None,  # PyTorch's attention is fused on every device
     fake=lambda q, k, v, *rest: q.new_empty((*q.shape[:2], v.shape[2])),
     setup_context=_context,
     backward=_backward,
 )
 _ragged_attention_backward = _library.register(
     f"ragged_attention_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor d_q, Tensor d_k, Tensor d_v)",
-    stem="attention",
-    kernels=False,
+    reference=reference.ragged_attention_backward,
+    kernels=None,  # as above
     fake=lambda grad, q, k, v, *rest: tuple(x.new_empty(x.shape) for x in (q, k, v)),
 )
 
@@ -50,19 +50,19 @@ def attention(
     k_offsets: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax over the keys of the same item of `scale * q @ k`, times v: `scaled_dot_product_attention`, item by item.
+    """`torch.nn.functional.scaled_dot_product_attention`, item by item: `softmax(scale * q @ k.T) @ v`.
 
-    Queries without keys, and rows of no item, get 0, and so do their gradients. The lengths of items travel to the
-    host. Memory grows with the number of rows, not with that of pairs, where PyTorch has a fused kernel for the dtype.
-    There is no second derivative. Under `torch.autocast` all three are cast first.
+    Queries without keys, and rows outside of all items, get 0, and so do their gradients. The lengths of items are
+    copied to the host. Where PyTorch has a fused kernel for the dtype, memory is linear in the number of rows, not in
+    the number of (query, key) pairs. There is no second derivative. Under `torch.autocast` all three are cast first.
 
     Args:
-        q: [N, H, D].
-        k: [M, H, D].
-        v: [M, H, E].
-        q_offsets: First query of each item, then the end: ascending integers [B + 1] between 0 and N.
-        k_offsets: The same for keys and values; by default `q_offsets`, and then M = N.
-        scale: 1 / sqrt(D) by default.
+        q: Queries [N, H, D].
+        k: Keys [M, H, D].
+        v: Values [M, H, E].
+        q_offsets: First query row of each item, then the end: ascending integers [B + 1] between 0 and N.
+        k_offsets: The same for keys and values. By default they are `q_offsets`, which requires M = N.
+        scale: Factor of the scores, 1 / sqrt(D) by default.
 
     Returns:
         [N, H, E] in the dtype of the queries.
@@ -75,11 +75,11 @@ def attention(
     q_edges = _check_offsets("q_offsets", q_offsets, q.device)
     k_edges = q_edges if k_offsets is None else _check_offsets("k_offsets", k_offsets, q.device)
     if k_offsets is None and k.shape[0] != q.shape[0]:
-        raise ValueError(f"k must have {q.shape[0]} rows, those of q, or offsets of its own, got {list(k.shape)}")
+        raise ValueError(f"k must have {q.shape[0]} rows, as q has, unless k_offsets are given; got {list(k.shape)}")
     if k_edges.shape != q_edges.shape:
         raise ValueError(f"k_offsets must have shape {list(q_edges.shape)}, got {list(k_edges.shape)}")
     factor = 1 / math.sqrt(max(q.shape[2], 1)) if scale is None else checks.float_triple("scale", scale)[0]
-    run = _ragged_attention if torch.compiler.is_compiling() else attend
+    run = _ragged_attention if torch.compiler.is_compiling() else reference.attend
     result: Tensor = run(q, k, v, q_edges, k_edges, factor)
     return result
 

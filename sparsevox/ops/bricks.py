@@ -1,4 +1,4 @@
-"""Bricks: built from coordinates, searched, put together and taken apart.
+"""Bricks: building them from coordinates, searching them through a hash table, stacking and splitting batches.
 
 N voxels, M coordinates, B grids, L bricks.
 """
@@ -9,57 +9,64 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparsevox import checks, morton
+from sparsevox import checks, kernels, morton
 from sparsevox._readback import read_back
 from sparsevox.morton import Bricks
 from sparsevox.ops import _library
+from sparsevox.reference import bricks as reference
 
 _build_bricks = _library.register(
     f"build_bricks(Tensor coords, SymInt? batch_size, str method) -> {_library.BRICKS}",
-    stem="bricks",
+    reference=reference.build_bricks,
+    kernels=lambda: kernels.bricks.build_bricks,
     fake=lambda coords, batch_size, method: _library.fake_bricks(coords, batch_size),
 )
 _brick_coords = _library.register(
     "brick_coords(Tensor keys, Tensor masks, Tensor starts, Tensor rows) -> Tensor",
-    stem="bricks",
+    reference=reference.brick_coords,
+    kernels=lambda: kernels.bricks.brick_coords,
     fake=lambda keys, masks, starts, rows: keys.new_empty((rows.shape[0], 4), dtype=torch.int32),
 )
 _brick_bounds = _library.register(
     "brick_bounds(Tensor keys, Tensor masks, Tensor offsets) -> (Tensor lower, Tensor upper)",
-    stem="bricks",
+    reference=reference.brick_bounds,
+    kernels=lambda: kernels.bricks.brick_bounds,
     fake=lambda keys, masks, offsets: tuple(keys.new_empty((offsets.shape[0] - 1, 3)) for _ in range(2)),
 )
 _brick_table = _library.register(
     "brick_table(Tensor keys) -> Tensor",
-    stem="bricks",
+    reference=reference.brick_table,
+    kernels=lambda: kernels.bricks.brick_table,
     fake=lambda keys: keys.new_empty(_library.dynamic_size(), dtype=torch.int32),
 )
 _find_rows = _library.register(
     "find_rows(Tensor coords, Tensor keys, Tensor masks, Tensor starts, Tensor? table) -> Tensor",
-    stem="bricks",
+    reference=reference.find_rows,
+    kernels=lambda: kernels.bricks.find_rows,
     fake=lambda coords, keys, masks, starts, table: keys.new_empty(coords.shape[0]),
 )
 _neighbor_bricks = _library.register(
     "neighbor_bricks(Tensor keys, Tensor? table) -> Tensor",
-    stem="bricks",
+    reference=reference.neighbor_bricks,
+    kernels=lambda: kernels.bricks.neighbor_bricks,
     fake=lambda keys, table: keys.new_empty((keys.shape[0], 27), dtype=torch.int32),
 )
 
 
 def build(coords: Tensor, batch_size: int | None = None, *, name: str = "coords", method: str = "sort") -> Bricks:
-    """Bricks of a set of coordinates.
+    """Build the bricks of a set of coordinates.
 
     Args:
         coords: Integers [M, 4] = (b, i, j, k) or [M, 3] = (i, j, k) of batch item 0, in any order; duplicates merge.
         batch_size: Number of grids; None takes the largest batch index plus one, or 1 if there are no coordinates.
-        name: What errors call the first argument.
-        method: On a GPU, "sort" sorts the codes of all voxels; "hash" inserts bricks in a hash table and sorts only
+        name: Name of the first argument in error messages.
+        method: On a GPU, "sort" sorts the codes of all voxels; "hash" inserts the bricks in a hash table and sorts only
             those. The result is the same. The CPU always sorts.
 
     Raises:
         TypeError: If `coords` does not hold integers.
-        ValueError: If its shape is wrong, the method unknown, a coordinate lies outside [-2^17, 2^17) or a batch index
-            outside [0, batch_size), or there are more than 2^31 - 1 voxels.
+        ValueError: If its shape is wrong, the method is unknown, a coordinate lies outside of [-2^17, 2^17), a batch
+            index lies outside of [0, batch_size), or there are more than 2^31 - 1 voxels.
     """
     coords = _as_rows(name, coords)
     if method not in ("sort", "hash"):
@@ -76,7 +83,7 @@ def build(coords: Tensor, batch_size: int | None = None, *, name: str = "coords"
 
 
 def assemble(coords: Tensor, batch_size: int | None, method: str = "sort") -> Bricks:
-    """As `build`, of integers [M, 4]; raises `morton.VoxelError` for the first row out of range."""
+    """Build bricks of integers [M, 4]; raises `morton.VoxelError` for the first row out of range."""
     return Bricks(*_build_bricks(coords, batch_size, method))
 
 
@@ -88,7 +95,7 @@ def _as_rows(name: str, coords: object) -> Tensor:
 
 
 def limits(batch_size: int | None) -> str:
-    """What errors say of the range of coordinates."""
+    """Describe the range of coordinates, for error messages."""
     batches = morton.MAX_BATCH if batch_size is None else batch_size
     return (
         f"batch indices lie in [0, {batches}) and voxel coordinates in "
@@ -97,7 +104,7 @@ def limits(batch_size: int | None) -> str:
 
 
 def empty(batch_size: int, device: torch.device | str | None = None) -> Bricks:
-    """No bricks, for a number of grids."""
+    """Bricks of a batch of grids without voxels."""
     size = checks.batch_size(batch_size)
     keys = torch.empty(0, dtype=torch.int64, device=device)
     offsets = torch.zeros(size + 1, dtype=torch.int64, device=device)
@@ -128,17 +135,17 @@ def bounds(bricks: Bricks) -> tuple[Tensor, Tensor]:
 
 
 def table(bricks: Bricks) -> Tensor:
-    """Hash table int32 [capacity] from brick keys to brick rows."""
+    """Build the hash table int32 [capacity] from brick keys to brick rows: open addressing, at most half full."""
     result: Tensor = _brick_table(bricks.keys)
     return result
 
 
 class HasBricks(Protocol):
-    """What ops need of a grid."""
+    """The attributes of a grid that ops use."""
 
     @property
     def bricks(self) -> Bricks:
-        """Keys, masks, starts, offsets and rows."""
+        """All arrays of the topology."""
 
     @property
     def table(self) -> Tensor:
@@ -146,17 +153,17 @@ class HasBricks(Protocol):
 
 
 def walking_table(grid: HasBricks) -> Tensor | None:
-    """The hash table for a walk from every brick to its neighbors, for which the CPU has its sorted keys."""
+    """The hash table for finding the neighbors of every brick; None on the CPU, which searches the sorted keys."""
     return None if grid.bricks.keys.device.type == "cpu" else grid.table
 
 
 def table_bytes(num_bricks: int) -> int:
-    """Size of the hash table, whose slots are int32."""
+    """Bytes of the hash table, whose slots are int32."""
     return 4 * morton.table_capacity(num_bricks)
 
 
 def find_rows(bricks: Bricks, table: Tensor | None, coords: Tensor) -> Tensor:
-    """Row of each of the coordinates [M, 4] or [M, 3], -1 where there is no voxel: int64 [M]."""
+    """Look up the row of each of the coordinates [M, 4] or [M, 3], -1 where there is no voxel: int64 [M]."""
     rows = _as_rows("coords", coords)
     checks.same_device("coords", rows, "the grid", bricks.keys.device)
     result: Tensor = _find_rows(rows, bricks.keys, bricks.masks, bricks.starts, table)
@@ -164,13 +171,13 @@ def find_rows(bricks: Bricks, table: Tensor | None, coords: Tensor) -> Tensor:
 
 
 def neighbor_bricks(bricks: Bricks, table: Tensor | None) -> Tensor:
-    """Row of the 27 bricks around each brick, -1 where there is none: int32 [L, 27], z fastest."""
+    """Look up the rows of the 27 bricks around each brick, -1 where there is none: int32 [L, 27], z fastest."""
     result: Tensor = _neighbor_bricks(bricks.keys, table)
     return result
 
 
 def stack(parts: Sequence[Bricks]) -> Bricks:
-    """One batch of all the batches, in order. Sizes are known, so nothing waits for the device."""
+    """Concatenate batches to one batch. All sizes are known, so nothing waits for the device."""
     first_item, first_row = 0, 0
     keys, starts, offsets = [], [], [parts[0].offsets[:1]]
     for part in parts:
@@ -189,7 +196,7 @@ def stack(parts: Sequence[Bricks]) -> Bricks:
 
 
 def split(bricks: Bricks, ranges: Sequence[tuple[int, int]]) -> list[Bricks]:
-    """The batch items [a, b) of each range, as batches of their own. One read-back for all of them."""
+    """Take the batch items [a, b) of each range out of a batch. One read-back serves all ranges."""
     size = bricks.offsets.shape[0] - 1
     first_bricks = torch.searchsorted(bricks.keys, morton.batch_keys(size, bricks.keys.device))
     numbers = read_back(first_bricks, bricks.offsets)

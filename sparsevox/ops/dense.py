@@ -1,4 +1,7 @@
-"""Dense volumes and the voxels in them. B grids, N voxels, C channels, X Y Z voxels an axis."""
+"""Dense volumes from features, and features from dense volumes.
+
+B grids, N voxels, C channels, X Y Z voxels per axis.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -6,17 +9,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sparsevox import checks, morton
+from sparsevox import checks, kernels, morton
 from sparsevox._readback import read_back
 from sparsevox.morton import Bricks
 from sparsevox.ops import _library
 from sparsevox.ops.bricks import HasBricks
+from sparsevox.reference import dense as reference
 
-FARTHEST = 1 << 31  # where a box may begin or end
+FARTHEST = 1 << 31  # largest absolute coordinate of a box
 
 
 class HasCoords(HasBricks, Protocol):
-    """What volumes need of a grid."""
+    """The attributes of a grid that dense volumes use."""
 
     @property
     def coords(self) -> Tensor:
@@ -45,22 +49,25 @@ def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _dense_bricks = _library.register(
     f"dense_bricks(Tensor mask, int[3] lower) -> {_library.BRICKS}",
-    stem="dense",
+    reference=reference.dense_bricks,
+    kernels=lambda: kernels.dense.dense_bricks,
     fake=lambda mask, lower: _library.fake_bricks(mask, mask.shape[0]),
 )
-# Rows [N, C] to a volume [B, C, X, Y, Z]. Cell int64 [N] of a row is its element of [B, X, Y, Z], -1 outside; no two
-# rows have the same. The two ops are each other's gradients.
+# Rows [N, C] to a volume [B, C, X, Y, Z]. The cell int64 [N] of a row is its index in the flattened [B, X, Y, Z], -1 if
+# it lies outside; no two rows share a cell. This op and the next are each other's gradients.
 _scatter_dense = _library.register(
     "scatter_dense(Tensor feats, Tensor cells, SymInt batch_size, SymInt[3] size) -> Tensor",
-    stem="dense",
+    reference=reference.scatter_dense,
+    kernels=lambda: kernels.dense.scatter_dense,
     fake=lambda feats, cells, batch_size, size: feats.new_empty((batch_size, feats.shape[1], *size)),
     setup_context=_scatter_context,
     backward=_scatter_backward,
 )
-# And back; 0 where there is no cell.
+# A volume to rows; 0 where there is no cell.
 _gather_dense = _library.register(
     "gather_dense(Tensor volume, Tensor cells) -> Tensor",
-    stem="dense",
+    reference=reference.gather_dense,
+    kernels=lambda: kernels.dense.gather_dense,
     fake=lambda volume, cells: volume.new_empty((cells.shape[0], volume.shape[1])),
     setup_context=_gather_context,
     backward=_gather_backward,
@@ -68,7 +75,7 @@ _gather_dense = _library.register(
 
 
 def from_mask(mask: Tensor, lower: object) -> Bricks:
-    """Bricks of the True voxels of `mask` bool [B, X, Y, Z], whose first voxel has the coordinates `lower`.
+    """Build bricks of the True voxels of `mask` bool [B, X, Y, Z], whose first voxel has the coordinates `lower`.
 
     Raises:
         TypeError: If the mask is not a bool tensor.
@@ -89,7 +96,7 @@ def from_mask(mask: Tensor, lower: object) -> Bricks:
 def to_dense(
     feats: Tensor, grid: HasCoords, lower: int | Sequence[int] | None = None, upper: int | Sequence[int] | None = None
 ) -> Tensor:
-    """Volume of the voxels with lower <= ijk < upper, 0 where there is none; others are left out.
+    """Write the features of the voxels with lower <= ijk < upper to a volume, 0 where there is no voxel.
 
     Differentiable any number of times; the adjoint of `from_dense`. Without `lower` or `upper` the host waits once for
     the bounds of the grid.
@@ -98,8 +105,8 @@ def to_dense(
         feats: [N, C], rows of the grid.
         grid: A batch of B grids.
         lower: First voxel of the box; by default the smallest coordinates in the whole batch.
-        upper: Where the box ends, exclusive; by default the largest coordinates in the batch plus one, but not less
-            than `lower`. Without voxels and corners the box is empty.
+        upper: End of the box, exclusive; by default the largest coordinates in the batch plus one, but not less than
+            `lower`. If there are no voxels and neither corner is given, the box is empty.
 
     Returns:
         [B, C, X, Y, Z] in the dtype of the features.
@@ -108,11 +115,7 @@ def to_dense(
         TypeError: If features are not floating-point or corners not integers.
         ValueError: If shapes or devices do not fit, or `lower` exceeds `upper`.
     """
-    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
-    checks.same_device("feats", x, "the grid", grid.bricks.keys.device)
-    rows = grid.bricks.rows.shape[0]
-    if x.shape[0] != rows:
-        raise ValueError(f"feats must have {rows} rows, one a voxel of the grid, got {list(x.shape)}")
+    x = checks.rows("feats", feats, grid.bricks.rows.shape[0], "voxel of the grid", grid.bricks.keys.device)
     low, up = _box(grid, lower, upper)
     size = [b - a for a, b in zip(low, up, strict=True)]
     result: Tensor = _scatter_dense(x, _cells(grid, low, size), grid.bricks.offsets.shape[0] - 1, size)
@@ -120,7 +123,7 @@ def to_dense(
 
 
 def from_dense(volume: Tensor, grid: HasCoords, lower: int | Sequence[int] = (0, 0, 0)) -> Tensor:
-    """Features of the voxels of a grid, read from a volume; 0 for those outside of it.
+    """Read the features of the voxels of a grid from a volume; voxels outside of it get 0.
 
     Differentiable any number of times; the adjoint of `to_dense`.
 
@@ -159,7 +162,7 @@ def _box(grid: HasCoords, lower: object, upper: object) -> tuple[list[int], list
 def _fitting(
     low: list[int] | None, up: list[int] | None, first: list[int], last: list[int]
 ) -> tuple[list[int], list[int]]:
-    """The given corner, and that of the bounds, which does not go beyond it."""
+    """Complete a box by the bounds of the batch, without crossing the given corner."""
     if low is not None:
         return low, [max(a, b) for a, b in zip(low, last, strict=True)]
     if up is not None:
@@ -185,7 +188,7 @@ def _check_near(lower: list[int], upper: list[int]) -> None:
 
 
 def _cells(grid: HasCoords, lower: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Element of [B, X, Y, Z] of each voxel in the box that begins at `lower`, -1 outside: int64 [N]."""
+    """Index in the flattened [B, X, Y, Z] of each voxel, for a box that begins at `lower`; -1 outside: int64 [N]."""
     item, *ijk = grid.coords.long().unbind(1)
     cells, inside = item, torch.ones_like(item, dtype=torch.bool)
     for axis in range(3):

@@ -1,6 +1,6 @@
-"""Dilation and erosion, by boxes (on the words of the bricks) and by any other stencil.
+"""Dilation and erosion, by boxes (as bit operations on the masks of bricks) and by arbitrary stencils.
 
-Dilation of A by S is {a + s}, erosion {x : x + s in A for all s in S}: Minkowski's operations, adjoint to each other.
+Dilation of A by S is {a + s}, erosion is {x : x + s in A for all s in S}: Minkowski sum and difference.
 """
 
 import math
@@ -9,27 +9,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsevox import checks, morton
+from sparsevox import checks, kernels, morton
 from sparsevox._readback import read_back, send
 from sparsevox.morton import Bricks
 from sparsevox.ops import _library
 from sparsevox.ops.bricks import assemble, coords, find_rows
 from sparsevox.ops.topology import combine, prune
+from sparsevox.reference import morphology as reference
 
 Box = tuple[list[int], list[int]]
 
-MAX_STEP = 4  # a voxel moves by one brick at most
-MAX_ROWS = 1 << 24  # sums of voxels and offsets of a stencil that are sorted at once, 32 bytes each
+MAX_STEP = 4  # voxels; so a voxel moves by one brick at most
+MAX_ROWS = 1 << 24  # sums of voxels and stencil offsets that are sorted at once, 32 bytes each
 
 _dilate_bricks = _library.register(
     f"dilate_bricks(Tensor keys, Tensor masks, Tensor offsets, int[3] lower, int[3] upper) -> {_library.BRICKS}",
-    stem="morphology",
+    reference=reference.dilate_bricks,
+    kernels=lambda: kernels.morphology.dilate_bricks,
     fake=lambda keys, masks, offsets, lower, upper: _library.fake_bricks(keys, offsets.shape[0] - 1),
 )
 _erode_bricks = _library.register(
     "erode_bricks(Tensor keys, Tensor masks, Tensor offsets, Tensor? table, int[3] lower, int[3] upper)"
     f" -> {_library.BRICKS}",
-    stem="morphology",
+    reference=reference.erode_bricks,
+    kernels=lambda: kernels.morphology.erode_bricks,
     fake=lambda keys, masks, offsets, table, lower, upper: _library.fake_bricks(keys, offsets.shape[0] - 1),
 )
 
@@ -37,7 +40,7 @@ _erode_bricks = _library.register(
 def structuring_element(
     radius: object, lower: object, upper: object, stencil: object
 ) -> tuple[Box | None, list[list[int]]]:
-    """What a call describes: a box, with both corners inclusive; or, if there is no box, a set of offsets.
+    """Return the box that the arguments describe, both corners inclusive; or, if it is no box, the set of offsets.
 
     Raises:
         TypeError: If bounds are not ints or the stencil not bool.
@@ -46,11 +49,11 @@ def structuring_element(
     alone = checks.int_triple("radius", radius) == [1, 1, 1]
     if stencil is not None:
         if lower is not None or upper is not None or not alone:
-            raise ValueError("give a stencil or a box, not both")
+            raise ValueError("give either a stencil or a box, not both")
         offsets = _offsets(stencil)
         return _filled_box(offsets), offsets
     if (lower is None) != (upper is None):
-        raise ValueError(f"lower and upper come together, got lower={lower!r} and upper={upper!r}")
+        raise ValueError(f"lower and upper must be given together, got lower={lower!r} and upper={upper!r}")
     if lower is None:
         up = checks.int_triple("radius", radius)
         if min(up) < 0:
@@ -59,7 +62,7 @@ def structuring_element(
     elif alone:
         low, up = checks.box(lower, upper)
     else:
-        raise ValueError(f"give a radius, or lower and upper, not both; got radius={radius!r} and lower={lower!r}")
+        raise ValueError(f"give either radius or lower and upper, got radius={radius!r} and lower={lower!r}")
     limit = 1 << morton.AXIS_BITS
     if min(low) < -limit or max(up) > limit:
         raise ValueError(f"a stencil reaches at most {limit} voxels, got lower={tuple(low)} and upper={tuple(up)}")
@@ -77,22 +80,22 @@ def _offsets(stencil: object) -> list[list[int]]:
 
 
 def _filled_box(offsets: Sequence[Sequence[int]]) -> Box | None:
-    """The box that the offsets fill, if they do."""
+    """The box that the offsets fill, or None."""
     low, up = ([bound(axis) for axis in zip(*offsets, strict=True)] for bound in (min, max))
     volume = math.prod([b - a + 1 for a, b in zip(low, up, strict=True)])
     return (low, up) if volume == len(offsets) else None
 
 
 def dilate(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], *, verb: str = "dilation") -> Bricks:
-    """Dilation by the box from lower to upper inclusive.
+    """Dilate by the box from lower to upper inclusive.
 
-    A box within four voxels is one grid. A larger one is made of such boxes, and of a shift if it is far away.
+    A box within four voxels takes one step. A larger one is a sum of such boxes, and of a shift if it is far away.
 
     Args:
-        bricks: What to dilate.
+        bricks: The voxels.
         lower: Smallest offset of the box.
         upper: Largest offset of the box.
-        verb: What errors call this.
+        verb: Name of the operation in error messages.
 
     Raises:
         ValueError: If a voxel would be out of range, or the box alone has more voxels than a grid.
@@ -129,7 +132,7 @@ def _check_volume(bricks: Bricks, lower: Sequence[int], upper: Sequence[int]) ->
 
 
 def _check_reach(bricks: Bricks, lower: Sequence[int], upper: Sequence[int], verb: str) -> None:
-    """Raise for the first voxel from which the box reaches out of the range."""
+    """Raise for the first voxel that the box takes out of the range."""
     voxels = coords(bricks).long()
     if voxels.shape[0] == 0:
         return
@@ -149,13 +152,13 @@ def _out_of_reach(voxel: Tensor, lower: Sequence[int], upper: Sequence[int], ver
 
 
 def _is_empty(bricks: Bricks) -> bool:
-    """Whether there is nothing left to do; inside a compiled graph nobody knows."""
+    """Whether there is nothing left to do; unknown, and so False, inside a compiled graph."""
     return not torch.compiler.is_compiling() and bricks.rows.shape[0] == 0
 
 
 def erode(bricks: Bricks, table: Tensor | None, lower: Sequence[int], upper: Sequence[int]) -> Bricks:
-    """Erosion by the box from lower to upper inclusive; `table` is the hash table of `bricks`."""
-    # Seen from its point nearest to the origin the box holds the origin, so the result lies in the set.
+    """Erode by the box from lower to upper inclusive; `table` is the hash table of `bricks`."""
+    # Shifted by its point nearest to the origin, the box contains the origin, so the result is a subset.
     base = _nearest_to_origin(lower, upper)
     for low, up in _steps(_minus(lower, base), _minus(upper, base)):
         bricks = Bricks(*_erode_bricks(bricks.keys, bricks.masks, bricks.offsets, table, low, up))
@@ -166,7 +169,7 @@ def erode(bricks: Bricks, table: Tensor | None, lower: Sequence[int], upper: Seq
 
 
 def dilate_stencil(bricks: Bricks, offsets: Sequence[Sequence[int]]) -> Bricks:
-    """Dilation by any set of offsets: codes of all the sums, sorted. Raises ValueError as `dilate` does."""
+    """Dilate by any set of offsets: codes of all sums, sorted. Raises ValueError as `dilate` does."""
     voxels = coords(bricks).long()
     at_once = max(1, MAX_ROWS // max(1, voxels.shape[0]))
     parts = [offsets[first : first + at_once] for first in range(0, len(offsets), at_once)]
@@ -186,7 +189,7 @@ def _moved_by_all(voxels: Tensor, offsets: Sequence[Sequence[int]], bricks: Bric
 
 
 def erode_stencil(bricks: Bricks, table: Tensor | None, offsets: Sequence[Sequence[int]]) -> Bricks:
-    """Erosion by any set of offsets: a look-up for each."""
+    """Erode by any set of offsets, with one look-up per offset."""
     base = [0, 0, 0] if [0, 0, 0] in offsets else list(offsets[0])
     voxels = coords(bricks)
     keep = torch.ones(voxels.shape[0], dtype=torch.bool, device=voxels.device)
@@ -206,7 +209,7 @@ def _minus(a: Sequence[int], b: Sequence[int]) -> list[int]:
 
 
 def _steps(lower: Sequence[int], upper: Sequence[int]) -> list[Box]:
-    """Boxes with bounds within four voxels whose Minkowski sum is the box; one at least."""
+    """Boxes with bounds within four voxels whose Minkowski sum is the box; at least one."""
     steps: list[Box] = []
     while not steps or any(lower) or any(upper):
         low = [min(max(bound, -MAX_STEP), MAX_STEP) for bound in lower]

@@ -1,33 +1,38 @@
-"""Nearest voxels: the exact nearest active voxel center of each point. P points, N voxels, B grids."""
+"""The exact nearest active voxel center of each point.
+
+P points, N voxels, B grids.
+"""
 
 from torch import Tensor
 
 from sparsevox import checks, morton
+from sparsevox.checks import Triple
 from sparsevox.morton import Bricks
 from sparsevox.ops import _library
-from sparsevox.ops.voxelize import Triple, check_points, to_grid
+from sparsevox.ops.voxelize import check_points, to_grid
+from sparsevox.reference import nearest as reference
 
 _nearest_rows = _library.register(
     "nearest_rows(Tensor points, Tensor batch, Tensor keys, Tensor masks, Tensor starts, Tensor offsets, Tensor rows, "
     "float[3] voxel_size) -> Tensor",
-    stem="nearest",
+    reference=reference.nearest_rows,
+    kernels=None,  # a search level by level, in tensor ops that serve every device
     fake=lambda points, batch, keys, masks, starts, offsets, rows, voxel_size: batch.new_empty(points.shape[0]),
-    kernels=False,  # a search level by level, in tensor ops that serve every device
 )
 
 
 def nearest(bricks: Bricks, points: object, batch: object, voxel_size: Triple, origin: Triple) -> Tensor:
-    """Row of the nearest active voxel center, in world distance, in the point's own batch item.
+    """Find the voxel whose center is nearest to each point, in world distance, in the point's own batch item.
 
     Args:
-        bricks: Where to search.
+        bricks: The voxels.
         points: World positions, floating point [P, 3].
         batch: Batch item of each point, integers [P], 0 by default.
-        voxel_size: Edges of a voxel.
+        voxel_size: Edge lengths of a voxel.
         origin: Center of voxel (0, 0, 0).
 
     Returns:
-        int64 [P]; the lowest row where several are equally near, -1 where the item has no voxel or does not exist.
+        Rows int64 [P]; the lowest of equally near ones, -1 where the item has no voxel or does not exist.
 
     Raises:
         TypeError: If points are not floating-point or batch indices not integers.

@@ -1,4 +1,4 @@
-"""Group and instance norm, with the statistics of each grid of a batch.
+"""Group norm and instance norm, with the statistics of each grid of a batch.
 
 N voxels, B grids, C channels, G groups.
 """
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsevox import checks
+from sparsevox import checks, kernels
 from sparsevox.ops import _library, _reduce
 from sparsevox.ops.bricks import HasBricks
-from sparsevox.ops.segment import _segment_of_rows
+from sparsevox.ops.segment import segment_of_rows
+from sparsevox.reference import norm as reference
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -40,9 +41,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
-    """Of the normalized features; mean and rstd stay inside and have none."""
+    """Differentiate the normalized features; mean and rstd are internal and get no gradients."""
     feats, offsets, weight, mean, rstd = ctx.saved_tensors
-    if torch.is_grad_enabled():  # somebody will differentiate this
+    if torch.is_grad_enabled():  # this may be differentiated again
         d_feats, d_weight, d_bias = _differentiable(grad, feats, offsets, weight, ctx.num_groups, ctx.eps)
     else:
         d_feats, d_weight, d_bias = _group_norm_backward(grad, feats, offsets, weight, mean, rstd)
@@ -59,7 +60,8 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
 _group_norm = _library.register(
     "group_norm(Tensor feats, Tensor offsets, Tensor? weight, Tensor? bias, int num_groups, float eps)"
     " -> (Tensor out, Tensor mean, Tensor rstd)",
-    stem="norm",
+    reference=reference.group_norm,
+    kernels=lambda: kernels.norm.group_norm,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -67,7 +69,8 @@ _group_norm = _library.register(
 _group_norm_backward = _library.register(
     "group_norm_backward(Tensor grad, Tensor feats, Tensor offsets, Tensor? weight, Tensor mean, Tensor rstd)"
     " -> (Tensor d_feats, Tensor d_weight, Tensor d_bias)",
-    stem="norm",
+    reference=reference.group_norm_backward,
+    kernels=lambda: kernels.norm.group_norm_backward,
     fake=_fake_backward,
 )
 
@@ -82,13 +85,13 @@ def group_norm(
 ) -> Tensor:
     """Normalize over the channels of a group and all voxels of a grid: `torch.nn.functional.group_norm` grid by grid.
 
-    Statistics are float32 (float64 for float64), and the variance is that of centered values. A grid without voxels has
-    nothing to normalize. Derivatives of any order.
+    Statistics are float32 (float64 for float64); the variance is computed from centered values. A grid without voxels
+    has nothing to normalize. Differentiable any number of times.
 
     Args:
         feats: [N, C], rows of the grid.
         grid: A batch of B grids.
-        num_groups: G, divides C.
+        num_groups: G; must divide C.
         weight: [C] or None, of any floating-point dtype.
         bias: [C] or None.
         eps: Added to the variance.
@@ -97,25 +100,30 @@ def group_norm(
         [N, C] in the dtype of the features.
 
     Raises:
-        TypeError: If a tensor is not floating-point, `num_groups` no int or `eps` no number.
+        TypeError: If a tensor is not floating-point, `num_groups` is not an int or `eps` is not a number.
         ValueError: If shapes or devices do not fit, the groups do not divide the channels, or `eps` is negative.
     """
-    offsets, x = grid.bricks.offsets, _check_feats(feats, grid)
+    x = _check_feats(feats, grid)
     groups, channels = checks.integer("num_groups", num_groups), x.shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(f"num_groups must be at least 1 and divide the {channels} channels of feats, got {groups}")
-    return _normalize(x, offsets, groups, weight, bias, eps)
+    return _normalize(x, grid.bricks.offsets, groups, weight, bias, eps)
 
 
 def instance_norm(
     feats: Tensor, grid: HasBricks, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """Normalize each channel over all voxels of a grid: group norm with one channel a group.
+    """Normalize each channel over all voxels of a grid: group norm with one channel per group.
 
     Arguments, result and errors are those of `group_norm`.
     """
     x = _check_feats(feats, grid)
     return _normalize(x, grid.bricks.offsets, max(x.shape[1], 1), weight, bias, eps)
+
+
+def _check_feats(feats: object, grid: HasBricks) -> Tensor:
+    bricks = grid.bricks
+    return checks.rows("feats", feats, bricks.rows.shape[0], "voxel of the grid", bricks.offsets.device)
 
 
 def _normalize(
@@ -132,28 +140,22 @@ def _normalize(
     return out
 
 
-def _check_feats(feats: object, grid: HasBricks) -> Tensor:
-    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
-    checks.same_device("feats", x, "the grid", grid.bricks.offsets.device)
-    rows = grid.bricks.rows.shape[0]
-    if x.shape[0] != rows:
-        raise ValueError(f"feats must have {rows} rows, one a voxel of the grid, got {list(x.shape)}")
-    return x
-
-
 def _differentiable(
     grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `group_norm_backward`, of differentiable ops."""
+    """Compute `group_norm_backward` with differentiable ops."""
     g, x = grad.to(_exact(feats)), feats.to(_exact(feats))
-    ranges, parents = offsets.int(), _segment_of_rows(offsets.int(), feats)
+    ranges = offsets.int()
+    parents = segment_of_rows(ranges, feats)
     group = feats.shape[1] // num_groups
-    size = offsets.diff()[:, None].clamp(min=1) * group
+    size = offsets.diff()[:, None].clamp(min=1) * group  # [B, 1]
 
     def mean(rows: Tensor) -> Tensor:
-        """The mean over its item and group, in place of each element of [N, C]."""
+        """Replace each element of [N, C] by the mean over its grid and group."""
         sums = _reduce.sum_ranges(rows, ranges, None, parents, None, 0).unflatten(1, (num_groups, group)).sum(2)
-        return _reduce.sum_table((sums / size).repeat_interleave(group, 1), parents[None], [ranges], None, False, 0)
+        means = (sums / size).repeat_interleave(group, 1)  # [B, C]
+        spread: Tensor = _reduce.sum_table(means, parents[None], ranges, None, None, False, 0)
+        return spread
 
     centered = x - mean(x)
     rstd = (mean(centered.square()) + eps).rsqrt()

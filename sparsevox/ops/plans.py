@@ -1,13 +1,15 @@
-"""Plans: a kernel table in the orders in which convolutions run through it. `KernelMap` makes them when needed.
+"""Functions that make the plans of a kernel map. `KernelMap` calls them when a plan is first needed.
 
-M output rows, N input rows, K taps, P pairs, T blocks of output rows.
+N input rows, M output rows, K taps, P pairs, T blocks of output rows.
 """
 
 import torch
 from torch import Tensor
 
-from sparsevox.geometry import TILE_ROWS, pair_block
+from sparsevox import kernels
 from sparsevox.ops import _library
+from sparsevox.plans import TILE_ROWS, Bags, PairLists, RowPlan, pair_block
+from sparsevox.reference import plans as reference
 
 
 def _fake_pairs(table: Tensor, block: int) -> tuple[Tensor, ...]:
@@ -23,65 +25,61 @@ def _fake_plan(table: Tensor) -> tuple[Tensor, ...]:
 
 _adjoint_table = _library.register(
     "adjoint_table(Tensor table, Tensor rows) -> Tensor",
-    stem="plans",
+    reference=reference.adjoint_table,
+    kernels=lambda: kernels.plans.adjoint_table,
     fake=lambda table, rows: table.new_empty((table.shape[0], rows.shape[0])),
 )
 _pair_lists = _library.register(
-    "pair_lists(Tensor table, int block) -> (Tensor src, Tensor dst, Tensor starts)", stem="plans", fake=_fake_pairs
+    "pair_lists(Tensor table, int block) -> (Tensor sources, Tensor targets, Tensor starts)",
+    reference=reference.pair_lists,
+    kernels=lambda: kernels.plans.pair_lists,
+    fake=_fake_pairs,
 )
 _pair_bags = _library.register(
-    "pair_bags(Tensor dst, Tensor starts, Tensor table, int block) -> (Tensor order, Tensor bags)",
-    stem="plans",
-    fake=lambda dst, starts, table, block: (
-        torch.empty_like(dst),
+    "pair_bags(Tensor targets, Tensor starts, Tensor table, int block) -> (Tensor order, Tensor row_starts)",
+    reference=reference.pair_bags,
+    kernels=None,  # only the reference convolution sums bags
+    fake=lambda targets, starts, table, block: (
+        torch.empty_like(targets),
         table.new_empty(table.shape[1] + 1, dtype=torch.int64),
     ),
-    kernels=False,
 )
 _row_plan = _library.register(
-    "row_plan(Tensor table) -> (Tensor order, Tensor taps, Tensor lengths)", stem="plans", fake=_fake_plan
+    "row_plan(Tensor table) -> (Tensor order, Tensor taps, Tensor lengths)",
+    reference=reference.row_plan,
+    kernels=lambda: kernels.plans.row_plan,
+    fake=_fake_plan,
 )
 
 
 def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
-    """The table int32 [K, N] of the other direction.
+    """Turn a table around: output row of each input row at each tap, -1 where there is none, int32 [K, N].
 
     Args:
-        table: Input row of each output row at each tap, -1 where there is none: int32 [K, M]. At one tap no input row
-            comes twice.
-        rows: Any tensor [N, ...], for its length.
-
-    Returns:
-        Output row of each input row at each tap, -1 where there is none.
+        table: Input row of each output row at each tap, -1 where there is none: int32 [K, M]. No input row occurs twice
+            at one tap.
+        rows: Any tensor [N, ...]; only its length counts.
     """
     result: Tensor = _adjoint_table(table, rows)
     return result
 
 
-def pair_lists(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Input and output rows of all pairs, int32 [P], and where those of each (block, tap) start, int64 [T * K + 1].
+def pair_lists(table: Tensor) -> PairLists:
+    """List the pairs of a table int32 [K, M], by block of output rows and by tap."""
+    return PairLists(*_pair_lists(table, pair_block(table.shape[0])))
 
-    Pairs are sorted by block of `pair_block(K)` output rows, then tap, then output row.
+
+def bags(table: Tensor, pairs: PairLists) -> Bags:
+    """Make the plan of the reference convolution from a table int32 [K, M] and its pairs."""
+    order, row_starts = _pair_bags(pairs.targets, pairs.starts, table, pair_block(table.shape[0]))
+    return Bags(table, pairs.sources, pairs.starts, order, row_starts)
+
+
+def row_plan(table: Tensor) -> RowPlan:
+    """Make the plan of the Triton convolution from a table int32 [K, M]: the order in which tiles take output rows.
+
+    A tile is 128 rows and visits every tap that any of them has, so rows with the same taps should share a tile. Within
+    windows of 16384 rows, whose inputs are close together, rows are sorted by their taps: by the place of the set of
+    taps in the Gray sequence, with the rarest tap as the highest bit. Maps of more than 62 taps keep the order of rows.
     """
-    src, dst, starts = _pair_lists(table, pair_block(table.shape[0]))
-    return src, dst, starts
-
-
-def pair_bags(dst: Tensor, starts: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs of each output row: their numbers in the block, int32 [P], and where each row starts, int64 [M + 1]."""
-    order, bags = _pair_bags(dst, starts, table, pair_block(table.shape[0]))
-    return order, bags
-
-
-def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The output rows in the order in which tiles of a kernel take them.
-
-    A tile is 128 rows and runs through all taps that any of them has, so rows with the same taps should share one.
-    Inside windows of 16384 rows, whose inputs lie close together, rows are sorted by the taps that they have: by their
-    place in the Gray sequence, the rarest tap in the highest bit. Maps of more than 62 taps keep the order of rows.
-
-    Returns:
-        Rows, int32 [M]; taps of each tile, ascending, then zeros, int32 [tiles, K]; how many taps, int32 [tiles].
-    """
-    order, taps, lengths = _row_plan(table)
-    return order, taps, lengths
+    return RowPlan(table, *_row_plan(table))

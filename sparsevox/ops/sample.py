@@ -1,10 +1,10 @@
-"""Features at points: trilinear and nearest samples of a grid, and the splat of values onto it.
+"""Features at points: trilinear and nearest-neighbor samples of a grid, and splatting of values onto it.
 
-All of it is one trilinear form, the sum over points p, corners t and channels c of
-`weights[p, t] * values[p, c] * feats[rows[p, t], c]`: its gradients for values, feats and weights are the three ops
-below, and each is made of the other two when it is differentiated. Rows of -1 add nothing.
+Everything derives from one trilinear form, the sum over points p, corners t and channels c of
+`weights[p, t] * values[p, c] * feats[rows[p, t], c]`. Its gradients with respect to values, feats and weights are the
+three ops below, and the gradients of each of them are the other two. Rows of -1 add nothing.
 
-N voxels, P points, C channels, T corners a point.
+N voxels, P points, C channels, T corners per point.
 """
 
 from typing import Any, Literal, Protocol
@@ -12,16 +12,17 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sparsevox import checks, morton
+from sparsevox import checks, kernels, morton
 from sparsevox.ops import _library
 from sparsevox.ops.bricks import HasBricks
 from sparsevox.ops.voxelize import OUTSIDE, check_points
+from sparsevox.reference import sample as reference
 
 Gradients = tuple[Tensor | None, ...]
 
 
 class HasVoxels(HasBricks, Protocol):
-    """What sampling needs of a grid."""
+    """The methods of a grid that sampling uses."""
 
     def to_ijk(self, xyz: Tensor) -> Tensor:
         """Continuous voxel coordinates float64 [..., 3] of world positions."""
@@ -60,23 +61,26 @@ def _dot_backward(ctx: Any, grad: Tensor) -> Gradients:
 # others.
 _gather_rows = _library.register(
     "gather_rows(Tensor feats, Tensor rows, Tensor weights) -> Tensor",
-    stem="sample",
+    reference=reference.gather_rows,
+    kernels=lambda: kernels.sample.gather_rows,
     fake=lambda feats, rows, weights: feats.new_empty((rows.shape[0], feats.shape[1])),
     setup_context=_context,
     backward=_gather_backward,
 )
-# Values [P, C] to features [N, C]: the sums, in the order of points and corners, of what meets each of `count` rows.
+# Values [P, C] to features [N, C]: for each of `count` rows, the weighted sum of its values, by point and corner.
 _sum_rows = _library.register(
     "sum_rows(Tensor values, Tensor rows, Tensor weights, SymInt count) -> Tensor",
-    stem="sample",
+    reference=reference.sum_rows,
+    kernels=lambda: kernels.sample.sum_rows,
     fake=lambda values, rows, weights, count: values.new_empty((count, values.shape[1])),
     setup_context=_context,
     backward=_sum_backward,
 )
-# Features [N, C] and values [P, C] to weights [P, T]: the scalar products of what meets.
+# Features [N, C] and values [P, C] to weights [P, T]: dot products of the values with the rows at their corners.
 _dot_rows = _library.register(
     "dot_rows(Tensor feats, Tensor rows, Tensor values) -> Tensor",
-    stem="sample",
+    reference=reference.dot_rows,
+    kernels=lambda: kernels.sample.dot_rows,
     fake=lambda feats, rows, values: feats.new_empty(rows.shape, dtype=_weight_dtype(feats)),
     setup_context=_context,
     backward=_dot_backward,
@@ -91,15 +95,16 @@ def sample_trilinear(
     *,
     outside: Literal["zero", "renormalize"] = "zero",
 ) -> Tensor:
-    """Interpolate between the eight voxels whose centers enclose each point; any order of derivatives.
+    """Interpolate between the eight voxels whose centers enclose each point. Differentiable any number of times.
 
-    Voxels that do not exist count as 0, or, with `outside="renormalize"`, are left out: the weights of those that do
-    exist are scaled to sum to 1. A point with no such voxel, not finite or of no batch item gets 0. The gradient with
-    respect to the points is that of the cell which begins at `floor`, in the coordinates of voxels.
+    Voxels that do not exist count as 0. With `outside="renormalize"` they are left out instead: the weights of those
+    that exist are scaled to sum to 1. A point without any such voxel, a point that is not finite and a point of no
+    batch item get 0. On the border of two cells, the gradient with respect to a point is that of the cell which begins
+    there.
 
     Args:
         feats: [N, C], rows of the grid.
-        grid: Where they lie.
+        grid: The voxels.
         points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
         batch: Batch item of each point, integers [P], 0 by default.
         outside: "zero" or "renormalize".
@@ -113,7 +118,7 @@ def sample_trilinear(
     """
     if outside not in ("zero", "renormalize"):
         raise ValueError(f"outside must be 'zero' or 'renormalize', got {outside!r}")
-    x = _check_feats("feats", feats, grid, grid.bricks.rows.shape[0])
+    x = _check_feats(feats, grid)
     rows, weights = _corners(grid, *_check_points(points, batch, grid))
     if outside == "renormalize":
         present = weights.masked_fill(rows < 0, 0)
@@ -124,13 +129,13 @@ def sample_trilinear(
 
 
 def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor | None = None) -> Tensor:
-    """Value of the voxel whose box contains each point, `floor(p + 0.5)` in voxel coordinates; 0 if it does not exist.
+    """Read the voxel whose box contains each point, `floor(p + 0.5)` in voxel coordinates; 0 if it does not exist.
 
-    Only that voxel is looked at: the nearest of those that exist is `feats[grid.nearest(points, batch)]`.
+    For the nearest voxel that exists, use `feats[grid.nearest(points, batch)]`.
 
     Args:
         feats: [N, C], rows of the grid.
-        grid: Where they lie.
+        grid: The voxels.
         points: World positions, floating point [P, 3]; they get no gradient.
         batch: Batch item of each point, integers [P], 0 by default.
 
@@ -141,7 +146,7 @@ def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor
         TypeError: If features or points are not floating-point, or batch indices not integers.
         ValueError: If shapes or devices do not fit.
     """
-    x = _check_feats("feats", feats, grid, grid.bricks.rows.shape[0])
+    x = _check_feats(feats, grid)
     positions, items = _check_points(points, batch, grid)
     voxels, _ = _voxels((grid.to_ijk(positions.detach()) + 0.5).floor())
     rows = grid.index(torch.cat([items[:, None], voxels], 1)).int()[:, None]
@@ -150,15 +155,15 @@ def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor
 
 
 def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tensor | None = None) -> Tensor:
-    """Add each value, times its trilinear weight, to those of the eight voxels around its point that exist.
+    """Add each value, times its trilinear weight, to the existing voxels among the eight around its point.
 
-    A weighted sum, not a mean: nothing is normalized, and what falls on no voxel is lost. The adjoint of
-    `sample_trilinear(..., outside="zero")`. Sums run in the order of the points, so equal input gives equal bits.
+    The result is a weighted sum, not a mean: nothing is normalized, and weights of absent voxels are lost. The adjoint
+    of `sample_trilinear(..., outside="zero")`. Sums run in the order of the points, so equal input gives equal bits.
 
     Args:
         points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
         values: [P, C].
-        grid: The voxels that receive.
+        grid: The voxels that values are added to.
         batch: Batch item of each point, integers [P], 0 by default.
 
     Returns:
@@ -169,7 +174,7 @@ def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tens
         ValueError: If shapes or devices do not fit.
     """
     positions, items = _check_points(points, batch, grid)
-    v = _check_feats("values", values, grid, positions.shape[0])
+    v = checks.rows("values", values, positions.shape[0], "point", grid.bricks.keys.device, "P")
     rows, weights = _corners(grid, positions, items)
     result: Tensor = _sum_rows(v, rows, weights.to(_weight_dtype(v)), grid.bricks.rows.shape[0])
     return result
@@ -182,18 +187,18 @@ def _corners(grid: HasVoxels, points: Tensor, items: Tensor) -> tuple[Tensor, Te
     first = torch.cat([items[:, None], base], 1)
     corners = [(0, x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
     rows = torch.stack([grid.index(_moved(first, corner)).int() for corner in corners], 1)
-    part = torch.where(inside, ijk - base, 0)  # in a row of OUTSIDE all is 0, so that no NaN enters a gradient
+    part = torch.where(inside, ijk - base, 0)  # rows of OUTSIDE are 0, so that no NaN enters a gradient
     x, y, z = torch.stack([1 - part, part], 2).unbind(1)  # [P, 2] each
     return rows, (x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]).flatten(1)
 
 
 def _moved(coords: Tensor, step: tuple[int, ...]) -> Tensor:
-    """Coordinates [P, 4] moved by a step."""
+    """Move coordinates [P, 4] by a step."""
     return torch.stack([column + s for column, s in zip(coords.unbind(1), step, strict=True)], 1)
 
 
 def _voxels(ijk: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers float64 [P, 3] as int64, and which points have them [P, 1]; OUTSIDE where one is far off or NaN."""
+    """Convert integral float64 [P, 3] to int64, points out of range or NaN to OUTSIDE; and the valid points [P, 1]."""
     inside = ((ijk >= morton.COORD_MIN - 1) & (ijk <= morton.COORD_MAX)).all(1, keepdim=True)  # NaN compares False
     return torch.where(inside, ijk, OUTSIDE).long(), inside
 
@@ -202,13 +207,8 @@ def _weight_dtype(feats: Tensor) -> torch.dtype:
     return torch.float64 if feats.dtype == torch.float64 else torch.float32
 
 
-def _check_feats(name: str, value: object, grid: HasVoxels, rows: int) -> Tensor:
-    checked = checks.floats(name, checks.shape(name, value, "N" if name == "feats" else "P", "C"))
-    if checked.shape[0] != rows:
-        owner = "one a voxel of the grid" if name == "feats" else "one a point"
-        raise ValueError(f"{name} must have {rows} rows, {owner}, got {list(checked.shape)}")
-    checks.same_device(name, checked, "the grid", grid.bricks.keys.device)
-    return checked
+def _check_feats(feats: object, grid: HasVoxels) -> Tensor:
+    return checks.rows("feats", feats, grid.bricks.rows.shape[0], "voxel of the grid", grid.bricks.keys.device)
 
 
 def _check_points(points: object, batch: object, grid: HasVoxels) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Segments: features reduced over consecutive rows, such as those of each grid of a batch.
+"""Segments: features reduced over consecutive rows, such as the rows of each grid of a batch.
 
 N rows, S segments, C channels, B grids.
 """
@@ -14,14 +14,14 @@ REDUCTIONS = ("sum", "mean", "max", "min")
 
 
 def segment_reduce(feats: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
-    """Reduce rows offsets[s] to offsets[s + 1], exclusive, for every segment s.
+    """Reduce the rows from offsets[s] to offsets[s + 1], exclusive, of every segment s.
 
-    Sums are float32 (float64 for float64). NaN is larger and smaller than anything; the gradient of equal elements goes
-    to the lowest row. Empty segments give 0. Rows in no segment are left out.
+    Sums are float32 (float64 for float64). For "max" and "min", NaN wins, and the gradient of equal elements goes to
+    the lowest row. Empty segments give 0. Rows outside of all segments are ignored.
 
     Args:
         feats: [N, C].
-        offsets: Ascending integers [S + 1] between 0 and N. On a GPU nobody looks whether they are.
+        offsets: Ascending integers [S + 1] between 0 and N. This is not checked on a GPU.
         reduce: "sum", "mean", "max" or "min".
 
     Returns:
@@ -29,8 +29,8 @@ def segment_reduce(feats: Tensor, offsets: Tensor, reduce: str = "sum") -> Tenso
 
     Raises:
         TypeError: If `feats` is not floating-point or `offsets` does not hold integers.
-        ValueError: If shapes or devices do not fit, offsets on the CPU do not ascend between 0 and N, or the
-            reduction is unknown.
+        ValueError: If shapes or devices do not fit, offsets on the CPU do not ascend between 0 and N, or the reduction
+            is unknown.
     """
     _check_reduce(reduce)
     x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
@@ -44,7 +44,7 @@ def segment_reduce(feats: Tensor, offsets: Tensor, reduce: str = "sum") -> Tenso
 
 
 def broadcast(values: Tensor, grid: HasBricks) -> Tensor:
-    """The row of each grid of a batch, for every voxel of that grid; the gradient sums over voxels.
+    """Copy the row of each grid of a batch to every voxel of that grid; the gradient sums over voxels.
 
     Args:
         values: [B, C].
@@ -55,17 +55,14 @@ def broadcast(values: Tensor, grid: HasBricks) -> Tensor:
 
     Raises:
         TypeError: If `values` is not floating-point.
-        ValueError: If there is not one row a grid, or the devices differ.
+        ValueError: If there is not one row per grid, or the devices differ.
     """
     offsets = grid.bricks.offsets
-    x = checks.floats("values", checks.shape("values", values, "B", "C"))
-    checks.same_device("values", x, "the grid", offsets.device)
-    if x.shape[0] != offsets.shape[0] - 1:
-        raise ValueError(f"values must have {offsets.shape[0] - 1} rows, one a grid, got {list(x.shape)}")
+    x = checks.rows("values", values, offsets.shape[0] - 1, "grid", offsets.device, "B")
     ranges = offsets.int()
-    parents = _segment_of_rows(ranges, grid.bricks.rows)[None]
-    adjoint = [ranges] if _reduce.needs_gradient(x) else []
-    result: Tensor = _reduce.sum_table(x, parents, adjoint, None, False, 0)
+    parents = segment_of_rows(ranges, grid.bricks.rows)[None]
+    adjoint = ranges if _reduce.needs_gradient(x) else None
+    result: Tensor = _reduce.sum_table(x, parents, adjoint, None, None, False, 0)
     return result
 
 
@@ -82,15 +79,19 @@ def global_pool(feats: Tensor, grid: HasBricks, reduce: str = "mean") -> Tensor:
 
     Raises:
         TypeError: If `feats` is not floating-point.
-        ValueError: If there is not one row a voxel, the devices differ, or the reduction is unknown.
+        ValueError: If there is not one row per voxel, the devices differ, or the reduction is unknown.
     """
     _check_reduce(reduce)
-    offsets, rows = grid.bricks.offsets, grid.bricks.rows
-    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
-    checks.same_device("feats", x, "the grid", offsets.device)
-    if x.shape[0] != rows.shape[0]:
-        raise ValueError(f"feats must have {rows.shape[0]} rows, one a voxel, got {list(x.shape)}")
+    offsets = grid.bricks.offsets
+    x = checks.rows("feats", feats, grid.bricks.rows.shape[0], "voxel", offsets.device)
     return _reduce_segments(x, offsets.int(), reduce)
+
+
+def segment_of_rows(ranges: Tensor, rows: Tensor) -> Tensor:
+    """Segment that holds each of the rows [N, ...], -1 if none does: int32 [N]."""
+    numbers = torch.arange(rows.shape[0], dtype=torch.int32, device=ranges.device)
+    segments = torch.searchsorted(ranges, numbers, right=True, out_int32=True) - 1
+    return segments.masked_fill(segments == ranges.shape[0] - 1, -1)
 
 
 def _check_reduce(reduce: object) -> None:
@@ -103,15 +104,8 @@ def _check_ascending(offsets: Tensor, rows: int) -> None:
         raise ValueError(f"offsets must ascend between 0 and {rows}, the rows of feats, got {offsets}")
 
 
-def _segment_of_rows(ranges: Tensor, rows: Tensor) -> Tensor:
-    """The segment that holds each row, -1 if none does: int32 [N]."""
-    numbers = torch.arange(rows.shape[0], dtype=torch.int32, device=ranges.device)
-    segments = torch.searchsorted(ranges, numbers, right=True, out_int32=True) - 1
-    return segments.masked_fill(segments == ranges.shape[0] - 1, -1)
-
-
 def _reduce_segments(feats: Tensor, ranges: Tensor, reduce: str) -> Tensor:
-    parents = _segment_of_rows(ranges, feats) if _reduce.needs_gradient(feats) else None
+    parents = segment_of_rows(ranges, feats) if _reduce.needs_gradient(feats) else None
     if reduce in ("max", "min"):
         extremes: Tensor = _reduce.extreme_ranges(feats, ranges, None, parents, reduce == "max", 0)[0]
         return extremes

@@ -1,6 +1,7 @@
-"""Points and triangles to voxel coordinates. P points, V vertices, F faces, M voxels.
+"""Voxels of points and of triangle meshes.
 
 World to grid is `(p - origin) / voxel_size` in float64, with a division, so that every device gets the same bits.
+P points, V vertices, F faces, M voxels.
 """
 
 from typing import Literal
@@ -10,33 +11,34 @@ from torch import Tensor
 
 from sparsevox import checks, morton
 from sparsevox._readback import read_back, send
+from sparsevox.checks import Triple
 from sparsevox.morton import Bricks
 from sparsevox.ops import _library, morphology
 from sparsevox.ops.bricks import build, limits
+from sparsevox.reference import voxelize as reference
 
-Triple = tuple[float, float, float]
 OUTSIDE = 1 << 30  # a coordinate that no voxel has
 
 _mesh_voxels = _library.register(
     "mesh_voxels(Tensor vertices, Tensor faces) -> Tensor",
-    stem="voxelize",
+    reference=reference.mesh_voxels,
+    kernels=None,  # wide elementwise float64 arithmetic, chunk by chunk, which serves every device
     fake=lambda vertices, faces: faces.new_empty((_library.dynamic_size(), 3), dtype=torch.int32),
-    kernels=False,  # wide elementwise float64 arithmetic, chunk by chunk, which serves every device
 )
 
 
 def to_grid(points: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
-    """Continuous voxel coordinates float64 [..., 3] of world positions [..., 3]; integers are voxel centers."""
+    """Convert world positions [..., 3] to continuous voxel coordinates float64 [..., 3]; integers are voxel centers."""
     return (points.double() - send(origin, points.device)) / send(voxel_size, points.device)
 
 
 def to_world(ijk: Tensor, voxel_size: Triple, origin: Triple) -> Tensor:
-    """World positions float64 [..., 3] of voxel coordinates [..., 3]."""
+    """Convert voxel coordinates [..., 3] to world positions float64 [..., 3]."""
     return send(origin, ijk.device) + send(voxel_size, ijk.device) * ijk.double()
 
 
 def check_points(points: object, batch: object) -> tuple[Tensor, Tensor]:
-    """Points [P, 3] and their batch indices int64 [P], 0 by default."""
+    """Return points [P, 3] and their batch indices int64 [P], 0 by default, once both are known to be valid."""
     checked = checks.floats("points", checks.shape("points", points, "P", 3))
     if batch is None:
         return checked, torch.zeros(checked.shape[0], dtype=torch.int64, device=checked.device)
@@ -53,12 +55,12 @@ def from_points(
     batch_size: int | None,
     mode: Literal["containing", "enclosing"],
 ) -> Bricks:
-    """Bricks of the voxels that contain the points, or of the eight whose centers enclose each point.
+    """Build bricks of the voxels that contain the points, or of the eight whose centers enclose each point.
 
     Raises:
         TypeError: If points are not floating-point or batch indices not integers.
         ValueError: If shapes or devices do not fit, `mode` is unknown, a point is not finite, or a voxel lies outside
-            [-2^17, 2^17).
+            of [-2^17, 2^17).
     """
     positions, items = check_points(points, batch)
     if mode not in ("containing", "enclosing"):
@@ -80,7 +82,7 @@ def from_points(
 
 
 def _explain(points: Tensor, items: Tensor, ijk: Tensor, batch_size: int | None) -> None:
-    """Raise for the first point that has no voxel, in terms of the point."""
+    """Raise an error that names the first point without a voxel."""
     batches = morton.MAX_BATCH if batch_size is None else batch_size
     rows = torch.cat([items[:, None], ijk], 1)
     outside = ~morton.in_range(rows) | (items >= batches)
@@ -96,18 +98,18 @@ def _explain(points: Tensor, items: Tensor, ijk: Tensor, batch_size: int | None)
 
 
 def from_mesh(vertices: object, faces: object, voxel_size: Triple, origin: Triple) -> Bricks:
-    """Bricks of every voxel whose closed box a triangle touches.
+    """Build bricks of every voxel whose closed box a triangle touches.
 
     Args:
         vertices: World positions, floating point [V, 3].
-        faces: Rows of vertices, integers [F, 3]. Degenerate triangles mark the voxels they touch.
-        voxel_size: Edges of a voxel.
+        faces: Rows of vertices, integers [F, 3]. Degenerate triangles mark the voxels that they touch.
+        voxel_size: Edge lengths of a voxel.
         origin: Center of voxel (0, 0, 0).
 
     Raises:
         TypeError: If vertices are not floating-point or faces not integers.
-        ValueError: If shapes or devices do not fit, a vertex that a face uses is not finite, a face points past the
-            vertices, or a voxel lies outside [-2^17, 2^17).
+        ValueError: If shapes or devices do not fit, a vertex of a face is not finite, a face refers to a vertex that
+            does not exist, or a voxel lies outside of [-2^17, 2^17).
     """
     points = checks.floats("vertices", checks.shape("vertices", vertices, "V", 3))
     triangles = checks.integers("faces", checks.shape("faces", faces, "F", 3)).long()
@@ -124,10 +126,10 @@ def _check_mesh(vertices: Tensor, positions: Tensor, faces: Tensor) -> None:
     count = vertices.shape[0]
     dangling = ((faces < 0) | (faces >= count)).any(1)
     corners = positions[faces.clamp(0, count - 1)] if count else positions.new_zeros(faces.shape[0], 3, 3)
-    # A closed box that only touches the border of the range belongs to a voxel that cannot exist.
+    # A box that only touches the border of the range belongs to a voxel that cannot exist.
     inside = (corners > morton.COORD_MIN - 0.5) & (corners < morton.COORD_MAX + 0.5)
     outside = ~inside.all(2).all(1)
-    # Seen along an axis a triangle covers at least as many voxels as its area says.
+    # Projected along an axis, a triangle covers at least as many voxels as its area.
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).abs().amax(1) / 2
     largest = torch.where(area < 1 << 62, area, 0).amax().ceil()
     some_dangling, first, some_outside, other, covered = read_back(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsevox.geometry import MASK_TAPS, TILE_ROWS, WINDOW_ROWS
+from sparsevox.plans import MASK_TAPS, TILE_ROWS, WINDOW_ROWS
 from sparsevox.reference._runs import true_indices
 
 
@@ -44,22 +44,22 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(sources), torch.cat(targets), torch.cat(starts)
 
 
-def pair_bags(dst: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """The pairs of each output row: their numbers in the block, int32 [P], and where each row starts, int64 [M + 1].
+def pair_bags(targets: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Pairs by output row: their numbers within the block, int32 [P], and where each row starts, int64 [M + 1].
 
     Rows are in order, and the pairs of a row in the order of taps. `block` is a power of two.
     """
     edges = starts[:: table.shape[0]].tolist()
-    local, order = (dst & (block - 1)).short(), torch.empty_like(dst)
+    local, order = (targets & (block - 1)).short(), torch.empty_like(targets)
     for first, last in pairwise(edges):
         part = local[first:last]
-        if dst.device.type == "cpu":  # a radix sort
+        if targets.device.type == "cpu":  # a radix sort
             order[first:last] = torch.from_numpy(np.argsort(part.numpy(), kind="stable"))
         else:
             order[first:last] = torch.sort(part, stable=True).indices
-    bags = torch.zeros(table.shape[1] + 1, dtype=torch.int64, device=table.device)
-    torch.cumsum(torch.bincount(dst, minlength=table.shape[1]), 0, out=bags[1:])
-    return order, bags
+    row_starts = torch.zeros(table.shape[1] + 1, dtype=torch.int64, device=table.device)
+    torch.cumsum(torch.bincount(targets, minlength=table.shape[1]), 0, out=row_starts[1:])
+    return order, row_starts
 
 
 def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 N input rows, M output rows, C channels, K taps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -25,7 +25,13 @@ def child_ranges(
 
 
 def sum_table(
-    feats: Tensor, table: Tensor, adjoint: Sequence[Tensor], divisors: Tensor | None, before: bool, longest: int
+    feats: Tensor,
+    table: Tensor,
+    adjoint: Tensor | None,
+    children: Tensor | None,
+    divisors: Tensor | None,
+    before: bool,
+    longest: int,
 ) -> Tensor:
     """Sum over taps of the rows in the table; `divisors` divide the input rows if `before`, else the sums: [M, C]."""
     exact = torch.promote_types(feats.dtype, torch.float32)

@@ -10,16 +10,16 @@ from sparsevox.geometry import Axes
 
 
 class ChildMap:
-    """The families of voxels that pooling and upsampling connect: the parent of voxel i is `floor(i / factor)`.
+    """The parents and children that pooling and upsampling connect: the parent of voxel i is `floor(i / factor)`.
 
-    The map holds tensors only, never a grid. `Grid.child_map` makes maps and remembers them.
+    The map holds tensors only, never a grid. `Grid.child_map` makes and caches maps.
 
-    factor: Fine voxels of a coarse voxel, an axis.
+    factor: Fine voxels per coarse voxel, on each axis.
     parents: Coarse row of each fine voxel, -1 where the coarse grid lacks it: int32 [N].
-    children: Fine rows sorted by parent, in order; those without a parent come first, outside of all ranges: int32 [N].
-        None where they are 0 to N - 1, since the children of a voxel are neighbors in Z-order.
-    ranges: Where the children of each coarse voxel begin, among `children` or the fine rows, and where the last ones
-        end: int32 [M + 1].
+    children: Fine rows sorted by parent; those without a parent come first, outside of all ranges: int32 [N]. None if
+        they are 0 to N - 1, as they are where the children of every voxel are consecutive rows in Z-order.
+    ranges: Where the children of each coarse voxel begin, in `children` or in the fine rows, and the end: int32 [M +
+        1].
     """
 
     def __init__(self, factor: Axes, parents: Tensor, children: Tensor | None, ranges: Tensor) -> None:
@@ -30,17 +30,17 @@ class ChildMap:
 
     @property
     def num_fine(self) -> int:
-        """N."""
+        """Number of fine voxels, N."""
         return self.parents.shape[0]
 
     @property
     def num_coarse(self) -> int:
-        """M."""
+        """Number of coarse voxels, M."""
         return self.ranges.shape[0] - 1
 
     @property
     def device(self) -> torch.device:
-        """Where the map lies."""
+        """Device of all tensors."""
         return self.ranges.device
 
     @property

@@ -1,6 +1,6 @@
-"""KernelMap: who is whose neighbor, for one geometry of a convolution between two grids, or within one.
+"""KernelMap: the pairs of voxels that a convolution connects, within one grid or between two.
 
-N fine voxels, M coarse voxels, K taps.
+N fine voxels, M coarse voxels, K taps (kernel offsets).
 """
 
 import torch
@@ -9,54 +9,50 @@ from torch import Tensor
 from sparsevox.geometry import Geometry
 from sparsevox.ops import _library
 from sparsevox.ops import plans as plan_ops
+from sparsevox.plans import Bags, PairLists, RowPlan
 
 
 class Direction:
-    """One direction of a map. What a backend needs beside the table is prepared when it is first asked for."""
+    """One direction of a kernel map: its table, and the plans that convolutions ask for, made at first use."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
-        self._pairs: list[Tensor] | None = None
-        self._gather: list[Tensor] | None = None
+        self._pairs: PairLists | None = None
+        self._plan: RowPlan | Bags | None = None
 
     @property
-    def pairs(self) -> list[Tensor]:
-        """Input rows, output rows and starts of all pairs, as `ops.plans.pair_lists` has them."""
+    def pairs(self) -> PairLists:
+        """All pairs, tap by tap, for the gradient of the weight."""
         if self._pairs is None:
             with _library.lasting():
-                self._pairs = list(plan_ops.pair_lists(self.table))
+                self._pairs = plan_ops.pair_lists(self.table)
         return self._pairs
 
     @property
-    def gather(self) -> list[Tensor]:
-        """The table, and for kernels the order of rows and the taps of each tile, for the reference pairs and bags."""
-        if self._gather is None:
+    def plan(self) -> RowPlan | Bags:
+        """The order in which a convolution visits the pairs: `RowPlan` for the kernel, `Bags` for the reference."""
+        if self._plan is None:
             with _library.lasting():
-                self._gather = [self.table, *self._plan()]
-        return self._gather
-
-    def _plan(self) -> tuple[Tensor, ...]:
-        if _library.uses_kernels(self.table):
-            return plan_ops.row_plan(self.table)
-        src, dst, starts = self.pairs
-        return (src, starts, *plan_ops.pair_bags(dst, starts, self.table))
+                kernel = _library.uses_kernels(self.table)
+                self._plan = plan_ops.row_plan(self.table) if kernel else plan_ops.bags(self.table, self.pairs)
+        return self._plan
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What has been made so far."""
-        return [self.table, *(self._pairs or []), *(self._gather or [])]
+        """All tensors made so far."""
+        return [self.table, *(self._pairs or []), *(self._plan or [])]
 
 
 class KernelMap:
-    """The pairs of voxels that a convolution connects, tap by tap.
+    """The kernel map (rulebook) of a convolution: the pairs of voxels that it connects, tap by tap.
 
-    At tap t, coarse voxel c meets the fine voxel `stride * c + t * dilation - padding`. The map serves the convolution
-    (fine to coarse), its transpose (coarse to fine) and the gradients of both. It holds tensors only, never a grid.
-    `Grid.kernel_map` makes maps and remembers them.
+    At tap t (kernel offset), coarse voxel c meets the fine voxel `stride * c + t * dilation - padding`. One map serves
+    the convolution (fine to coarse), its transpose (coarse to fine) and the gradients of both. It holds tensors only,
+    never a grid. `Grid.kernel_map` makes and caches maps.
 
     geometry: Kernel size, stride, dilation and padding.
     table: Fine row of each coarse voxel at each tap, -1 where there is none: int32 [K, M].
-    symmetric: Whether the way up is the way down with the taps in reverse.
+    symmetric: Whether the way up is the way down with the taps in reverse order.
     """
 
     def __init__(self, geometry: Geometry, table: Tensor, fine_rows: Tensor, symmetric: bool) -> None:
@@ -81,22 +77,22 @@ class KernelMap:
 
     @property
     def num_fine(self) -> int:
-        """N."""
+        """Number of fine voxels, N."""
         return self._fine_rows.shape[0]
 
     @property
     def num_coarse(self) -> int:
-        """M."""
+        """Number of coarse voxels, M."""
         return self.table.shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where the map lies."""
+        """Device of all tensors."""
         return self.table.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors made so far; those that two directions share count once."""
+        """Bytes of all tensors made so far; a tensor that both directions share counts once."""
         tensors = self.down.tensors + (self._up.tensors if self._up else [])
         distinct = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(distinct.values())
