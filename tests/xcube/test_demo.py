@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -139,10 +140,10 @@ def balls(count: int, box: Box) -> list[Source]:
     ("words", "message"),
     [
         (["--minutes", "0"], "minutes must be positive, got 0"),
-        (["--preset", "none"], "preset must be a folder, or one of demo, small, got 'none'"),
+        (["--preset", "none"], "preset must be a folder, or one of demo, objaverse, "),
         (["--seed", "-1"], "seed must not be negative, got -1"),
         (["--preset", "bench/single"], "a VAE and a denoiser for each of two levels or more, got one"),
-        (["--preset", "shapenet-chair"], "for each of two levels or more, got lack of denoiser-0, denoiser-1"),
+        (["--preset", "shapenet-chair"], "preset must have train.minutes in every part, got vae-0, denoiser-0, vae-1"),
         (["--mesh", "nowhere.obj"], "nowhere.obj: there is no such file"),
     ],
 )
@@ -153,6 +154,13 @@ def test_what_is_refused_leaves_nothing(
     assert cli.main(["demo", "--out", str(out), *words]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_preset_without_a_denoiser_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("vae-0", "vae-1", "denoiser-1"):
+        shutil.copy(PRESETS / "demo" / f"{name}.yaml", tmp_path)
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--preset", str(tmp_path)]) == 2
+    assert "for each of two levels or more, got lack of denoiser-0" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Presets: what the command line makes of them, and that the released ones are what was released."""
+"""Presets: the arguments that the command line makes of them, and that official ones describe the official networks."""
 
 import functools
 import shlex
@@ -12,29 +12,40 @@ import torch
 
 from tests.goldens import official_networks
 from xcube import cli
+from xcube.checkpoints import denoiser
 from xcube.checkpoints.vae import config_from_official, vae_state
 from xcube.data.hierarchy import as_box
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
 from xcube.networks.losses import LossConfig
 from xcube.networks.refiner import Refiner
+from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
-from xcube.training.jobs import PRESETS, presets
+from xcube.training.jobs import PRESETS, presets, read_preset, whole_presets
 
 for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="the command line and training")
 
 LEVELS, DENOISERS = ("vae-0", "vae-1"), ("denoiser-0", "denoiser-1")
 # Folder: its name in the manifest, millions of parameters and weight of the divergence of the coarse and the fine VAE.
-RELEASED = {
+OFFICIAL = {
     "shapenet-chair": ("shapenet/chair", (59.63, 3.80), (0.03, 1.0)),
     "shapenet-car": ("shapenet/car", (59.63, 3.80), (0.03, 1.0)),
     "shapenet-plane": ("shapenet/plane", (59.63, 3.80), (0.03, 1.0)),
     "objaverse": ("objaverse", (236.32, 14.86), (0.03, 0.3)),
     "waymo": ("waymo", (59.39, 3.83), (0.03, 0.3)),
 }
-VAES = [f"{folder}/{level}" for folder in RELEASED for level in LEVELS]
-OURS = [name for name in presets() if name.split("/")[0] in (*RELEASED, "small")]
+VAES = [f"{folder}/{level}" for folder in OFFICIAL for level in LEVELS]
+# Shapes of an optimizer step of both denoisers, and batches per GPU in it; a guess for Objaverse.
+DENOISER = {
+    "shapenet-chair": ((256, 512), (4, 8)),
+    "shapenet-car": ((256, 512), (4, 8)),
+    "shapenet-plane": ((256, 512), (4, 8)),
+    "objaverse": ((256, 256), (4, 4)),
+    "waymo": ((512, 256), (4, 4)),
+}
+DENOISER_NAMES = [f"{folder}/{name}" for folder in OFFICIAL for name in DENOISERS]
+OURS = [name for name in presets() if name.split("/")[0] in (*OFFICIAL, "small")]
 
 Made = dict[str, Any]
 
@@ -97,7 +108,8 @@ def test_options_override_a_preset(made):
 
 
 def test_there_is_a_preset_for_every_network():
-    parts = dict.fromkeys(RELEASED, (*LEVELS, "refiner-1")) | {"small": (*LEVELS, "refiner-0", "refiner-1", *DENOISERS)}
+    parts = dict.fromkeys(OFFICIAL, (*LEVELS, *DENOISERS, "refiner-1"))
+    parts["small"] = (*LEVELS, *DENOISERS, "refiner-0", "refiner-1")
     assert sorted(OURS) == sorted(f"{folder}/{part}" for folder, names in parts.items() for part in names)
 
 
@@ -109,12 +121,12 @@ def test_unknown_fields_are_errors(called, tmp_path, line):
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_optimization_and_losses_are_those_of_the_release(made, name):
+def test_optimization_and_losses_of_vaes_are_the_official_ones(made, name):
     values = made(name)
     level = LEVELS.index(name.split("/")[1])
     loss, train, model = values["loss"], values["train"], values["model"]
     assert values["level"] == level
-    assert loss == LossConfig(structure=20.0, normal=300.0, label=20.0, kl=RELEASED[name.split("/")[0]][2][level])
+    assert loss == LossConfig(structure=20.0, normal=300.0, label=20.0, kl=OFFICIAL[name.split("/")[0]][2][level])
     assert (train.learning_rate, train.schedule, train.amsgrad, train.weight_decay) == (1e-4, "official", True, 0.0)
     assert (train.clip_value, train.clip_norm, train.ema, train.precision) == (0.5, 0.0, 0.0, "32-true")
     assert train.batch_size * train.accumulate == (32, 16)[level]
@@ -126,12 +138,12 @@ def test_optimization_and_losses_are_those_of_the_release(made, name):
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_sizes_are_those_of_the_release(made, name):
+def test_sizes_of_vaes_are_the_official_ones(made, name):
     model = made(name)["model"]
     folder, level = name.split("/")
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in VAE(model).parameters())
-    assert round(count / 1e6, 2) == RELEASED[folder][1][LEVELS.index(level)]
+    assert round(count / 1e6, 2) == OFFICIAL[folder][1][LEVELS.index(level)]
     free = (
         "voxel_size",
         "channels",
@@ -148,25 +160,88 @@ def test_sizes_are_those_of_the_release(made, name):
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_parameters_are_those_of_the_release(made, name):
+def test_parameters_of_vaes_are_the_official_ones(made, name):
     folder, level = name.split("/")
-    entry = official_networks("vae")[f"{RELEASED[folder][0]}/{'vae_dense' if level == 'vae-0' else 'vae_sparse'}"]
+    entry = official_networks("vae")[f"{OFFICIAL[folder][0]}/{'vae_dense' if level == 'vae-0' else 'vae_sparse'}"]
     shapes = entry["state_dict"]
     values = made(name)
     with torch.device("meta"):
         network = VAE(values["model"])
         official = vae_state({n: torch.empty(shape) for n, shape in shapes.items()}, values["model"].depths)
     assert {n: v.shape for n, v in network.state_dict().items()} == {n: v.shape for n, v in official.items()}
-    # What the manifest says beside the parameters. `max_voxels` is ours, and only a cutoff needs a box.
-    there, hparams = config_from_official(entry["hparams"]).to_dict(), entry["hparams"]
+    # `max_voxels` is not official, and a box is needed by a cutoff only.
+    theirs, hparams = config_from_official(entry["hparams"]).to_dict(), entry["hparams"]
     ours = values["model"].to_dict()
     free = {"max_voxels"} | ({"box"} if ours["cutoff"] is None else set())
-    assert {k: v for k, v in ours.items() if k not in free} == {k: v for k, v in there.items() if k not in free}
+    assert {k: v for k, v in ours.items() if k not in free} == {k: v for k, v in theirs.items() if k not in free}
     assert values["train"].learning_rate == hparams["learning_rate"]["init"]
     assert (values["train"].clip_value, values["loss"].kl) == (hparams["grad_clip"], hparams["kl_weight"])
     weights = {"structure": "structure_weight", "normal": "normal_weight", "label": "semantic_weight"}
     for term, key in weights.items():
         assert getattr(values["loss"], term) == hparams["supervision"].get(key, 20.0)
+
+
+@pytest.mark.parametrize("name", DENOISER_NAMES)
+def test_optimization_of_denoisers_is_the_official_one(made, name):
+    values = made(name)
+    folder, level = name.split("/")[0], DENOISERS.index(name.split("/")[1])
+    train, (shapes, batches) = values["train"], DENOISER[folder]
+    assert (values["level"], values["diffusion"].prediction) == (level, "v")
+    assert (train.learning_rate, train.schedule, train.amsgrad, train.weight_decay) == (5e-5, "constant", True, 0.0)
+    assert [train.rate(step, 0.0) for step in (0, 10**7)] == [1.0, 1.0]
+    assert (train.clip_value, train.clip_norm, train.precision) == (0.5, 0.0, "32-true")
+    assert train.ema == pytest.approx(0.9999 ** batches[level], abs=1e-6)
+    assert train.batch_size * train.accumulate == shapes[level]
+    if folder == "objaverse":
+        assert (values["drop"], values["dropped"]) == (0.1, ("text",))
+
+
+@pytest.mark.parametrize("name", DENOISER_NAMES)
+def test_parameters_of_denoisers_are_the_official_ones(made, name):
+    folder, level = name.split("/")[0], DENOISERS.index(name.split("/")[1])
+    entry = official_networks("diffusion")[f"{OFFICIAL[folder][0]}/diffusion_{('dense', 'sparse')[level]}"]
+    values, hparams = made(name), entry["hparams"]
+    assert values["model"] == denoiser.config_from_official(hparams, entry["derived"]["out_channels"])
+    with torch.device("meta"):
+        network = UNet(values["model"])
+        theirs = {n: torch.empty(shape) for n, shape in entry["state_dict"].items()}
+        theirs = denoiser.denoiser_state(theirs, values["model"])
+    assert {n: v.shape for n, v in network.state_dict().items()} == {n: v.shape for n, v in theirs.items()}
+    count = sum(value.numel() for value in network.parameters())
+    assert count == entry["n_params_unet"] + entry["n_params_cond_stage"]
+    train = values["train"]
+    assert (train.learning_rate, train.weight_decay) == (hparams["learning_rate"]["init"], hparams["weight_decay"])
+    assert train.clip_value == hparams["grad_clip"]
+    assert hparams["learning_rate"]["decay_mult"] == 1  # constant
+    assert train.ema == pytest.approx(hparams["ema_decay"] ** DENOISER[folder][1][level], abs=1e-6)
+    assert hparams["network"]["scheduler"]["prediction_type"] == "v_prediction"
+    assert values["drop"] == hparams.get("text_embed_drop_prob", 0.1)
+
+
+@pytest.mark.parametrize("preset", whole_presets())
+def test_the_parts_of_a_whole_preset_fit_each_other(preset):
+    """`xcube train all` would begin: each part can be built, and is trained with the VAE of its level."""
+    parts = read_preset(preset)
+    assert set(OFFICIAL) <= set(whole_presets())
+    vaes = {part.level: part.options["model"] for part in parts if part.kind == "vae"}
+    assert sorted(vaes) == [0, 1]
+    assert {part.level for part in parts if part.kind == "denoiser"} == {0, 1}
+    for part in parts:
+        model, vae = part.options["model"], vaes[part.level]
+        with torch.device("meta"):
+            {"vae": VAE, "denoiser": UNet, "refiner": Refiner}[part.kind](model)
+        if part.kind == "denoiser":
+            assert model.latent_channels == vae.latent_channels
+            assert model.dense == (vae.dense_neck is not None)
+            coarser = vaes.get(part.level - 1)
+            assert not model.normal or (coarser is not None and coarser.normal)
+            assert model.num_labels in (0, coarser.num_labels if coarser else 0)
+            assert (model.text_channels > 0) == ("captions" in part.options) == ("text_model" in part.options)
+        if part.kind == "refiner":
+            assert (model.voxel_size, model.num_labels) == (vae.voxel_size, vae.num_labels)
+    # The latents of the fine level lie on the finest grid of the coarse one.
+    for coarse, fine, ratio in zip(vaes[0].voxel_sizes, vaes[1].voxel_sizes, vaes[1].factor, strict=True):
+        assert coarse == pytest.approx(fine * ratio, rel=1e-9)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -176,8 +251,8 @@ def test_the_small_networks_are_small(made, level):
     assert round(count / 1e6, 2) == 0.85
 
 
-@pytest.mark.parametrize("name", [*(f"{folder}/refiner-1" for folder in (*RELEASED, "small")), "small/refiner-0"])
-def test_refinement_fits_what_it_repairs(made, name):
+@pytest.mark.parametrize("name", [*(f"{folder}/refiner-1" for folder in (*OFFICIAL, "small")), "small/refiner-0"])
+def test_refiners_fit_their_vae(made, name):
     folder, level = name.split("/")[0], 0 if name.endswith("-0") else 1
     values, fine = made(name), made(f"{folder}/vae-{level}")["model"]
     model, ours = values["model"], folder == "small"

@@ -101,6 +101,8 @@ def _check(parts: Sequence[Part], minutes: float | None, seed: int) -> None:
     if lacking or len(levels) < 2:
         told = f"lack of {', '.join(sorted(lacking))}" if lacking else "one"
         raise ValueError(f"preset must have a VAE and a denoiser for each of two levels or more, got {told}")
+    if endless := [part.name for part in parts if part.train.minutes is None]:
+        raise ValueError(f"preset must have train.minutes in every part, got {', '.join(endless)} without")
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes must be positive, got {minutes}")
     if seed < 0:
