@@ -1,9 +1,9 @@
-"""Which cells of the map hold a car: an encoder as in SECOND and CenterPoint, with a head in bird's-eye view.
+"""Car detection in bird's-eye view, with a sparse encoder as in SECOND and CenterPoint: trains in a minute on a CPU.
 
     python examples/birdseye.py --seconds 60 --out demo
 
-The encoder halves the resolution three times with residual blocks in between (as VoxelResBackBone8x), then folds the
-height into channels; the rest is `torch.nn.Conv2d`. It needs `pip install 'sparsevox[viz]'`.
+The encoder halves the resolution three times, with residual blocks in between (as VoxelResBackBone8x of OpenPCDet), and
+folds the height into channels. The head is made of `torch.nn.Conv2d`. Requires `pip install 'sparsevox[viz]'`.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from matplotlib import pyplot
 from scenes import CLASSES, batch_of, street
 from torch import Tensor, nn
@@ -21,12 +22,12 @@ import sparsevox as sv
 VOXEL = (0.2, 0.2, 0.2)  # meters
 LOWER, UPPER = (-12.0, -12.0, -0.6), (12.0, 12.0, 7.4)
 SIZE = tuple(round((up - low) / edge) for low, up, edge in zip(LOWER, UPPER, VOXEL, strict=True))  # 120 x 120 x 40
-CELL = 8  # voxels an edge of a cell of the map
-CELLS = SIZE[0] // CELL
+CELL = 8  # voxels along an edge of a cell of the map
+CELLS = SIZE[0] // CELL  # cells along an edge of the map
 
 
 class Block(nn.Module):
-    """Two sub-manifold convolutions and a shortcut."""
+    """Residual block of two submanifold convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,18 +37,18 @@ class Block(nn.Module):
         )
 
     def forward(self, x: sv.SparseTensor) -> sv.SparseTensor:
-        """The same voxels and channels."""
+        """Apply the block to features [N, C]."""
         return (self.inner(x) + x).map(torch.relu)
 
 
 def stage(channels: int, out: int, padding: tuple[int, int, int] = (1, 1, 1)) -> sv.nn.Sequential:
-    """A convolution of stride 2 and two blocks."""
+    """Downsample with a convolution of stride 2, then apply two residual blocks."""
     down = sv.nn.Conv3d(channels, out, 3, stride=2, padding=padding, bias=False)
     return sv.nn.Sequential(down, sv.nn.BatchNorm(out), nn.ReLU(), Block(out), Block(out))
 
 
 class Network(nn.Module):
-    """Points to a logit for each cell [B, CELLS, CELLS]."""
+    """Predict a logit per cell of the map from voxels with features [N, 4]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,13 +63,13 @@ class Network(nn.Module):
         )
 
     def forward(self, x: sv.SparseTensor) -> Tensor:
-        """Features of a column, one above the other, become channels."""
-        volume = self.encoder(x).dense(0, (CELLS, CELLS, 2))
-        return self.head(volume.permute(0, 1, 4, 2, 3).flatten(1, 2)).squeeze(1)
+        """Compute logits [B, CELLS, CELLS]."""
+        volume = self.encoder(x).dense(0, (CELLS, CELLS, 2))  # [B, 128, CELLS, CELLS, 2]
+        return self.head(rearrange(volume, "b c x y z -> b (c z) x y")).squeeze(1)
 
 
 def batch(seeds: list[int]) -> tuple[sv.SparseTensor, Tensor]:
-    """Streets, and which cells hold points of a car: bool [B, CELLS, CELLS]."""
+    """Generate streets, and the cells that hold points of a car: bool [B, CELLS, CELLS]."""
     clouds = [street(seed) for seed in seeds]
     points, index = batch_of([cloud for cloud, _ in clouds])
     classes = torch.cat([labels for _, labels in clouds])
@@ -85,16 +86,17 @@ def batch(seeds: list[int]) -> tuple[sv.SparseTensor, Tensor]:
 
 
 def step_loss(model: nn.Module, step: int) -> Tensor:
-    """On two new streets; cars are rare."""
+    """Compute the loss on two new streets."""
     x, cars = batch([2 * step, 2 * step + 1])
-    return nn.functional.binary_cross_entropy_with_logits(model(x), cars.float(), pos_weight=torch.tensor(4.0))
+    weight = torch.tensor(4.0)  # cars are rare
+    return nn.functional.binary_cross_entropy_with_logits(model(x), cars.float(), pos_weight=weight)
 
 
 def main() -> None:
-    """Train, measure on streets that were not trained on, draw two."""
+    """Train, evaluate on held-out streets, and draw two of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=60, help="of training (default: 60)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the picture (default: demo)")
+    parser.add_argument("--seconds", type=float, default=60, help="training time in seconds (default: 60)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the picture (default: demo)")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = Network()
@@ -105,11 +107,13 @@ def main() -> None:
         found = model(x) > 0
     right = (found & truth).sum().item()
     precision, recall = right / max(found.sum().item(), 1), right / truth.sum().item()
-    print(f"after {steps} steps, cells with a car on 8 new streets: precision {precision:.2f}, recall {recall:.2f}")
+    print(
+        f"after {steps} steps, cells with a car on 8 held-out streets: precision {precision:.2f}, recall {recall:.2f}"
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     _, axes = pyplot.subplots(1, 4, figsize=(16, 4.4))
     for column in range(2):
-        for axis, cells, title in zip(axes[2 * column :], (truth, found), ("truth", "found"), strict=False):
+        for axis, cells, title in zip(axes[2 * column :], (truth, found), ("ground truth", "prediction"), strict=False):
             axis.imshow(cells[column].float().t(), origin="lower", cmap="Blues")
             axis.set(title=f"street {column + 1}: {title}", xticks=[], yticks=[])
     pyplot.savefig(options.out / "birdseye.png", dpi=100, bbox_inches="tight")

@@ -1,8 +1,8 @@
-"""Classification of generated shapes with a small sparse network: trains under a minute on a CPU, shows the result.
+"""Classification of procedural shapes with a small sparse network: trains in under a minute on a CPU.
 
     python examples/classification.py --seconds 40 --out demo
 
-It needs `pip install 'sparsevox[viz]'`.
+Requires `pip install 'sparsevox[viz]'`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ VOXEL = 1 / 16
 
 
 def network(classes: int) -> sv.nn.Sequential:
-    """Ten lines are a classifier."""
+    """Build a classifier: three downsampling convolutions, global pooling and a linear layer."""
     return sv.nn.Sequential(
         *(sv.nn.Conv3d(1, 16, 3), sv.nn.BatchNorm(16), nn.ReLU()),
         *(sv.nn.Conv3d(16, 32, 2, stride=2), sv.nn.BatchNorm(32), nn.ReLU()),
@@ -34,7 +34,7 @@ def network(classes: int) -> sv.nn.Sequential:
 
 
 def batch(seeds: range) -> tuple[sv.SparseTensor, Tensor]:
-    """One shape a seed, its voxels with a constant feature, and the family of each."""
+    """Generate one shape per seed, as voxels with a constant feature, and the family of each shape, int64 [B]."""
     labels = [seed * 7919 % len(SHAPES) for seed in seeds]
     clouds = [shape(SHAPES[label], seed) for label, seed in zip(labels, seeds, strict=True)]
     points, index = batch_of(clouds)
@@ -43,16 +43,16 @@ def batch(seeds: range) -> tuple[sv.SparseTensor, Tensor]:
 
 
 def step_loss(model: nn.Module, step: int, size: int = 16) -> Tensor:
-    """On new shapes."""
+    """Compute the loss on a batch of new shapes."""
     x, labels = batch(range(size * step, size * (step + 1)))
     return nn.functional.cross_entropy(model(x), labels)
 
 
 def main() -> None:
-    """Train, measure on shapes that were not trained on, draw some."""
+    """Train, evaluate on held-out shapes, and draw some of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=40, help="of training (default: 40)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the picture (default: demo)")
+    parser.add_argument("--seconds", type=float, default=40, help="training time in seconds (default: 40)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the picture (default: demo)")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = network(len(SHAPES))
@@ -61,11 +61,11 @@ def main() -> None:
     with torch.no_grad():
         x, truth = batch(range(1_000_000, 1_000_200))
         found = model(x).argmax(1)
-    print(f"after {steps} steps, on 200 new shapes: accuracy {(found == truth).float().mean().item():.3f}")
+    print(f"after {steps} steps, accuracy on 200 held-out shapes: {(found == truth).float().mean().item():.3f}")
     options.out.mkdir(parents=True, exist_ok=True)
     names = [SHAPES[int(label)] for label in found[:6]]
     render_row(x.grid[:6], options.out / "classification.png", titles=names)
-    print(f"wrote {options.out / 'classification.png'}: the titles are what the network says")
+    print(f"wrote {options.out / 'classification.png'}, with the predictions as titles")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A mesh to voxels at several levels, with normals, and back to a mesh.
+"""Voxelize a mesh at several resolutions, with normals, and convert the voxels back to a mesh.
 
     python examples/hierarchy.py --out demo --mesh bunny.obj
 
-needs `pip install 'sparsevox[io,viz]'`. Without --mesh there is a shape to look at.
+Requires `pip install 'sparsevox[io,viz]'`. Without --mesh, a trefoil knot is used.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from sparsevox.viz import render_row, show_html
 
 
 def levels_of(mesh: sv.Mesh, resolution: int, count: int = 3) -> list[sv.Voxels]:
-    """Voxels with normals at `count` levels, the coarsest first; each is half as fine as the next."""
+    """Compute voxels with normals at `count` levels, coarsest first. Each level doubles the resolution."""
     fine = io.voxelize(mesh, voxel_size=1 / resolution)
     centers = sv.Points(fine.grid.to_world(fine.grid.ijk), fine.attributes)
     grids = [fine.grid]
@@ -31,7 +31,7 @@ def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
-    parser.add_argument("--mesh", type=Path, help="a mesh of your own, in any format of trimesh")
+    parser.add_argument("--mesh", type=Path, help="mesh file (.obj, .ply, .stl, .off, .glb or .gltf)")
     parser.add_argument("--resolution", type=int, default=128, help="voxels along the longest side (default: 128)")
     args = parser.parse_args()
     if not 16 <= args.resolution <= 1024:
@@ -40,7 +40,7 @@ def main() -> None:
     mesh = io.fit(io.from_trimesh(knot()) if args.mesh is None else io.load_mesh(args.mesh))
     print(mesh)
     metadata = io.describe(mesh)
-    print("closed" if metadata.closed else f"open: {metadata.boundary_edges} edges have one face, so it has no inside")
+    print("closed" if metadata.closed else f"open, with {metadata.boundary_edges} boundary edges: no inside")
 
     start = time.perf_counter()
     levels = levels_of(mesh, args.resolution)
@@ -56,11 +56,11 @@ def main() -> None:
     io.save_voxels(levels[-1], args.out / "voxels.npz")
     io.save_mesh(surface, args.out / "surface.glb")
     row: list[sv.Grid | sv.Mesh] = [mesh, *(level.grid for level in levels), surface]
-    titles = ["mesh", *(f"{level.num_voxels:,} voxels" for level in levels), "mesh again"]
+    titles = ["mesh", *(f"{level.num_voxels:,} voxels" for level in levels), "reconstruction"]
     colors: list[torch.Tensor | None] = [None, *((level.attributes["normal"] + 1) / 2 for level in levels), None]
     render_row(row, args.out / "hierarchy.png", titles=titles, colors=colors, width=230 * len(row))
-    show_html({"voxels": levels, "mesh": mesh, "mesh again": surface}, args.out / "hierarchy.html", color="height")
-    print(f"\nLook at {args.out / 'hierarchy.png'} and open {args.out / 'hierarchy.html'} in a browser")
+    show_html({"voxels": levels, "mesh": mesh, "reconstruction": surface}, args.out / "hierarchy.html", color="height")
+    print(f"\nwrote {args.out / 'hierarchy.png'} and {args.out / 'hierarchy.html'}, to open in a browser")
 
 
 if __name__ == "__main__":

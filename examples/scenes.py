@@ -1,4 +1,4 @@
-"""Generated data for the example networks: labeled street scenes, and shapes of five families."""
+"""Procedural data for the example networks: labeled street scenes, and shapes of five families."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ SHAPES = ("ball", "box", "cylinder", "cone", "ring")
 
 
 def street(seed: int, half: float = 10.0, points: int = 14_000) -> tuple[Tensor, Tensor]:
-    """A street seen by a scanner: points [P, 3] in meters and their classes [P].
+    """Generate a LiDAR scan of a street: points [P, 3] in meters and their classes [P].
 
-    Ground everywhere, and on it buildings, cars, poles and trees at random places. What is far away has fewer points,
-    all of them have 3 cm of noise.
+    Buildings, cars, poles and trees stand at random places on the ground. The density of points falls with distance,
+    and all points have noise of 3 cm.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -35,25 +35,24 @@ def street(seed: int, half: float = 10.0, points: int = 14_000) -> tuple[Tensor,
     ground = torch.stack([uniform(points // 2, -half, half), uniform(points // 2, -half, half)], 1)
     height = 0.08 * torch.sin(0.6 * ground[:, 0]) + 0.08 * torch.cos(0.5 * ground[:, 1])
     add(torch.cat([ground, height[:, None]], 1), "ground")
-    share = points // 24
+    count_per_object = points // 24
     for label, count, low, high in (
         ("building", 3, (3, 3, 4), (6, 6, 7)),
         ("car", 5, (3.8, 1.7, 1.4), (4.6, 1.9, 1.7)),
     ):
         for _ in range(count):
             size = torch.tensor([float(uniform(1, a, b)) for a, b in zip(low, high, strict=True)])
-            add(
-                _box(share * (2 if label == "building" else 1), size, generator) + _place(half, size[2] / 2, generator),
-                label,
-            )
+            number = count_per_object * (2 if label == "building" else 1)
+            add(_box(number, size, generator) + _place(half, size[2] / 2, generator), label)
     for label, count in (("pole", 6), ("tree", 5)):
         for _ in range(count):
-            at = _place(half, 0, generator)
-            trunk = _cylinder(share // 3, 0.15, 4.0 if label == "pole" else 1.6, generator)
-            add(trunk + at, label)
+            place = _place(half, 0, generator)
+            trunk = _cylinder(count_per_object // 3, 0.15, 4.0 if label == "pole" else 1.6, generator)
+            add(trunk + place, label)
             if label == "tree":
-                crown = torch.nn.functional.normalize(torch.randn(share, 3, generator=generator), dim=1)
-                add(crown * uniform(share, 0.9, 1.5)[:, None] + at + torch.tensor([0.0, 0.0, 2.6]), label)
+                crown = torch.nn.functional.normalize(torch.randn(count_per_object, 3, generator=generator), dim=1)
+                radius = uniform(count_per_object, 0.9, 1.5)[:, None]
+                add(crown * radius + place + torch.tensor([0.0, 0.0, 2.6]), label)
     cloud, classes = torch.cat(parts), torch.cat(labels)
     seen = torch.rand(len(cloud), generator=generator) < (6 / cloud[:, :2].norm(dim=1).clamp(min=6))
     cloud = cloud[seen] + 0.03 * torch.randn(int(seen.sum()), 3, generator=generator)
@@ -61,7 +60,7 @@ def street(seed: int, half: float = 10.0, points: int = 14_000) -> tuple[Tensor,
 
 
 def voxel_labels(grid: sv.Grid, points: Tensor, classes: Tensor) -> Tensor:
-    """The most frequent class of the points in each voxel of one grid: int64 [N]."""
+    """Find the most frequent class of the points in each voxel of a single grid: int64 [N]."""
     ijk = torch.floor(grid.to_ijk(points) + 0.5).long()
     votes = torch.zeros(grid.num_voxels, len(CLASSES))
     votes.index_put_((grid.index(ijk), classes), torch.ones(len(points)), accumulate=True)
@@ -69,12 +68,12 @@ def voxel_labels(grid: sv.Grid, points: Tensor, classes: Tensor) -> Tensor:
 
 
 def shape(kind: str, seed: int, points: int = 4000) -> Tensor:
-    """Points [P, 3] on the surface of a shape of some family, of random proportions, turned at random, in [-1, 1]."""
+    """Sample points [P, 3] in [-1, 1] on a shape of the given family, with random proportions and rotation."""
     generator = torch.Generator().manual_seed(seed)
     a, b, c = (0.45 + 0.5 * torch.rand(3, generator=generator)).tolist()
     cloud = _FAMILIES[kind](points, a, b, c, generator)
-    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
-    cloud = cloud @ turn
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
+    cloud = cloud @ rotation
     return cloud / cloud.norm(dim=1).max() + 0.01 * torch.randn(points, 3, generator=generator)
 
 
@@ -114,7 +113,7 @@ def _cone(count: int, a: float, b: float, c: float, generator: torch.Generator) 
 
 
 def _capped(count: int, bottom: float, top: float, height: float, generator: torch.Generator) -> Tensor:
-    """A round body between two radii, with its lids."""
+    """Sample the surface of a truncated cone, including its caps."""
     z, angle = torch.rand(count, generator=generator), 2 * math.pi * torch.rand(count, generator=generator)
     radius = bottom + (top - bottom) * z
     lid = torch.rand(count, generator=generator) < 0.3
@@ -135,6 +134,6 @@ _FAMILIES: dict[str, Callable[[int, float, float, float, torch.Generator], Tenso
 
 
 def batch_of(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Points of all samples and the batch index of each."""
+    """Concatenate the points of all samples, and return the batch index of each point as well."""
     index = torch.cat([torch.full((len(s),), n) for n, s in enumerate(samples)])
     return torch.cat(list(samples)), index

@@ -1,9 +1,9 @@
-"""Semantic segmentation of generated street scenes with a MinkUNet: trains about a minute on a CPU, shows the result.
+"""Semantic segmentation of procedural street scenes with a MinkUNet: trains in a minute on a CPU.
 
     python examples/segmentation.py --width 0.5 --seconds 60 --out demo
 
-The network is that of Choy et al. 2019 (arXiv:1904.08755) with the channels that LiDAR papers use; `--width` scales
-them. It needs `pip install 'sparsevox[viz]'`.
+The network is the MinkUNet of Choy et al. 2019 (arXiv:1904.08755), with the number of channels that LiDAR papers use,
+scaled by `--width`. Requires `pip install 'sparsevox[viz]'`.
 """
 
 import argparse
@@ -23,13 +23,13 @@ VOXEL = 0.25  # meters
 
 
 def conv(channels: int, out: int, kernel_size: int = 3, stride: int = 1) -> sv.nn.Sequential:
-    """Convolution, batch norm, ReLU."""
+    """Chain a convolution, batch norm and ReLU."""
     layer = sv.nn.Conv3d(channels, out, kernel_size, stride, bias=False)
     return sv.nn.Sequential(layer, sv.nn.BatchNorm(out), nn.ReLU())
 
 
 class Residual(nn.Module):
-    """Two convolutions and a shortcut."""
+    """Residual block of two convolutions."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -37,17 +37,17 @@ class Residual(nn.Module):
         self.shortcut = nn.Identity() if channels == out else sv.nn.Linear(channels, out, bias=False)
 
     def forward(self, x: sv.SparseTensor) -> sv.SparseTensor:
-        """The same voxels, other channels."""
+        """Map features [N, channels] to [N, out] on the same voxels."""
         return (self.inner(x) + self.shortcut(x)).map(torch.relu)
 
 
 class MinkUNet(nn.Module):
-    """Four levels down by stride 2, four up, skip connections, two residual blocks at each level.
+    """U-Net of four resolutions below the input, with skip connections and two residual blocks per resolution.
 
     Args:
-        in_channels: Of the input.
-        classes: Logits a voxel.
-        width: Factor of the channels; 0.5 and 1.0 are usual.
+        in_channels: Number of input channels.
+        classes: Number of classes, the number of logits per voxel.
+        width: Factor on the number of channels, usually 0.5 or 1.0.
     """
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0) -> None:
@@ -55,28 +55,28 @@ class MinkUNet(nn.Module):
         c = [int(width * channels) for channels in CHANNELS]
         self.stem = sv.nn.Sequential(conv(in_channels, c[0]), conv(c[0], c[0]))
         self.down, self.encode, self.up, self.decode = (nn.ModuleList() for _ in range(4))
-        for level in range(4):
-            self.down.append(conv(c[level], c[level], 2, stride=2))
-            self.encode.append(sv.nn.Sequential(Residual(c[level], c[level + 1]), Residual(c[level + 1], c[level + 1])))
-            self.up.append(sv.nn.ConvTranspose3d(c[level + 4], c[level + 5], 2, stride=2))
-            both = c[level + 5] + c[3 - level]
-            self.decode.append(sv.nn.Sequential(Residual(both, c[level + 5]), Residual(c[level + 5], c[level + 5])))
+        for n in range(4):
+            self.down.append(conv(c[n], c[n], 2, stride=2))
+            self.encode.append(sv.nn.Sequential(Residual(c[n], c[n + 1]), Residual(c[n + 1], c[n + 1])))
+            self.up.append(sv.nn.ConvTranspose3d(c[n + 4], c[n + 5], 2, stride=2))
+            both = c[n + 5] + c[3 - n]
+            self.decode.append(sv.nn.Sequential(Residual(both, c[n + 5]), Residual(c[n + 5], c[n + 5])))
         self.head = sv.nn.Linear(c[8], classes)
 
     def forward(self, x: sv.SparseTensor) -> sv.SparseTensor:
-        """Logits on the voxels of the input."""
-        levels = [self.stem(x)]
+        """Compute logits [N, classes] on the voxels of the input."""
+        skips = [self.stem(x)]
         for down, encode in zip(self.down, self.encode, strict=True):
-            levels.append(encode(down(levels[-1])))
-        x = levels.pop()
+            skips.append(encode(down(skips[-1])))
+        x = skips.pop()
         for up, decode in zip(self.up, self.decode, strict=True):
-            skip = levels.pop()
+            skip = skips.pop()
             x = decode(sv.cat([up(x, grid=skip.grid), skip]))
         return self.head(x)
 
 
 def scene(seeds: list[int]) -> tuple[sv.SparseTensor, Tensor]:
-    """A batch of streets, with the position in each voxel as features, and the class of every voxel."""
+    """Generate a batch of streets with point positions as features [N, 4], and the class of every voxel [N]."""
     clouds = [street(seed) for seed in seeds]
     points, batch = batch_of([cloud for cloud, _ in clouds])
     inside = points / VOXEL - torch.floor(points / VOXEL)
@@ -87,7 +87,7 @@ def scene(seeds: list[int]) -> tuple[sv.SparseTensor, Tensor]:
 
 
 def mean_iou(found: Tensor, truth: Tensor) -> tuple[float, list[float]]:
-    """Mean intersection over union of the classes, and that of each class."""
+    """Compute the mean intersection over union, and that of each class."""
     each = []
     for label in range(len(CLASSES)):
         both, either = (found == label) & (truth == label), (found == label) | (truth == label)
@@ -96,17 +96,17 @@ def mean_iou(found: Tensor, truth: Tensor) -> tuple[float, list[float]]:
 
 
 def step_loss(model: nn.Module, step: int) -> Tensor:
-    """On two new streets."""
+    """Compute the loss on two new streets."""
     x, labels = scene([2 * step, 2 * step + 1])
     return nn.functional.cross_entropy(model(x).feats, labels)
 
 
 def main() -> None:
-    """Train, measure on streets that were not trained on, draw one."""
+    """Train, evaluate on held-out streets, and draw one of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--width", type=float, default=0.5, help="factor of the channels (default: 0.5)")
-    parser.add_argument("--seconds", type=float, default=60, help="of training (default: 60)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the picture (default: demo)")
+    parser.add_argument("--width", type=float, default=0.5, help="factor on the number of channels (default: 0.5)")
+    parser.add_argument("--seconds", type=float, default=60, help="training time in seconds (default: 60)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the picture (default: demo)")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = MinkUNet(4, len(CLASSES), options.width)
@@ -117,13 +117,16 @@ def main() -> None:
         x, truth = scene([1_000_000 + n for n in range(8)])
         found = model(x).feats.argmax(1)
     mean, each = mean_iou(found, truth)
-    print(f"after {steps} steps, on 8 new streets: mIoU {mean:.3f}")
+    print(f"after {steps} steps, mIoU on 8 held-out streets: {mean:.3f}")
     print("  " + "  ".join(f"{name} {value:.2f}" for name, value in zip(CLASSES, each, strict=True)))
     options.out.mkdir(parents=True, exist_ok=True)
     count = x.grid[0].num_voxels
     colors = [PALETTE[labels[:count]] for labels in (truth, found)]
     render_row(
-        [x.grid[0]] * 2, options.out / "segmentation.png", titles=["truth", "found"], colors=colors, elevation=40
+        *([x.grid[0]] * 2, options.out / "segmentation.png"),
+        titles=["ground truth", "prediction"],
+        colors=colors,
+        elevation=40,
     )
     print(f"wrote {options.out / 'segmentation.png'}")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def train(model: nn.Module, loss_of: Callable[[int], Tensor], seconds: float, rate: float) -> int:
-    """AdamW on `loss_of(step)` until the time is over, at a rate that falls to nearly nothing; the number of steps."""
+    """Minimize `loss_of(step)` with AdamW for the given time, at a linearly decaying rate. Returns the step count."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     start, step = time.monotonic(), 0
     while (spent := time.monotonic() - start) < seconds:
