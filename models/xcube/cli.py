@@ -7,8 +7,6 @@ help from the docstring.
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +17,21 @@ from xcube.commands.models import convert, reconstruct, train_all, train_denoise
 from xcube.commands.options import Integers, Names, Numbers
 from xcube.commands.sample import sample, upsample
 from xcube.commands.view import view
+from xcube.pipeline.options import SampleOptions
 from xcube.training.jobs import PRESETS, presets
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-Function = Callable[..., int]
+Command = Callable[..., int]
 
-# Subcommands, and groups of them: what a group is for, and its functions.
-COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
-    "data": ("data sets", {"build": build_files, "parts": build_parts, "scenes": build_scenes}),
-    "train": ("networks", {"all": train_all, "vae": train_vae, "denoiser": train_denoiser, "refiner": train_refiner}),
+# Commands, and groups of commands: the help of a group, and its commands.
+COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
+    "data": ("Build datasets.", {"build": build_files, "parts": build_parts, "scenes": build_scenes}),
+    "train": (
+        "Train networks.",
+        {"all": train_all, "vae": train_vae, "denoiser": train_denoiser, "refiner": train_refiner},
+    ),
     "convert": convert,
     "demo": demo,
     "evaluate": evaluate,
@@ -38,32 +40,28 @@ COMMANDS: Mapping[str, Function | tuple[str, Mapping[str, Function]]] = {
     "upsample": upsample,
     "view": view,
 }
-CONFIGURED = (train_vae, train_refiner, train_denoiser)  # they take --config, a file or the name of a preset
-OPTIONS = ("data", "model", "out")  # what is given by name, though it comes first
+CONFIGURED = (train_vae, train_refiner, train_denoiser)  # take --config: a file, or the name of a preset
+NAMED = ("data", "model", "out")  # are options although they have no default; other first arguments are positional
+PYTHON_ONLY = {"hooks", "conditions", "category"}  # fields of SampleOptions that are no options, or other ones
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    words = _with_presets(_apart(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _check_files(words)
-        options = parser().parse_args(words)
+        top = parser()
+        options = top.instantiate(top.parse_args(words))
         chosen, found = options[options.subcommand], COMMANDS[options.subcommand]
         if isinstance(found, tuple):
             chosen, found = chosen[chosen.subcommand], found[1][chosen.subcommand]
-        return found(**{name: value for name, value in _made(chosen, found).items() if name != "config"})
+        return found(**_arguments(found, chosen.as_dict()))
     except KeyboardInterrupt:
         without = " without --restart" if "--restart" in words else ""
-        sys.stderr.write(f"xcube: interrupted; the same command{without} goes on\n")
+        sys.stderr.write(f"xcube: interrupted; run the same command{without} to continue\n")
         return 130
     except (ImportError, KeyError, OSError, ValueError) as error:
         sys.stderr.write(f"xcube: {error.args[0] if isinstance(error, KeyError) else error}\n")
         return 2
-
-
-def _apart(words: Sequence[str]) -> list[str]:
-    """`--config=FILE` in two words, as it is looked for."""
-    return [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
 
 
 def parser() -> "ArgumentParser":
@@ -77,101 +75,96 @@ def parser() -> "ArgumentParser":
     except ImportError as error:
         raise ImportError("the command line needs jsonargparse: pip install 'sparsevox[xcube]'") from error
     _register_lists()
-    top = ArgumentParser(prog="xcube", description="XCube: data sets and models of sparse voxels.")
+    top = ArgumentParser(prog="xcube", description="Generate 3D shapes with XCube: datasets, training and sampling.")
     commands = top.add_subcommands()
     for name, entry in COMMANDS.items():
         if isinstance(entry, tuple):
-            about, functions = entry
-            group = ArgumentParser(description=about)
-            commands.add_subcommand(name, group, help=about)
-            verbs = group.add_subcommands()
-            for verb, function in functions.items():
-                made, summary = _of_function(function)
-                verbs.add_subcommand(verb, made, help=summary)
+            about, group = entry
+            group_parser = ArgumentParser(description=about)
+            commands.add_subcommand(name, group_parser, help=about)
+            verbs = group_parser.add_subcommands()
+            for verb, command in group.items():
+                verbs.add_subcommand(verb, command_parser(command), help=_summary(command))
         else:
-            made, summary = _of_function(entry)
-            commands.add_subcommand(name, made, help=summary)
+            commands.add_subcommand(name, command_parser(entry), help=_summary(entry))
     return top
 
 
-def _of_function(function: Function) -> "tuple[ArgumentParser, str]":
-    """A parser of the arguments of a function, and in a line what it does."""
-    import docstring_parser
-    from jsonargparse import ArgumentParser
+def command_parser(command: Command) -> "ArgumentParser":
+    """A parser of the arguments of a function."""
+    from docstring_parser import parse
+    from jsonargparse import ActionConfigFile, ArgumentParser
 
-    doc = docstring_parser.parse(function.__doc__ or "")
-    about = {each.arg_name: each.description for each in doc.params}
-    first, *others = inspect.signature(function).parameters.values()
-    made = ArgumentParser(description=doc.description)
-    flags = [each.name for each in others if each.annotation is bool and each.default is False]
-    files = [each.name for each in others if each.annotation == list[Path]]
-    skip: set[str | int] = {*flags, *files}
-    for name in flags:
-        made.add_argument(f"--{name}", action="store_true", help=about[name])
-    for name in files:
-        made.add_argument(f"--{name}", type=Path, nargs="+", default=[], metavar="FILE", help=about[name])
-    if first.name not in OPTIONS:
-        many = first.annotation == list[str]
-        made.add_argument(first.name, type=str if many else first.annotation, help=about[first.name], **_number(many))
-        skip.add(first.name)
-    if function in CONFIGURED:
+    class PresetOrFile(ActionConfigFile):
+        """Reads a file of options, or a preset of the package by its name."""
+
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+            is_preset = values in presets() and not Path(values).is_file()
+            super().__call__(parser, cfg, str(PRESETS / f"{values}.yaml") if is_preset else values, option_string)
+
+    made = ArgumentParser(description=parse(command.__doc__ or "").description)
+    if command in CONFIGURED:
         names = ", ".join(presets())
-        made.add_argument("--config", action="config", help=f"a YAML file with options, or one of {names}")
-    made.add_function_arguments(function, as_group=False, skip=skip)
-    return made, doc.short_description or ""
+        made.add_argument("--config", action=PresetOrFile, help=f"YAML file of options, or one of {names}.")
+    first, *others = inspect.signature(command).parameters.values()
+    skip: set[str | int] = set()
+    if first.name not in NAMED:
+        many = first.annotation == list[str]
+        made.add_argument(
+            first.name, type=str if many else first.annotation, help=_help(command, first.name), **_nargs(many)
+        )
+        skip.add(first.name)
+    for parameter in others:
+        if parameter.annotation is SampleOptions:
+            flags = _flags(made, SampleOptions)
+            made.add_class_arguments(SampleOptions, as_group=False, instantiate=False, skip=PYTHON_ONLY | flags)
+            skip.add(parameter.name)
+        elif parameter.annotation == list[Path]:
+            about = _help(command, parameter.name)
+            made.add_argument(f"--{parameter.name}", type=Path, nargs="+", default=[], metavar="FILE", help=about)
+            skip.add(parameter.name)
+    made.add_function_arguments(command, as_group=False, skip=skip | _flags(made, command))
+    return made
 
 
-def _number(many: bool) -> dict[str, Any]:
+def _nargs(many: bool) -> dict[str, Any]:
     return {"nargs": "+"} if many else {}
 
 
-def _made(chosen: Any, function: Function) -> dict[str, Any]:
-    """Arguments of a function, with objects in place of the options that describe them."""
-    parameters = inspect.signature(function).parameters
-    values: dict[str, Any] = {}
-    for name, value in vars(chosen).items():
-        hint = parameters[name].annotation if name in parameters else None
-        described = hasattr(hint, "from_dict") and hasattr(value, "as_dict")
-        values[name] = hint.from_dict(value.as_dict()) if described and hint is not None else value
-    return values
+def _flags(made: "ArgumentParser", source: Callable[..., Any]) -> set[str | int]:
+    """Add the boolean options of a function or class that are off by default, as flags without a value."""
+    names = [p.name for p in inspect.signature(source).parameters.values() if p.annotation is bool and not p.default]
+    for name in names:
+        made.add_argument(f"--{name}", action="store_true", help=_help(source, name))
+    return set(names)
 
 
-def _with_presets(words: list[str]) -> list[str]:
-    """The name of a preset after `--config` becomes its file, unless there is a file of that name."""
-    names = presets()
-    for n, word in enumerate(words[1:], 1):
-        if words[n - 1] == "--config" and word in names and not Path(word).is_file():
-            words[n] = str(PRESETS / f"{word}.yaml")
-    return words
+def _help(source: Callable[..., Any], name: str) -> str:
+    """The description of an argument in the docstring of a function, or of a class or its bases."""
+    from docstring_parser import parse
+
+    docs = [each.__doc__ or "" for each in (source.__mro__ if isinstance(source, type) else (source,))]
+    return next(p.description or "" for doc in docs for p in parse(doc).params if p.arg_name == name)
 
 
-def _check_files(words: list[str]) -> None:
-    """Raise ValueError if a file after --config has an option that its command has not; the parser lets some pass."""
-    import yaml
+def _summary(command: Command) -> str:
+    """The first line of a docstring."""
+    return inspect.cleandoc(command.__doc__ or "").partition("\n")[0]
 
-    entry = COMMANDS.get(words[0]) if words else None
-    found = entry[1].get(words[1]) if isinstance(entry, tuple) and len(words) > 1 else None
-    for option, file in pairwise(words):
-        if found is None or option != "--config" or not Path(file).is_file():
-            continue
-        try:
-            values = yaml.safe_load(Path(file).read_text()) or {}
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{file} is no YAML: {error}") from error
-        parameters = inspect.signature(found).parameters
-        if not isinstance(values, dict) or not values.keys() <= parameters.keys():
-            unknown = sorted(values.keys() - parameters.keys()) if isinstance(values, dict) else values
-            raise ValueError(f"{file} must have options among {', '.join(parameters)}, got {unknown}")
-        for name, value in values.items():
-            hint = parameters[name].annotation
-            if isinstance(value, dict) and hasattr(hint, "from_dict"):
-                known = {field.name for field in fields(hint)}
-                unknown = sorted(value.keys() - known)
-                if unknown:
-                    raise ValueError(f"{file}: options of {name} must be of {', '.join(sorted(known))}, got {unknown}")
+
+def _arguments(command: Command, values: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a function from parsed values; options of sampling become one SampleOptions."""
+    parameters = inspect.signature(command).parameters
+    found = {name: value for name, value in values.items() if name in parameters}
+    if "options" in parameters:
+        found["options"] = SampleOptions(
+            **{name: value for name, value in values.items() if name not in {*found, "config"}}
+        )
+    return found
 
 
 def _register_lists() -> None:
+    """Let options hold lists with commas: --levels 16,128,512."""
     from jsonargparse.typing import register_type
 
     def as_text(values: Sequence[Any]) -> str:

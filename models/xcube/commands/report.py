@@ -53,7 +53,7 @@ def reconstruct_split(pipeline: XCubePipeline, data: Path, split: str = "test") 
     iou: list[float] = []
     refined: list[float | None] = []
     count = 0
-    for level, stage in enumerate(pipeline.stages):
+    for number, level in enumerate(pipeline.levels):
         shapes = ShapeFolder[Voxels](data, split, level=level)
         count = len(shapes)
         if not count:

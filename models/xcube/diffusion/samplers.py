@@ -32,7 +32,7 @@ class SamplerConfig(Config):
     """How to get from noise to latents.
 
     Args:
-        kind: "ddim" (Song et al. 2021, arXiv:2010.02502); "ddpm": ancestral sampling, which is DDIM with eta 1; "dpm++"
+        sampler: "ddim" (Song et al. 2021, arXiv:2010.02502); "ddpm": ancestral sampling, which is DDIM with eta 1; "dpm++"
             (Lu et al. 2022, arXiv:2211.01095); "flow": Euler steps, for denoisers that predict a flow, and only those.
         steps: Calls of the denoiser, at most 1000; twice as many with guidance.
         eta: Noise that DDIM adds on its way, from 0, none, to 1.
@@ -47,7 +47,7 @@ class SamplerConfig(Config):
             (with - without)`, but none at 1.
     """
 
-    kind: Kind = "ddim"
+    sampler: Kind = "ddim"
     steps: int = 50
     eta: float = 0.0
     spacing: Literal["leading", "trailing"] = "leading"
@@ -58,27 +58,31 @@ class SamplerConfig(Config):
     formula: Literal["usual", "official"] = "usual"
 
     def __post_init__(self) -> None:
-        choices = {"kind": get_args(Kind), "spacing": ("leading", "trailing"), "formula": ("usual", "official")}
+        choices = {"sampler": get_args(Kind), "spacing": ("leading", "trailing"), "formula": ("usual", "official")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if not 1 <= self.steps <= STEPS or (self.kind == "dpm++" and self.steps == STEPS):
+        if not 0 <= self.eta <= 1 or self.order not in (1, 2, 3):
+            raise ValueError(f"eta must lie in [0, 1] and order in 1 to 3, got {self.eta} and {self.order}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be finite, got {self.guidance}")
+        self.check_schedule()
+
+    def check_schedule(self) -> None:
+        """Raise ValueError unless the sampler can take this number of steps."""
+        if not 1 <= self.steps <= STEPS or (self.sampler == "dpm++" and self.steps == STEPS):
             raise ValueError(f"steps must lie in [1, {STEPS}], less for dpm++, got {self.steps}")
         if self.spacing == "trailing" and STEPS % self.steps:
             raise ValueError(f"steps must divide {STEPS} with spacing 'trailing', got {self.steps}")
         first = STEPS // self.steps * self.steps
-        if self.kind in ("ddim", "ddpm") and self.spacing == "leading" and first < 0.9 * STEPS:
+        if self.sampler in ("ddim", "ddpm") and self.spacing == "leading" and first < 0.9 * STEPS:
             some = [STEPS // (STEPS // self.steps + more) for more in (1, 0)]
             raise ValueError(
                 f"steps of DDIM must come near {STEPS} when multiplied with a whole number, as {some[0]} and {some[1]} "
                 f"do: {self.steps} of them would begin at {first} of {STEPS}, before all is noise"
             )
-        if self.official and self.kind == "dpm++" and self.karras and self.order == 3 and self.steps >= 15:
+        if self.official and self.sampler == "dpm++" and self.karras and self.order == 3 and self.steps >= 15:
             raise ValueError(f"with order 3, karras and {self.steps} steps the release's result is not a number")
-        if not 0 <= self.eta <= 1 or self.order not in (1, 2, 3):
-            raise ValueError(f"eta must lie in [0, 1] and order in 1 to 3, got {self.eta} and {self.order}")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance must be finite, got {self.guidance}")
 
     @property
     def weight(self) -> float:
@@ -103,7 +107,7 @@ def sample_latents(
     conditions: Conditions = Conditions(),  # noqa: B008  (immutable)
     unconditional: Conditions | None = None,
     hook: Hook | None = None,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Callable[[int, int], object] | None = None,
 ) -> SparseTensor:
     """Latents [M, L] on a latent grid. No gradient flows through them.
 
@@ -123,8 +127,8 @@ def sample_latents(
         ValueError: If the sampler does not fit what the denoiser predicts, there is guidance without `unconditional`,
             or a result of the denoiser or the hook has another shape.
     """
-    if (sampler.kind == "flow") != diffusion.is_flow:
-        raise ValueError(f"kind must be 'flow' for a flow, and only then, got {sampler.kind!r}")
+    if (sampler.sampler == "flow") != diffusion.is_flow:
+        raise ValueError(f"sampler must be 'flow' for a flow, and only then, got {sampler.sampler!r}")
     if sampler.weight != 1 and unconditional is None:
         raise ValueError(f"guidance {sampler.guidance} needs unconditional beside conditions")
     solver = Solver(sampler, diffusion.config)
@@ -160,17 +164,17 @@ class Solver:
     def __init__(self, sampler: SamplerConfig, config: DiffusionConfig) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler  # slow to import
 
-        self.eta = {"ddpm": 1.0, "ddim": sampler.eta}.get(sampler.kind, 0.0)
-        if sampler.kind == "flow":
+        self.eta = {"ddpm": 1.0, "ddim": sampler.eta}.get(sampler.sampler, 0.0)
+        if sampler.sampler == "flow":
             self._scheduler: Any = FlowMatchEulerDiscreteScheduler(STEPS, shift=config.shift)
-        elif sampler.kind == "dpm++":
+        elif sampler.sampler == "dpm++":
             self._scheduler = _dpm_solver(sampler, config)
         else:
             self._scheduler = ddim_schedule(config, sampler.spacing)
         with warnings.catch_warnings():  # diffusers hands tensors to NumPy in a way that both will give up
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             self._scheduler.set_timesteps(sampler.steps)
-        if sampler.kind == "dpm++" and sampler.official:
+        if sampler.sampler == "dpm++" and sampler.official:
             whole = [*self._scheduler.timesteps, 0]
             kept = self._scheduler.alphas_cumprod[torch.tensor(whole)]
             self._scheduler.sigmas = ((1 - kept) / kept).sqrt()

@@ -1,113 +1,104 @@
-"""What a cascade begins with: noise in a box, or grids that a user gives.
+"""Where sampling starts: a full box of latent voxels, or grids that the user gives.
 
 N voxels, B shapes.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from sparsevox import Grid, Voxels, checks
 from sparsevox.io.voxelize import normalized
 from xcube.geometry.normals import estimated_normals
 from xcube.geometry.pyramid import check_voxels
-from xcube.pipeline.checkpoint import Size, Stage, latent_sizes, same_size
+from xcube.pipeline.level import Level, Size, in_box, latent_voxel_size, same_size
 
 
-def box_size(stage: Stage, size: Sequence[float] | None) -> Size:
-    """Edges of the box of a cascade with this first level: that of its latents if they fill one, else the given one.
+def box_size(level: Level, size: Sequence[float] | None) -> Size:
+    """Edges of the box of a cascade with this first level: the box that its latents fill, or else the given one.
 
     Raises:
         TypeError: If the given edges are no numbers.
-        ValueError: If they are not three, not positive, or another box than that of the latents.
+        ValueError: If they are not three, not positive, or not the box of the latents.
     """
-    config = stage.vae.config
+    config = level.vae.config
     given = None if size is None else checks.float_triple("size", tuple(size))
     if given is not None and min(given) <= 0:
         raise ValueError(f"size must be positive, got {given}")
     if config.dense_neck is None:
         return (1.0, 1.0, 1.0) if given is None else given
-    x, y, z = (2 * half * edge for half, edge in zip(config.dense_neck, latent_sizes(config), strict=True))
+    x, y, z = (2 * half * edge for half, edge in zip(config.dense_neck, latent_voxel_size(config), strict=True))
     if given is not None and not same_size(given, (x, y, z)):
         raise ValueError(f"size must be that of the box of latents, {(x, y, z)}, got {given}")
     return x, y, z
 
 
-def full_box(stage: Stage) -> Voxels:
+def full_box(level: Level) -> Voxels:
     """The latent grid of a first level whose latents fill a box.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If its latent grid is sparse.
     """
-    config = stage.vae.config
+    config = level.vae.config
     if config.dense_neck is None:
-        raise ValueError("the latents of the first level fill no box, so it needs a grid to begin with: upsample")
-    x, y, z = (size / 2 for size in latent_sizes(config))
+        raise ValueError("the latents of the first level fill no box, so it needs a grid to start from: use upsample")
+    x, y, z = (size / 2 for size in latent_voxel_size(config))
     upper = list(config.dense_neck)
-    return Voxels(Grid.full([-u for u in upper], upper, voxel_size=latent_sizes(config), origin=(x, y, z)))
+    return Voxels(Grid.full([-u for u in upper], upper, voxel_size=latent_voxel_size(config), origin=(x, y, z)))
 
 
-def from_shape(stages: Sequence[Stage], size: Size, shape: object, level: int | None) -> tuple[int, Voxels]:
-    """The level that a shape is for, and the shape with the attributes that this level takes and no others.
+def latent_grid_of(levels: Sequence[Level], size: Size, shape: object, number: int | None) -> tuple[int, Voxels]:
+    """The level that a given shape is the latent grid of, and the shape with the attributes that this level takes.
 
     Args:
-        stages: All levels.
+        levels: All levels of the cascade.
         size: Edges of the box.
         shape: A Grid or Voxels, a batch of shapes.
-        level: The level; None for the one whose latent voxels have the size of those of the shape.
+        number: Number of the level; None for the level whose latent voxels have the size of those of the shape.
 
     Raises:
         ImportError: If normals are to be estimated and scipy is not installed.
-        TypeError: If `shape` is neither a Grid nor Voxels, or `level` no integer.
+        TypeError: If `shape` is neither a Grid nor Voxels, or `number` no integer.
         ValueError: If there is no such level, or voxels have another size, lie outside of the box or lack an attribute.
     """
     if not isinstance(shape, Grid | Voxels):
         raise TypeError(f"shape must be a sparsevox.Grid or Voxels, got {type(shape).__name__}")
     voxels = shape if isinstance(shape, Voxels) else Voxels(shape)
-    chosen = _level_of(stages, voxels.grid, level)
+    chosen = _level_number(levels, voxels.grid, number)
     outside = ~in_box(voxels.grid, size)
     if bool(outside.any()):
         row = int(outside.int().argmax())
         raise ValueError(
-            f"shape must lie in the box {size} around the origin, got {int(outside.sum())} voxels beyond, the first "
+            f"shape must lie in the box {size} around the origin, got {int(outside.sum())} voxels outside, the first "
             f"{tuple(voxels.grid.ijk[row].tolist())}"
         )
-    return chosen, _told(voxels, stages[chosen], chosen)
+    return chosen, _with_needed_attributes(voxels, levels[chosen], chosen)
 
 
-def in_box(grid: Grid, size: Size) -> Tensor:
-    """Which voxels lie in a box around the origin, bool [N]."""
-    half = torch.tensor([round(e / (2 * s)) for e, s in zip(size, grid.voxel_size, strict=True)], device=grid.device)
-    ijk = grid.ijk
-    return ((ijk >= -half) & (ijk < half)).all(1)
-
-
-def _level_of(stages: Sequence[Stage], grid: Grid, level: int | None) -> int:
-    """The level that has a grid as its latent one."""
-    wanted = [latent_sizes(stage.vae.config) for stage in stages]
-    first = 0 if stages[0].vae.config.dense_neck is None else 1
+def _level_number(levels: Sequence[Level], grid: Grid, number: int | None) -> int:
+    wanted = [latent_voxel_size(level.vae.config) for level in levels]
+    first = 0 if levels[0].vae.config.dense_neck is None else 1
     fitting = [n for n in range(first, len(wanted)) if same_size(grid.voxel_size, wanted[n])]
-    if level is None and not fitting:
+    if number is None and not fitting:
         raise ValueError(f"shape must have a voxel_size of {wanted[first:]}, got {grid.voxel_size}")
-    chosen = fitting[0] if level is None else checks.integer("level", level)
+    chosen = fitting[0] if number is None else checks.integer("level", number)
     if not first <= chosen < len(wanted):
-        reason = "; level 0 begins with noise in a box: sample" if first else ""
+        reason = "; level 0 starts from noise in a box: use sample" if first else ""
         raise ValueError(f"level must lie in [{first}, {len(wanted)}), got {chosen}{reason}")
     check_voxels(grid, wanted[chosen], "shape")
     return chosen
 
 
-def _told(voxels: Voxels, stage: Stage, level: int) -> Voxels:
-    """Voxels with the attributes that a level takes from those of the one before, and no others."""
-    needed = [name for name in ("normal", "label") if name in stage.denoiser.config.conditions]
-    made: dict[str, Tensor] = {name: voxels.attributes[name] for name in needed if name in voxels.attributes}
-    if "normal" in made:
-        given = checks.floats("normal", checks.shape("normal", made["normal"], voxels.num_voxels, 3))
-        made["normal"] = normalized(given.float())
+def _with_needed_attributes(voxels: Voxels, level: Level, number: int) -> Voxels:
+    """The voxels with the attributes that a level takes from the one before, and no others."""
+    needed = [name for name in ("normal", "label") if name in level.denoiser.config.conditions]
+    attributes: dict[str, Tensor] = {name: voxels.attributes[name] for name in needed if name in voxels.attributes}
+    if "normal" in attributes:
+        given = checks.floats("normal", checks.shape("normal", attributes["normal"], voxels.num_voxels, 3))
+        attributes["normal"] = normalized(given.float())
     elif "normal" in needed:
-        made["normal"] = estimated_normals(voxels.grid)
-    missing = [name for name in needed if name not in made]
+        attributes["normal"] = estimated_normals(voxels.grid)
+    missing = [name for name in needed if name not in attributes]
     if missing:
-        raise ValueError(f"shape must have the attributes {needed} that level {level} takes, got none of {missing}")
-    return Voxels(voxels.grid, made)
+        raise ValueError(f"shape must have the attributes {needed} that level {number} takes, got none of {missing}")
+    return Voxels(voxels.grid, attributes)

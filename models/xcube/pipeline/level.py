@@ -1,189 +1,201 @@
-"""One level of a cascade at work: from latent grids to voxels, in batches that fit into memory.
+"""One level of the cascade: its networks, whether they fit each other, and what they do with a batch of shapes.
 
-M latent voxels, N decoded voxels, B shapes of a batch.
+M latent voxels, N decoded voxels, L latent channels, B shapes.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
-from sparsevox.data import VoxelBudgetSampler
-from xcube.diffusion.objective import Diffusion, Noise
-from xcube.diffusion.samplers import sample_latents
-from xcube.geometry.components import without_small_components
+from xcube.diffusion.objective import Diffusion, DiffusionConfig
+from xcube.geometry.pyramid import TOLERANCE
 from xcube.networks.blocks import centers
-from xcube.networks.conditions import Conditions, Text
-from xcube.pipeline.checkpoint import Size, Stage
-from xcube.pipeline.inputs import in_box
-from xcube.pipeline.options import Item, Request, Sample, number_of
+from xcube.networks.configs import VAEConfig
+from xcube.networks.pretrained import KINDS
+from xcube.networks.refiner import Refiner
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
 from xcube.pipeline.reconstruct import with_unit_normals
 
-LOGITS = "label_logits"  # what a decoder gives beside labels, and nobody needs afterwards
+DROPPED = ("category", "text")
+LOGITS = "label_logits"  # an attribute of decoded voxels that only losses need
 
-T = TypeVar("T")
-R = TypeVar("R")
+Size = tuple[float, float, float]
 
 
+@dataclass(frozen=True, eq=False)
 class Level:
-    """One level at work.
+    """The networks of one level of the cascade, and the numbers that belong to them.
 
     Args:
-        stage: Its networks.
-        number: Which it is.
-        request: What is asked for.
-        size: Edges of the box.
-        empty: The text of what has none, if the model reads texts.
+        vae: Sparse structure VAE: voxels to latents and back.
+        denoiser: U-Net that denoises the latents.
+        refiner: Network that refines decoded voxels; None for none.
+        latent_scale: Factor on the latents of the VAE for which the denoiser was trained: 1 / their standard deviation.
+        diffusion: Training objective of the denoiser.
+        categories: Class names that the denoiser knows, in order; empty if classes only have numbers.
+        dropped: Conditions that were dropped at random in training, so that classifier-free guidance can use them.
+        metadata: Further metadata by network, "vae", "denoiser" and "refiner"; it is kept in their folders.
     """
 
-    def __init__(self, stage: Stage, number: int, request: Request, size: Size, empty: Text | None) -> None:
-        self.stage, self.number, self.request, self.empty = stage, number, request, empty
-        self.sampler, self.diffusion = request.sampler_of(stage), Diffusion(stage.diffusion)
-        self.size, self.device = size, next(stage.vae.parameters()).device
+    vae: VAE
+    denoiser: UNet
+    refiner: Refiner | None = None
+    latent_scale: float = 1.0
+    diffusion: DiffusionConfig = DiffusionConfig()  # noqa: RUF009  (immutable)
+    categories: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = DROPPED
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def __call__(self, items: Sequence[Item], watch: Callable[[int], object]) -> list[Voxels]:
-        """The voxels of each shape, on the CPU; nothing where there is no latent voxel.
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """The networks by kind: "vae", "denoiser" and, if there is one, "refiner"."""
+        found = {"vae": self.vae, "denoiser": self.denoiser, "refiner": self.refiner}
+        return {kind: model for kind, model in found.items() if model is not None}
 
-        Args:
-            items: Shapes.
-            watch: Told after each step of a batch how many shapes it has.
-        """
-        made = [nothing(self.stage) for _ in items]
-        some = [n for n, item in enumerate(items) if item.voxels.num_voxels]
-        sizes = [items[n].voxels.num_voxels for n in some]
-        for batch in budgeted(sizes, self.request.budget):
-            chosen = [some[n] for n in batch]
-            latents = halved(lambda part: self._latents(part, watch), [items[n] for n in chosen])
-            # The decode of a surface grows with the square of the factor.
-            growth = math.prod(self.stage.vae.config.factor) ** (2 / 3)
-            expected = [math.ceil(each.grid.num_voxels * growth) for each in latents]
-            for part in budgeted(expected, self.request.budget):
-                for n, voxels in zip(part, halved(self._decoded, [latents[n] for n in part]), strict=True):
-                    made[chosen[n]] = voxels
-        return made
+    @cached_property
+    def objective(self) -> Diffusion:
+        """The diffusion process of the denoiser."""
+        return Diffusion(self.diffusion)
 
-    def _latents(self, items: Sequence[Item], watch: Callable[[int], object]) -> list[SparseTensor]:
-        """Latents of a batch, shape by shape."""
-        stage, numbers = self.stage, [item.number for item in items]
-        given = Voxels.stack([item.voxels for item in items]).to(self.device)
-        told = self._conditions(given, items)
-        every = torch.ones(len(items), dtype=torch.bool)
-        without = None
-        if self.sampler.weight != 1:
-            without = told.drop(every, given.grid, stage.dropped, empty_text=self.empty)
-        maker = self.request.hooks.get(self.number)
+    @property
+    def has_guidance(self) -> bool:
+        """Whether classifier-free guidance has an effect: some condition was dropped in training."""
+        return bool(set(self.dropped) & set(self.denoiser.config.conditions))
 
-        def watched(done: int, steps: int) -> None:
-            watch(len(items))
+    def empty(self) -> Voxels:
+        """A grid without voxels, with the attributes that this level decodes, on the CPU."""
+        config = self.vae.config
+        x, y, z = (size / 2 for size in config.voxel_sizes)
+        attributes = {name: torch.zeros(0, 3) for name in ("normal", "color") if getattr(config, name)}
+        if config.num_labels:
+            attributes["label"] = torch.zeros(0, dtype=torch.int64)
+        return Voxels(Grid.empty(1, voxel_size=config.voxel_sizes, origin=(x, y, z)), attributes)
 
-        latents = sample_latents(
-            stage.denoiser,
-            given.grid,
-            stage.vae.config.latent_channels,
-            Noise(self.request.seed, numbers, self.number),
-            diffusion=self.diffusion,
-            sampler=self.sampler,
-            conditions=told,
-            unconditional=without,
-            hook=None if maker is None else maker(given.grid, numbers),
-            watch=watched,
-        )
-        return latents.map(lambda z: z / stage.scale).unbind()
+    def decoded_size(self, latents: SparseTensor) -> int:
+        """Number of voxels that latents [M, L] of a surface are expected to decode to: M * factor^2."""
+        return math.ceil(latents.grid.num_voxels * math.prod(self.vae.config.factor) ** (2 / 3))
 
-    def _conditions(self, given: Voxels, items: Sequence[Item]) -> Conditions:
-        config, whole = self.stage.denoiser.config, Conditions()
-        if config.categories:
-            category = torch.tensor([number_of(self.stage, item.category) for item in items])
-            whole = replace(whole, category=category)
-        texts = [item.text for item in items if item.text is not None]
-        if config.text_channels:
-            whole = replace(whole, text=Text.stack(texts))
-        whole = whole.to(self.device)
-        edit = self.request.conditions.get(self.number)
-        if edit is None:
-            return Conditions.from_voxels(given, config, category=whole.category, text=whole.text)
-        known: dict[str, Any] = {
-            name: given.attributes[name] for name in ("normal", "label") if name in config.conditions
-        }
-        return edit(replace(whole, **known), given.grid, [item.number for item in items])
+    @torch.no_grad()
+    def decode(self, latents: Sequence[SparseTensor]) -> list[Voxels]:
+        """Voxels with attributes of each shape from its latents [M, L]."""
+        return _tidy(self.vae.decode(sv.stack(list(latents))).voxels).unbind()
 
-    def _decoded(self, latents: Sequence[SparseTensor]) -> list[Voxels]:
-        """The voxels of latents, repaired and without min_component, shape by shape."""
-        with torch.no_grad():
-            voxels = tidy(self.stage.vae.decode(sv.stack(list(latents))).voxels)
-            if self.stage.refiner is not None:
-                refined = tidy(self.stage.refiner.refine(voxels))
-                voxels = cropped(with_others(refined, voxels), self.size)
-            voxels = without_small_components(voxels, self.request.min_component)
-        return [item.to("cpu") for item in voxels.unbind()]
+    @torch.no_grad()
+    def refine(self, decoded: Sequence[Voxels], box: Size) -> list[Voxels]:
+        """The decoded voxels of each shape, refined and cropped to the box; as they are without a refiner."""
+        if self.refiner is None:
+            return list(decoded)
+        before = Voxels.stack(list(decoded))
+        after = _tidy(self.refiner.refine(before))
+        # Attributes that only the VAE decodes come from the nearest decoded voxel.
+        missing = {name: value for name, value in before.attributes.items() if name not in after.attributes}
+        if missing:
+            nearest = torch.zeros(0, dtype=torch.int64, device=after.device)
+            if after.num_voxels:
+                nearest = before.grid.nearest(centers(after.grid, torch.float64), after.grid.batch)
+            after = after.with_attributes(**{name: value[nearest] for name, value in missing.items()})
+        inside = in_box(after.grid, box)
+        return (after if bool(inside.all()) else after.prune(inside)).unbind()
 
 
-def through(levels: Sequence[Level], items: Sequence[Item], quiet: bool) -> list[Sample]:
-    """A batch of shapes through all levels. Warns of those of which nothing is left."""
-    made: list[list[Voxels]] = [[] for _ in items]
-    for level in levels:
-        alive = [item.voxels.num_voxels > 0 for item in items]
-        title = f"shapes {items[0].number} to {items[-1].number}, level {level.number}"
-        steps = sum(alive) * level.sampler.steps
-        with tqdm(total=steps, desc=title, unit="step", disable=quiet, leave=False) as bar:
-            found = level(items, bar.update)
-        items = [replace(item, voxels=voxels) for item, voxels in zip(items, found, strict=True)]
-        gone = [item.number for item, was in zip(items, alive, strict=True) if was and not item.voxels.num_voxels]
-        if gone:
-            warnings.warn(f"nothing is left at level {level.number} of the shapes {gone}", stacklevel=2)
-        for one, voxels in zip(made, found, strict=True):
-            one.append(voxels)
-    return [Sample(tuple(one), levels[0].number) for one in made]
-
-
-def budgeted(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Places of items of these sizes, in order, in batches of at most a budget; what is larger is alone."""
-    return list(VoxelBudgetSampler(sizes, budget, shuffle=False, rank=0, replicas=1)) if sizes else []
-
-
-def halved(function: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
-    """What a function makes of items: at once, or of one half after the other if memory runs out."""
-    try:
-        return function(items)
-    except torch.OutOfMemoryError:
-        if len(items) == 1:
-            raise
-    middle = len(items) // 2  # out of the handler, which keeps alive what the attempt has made
-    return halved(function, items[:middle]) + halved(function, items[middle:])
-
-
-def tidy(voxels: Voxels) -> Voxels:
-    """Voxels with normals of unit length, and without what only losses need."""
+def _tidy(voxels: Voxels) -> Voxels:
+    """The voxels with normals of unit length, and without label logits."""
     kept = {name: value for name, value in voxels.attributes.items() if name != LOGITS}
     return with_unit_normals(Voxels(voxels.grid, kept))
 
 
-def with_others(refined: Voxels, decoded: Voxels) -> Voxels:
-    """Repaired voxels with the attributes that only the decode has: those of the nearest of its voxels."""
-    others = {name: value for name, value in decoded.attributes.items() if name not in refined.attributes}
-    if not others or not refined.num_voxels:
-        return refined.with_attributes(**{name: value[:0] for name, value in others.items()})
-    nearest = decoded.grid.nearest(centers(refined.grid, torch.float64), refined.grid.batch)
-    return refined.with_attributes(**{name: value[nearest] for name, value in others.items()})
+def in_box(grid: Grid, size: Size) -> torch.Tensor:
+    """Whether each voxel lies in the box of these edges around the origin: bool [N]."""
+    half = torch.tensor([round(e / (2 * s)) for e, s in zip(size, grid.voxel_size, strict=True)], device=grid.device)
+    return ((grid.ijk >= -half) & (grid.ijk < half)).all(1)
 
 
-def cropped(voxels: Voxels, size: Size) -> Voxels:
-    """The voxels that lie in the box."""
-    inside = in_box(voxels.grid, size)
-    return voxels if bool(inside.all()) else voxels.prune(inside)
+def latent_voxel_size(config: VAEConfig) -> Size:
+    """Edges of a latent voxel, world units."""
+    x, y, z = (size * factor for size, factor in zip(config.voxel_sizes, config.factor, strict=True))
+    return x, y, z
 
 
-def nothing(stage: Stage) -> Voxels:
-    """No voxel, with the attributes that a level makes, on the CPU."""
-    config = stage.vae.config
-    x, y, z = (size / 2 for size in config.voxel_sizes)
-    attributes = {name: torch.zeros(0, 3) for name in ("normal", "color") if getattr(config, name)}
-    if config.num_labels:
-        attributes["label"] = torch.zeros(0, dtype=torch.int64)
-    return Voxels(Grid.empty(1, voxel_size=config.voxel_sizes, origin=(x, y, z)), attributes)
+def same_size(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether edges are equal up to rounding."""
+    return all(abs(a - b) <= TOLERANCE * b for a, b in zip(first, second, strict=True))
+
+
+def check_levels(levels: Sequence[Level]) -> None:
+    """Raise TypeError or ValueError unless the networks of each level fit each other and the level before."""
+    if not levels:
+        raise ValueError("levels must hold at least one level, got none")
+    for number, level in enumerate(levels):
+        _check_types(level, f"levels[{number}]")
+        _check_level(level, f"levels[{number}]")
+        _check_next(levels[number - 1] if number else None, level, f"levels[{number}]")
+    channels = {c for c in (level.denoiser.config.text_channels for level in levels) if c}
+    if len(channels) > 1:
+        raise ValueError(f"levels must read the embeddings of one text model, got text_channels {sorted(channels)}")
+
+
+def _check_types(level: Level, name: str) -> None:
+    if not isinstance(level, Level):
+        raise TypeError(f"{name} must be a Level, got {type(level).__name__}")
+    for kind, model in level.networks.items():
+        if not isinstance(model, KINDS[kind][0]):
+            raise TypeError(f"{name}.{kind} must be a {KINDS[kind][0].__name__}, got {type(model).__name__}")
+
+
+def _check_level(level: Level, name: str) -> None:
+    """Raise ValueError unless the networks of one level fit each other."""
+    vae, denoiser = level.vae.config, level.denoiser.config
+    if denoiser.latent_channels != vae.latent_channels:
+        raise ValueError(
+            f"{name}.denoiser must have the latent_channels of the VAE, {vae.latent_channels}, got "
+            f"{denoiser.latent_channels}"
+        )
+    if denoiser.dense and vae.dense_neck is None:
+        raise ValueError(f"{name}.denoiser must not be dense: without dense_neck the latents of the VAE fill no box")
+    if not 0 < level.latent_scale < float("inf"):
+        raise ValueError(f"{name}.latent_scale must be positive and finite, got {level.latent_scale}")
+    if level.categories and len(level.categories) != denoiser.categories:
+        raise ValueError(
+            f"{name}.categories must be {denoiser.categories}, as the denoiser has, got {list(level.categories)}"
+        )
+    if level.refiner is None:
+        return
+    refiner = level.refiner.config
+    if not same_size((refiner.voxel_size,) * 3, vae.voxel_sizes):
+        raise ValueError(f"{name}.refiner must have the voxel_size {vae.voxel_sizes}, got {refiner.voxel_size}")
+    if (refiner.normal and not vae.normal) or refiner.num_labels not in (0, vae.num_labels):
+        raise ValueError(
+            f"{name}.refiner must take the normal and num_labels that the VAE decodes, {vae.normal} and "
+            f"{vae.num_labels}, got {refiner.normal} and {refiner.num_labels}"
+        )
+
+
+def _check_next(before: Level | None, level: Level, name: str) -> None:
+    """Raise ValueError unless a level fits the one before it, if there is one."""
+    vae, denoiser = level.vae.config, level.denoiser.config
+    if before is None:
+        if vae.dense_neck is not None and (denoiser.normal or denoiser.num_labels):
+            raise ValueError(f"{name}.denoiser must not take normal or label: no level comes before the first")
+        return
+    above = before.vae.config
+    if vae.dense_neck is not None:
+        raise ValueError(f"{name}.vae must have no dense_neck, since only the first level fills a box")
+    if not same_size(latent_voxel_size(vae), above.voxel_sizes):
+        raise ValueError(
+            f"{name}.vae must have latent voxels of {above.voxel_sizes}, as the level before makes, got "
+            f"{latent_voxel_size(vae)}"
+        )
+    if denoiser.normal and not above.normal:
+        raise ValueError(f"{name}.denoiser takes normal, which the VAE of the level before does not decode")
+    if denoiser.num_labels not in (0, above.num_labels):
+        raise ValueError(
+            f"{name}.denoiser must have num_labels {above.num_labels}, as the VAE of the level before decodes, or 0, "
+            f"got {denoiser.num_labels}"
+        )

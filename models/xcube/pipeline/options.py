@@ -1,10 +1,10 @@
-"""What is asked of a cascade: shapes, by their numbers, and what they should be.
+"""Options of sampling, the shapes that are asked for, and the samples that come back.
 
-B shapes of a batch.
+M latent voxels, B shapes of a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -13,21 +13,22 @@ from sparsevox.morton import MAX_BATCH
 from xcube.diffusion.samplers import Hook, SamplerConfig
 from xcube.geometry.distances import library
 from xcube.networks.conditions import NO_CLASS, Conditions, Text
-from xcube.pipeline.checkpoint import Stage
+from xcube.pipeline.level import Level
 
-# Makes the hook of a level from the latent grids of a batch and the numbers of its shapes; None for none.
+# Makes the hook of a level from the latent grids of a batch [M] and the numbers of its shapes; None for no hook.
 HookMaker = Callable[[Grid, Sequence[int]], Hook | None]
-# Makes other conditions of a level from those it has, the latent grids of a batch and the numbers of its shapes.
+# Edits the conditions of a level, given the latent grids of a batch [M] and the numbers of its shapes.
 ConditionsMaker = Callable[[Conditions, Grid, Sequence[int]], Conditions]
 Category = str | int
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One shape that a cascade made.
+    """A generated shape.
 
-    levels: Its voxels, one grid each, with attributes, from level `first` on.
-    first: The first of the levels.
+    Args:
+        levels: Voxels with attributes of each level, coarse to fine: one grid each, on the CPU.
+        first: Number of the first of these levels; 0 is the coarsest level of the cascade.
     """
 
     levels: tuple[Voxels, ...]
@@ -35,39 +36,51 @@ class Sample:
 
     @property
     def finest(self) -> Voxels:
-        """The last of them."""
+        """Voxels of the finest level."""
         return self.levels[-1]
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left at the finest level."""
+        """Whether the finest level has no voxel."""
         return self.finest.num_voxels == 0
 
 
-@dataclass(frozen=True)
-class Request:
-    """How to sample, at all levels. `XCubePipeline.sample` says what the fields are.
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(SamplerConfig):
+    """Options of sampling: those of the sampler, which hold at every level, and those of the pipeline.
+
+    Args:
+        seed: Seed of the noise. A shape depends on the seed, its number and the level.
+        text: Text prompt for all shapes, or one for each.
+        category: Class for all shapes, by name or number, or one for each.
+        batch_size: Maximum number of shapes per batch.
+        budget: Maximum number of voxels per batch, of latent grids and of decoded grids. A larger shape is a batch of
+            its own. Batches are also halved when the memory of a GPU runs out.
+        min_component: Remove connected components of less than this fraction of a shape's voxels, at every level. The
+            largest component stays. 0 removes none.
+        quiet: Show no progress bar.
+        hooks: Functions by level that make a hook, which may change latents before every step: see
+            `xcube.diffusion.samplers`.
+        conditions: Functions by level that edit or add conditions of the denoiser.
 
     Raises:
-        ImportError: If crumbs are to be removed and scipy is not installed.
-        TypeError: If a number is of another kind, or a text no string.
-        ValueError: If one is out of range.
+        ImportError: If small components are to be removed and scipy is not installed.
+        TypeError: If a number has the wrong type, or a text is no string.
+        ValueError: If an option is out of range.
     """
 
     seed: int = 0
-    steps: int | None = None
     text: str | Sequence[str] | None = None
     category: Category | Sequence[Category] | None = None
-    guidance: float | None = None
-    sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009  (immutable)
     batch_size: int = 16
     budget: int = 500_000
     min_component: float = 0.0
+    quiet: bool = False
     hooks: Mapping[int, HookMaker] = field(default_factory=dict)
     conditions: Mapping[int, ConditionsMaker] = field(default_factory=dict)
-    quiet: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if checks.integer("seed", self.seed) < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 1 <= checks.integer("batch_size", self.batch_size) <= MAX_BATCH:
@@ -79,41 +92,42 @@ class Request:
         if not 0 <= self.min_component < 1:
             raise ValueError(f"min_component must lie in [0, 1), got {self.min_component}")
         if self.min_component:
-            library()  # an error before anything is made
-        if self.steps is not None:
-            checks.integer("steps", self.steps)
+            library()  # raises ImportError before anything is sampled
         texts = self.text if isinstance(self.text, Sequence) else [self.text]
         if self.text is not None and not all(isinstance(text, str) for text in texts):
             raise TypeError(f"text must be a string or one for each shape, got {self.text!r}")
 
-    @property
-    def weight(self) -> float:
-        """Guidance in the usual formula."""
-        guidance = self.sampler.guidance if self.guidance is None else self.guidance
-        return replace(self.sampler, guidance=guidance).weight
+    def check_schedule(self) -> None:
+        """Leave this check to `for_level`: whether the number of steps is legal depends on the sampler of a level."""
 
-    def sampler_of(self, stage: Stage) -> SamplerConfig:
-        """The sampler of a level: flows have their own, and what takes no conditions has no guidance."""
-        is_flow = stage.diffusion.prediction == "flow"
-        if self.sampler.kind == "flow" and not is_flow:
-            raise ValueError(f"kind of the sampler must not be 'flow' for a network of {stage.diffusion.prediction!r}")
-        asked: dict[str, Any] = {
-            "kind": "flow" if is_flow else None,
-            "steps": self.steps,
-            "guidance": self.guidance if can_guide(stage) else 1.0,
-        }
-        # At once: steps that do for a flow may be none for the kind before.
-        return replace(self.sampler, **{name: value for name, value in asked.items() if value is not None})
+    def with_changes(self, **changes: Any) -> "SampleOptions":
+        """The options with those changes that are not None."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def for_level(self, level: Level) -> SamplerConfig:
+        """The sampler of one level: a flow has its own sampler, and guidance is 1 where it would have no effect.
+
+        Raises:
+            ValueError: If the sampler does not fit the denoiser or the number of steps.
+        """
+        is_flow = level.diffusion.prediction == "flow"
+        if self.sampler == "flow" and not is_flow:
+            raise ValueError(f"sampler must not be 'flow' for a denoiser that predicts {level.diffusion.prediction!r}")
+        options = {f.name: getattr(self, f.name) for f in fields(SamplerConfig)}
+        options["sampler"] = "flow" if is_flow else self.sampler
+        options["guidance"] = self.guidance if level.has_guidance else 1.0
+        return SamplerConfig(**options)
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class ShapeRequest:
     """A shape on its way through the cascade.
 
-    number: Its noise follows from it.
-    voxels: What the level before has made: one grid, which is the latent grid of this one.
-    category: Its class, if it has one.
-    text: Its text, if the model reads texts: one item.
+    Args:
+        number: Number of the shape; its noise depends on it.
+        voxels: Latent grid of the next level: one grid, with the attributes that the level before decoded.
+        category: Class of the shape, if it has one.
+        text: Embedded prompt, if the model reads texts: a batch of one.
     """
 
     number: int
@@ -122,52 +136,52 @@ class Item:
     text: Text | None = None
 
 
-def items_of(
-    stages: Sequence[Stage],
+def shape_requests(
+    levels: Sequence[Level],
     numbers: Sequence[int],
     grids: Sequence[Voxels],
-    asked: Request,
+    options: SampleOptions,
     embed: Callable[[str], Text],
-) -> list[Item]:
-    """Shapes at their beginning, after a look at what they are told.
+) -> list[ShapeRequest]:
+    """Check the options of each shape against the levels, and embed the texts.
 
     Args:
-        stages: The levels that they go through.
-        numbers: Of the shapes.
-        grids: The latent grid of the first of these levels, one for each shape.
-        asked: What is asked for.
-        embed: What embeds a text, for levels that read texts.
+        levels: Levels that the shapes go through.
+        numbers: Number of each shape.
+        grids: Latent grid of the first of these levels, one for each shape.
+        options: Options of sampling.
+        embed: Embeds a text, for denoisers that read texts.
 
     Raises:
-        TypeError: If a number is no integer, or the category of no kind that there is.
-        ValueError: If there is no shape, a number is negative, a text, category or guidance is for levels that take
-            none, there is not one for each shape, or a category is unknown.
+        TypeError: If a number is no integer, or a category neither a string nor an int.
+        ValueError: If there is no shape, a number is negative, a text, category or guidance is given to levels that
+            take none, their number is not that of the shapes, or a category is unknown.
     """
     if not numbers:
-        raise ValueError("numbers must hold one at least, got none")
+        raise ValueError("numbers must hold at least one number, got none")
     for number in numbers:
         if checks.integer("numbers", number) < 0:
             raise ValueError(f"numbers must not be negative, got {number}")
-    takes = {name for stage in stages for name in stage.denoiser.config.conditions}
+    takes = {name for level in levels for name in level.denoiser.config.conditions}
     for name in ("text", "category"):
-        if getattr(asked, name) is not None and name not in takes:
-            raise ValueError(f"{name} must be None for a model that takes none, got {getattr(asked, name)!r}")
-    if asked.weight != 1 and not any(map(can_guide, stages)):
-        raise ValueError(f"guidance must be 1 for a model that always has its conditions, got {asked.guidance}")
-    categories = _each("category", asked.category, len(numbers))
-    for stage in stages:
+        if getattr(options, name) is not None and name not in takes:
+            raise ValueError(f"{name} must be None for a model that takes none, got {getattr(options, name)!r}")
+    if options.weight != 1 and not any(level.has_guidance for level in levels):
+        raise ValueError(f"guidance must be 1 for a model without unconditional training, got {options.guidance}")
+    categories = _for_each("category", options.category, len(numbers))
+    for level in levels:
         for category in set(categories):
-            number_of(stage, category)
-    texts = ["" if text is None else text for text in _each("text", asked.text, len(numbers))]
+            class_number(level, category)
+    texts = ["" if text is None else text for text in _for_each("text", options.text, len(numbers))]
     embedded = {text: embed(text).to("cpu") for text in sorted(set(texts))} if "text" in takes else {}
     return [
-        Item(number, grid.to("cpu"), category, embedded.get(text))
+        ShapeRequest(number, grid.to("cpu"), category, embedded.get(text))
         for number, grid, category, text in zip(numbers, grids, categories, texts, strict=True)
     ]
 
 
-def _each(name: str, value: Any, count: int) -> list[Any]:
-    """One for each shape."""
+def _for_each(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each shape."""
     if value is None or isinstance(value, str | int):
         return [value] * count
     if not isinstance(value, Sequence):
@@ -177,18 +191,13 @@ def _each(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def can_guide(stage: Stage) -> bool:
-    """Whether guidance means something at a level."""
-    return bool(set(stage.dropped) & set(stage.denoiser.config.conditions))
-
-
-def number_of(stage: Stage, category: Category | None) -> int:
-    """The class of a name, or of a number, at a level; -1 for none, and where the level takes none.
+def class_number(level: Level, category: Category | None) -> int:
+    """The number of a class at a level, from its name or number; -1 for no class, or where the level takes none.
 
     Raises:
         ValueError: If it is unknown.
     """
-    count, names = stage.denoiser.config.categories, stage.categories
+    count, names = level.denoiser.config.categories, level.categories
     if category is None or not count:
         return NO_CLASS
     if isinstance(category, str) and category in names:

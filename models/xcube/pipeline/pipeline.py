@@ -1,103 +1,105 @@
-"""The cascade from Python: shapes out of noise, out of coarse voxels, or through every VAE and back."""
+"""XCubePipeline: generates shapes with trained networks, level by level.
 
-from collections.abc import Iterator, Mapping, Sequence
+M latent voxels, N decoded voxels, L latent channels, B shapes of a batch.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from sparsevox import Grid, Voxels, checks
+from sparsevox import Grid, SparseTensor, Voxels, checks
 from sparsevox.shapes import Shape
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
-from xcube.diffusion.samplers import SamplerConfig
-from xcube.networks.conditions import Text
+from xcube.diffusion.objective import Noise
+from xcube.diffusion.samplers import SamplerConfig, sample_latents
+from xcube.geometry.components import without_small_components
+from xcube.networks.conditions import Conditions, Text
 from xcube.networks.text_encoder import TextEncoder
-from xcube.pipeline.checkpoint import (
-    Cascade,
-    Size,
-    Stage,
-    TextSource,
-    check_stages,
-    read_cascade,
-    write_cascade,
-)
-from xcube.pipeline.inputs import box_size, from_shape, full_box
-from xcube.pipeline.level import Level, through
-from xcube.pipeline.options import Category, ConditionsMaker, HookMaker, Request, Sample, items_of
+from xcube.pipeline.batching import in_batches
+from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_checkpoint, write_checkpoint
+from xcube.pipeline.inputs import box_size, full_box, latent_grid_of
+from xcube.pipeline.level import Level, Size, check_levels
+from xcube.pipeline.options import Category, Sample, SampleOptions, ShapeRequest, class_number, shape_requests
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
 
 
 class XCubePipeline:
-    """A cascade of any number of levels.
+    """Hierarchical latent diffusion of sparse voxels (Ren et al. 2024, arXiv:2312.03806), with any number of levels.
 
-    stages: The networks, from the coarsest level on; in evaluation mode from now on.
-    size: Edges of the box, world units.
+    >>> pipeline = XCubePipeline.from_pretrained("demo/runs")  # doctest: +SKIP
+    >>> shapes = pipeline.sample(4, category="chair", seed=1)  # doctest: +SKIP
+    >>> mesh = sv.io.to_mesh(shapes[0].finest)  # doctest: +SKIP
 
     Args:
-        stages: The networks.
-        size: Edges of the box around the origin. By default the box of the latents of the first level, or where these
-            fill none a cube of edge 1.
-        text: What embeds texts, for networks that read them, or where to find it when it is needed.
+        levels: Networks of each level, coarse to fine. They are put into evaluation mode.
+        size: Edges of the box around the origin, world units. By default the box that the latents of the first level
+            fill, or a cube of edge 1 if its latent grid is sparse.
+        text: Text encoder, for denoisers that read texts, or where to load it from when it is needed.
 
     Raises:
-        TypeError: If something is no stage or no network of its kind.
-        ValueError: If there is no stage, networks do not fit each other, or the size is another than that of the
-            latents; the message says what.
+        TypeError: If `levels` holds something else than a Level, or a network of the wrong type.
+        ValueError: If there is no level, networks do not fit each other, or the size is not that of the latents.
     """
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        levels: Sequence[Level],
         *,
         size: Sequence[float] | None = None,
         text: TextEncoder | TextSource | None = None,
     ) -> None:
-        check_stages(stages)
-        self.stages = tuple(stages)
+        check_levels(levels)
+        self.levels = tuple(levels)
+        self.size: Size = box_size(levels[0], size)
         self._encoder = text if isinstance(text, TextEncoder) else None
         self._source = text if isinstance(text, TextSource) else None
-        self.size = box_size(stages[0], size)
-        for stage in stages:
-            for model in stage.networks.values():
+        for level in levels:
+            for model in level.networks.values():
                 model.eval()
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> "XCubePipeline":
-        """The pipeline of a folder, on the CPU.
+        """Load a pipeline from a folder, onto the CPU.
 
-        `pipeline.json` names the sub-folders of each level. Without it they are vae-0, denoiser-0, refiner-0, which may
-        be missing, vae-1, and so on: the folders of runs.
+        `pipeline.json` names the sub-folders of each level. Without it they are vae-0, denoiser-0, refiner-0 (which may
+        be missing), vae-1, and so on: the folders that training writes.
 
         Raises:
             FileNotFoundError: If there is no such folder, or no pipeline in it.
             ValueError: If a file is damaged, a network is missing, or networks do not fit each other.
         """
-        found = read_cascade(folder)
-        return cls(found.stages, size=found.size, text=found.text)
+        found = read_checkpoint(folder)
+        return cls(found.levels, size=found.size, text=found.text)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write all networks and `pipeline.json`. A text model is not written, only where it came from, if known."""
-        write_cascade(Cascade(self.stages, self.size, self._source), folder)
+        """Write all networks and `pipeline.json`. Of a text model only its source is written, if it is known."""
+        write_checkpoint(Checkpoint(self.levels, self.size, self._source), folder)
 
     @property
     def voxel_sizes(self) -> tuple[Size, ...]:
-        """Edges of the voxels that each level makes."""
-        return tuple(stage.vae.config.voxel_sizes for stage in self.stages)
+        """Edges of the voxels of each level, world units."""
+        return tuple(level.vae.config.voxel_sizes for level in self.levels)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """Voxels of each level along the first axis of the box."""
+        """Number of voxels of each level along the first axis of the box."""
         return tuple(round(self.size[0] / sizes[0]) for sizes in self.voxel_sizes)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
-        return next(self.stages[0].vae.parameters()).device
+        """Device of the networks."""
+        return next(self.levels[0].vae.parameters()).device
 
     def to(self, device: torch.device | str) -> "XCubePipeline":
-        """The same pipeline, on another device from now on. Results are on the CPU wherever it computes."""
-        for stage in self.stages:
-            for model in stage.networks.values():
+        """Move the networks to a device and return the pipeline. Results are on the CPU in any case."""
+        for level in self.levels:
+            for model in level.networks.values():
                 model.to(device)
         if self._encoder is not None:
             self._encoder.to(device)
@@ -106,104 +108,65 @@ class XCubePipeline:
     def sample(
         self,
         n: int,
+        options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
         *,
-        seed: int = 0,
-        steps: int | None = None,
-        text: str | Sequence[str] | None = None,
+        seed: int | None = None,
         category: Category | Sequence[Category] | None = None,
+        text: str | Sequence[str] | None = None,
+        steps: int | None = None,
         guidance: float | None = None,
-        sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
-        batch_size: int = 16,
-        budget: int = 500_000,
-        min_component: float = 0.0,
-        hooks: Mapping[int, HookMaker] | None = None,
-        conditions: Mapping[int, ConditionsMaker] | None = None,
-        quiet: bool = False,
     ) -> list[Sample]:
-        """New shapes, on the CPU.
+        """Generate shapes from noise.
 
-        A shape follows from the seed, its number and the level. The same call gives the same bits; with another batch
-        size or budget numbers are added in another order, so that single voxels may differ.
+        The same call gives the same bits. A shape depends on the seed and its number only; with another batch size or
+        budget sums are taken in another order, so that single voxels may differ.
 
         Args:
-            n: How many; they have the numbers 0 to n - 1.
-            seed: Of the noise.
-            steps: Of the sampler, at each level.
-            text: What shapes should be, one for all or one for each.
-            category: The same, by the name or number of a class.
-            guidance: Weight of text and category, at levels that were trained without them at times.
-            sampler: How to sample. `steps` and `guidance` go first; networks that predict flows have their own kind.
-            batch_size: Shapes of a batch, at most.
-            budget: Voxels of a batch, at most, of latent grids as well as expected of decodes. What has more is a batch
-                of its own. If the memory of a GPU runs out all the same, batches are halved.
-            min_component: Connected components of less than this fraction of a shape's voxels are removed at each
-                level. The largest one stays. 0 removes nothing.
-            hooks: By level, what makes the hook that may change latents at every step, as `samplers.keep` does.
-            conditions: By level, what changes or adds to the conditions of its denoiser.
-            quiet: Show no progress.
+            n: Number of shapes; they are numbered from 0 to n - 1.
+            options: Options of sampling. The keywords below override its fields of the same names.
+            seed: Seed of the noise.
+            category: Class for all shapes, by name or number, or one for each.
+            text: Text prompt for all shapes, or one for each.
+            steps: Number of denoising steps at each level.
+            guidance: Classifier-free guidance scale of category and text.
+
+        Returns:
+            One Sample per shape, on the CPU.
 
         Warns:
-            UserWarning: If nothing is left of a shape at some level. It is empty from there on.
+            UserWarning: If a shape loses all its voxels at some level. It is empty from that level on.
 
         Raises:
-            ImportError: If a text is to be embedded and transformers is not installed, or crumbs are to be removed and
-                scipy is not.
-            TypeError: If a number is of another kind, or a text no string.
-            ValueError: If a number is out of range, a text, category or guidance is for a model without, there is not
-                one for each shape, a category or a level is unknown, or the first level has no box.
+            ImportError: If a text is to be embedded and transformers is not installed, or small components are to be
+                removed and scipy is not.
+            TypeError: If an option has the wrong type.
+            ValueError: If an option is out of range, or is for networks that this pipeline has not.
         """
         if checks.integer("n", n) < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        told: dict[str, Any] = {"seed": seed, "steps": steps, "text": text, "category": category, "guidance": guidance}
-        split: dict[str, Any] = {
-            "sampler": sampler,
-            "batch_size": batch_size,
-            "budget": budget,
-            "min_component": min_component,
-        }
-        edits: dict[str, Any] = {"hooks": hooks or {}, "conditions": conditions or {}, "quiet": quiet}
-        return list(self.stream(range(n), **told, **split, **edits))
-
-    def stream(
-        self,
-        numbers: Sequence[int],
-        *,
-        begin: Grid | Voxels | None = None,
-        level: int | None = None,
-        **options: Any,
-    ) -> Iterator[Sample]:
-        """The shapes of these numbers, batch by batch as they are finished; errors come before the first.
-
-        Args:
-            numbers: Of the shapes.
-            begin: What `upsample` begins with, one for each number or one for all; by default noise in a box.
-            level: At which to begin.
-            options: Those of `sample`.
-
-        Raises:
-            ImportError, TypeError, ValueError: As `sample` and `upsample`.
-        """
-        asked = Request(**options)
-        if begin is not None:
-            first, voxels = from_shape(self.stages, self.size, begin, level)
-            if voxels.batch_size not in (1, len(numbers)):
-                raise ValueError(f"numbers must be one for each of {voxels.batch_size} shapes, got {len(numbers)}")
-            grids = voxels.unbind() * (len(numbers) if voxels.batch_size == 1 else 1)
-            return self._run(first, numbers, grids, asked)
-        return self._run(0, numbers, [full_box(self.stages[0])] * len(numbers), asked)
+        options = options.with_changes(seed=seed, category=category, text=text, steps=steps, guidance=guidance)
+        return list(self.stream(range(n), options))
 
     def upsample(
-        self, shape: Grid | Voxels, level: int | None = None, *, numbers: Sequence[int] | None = None, **options: Any
+        self,
+        shape: Grid | Voxels,
+        options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
+        *,
+        level: int | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """Finer shapes on grids that are given: the cascade from some level on.
+        """Generate finer shapes from coarse voxels: run the cascade from some level on.
 
         Args:
-            shape: The latent grids of that level, which are what the level before makes: a batch of shapes. Normals
-                that its denoiser takes are estimated where there are none, as `estimated_normals` does.
-            level: At which to begin. By default the one whose latent voxels have that size.
-            numbers: Of the shapes, from which their noise follows; 0, 1, ... by default. One shape may have several:
-                there are as many variants of it.
-            options: Those of `sample`.
+            shape: A batch of latent grids of that level, which are what the level before generates. Normals that the
+                denoiser takes are estimated if there are none, as by `estimated_normals`.
+            options: Options of sampling.
+            level: First level to run. By default the level whose latent voxels have the size of those of `shape`.
+            numbers: Number of each result, on which its noise depends; 0, 1, ... by default. A single shape may have
+                several: there are as many variants of it.
+
+        Returns:
+            One Sample per number, on the CPU.
 
         Raises:
             ImportError: If normals are to be estimated and scipy is not installed.
@@ -212,17 +175,161 @@ class XCubePipeline:
                 attribute; and as `sample`.
         """
         count = shape.batch_size if isinstance(shape, Grid | Voxels) else 1
-        return list(self.stream(range(count) if numbers is None else numbers, begin=shape, level=level, **options))
+        return list(self.stream(range(count) if numbers is None else numbers, options, shape=shape, level=level))
+
+    def stream(
+        self,
+        numbers: Sequence[int],
+        options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
+        *,
+        shape: Grid | Voxels | None = None,
+        level: int | None = None,
+    ) -> Iterator[Sample]:
+        """Generate the shapes of these numbers one after the other, batch by batch.
+
+        Args:
+            numbers: Number of each shape, on which its noise depends.
+            options: Options of sampling.
+            shape: Coarse voxels to start from, as `upsample` takes them: one for each number, or one for all. By
+                default shapes start from noise in the box.
+            level: First level to run, with `shape`.
+
+        Raises:
+            ImportError, TypeError, ValueError: As `sample` and `upsample` do, at once and not at the first shape.
+        """
+        first, grids = 0, [full_box(self.levels[0])] * len(numbers) if shape is None else []
+        if shape is not None:
+            first, voxels = latent_grid_of(self.levels, self.size, shape, level)
+            if voxels.batch_size not in (1, len(numbers)):
+                raise ValueError(f"numbers must be one for each of {voxels.batch_size} shapes, got {len(numbers)}")
+            grids = voxels.unbind() * (len(numbers) if voxels.batch_size == 1 else 1)
+        self._check_edits(first, options)
+        samplers = [options.for_level(each) for each in self.levels[first:]]
+        requests = shape_requests(self.levels[first:], numbers, grids, options, self._embed)
+        return self._generate(first, samplers, requests, options)
+
+    def _generate(
+        self, first: int, samplers: Sequence[SamplerConfig], requests: Sequence[ShapeRequest], options: SampleOptions
+    ) -> Iterator[Sample]:
+        """The method of the paper (figure 2): for each level, denoise latents, decode the structure, refine it."""
+        budget = options.budget
+        for start in range(0, len(requests), options.batch_size):
+            batch = list(requests[start : start + options.batch_size])
+            generated: list[list[Voxels]] = [[] for _ in batch]
+            for number, (level, sampler) in enumerate(zip(self.levels[first:], samplers, strict=True), first):
+                # Shapes that have no voxels stay empty.
+                alive = [n for n, request in enumerate(batch) if request.voxels.num_voxels]
+                shapes = [batch[n] for n in alive]
+                title = f"shapes {batch[0].number} to {batch[-1].number}, level {number}"
+                total = len(shapes) * sampler.steps
+                with tqdm(total=total, desc=title, unit="step", disable=options.quiet, leave=False) as bar:
+                    # 1. Denoise: from noise on the latent grids to latents [M, L] of each shape.
+                    denoise = partial(self._denoise, number, sampler, options, bar.update)
+                    latents = in_batches(denoise, shapes, [shape.voxels.num_voxels for shape in shapes], budget)
+                # 2. Decode: which of the finer voxels exist, and their attributes.
+                decoded = in_batches(level.decode, latents, [level.decoded_size(z) for z in latents], budget)
+                # 3. Refine: add and remove voxels of the decoded structure, and predict the attributes again.
+                sizes = [voxels.num_voxels for voxels in decoded]
+                refined = in_batches(partial(level.refine, box=self.size), decoded, sizes, budget)
+                # 4. Remove small connected components.
+                clean = partial(_without_small_components, fraction=options.min_component)
+                voxels = [level.empty() for _ in batch]
+                for n, result in zip(alive, in_batches(clean, refined, sizes, budget), strict=True):
+                    voxels[n] = result.to("cpu")
+                # 5. The voxels of this level are the latent grids of the next.
+                for n, result in enumerate(voxels):
+                    batch[n] = replace(batch[n], voxels=result)
+                    generated[n].append(result)
+                lost = [batch[n].number for n in alive if not voxels[n].num_voxels]
+                if lost:
+                    warnings.warn(f"no voxels are left at level {number} of the shapes {lost}", stacklevel=2)
+            yield from (Sample(tuple(levels), first) for levels in generated)
+
+    def _denoise(
+        self,
+        number: int,
+        sampler: SamplerConfig,
+        options: SampleOptions,
+        advance: Callable[[int], bool | None],
+        shapes: Sequence[ShapeRequest],
+    ) -> list[SparseTensor]:
+        """Latents [M, L] of each shape of a batch, from noise on its latent grid."""
+        level, numbers = self.levels[number], [shape.number for shape in shapes]
+        # 1. The latent grids, M voxels in all, and what the denoiser is conditioned on.
+        latent = Voxels.stack([shape.voxels for shape in shapes]).to(self.device)
+        conditions = self._conditions(number, options, latent, shapes)
+        unconditional = None
+        if sampler.weight != 1:
+            every = torch.ones(len(shapes), dtype=torch.bool)
+            empty_text = self._embed("") if level.denoiser.config.text_channels else None
+            unconditional = conditions.drop(every, latent.grid, level.dropped, empty_text=empty_text)
+        # 2. Noise of each shape from the seed, its number and the level; then the steps of the sampler.
+        make_hook = options.hooks.get(number)
+        latents = sample_latents(
+            level.denoiser,
+            latent.grid,
+            level.vae.config.latent_channels,
+            Noise(options.seed, numbers, number),
+            diffusion=level.objective,
+            sampler=sampler,
+            conditions=conditions,
+            unconditional=unconditional,
+            hook=None if make_hook is None else make_hook(latent.grid, numbers),
+            watch=lambda step, steps: advance(len(shapes)),
+        )
+        # 3. Back to the scale of the VAE.
+        return latents.map(lambda z: z / level.latent_scale).unbind()
+
+    def _conditions(
+        self, number: int, options: SampleOptions, latent: Voxels, shapes: Sequence[ShapeRequest]
+    ) -> Conditions:
+        """The conditions that the denoiser of a level takes: attributes of the latent grid, classes and texts."""
+        level, config = self.levels[number], self.levels[number].denoiser.config
+        of_shapes = Conditions(
+            category=torch.tensor([class_number(level, s.category) for s in shapes]) if config.categories else None,
+            text=Text.stack([s.text for s in shapes if s.text is not None]) if config.text_channels else None,
+        ).to(self.device)
+        edit = options.conditions.get(number)
+        if edit is None:
+            return Conditions.from_voxels(latent, config, category=of_shapes.category, text=of_shapes.text)
+        known: dict[str, Any] = {name: latent.attributes[name] for name in ("normal", "label") if name in config.conditions}
+        return edit(replace(of_shapes, **known), latent.grid, [shape.number for shape in shapes])
+
+    def _check_edits(self, first: int, options: SampleOptions) -> None:
+        """Raise ValueError unless hooks and conditions are for levels that run, and what a denoiser needs is given."""
+        run = range(first, len(self.levels))
+        unknown = sorted({*options.hooks, *options.conditions} - set(run))
+        if unknown:
+            raise ValueError(f"hooks and conditions must be of levels {first} to {run[-1]}, got {unknown}")
+        for number in run:
+            if self.levels[number].denoiser.config.extra and number not in options.conditions:
+                raise ValueError(f"conditions must have an entry for level {number}, whose denoiser takes extra")
+
+    def _embed(self, text: str) -> Text:
+        """Embed a text. The text encoder is loaded for the first one."""
+        if self._encoder is None and self._source is None:
+            raise ValueError("text must be an encoder, or where to find one, for a model that reads texts, got None")
+        if self._encoder is None and self._source is not None:
+            source = self._source
+            self._encoder = TextEncoder.from_pretrained(source.model, source.tokenizer, subfolder=source.subfolder)
+        assert self._encoder is not None
+        expected = {level.denoiser.config.text_channels for level in self.levels} - {0}
+        if {self._encoder.channels} != expected:
+            raise ValueError(f"text must be an encoder of {expected} channels, got one of {self._encoder.channels}")
+        return self._encoder.to(self.device)([text])
 
     def reconstruct(
         self, shape: Shape, *, samples: int = 1_000_000, outside: Outside = "rescale"
     ) -> tuple[Reconstruction, ...]:
-        """A shape through the VAE, and the refinement, of every level.
+        """Encode and decode a shape with the VAE of every level, and refine the result.
 
         Args:
             shape: A mesh, points, or the voxels of the finest level.
-            samples: Points on the surface of a mesh, from which attributes come.
-            outside: What to do with a shape that does not fit into the box: refuse it, cut it off, or scale it.
+            samples: Number of points on the surface of a mesh, from which attributes are taken.
+            outside: Treatment of a shape that does not fit into the box: refuse it, crop it, or scale it down.
+
+        Returns:
+            One Reconstruction per level, on the CPU.
 
         Raises:
             ImportError: If the shape is a mesh and trimesh is not installed.
@@ -232,34 +339,10 @@ class XCubePipeline:
         """
         if any(len(set(sizes)) > 1 for sizes in self.voxel_sizes):
             raise ValueError(f"voxels of all levels must be cubes for hierarchies of a shape, got {self.voxel_sizes}")
-        levels = build_hierarchy(shape, Box(self.resolutions, self.size), samples=samples, outside=outside)
-        pairs = zip(levels, self.stages, strict=True)
-        return tuple(reconstruct(voxels.to(self.device), stage.vae, stage.refiner).to("cpu") for voxels, stage in pairs)
+        pyramid = build_hierarchy(shape, Box(self.resolutions, self.size), samples=samples, outside=outside)
+        pairs = zip(pyramid, self.levels, strict=True)
+        return tuple(reconstruct(voxels.to(self.device), level.vae, level.refiner).to("cpu") for voxels, level in pairs)
 
-    def _run(self, first: int, numbers: Sequence[int], grids: Sequence[Voxels], asked: Request) -> Iterator[Sample]:
-        """Shapes from some level on. Errors come before the first batch."""
-        stages = dict(enumerate(self.stages[first:], first))
-        unknown = sorted({*asked.hooks, *asked.conditions} - set(stages))
-        if unknown:
-            raise ValueError(f"hooks and conditions must be of levels {first} to {len(self.stages) - 1}, got {unknown}")
-        for number, stage in stages.items():
-            if stage.denoiser.config.extra and number not in asked.conditions:
-                raise ValueError(f"conditions must have an entry for level {number}, whose denoiser takes extra")
-        items = items_of(tuple(stages.values()), numbers, grids, asked, self._embed)
-        empty = None if items[0].text is None else self._embed("")
-        levels = [Level(stage, number, asked, self.size, empty) for number, stage in stages.items()]
-        batches = [items[n : n + asked.batch_size] for n in range(0, len(items), asked.batch_size)]
-        return (sample for batch in batches for sample in through(levels, batch, asked.quiet))
 
-    def _embed(self, text: str) -> Text:
-        """A text, by what is loaded when the first one is to be embedded."""
-        if self._encoder is None and self._source is None:
-            raise ValueError("the model reads texts, so the pipeline needs text: an encoder, or where to find it")
-        if self._encoder is None and self._source is not None:
-            source = self._source
-            self._encoder = TextEncoder.from_pretrained(source.model, source.tokenizer, subfolder=source.subfolder)
-        assert self._encoder is not None
-        expected = {stage.denoiser.config.text_channels for stage in self.stages} - {0}
-        if {self._encoder.channels} != expected:
-            raise ValueError(f"text must be an encoder of {expected} channels, got one of {self._encoder.channels}")
-        return self._encoder.to(self.device)([text])
+def _without_small_components(shapes: Sequence[Voxels], fraction: float) -> list[Voxels]:
+    return without_small_components(Voxels.stack(list(shapes)), fraction).unbind()
