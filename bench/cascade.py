@@ -21,14 +21,13 @@ from bench.fine import peak
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io import load_mesh
 from xcube.data.hierarchy import Box, as_box, build_hierarchy
-from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
 from xcube.networks.decoder import Decoded
 from xcube.networks.refiner import Refined, Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.pipeline.checkpoint import Stage, latent_sizes
-from xcube.pipeline.options import Sample
+from xcube.pipeline.level import Level, latent_voxel_size
+from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.training.jobs import read_preset, whole_presets
 
@@ -159,31 +158,30 @@ def levels_of(mesh: str, vaes: Sequence[VAEConfig]) -> list[Voxels]:
 def box_around(vaes: Sequence[VAEConfig]) -> Box:
     """The box of the latents of the first of the VAEs, with a level for each."""
     assert vaes[0].dense_neck is not None
-    edge = 2 * vaes[0].dense_neck[0] * latent_sizes(vaes[0])[0]
+    edge = 2 * vaes[0].dense_neck[0] * latent_voxel_size(vaes[0])[0]
     return as_box([round(edge / vae.voxel_sizes[0]) for vae in vaes], edge)
 
 
 def pipeline_of(networks: Sequence[Networks], shape: Sequence[Voxels], device: torch.device) -> XCubePipeline:
     """All networks, with random weights, led by a shape at each level."""
     torch.manual_seed(0)
-    stages = []
+    levels = []
     for (vae, unet, repair), voxels in zip(networks, shape, strict=True):
         refiner = Refiner(repair)
         torch.nn.init.constant_(refiner.prior, CERTAIN)
-        stages.append(Stage(Led(vae, voxels.grid.to(device)), UNet(unet), refiner))
-    return XCubePipeline(stages).to(device)
+        levels.append(Level(Led(vae, voxels.grid.to(device)), UNet(unet), refiner))
+    return XCubePipeline(levels).to(device)
 
 
 def measured(pipeline: XCubePipeline, steps: int) -> tuple[Sample, Meter]:
     """One shape with guidance, and what its parts took."""
     meter = Meter(pipeline.device)
-    for level, stage in enumerate(pipeline.stages):
-        assert stage.refiner is not None
-        for name, module in (("denoise", stage.denoiser), ("decode", stage.vae.decoder), ("refine", stage.refiner)):
-            meter.watch(f"{name} {level}", module)
-    (sample,) = pipeline.sample(
-        1, category=0, sampler=SamplerConfig.official_defaults(steps=steps, guidance=2.0), quiet=True
-    )
+    for number, level in enumerate(pipeline.levels):
+        assert level.refiner is not None
+        for name, module in (("denoise", level.denoiser), ("decode", level.vae.decoder), ("refine", level.refiner)):
+            meter.watch(f"{name} {number}", module)
+    options = SampleOptions.official_defaults(category=0, steps=steps, guidance=2.0, quiet=True)
+    (sample,) = pipeline.sample(1, options)
     meter.turn(BETWEEN)
     return sample, meter
 
@@ -220,11 +218,11 @@ def main(arguments: list[str] | None = None) -> int:
 def report(pipeline: XCubePipeline, sample: Sample, shape: Sequence[Voxels]) -> None:
     """A row for each level: voxels that were made, those of the shape, and millions of parameters."""
     print(f"{'level':>12}{'resolution':>12}{'voxels':>11}{'true':>11}{'vae':>10}{'denoiser':>10}{'refiner':>10}")
-    for level, (stage, made, real) in enumerate(zip(pipeline.stages, sample.levels, shape, strict=True)):
-        counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in stage.networks.values()]
+    for number, (level, made, real) in enumerate(zip(pipeline.levels, sample.levels, shape, strict=True)):
+        counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in level.networks.values()]
         millions = "".join(f"{count:>9.1f}M" for count in counts)
-        print(f"{level:>12}{pipeline.resolutions[level]:>12}{made.num_voxels:>11,}{real.num_voxels:>11,}{millions}")
-    weights = [p for stage in pipeline.stages for model in stage.networks.values() for p in model.parameters()]
+        print(f"{number:>12}{pipeline.resolutions[number]:>12}{made.num_voxels:>11,}{real.num_voxels:>11,}{millions}")
+    weights = [p for level in pipeline.levels for model in level.networks.values() for p in model.parameters()]
     print(f"{sum(p.nbytes for p in weights) / 2**30:.2f} GiB of weights\n")
 
 

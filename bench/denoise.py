@@ -72,7 +72,7 @@ class Problem:
 
     def sampling(self, net: UNet) -> Callable[[], Result]:
         """A prediction, and latents with less noise. Neighbors are at hand, as in all steps but the first."""
-        sampler = SamplerConfig(kind="flow" if self.diffusion.is_flow else "ddim")
+        sampler = SamplerConfig(sampler="flow" if self.diffusion.is_flow else "ddim")
         times = Solver(sampler, self.diffusion.config).times
         t = times[len(times) // 2]
         # Grids know coarser ones, and these their maps, for as long as somebody has them.

@@ -138,7 +138,7 @@ class Stage:
         category = told.grid.ijk.new_zeros(told.grid.batch_size) if config.categories else None
         conditions = Conditions.from_voxels(told, config, category=category)
         diffusion = Diffusion(self.diffusion)
-        sampler = SamplerConfig(kind="flow" if diffusion.is_flow else "ddim", steps=STEPS)
+        sampler = SamplerConfig(sampler="flow" if diffusion.is_flow else "ddim", steps=STEPS)
 
         def run() -> None:
             told.grid.clear_cache()

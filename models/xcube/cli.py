@@ -7,8 +7,9 @@ help from the docstring.
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xcube.commands.data import build_files, build_parts, build_scenes
 from xcube.commands.demo import demo
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 Command = Callable[..., int]
+T = TypeVar("T")
 
 # Commands, and groups of commands: the help of a group, and its commands.
 COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
@@ -47,7 +49,7 @@ PYTHON_ONLY = {"hooks", "conditions", "category"}  # fields of SampleOptions tha
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = _with_preset_files(sys.argv[1:] if arguments is None else arguments)
     try:
         top = parser()
         options = top.instantiate(top.parse_args(words))
@@ -62,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, KeyError, OSError, ValueError) as error:
         sys.stderr.write(f"xcube: {error.args[0] if isinstance(error, KeyError) else error}\n")
         return 2
+
+
+def _with_preset_files(words: Sequence[str]) -> list[str]:
+    """The words of the command line, with the file of a preset in place of its name after --config."""
+    files = {name: str(PRESETS / f"{name}.yaml") for name in presets() if not Path(name).is_file()}
+    found = [f"--config={files.get(w[9:], w[9:])}" if w.startswith("--config=") else w for w in words]
+    return [files.get(w, w) if n and found[n - 1] == "--config" else w for n, w in enumerate(found)]
 
 
 def parser() -> "ArgumentParser":
@@ -93,19 +102,12 @@ def parser() -> "ArgumentParser":
 def command_parser(command: Command) -> "ArgumentParser":
     """A parser of the arguments of a function."""
     from docstring_parser import parse
-    from jsonargparse import ActionConfigFile, ArgumentParser
-
-    class PresetOrFile(ActionConfigFile):
-        """Reads a file of options, or a preset of the package by its name."""
-
-        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-            is_preset = values in presets() and not Path(values).is_file()
-            super().__call__(parser, cfg, str(PRESETS / f"{values}.yaml") if is_preset else values, option_string)
+    from jsonargparse import ArgumentParser
 
     made = ArgumentParser(description=parse(command.__doc__ or "").description)
     if command in CONFIGURED:
         names = ", ".join(presets())
-        made.add_argument("--config", action=PresetOrFile, help=f"YAML file of options, or one of {names}.")
+        made.add_argument("--config", action="config", help=f"YAML file of options, or one of {names}.")
     first, *others = inspect.signature(command).parameters.values()
     skip: set[str | int] = set()
     if first.name not in NAMED:
@@ -170,9 +172,13 @@ def _register_lists() -> None:
     def as_text(values: Sequence[Any]) -> str:
         return ",".join(map(str, values))
 
-    register_type(Integers, as_text, lambda text: Integers(map(int, text.split(","))))
-    register_type(Numbers, as_text, lambda text: Numbers(map(float, text.split(","))))
-    register_type(Names, as_text, lambda text: Names(filter(None, text.split(","))))
+    for kind, element in ((Integers, int), (Numbers, float), (Names, str)):
+        register_type(kind, as_text, partial(_as_list, kind, element))
+
+
+def _as_list(kind: type[tuple[T, ...]], element: Callable[[Any], T], values: str | Sequence[Any]) -> tuple[T, ...]:
+    """The elements of a text with commas, or of a sequence."""
+    return kind(map(element, filter(None, values.split(",")) if isinstance(values, str) else values))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from xcube.networks.losses import voxel_iou
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.pipeline.checkpoint import Stage
+from xcube.pipeline.level import Level
 from xcube.pipeline.options import Sample
 
 LATENT = 2  # channels
@@ -59,13 +59,13 @@ def refiner(level: int, **changes: Any) -> Refiner:
     return model
 
 
-def stage(level: int, **changes: Any) -> Stage:
+def stage(level: int, **changes: Any) -> Level:
     """A level of such networks."""
-    usual: dict[str, Any] = {"vae": vae(level), "denoiser": unet(level), "scale": 0.5 + level}
-    return Stage(**(usual | changes))
+    usual: dict[str, Any] = {"vae": vae(level), "denoiser": unet(level), "latent_scale": 0.5 + level}
+    return Level(**(usual | changes))
 
 
-def labeled(level: int, kind: type[VAE] = VAE, **changes: Any) -> Stage:
+def labeled(level: int, kind: type[VAE] = VAE, **changes: Any) -> Level:
     """A level with labels and colors, the first one repaired, finer ones told categories.
 
     4 x 4 x 2 latents fill the box of level 0, which makes 8 x 8 x 4; further levels make twice as fine voxels.
@@ -79,9 +79,9 @@ def labeled(level: int, kind: type[VAE] = VAE, **changes: Any) -> Stage:
         "vae": halved(random(kind(config), level), 0.5),
         "denoiser": random(UNet(UNetConfig(LATENT, dense=level == 0, **small, **told)), 10 + level),
         "refiner": None if level else refiner(0),  # it knows of normals only; labels and colors go past it
-        "scale": 0.5 + level,
+        "latent_scale": 0.5 + level,
     }
-    return Stage(**(usual | changes))
+    return Level(**(usual | changes))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from xcube.cli import COMMANDS, _of_function, main
+from xcube.cli import COMMANDS, PYTHON_ONLY, command_parser, main
 from xcube.data import ShapeFolder
 from xcube.data.dataset import read_card
 
@@ -112,9 +112,12 @@ def functions():
 
 @pytest.mark.parametrize("function", list(functions()))
 def test_the_defaults_of_options_are_those_of_python(function):
-    defaults = _of_function(function)[0].get_defaults()
+    defaults = command_parser(function).get_defaults()
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.default is not parameter.empty:
+        if name == "options":
+            expected = {n: v for n, v in vars(parameter.default).items() if n not in PYTHON_ONLY}
+            assert {n: defaults[n] for n in expected} == expected
+        elif parameter.default is not parameter.empty:
             found = defaults[name]
             found = found.as_dict() if hasattr(found, "as_dict") else found
             expected = parameter.default.__dict__ if hasattr(parameter.default, "to_dict") else parameter.default

@@ -19,7 +19,7 @@ from xcube.networks.text_encoder import TextEncoder
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.pipeline.level import Level
-from xcube.pipeline.options import Sample
+from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
 STEPS = 2
@@ -37,7 +37,7 @@ def two() -> XCubePipeline:
 
 
 def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
-    return pipeline.sample(n, **({"steps": STEPS, "quiet": True} | options))
+    return pipeline.sample(n, SampleOptions(**({"steps": STEPS, "quiet": True} | options)))
 
 
 def same_bits(first: Voxels, second: Voxels) -> bool:
@@ -81,7 +81,7 @@ def test_every_level_of_three(three: XCubePipeline) -> None:
 
 def test_one_shape_is_what_its_parts_make(two: XCubePipeline) -> None:
     """Noise, denoiser, scale, decoder, normals, by hand."""
-    first, second = two.stages
+    first, second = two.levels
     box = Grid.full(-2, 2, voxel_size=1 / 4, origin=1 / 8)
     told: dict[str, Any] = {"diffusion": Diffusion(), "sampler": SamplerConfig(steps=STEPS)}
     latents = sample_latents(first.denoiser, box, 2, Noise(5, [0], 0), **told)
@@ -104,14 +104,14 @@ def test_bits_follow_from_the_call_and_shapes_from_seed_and_number(three: XCubeP
     assert not all_same(once, made(three, 4, seed=1))
     for other in ({"batch_size": 1}, {"batch_size": 3}, {"budget": 70}):
         assert least_iou(once, made(three, 4, **other)) >= 0.99
-    [third] = three.stream([2], steps=STEPS, quiet=True)
+    [third] = three.stream([2], SampleOptions(steps=STEPS, quiet=True))
     assert least_iou([once[2]], [third]) >= 0.99
 
 
 def test_shapes_come_batch_by_batch(two: XCubePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(Level, "__call__", counted(Level.__call__, calls))
-    stream = two.stream(range(5), steps=STEPS, quiet=True, batch_size=2)
+    monkeypatch.setattr(Level, "decode", counted(Level.decode, calls))
+    stream = two.stream(range(5), SampleOptions(steps=STEPS, quiet=True, batch_size=2))
     assert calls == []
     next(stream)
     assert calls == [2, 2]
@@ -120,9 +120,9 @@ def test_shapes_come_batch_by_batch(two: XCubePipeline, monkeypatch: pytest.Monk
 
 
 def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
-    def call(self: Level, items: Any, watch: Any) -> Any:
-        calls.append(len(items))
-        return function(self, items, watch)
+    def call(self: Level, latents: Any) -> Any:
+        calls.append(len(latents))
+        return function(self, latents)
 
     return call
 
@@ -131,7 +131,7 @@ def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any
 def test_samplers(prediction: Any, kind: Any) -> None:
     config = DiffusionConfig(prediction)
     pipeline = XCubePipeline([stage(0, diffusion=config), stage(1, diffusion=config)])
-    shapes = made(pipeline, 1, sampler=SamplerConfig(kind, steps=10))
+    shapes = made(pipeline, 1, sampler=kind, steps=10)
     assert not shapes[0].is_empty
 
 
@@ -147,7 +147,7 @@ def test_progress_is_told_unless_quiet(two: XCubePipeline, capsys: pytest.Captur
 
 def test_batches_keep_to_the_budget(two: XCubePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[int]] = {"denoised": [], "decoded": []}
-    for part, name in ((two.stages[1].denoiser, "denoised"), (two.stages[1].vae.decoder, "decoded")):
+    for part, name in ((two.levels[1].denoiser, "denoised"), (two.levels[1].vae.decoder, "decoded")):
         part.register_forward_pre_hook(lambda m, args, name=name: seen[name].append(args[0].grid.num_voxels))
     shapes = made(two, 4)
     sizes = [shape.levels[0].num_voxels for shape in shapes]
@@ -157,7 +157,7 @@ def test_batches_keep_to_the_budget(two: XCubePipeline, monkeypatch: pytest.Monk
     made(two, 4, budget=max(sizes) * 2)
     assert max(seen["denoised"]) <= 2 * max(sizes)
     assert seen["decoded"] == sizes  # of which four times as many are expected: each is alone
-    for part in (two.stages[1].denoiser, two.stages[1].vae.decoder):
+    for part in (two.levels[1].denoiser, two.levels[1].vae.decoder):
         part._forward_pre_hooks.clear()
 
 
@@ -191,7 +191,7 @@ def closed(level: int) -> VAE:
 @pytest.mark.parametrize("empty", [0, 1, 2])
 def test_an_empty_level_is_an_empty_shape(empty: int) -> None:
     stages = [stage(level, **({"vae": closed(level)} if level == empty else {})) for level in range(3)]
-    with pytest.warns(UserWarning, match=rf"nothing is left at level {empty} of the shapes \[0, 1\]"):
+    with pytest.warns(UserWarning, match=rf"no voxels are left at level {empty} of the shapes \[0, 1\]"):
         shapes = made(XCubePipeline(stages), 2)
     for shape in shapes:
         assert shape.is_empty
@@ -205,9 +205,9 @@ def test_an_empty_shape_changes_nothing_for_others(three: XCubePipeline) -> None
     some, other = (made(three, 2)[n].levels[0] for n in range(2))
     nothing = some.prune(torch.zeros(some.num_voxels, dtype=torch.bool))
     given = Voxels.stack([some, nothing, other])
-    found = three.upsample(given, steps=STEPS, quiet=True)
+    found = three.upsample(given, SampleOptions(steps=STEPS, quiet=True))
     assert [shape.is_empty for shape in found] == [False, True, False]
-    alone = three.upsample(other, numbers=[2], steps=STEPS, quiet=True)
+    alone = three.upsample(other, SampleOptions(steps=STEPS, quiet=True), numbers=[2])
     assert least_iou([found[2]], alone) >= 0.99
     assert {name: v.shape[1:] for name, v in found[1].finest.attributes.items()} == {"normal": (3,)}
 
@@ -245,7 +245,7 @@ def test_crumbs_are_removed_at_every_level() -> None:
     pipeline = XCubePipeline([stage(0, refiner=strict), stage(1)])
     plain, clean = made(pipeline, 3), made(pipeline, 3, min_component=share)
     coarse = [without_small_components(shape.levels[0], share) for shape in plain]
-    finer = pipeline.upsample(Voxels.stack(coarse), steps=STEPS, quiet=True)
+    finer = pipeline.upsample(Voxels.stack(coarse), SampleOptions(steps=STEPS, quiet=True))
     expected = [Sample((a, without_small_components(b.finest, share))) for a, b in zip(coarse, finer, strict=True)]
     assert least_iou(expected, clean) == 1
     for level, rough in enumerate(([shape.levels[0] for shape in plain], [shape.finest for shape in finer])):
@@ -285,7 +285,7 @@ def test_known_latents_are_kept_at_a_level(two: XCubePipeline) -> None:
 
     [after] = made(two, 1, hooks={1: maker})
     with torch.no_grad():
-        expected = two.stages[1].vae.decode(known).voxels.grid
+        expected = two.levels[1].vae.decode(known).voxels.grid
     assert told == [[0]]
     assert same_bits(after.levels[0], before.levels[0])
     assert float(voxel_iou(after.finest.grid, expected)) >= 0.99
@@ -349,7 +349,7 @@ def test_texts() -> None:
     assert least_iou(mixed[:1], chair[:1]) >= 0.99
     # Without a text, guidance has nothing to change.
     assert least_iou(made(pipeline, 2, text=""), made(pipeline, 2, guidance=3.0)) >= 0.99
-    with pytest.raises(ValueError, match="the model reads texts, so the pipeline needs text"):
+    with pytest.raises(ValueError, match="text must be an encoder, or where to find one"):
         made(XCubePipeline(stages), 1)
     encoder.channels = 3
     with pytest.raises(ValueError, match=r"must be an encoder of \{6\} channels, got one of 3"):

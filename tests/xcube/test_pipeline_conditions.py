@@ -20,9 +20,8 @@ from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig, VAEConfig
 from xcube.networks.pretrained import save_pretrained
 from xcube.networks.vae import VAE
-from xcube.pipeline.checkpoint import Stage
-from xcube.pipeline.inputs import in_box
-from xcube.pipeline.options import ConditionsMaker, Request, Sample
+from xcube.pipeline.level import Level, in_box
+from xcube.pipeline.options import ConditionsMaker, Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
 STEPS = 2
@@ -34,7 +33,7 @@ def cascade(levels: int) -> XCubePipeline:
 
 
 def made(pipeline: XCubePipeline, numbers: Sequence[int], **options: Any) -> list[Sample]:
-    return list(pipeline.stream(numbers, **({"steps": STEPS, "quiet": True} | options)))
+    return list(pipeline.stream(numbers, SampleOptions(**({"steps": STEPS, "quiet": True} | options))))
 
 
 # Conditions
@@ -89,8 +88,10 @@ def test_conditions_are_those_of_the_level_before_and_can_be_composed() -> None:
 def test_normals_that_are_given_are_made_unit_long() -> None:
     given = made(cascade(2), [0])[0].levels[0]
     calls: list[Conditions] = []
-    with watched(cascade(2).stages[1].denoiser, lambda args: calls.append(args[2])):
-        cascade(2).upsample(given.with_attributes(normal=given.attributes["normal"] * 7), steps=STEPS, quiet=True)
+    with watched(cascade(2).levels[1].denoiser, lambda args: calls.append(args[2])):
+        cascade(2).upsample(
+            given.with_attributes(normal=given.attributes["normal"] * 7), SampleOptions(steps=STEPS, quiet=True)
+        )
     assert len(calls) == STEPS
     for told in calls:
         assert told.normal is not None
@@ -99,7 +100,7 @@ def test_normals_that_are_given_are_made_unit_long() -> None:
 
 def test_guidance_leaves_out_what_was_dropped_and_nothing_else() -> None:
     calls: list[list[Conditions]] = [[], []]
-    first, second = (part.denoiser for part in cascade(2).stages)
+    first, second = (part.denoiser for part in cascade(2).levels)
     with watched(first, lambda args: calls[0].append(args[2])), watched(second, lambda args: calls[1].append(args[2])):
         [shape] = made(cascade(2), [0], category=1, guidance=3.0)
     assert len(calls[0]) == STEPS  # which has no condition, and so is not called twice
@@ -113,19 +114,19 @@ def test_guidance_leaves_out_what_was_dropped_and_nothing_else() -> None:
 
 def test_what_cannot_be_done_is_said_before_anything_is() -> None:
     calls: list[object] = []
-    with watched(cascade(2).stages[0].denoiser, calls.append):
+    with watched(cascade(2).levels[0].denoiser, calls.append):
         for options, message in (
             ({"category": 2}, "category must be 0 to 1, got 2"),
             ({"conditions": {2: lambda told, grid, batch: told}}, r"must be of levels 0 to 1, got \[2\]"),
             ({"hooks": {-1: lambda grid, batch: None}}, r"must be of levels 0 to 1, got \[-1\]"),
         ):
             with pytest.raises(ValueError, match=message):
-                cascade(2).stream([0], **options)  # nobody asks for the first shape
-        with pytest.raises(ValueError, match=r"guidance must be 1 for a model that always has its conditions"):
-            cascade(1).stream([0], sampler=SamplerConfig(guidance=2.0))
+                cascade(2).stream([0], SampleOptions(**options))  # nobody asks for the first shape
+        with pytest.raises(ValueError, match=r"guidance must be 1 for a model without unconditional training"):
+            cascade(1).stream([0], SampleOptions(guidance=2.0))
         for values, told in (({"category": 1.5}, "category must be one, or"), ({"text": 3}, "text must be a string")):
             with pytest.raises(TypeError, match=told):
-                cascade(2).stream([0], **values)
+                cascade(2).stream([0], SampleOptions(**values))
     assert not calls
 
 
@@ -134,20 +135,20 @@ def test_guidance_is_a_number_wherever_it_is_said(guidance: float) -> None:
     with pytest.raises(ValueError, match=r"guidance must be finite, got (nan|inf)"):
         SamplerConfig(guidance=guidance)
     with pytest.raises(ValueError, match=r"guidance must be finite, got (nan|inf)"):
-        cascade(2).stream([0], guidance=guidance)
+        cascade(2).stream([0], SampleOptions(guidance=guidance))
 
 
 def test_flows_take_any_number_of_steps() -> None:
     """Also those with which DDIM would not begin at full noise."""
     part = stage(0, diffusion=DiffusionConfig("flow"))
-    assert Request(steps=350).sampler_of(part) == SamplerConfig("flow", steps=350)
-    assert Request(sampler=SamplerConfig("dpm++", steps=7)).sampler_of(part) == SamplerConfig("flow", steps=7)
+    assert SampleOptions(steps=350).for_level(part) == SamplerConfig("flow", steps=350)
+    assert SampleOptions(sampler="dpm++", steps=7).for_level(part) == SamplerConfig("flow", steps=7)
     with pytest.raises(ValueError, match="steps of DDIM must come near 1000"):
-        Request(steps=350).sampler_of(stage(0))
+        SampleOptions(steps=350).for_level(stage(0))
 
 
 def test_guidance_may_leave_out_what_voxels_say() -> None:
-    first, second = cascade(2).stages
+    first, second = cascade(2).levels
     pipeline, calls = XCubePipeline([first, replace(second, dropped=("normal", "label"))]), []
     with watched(second.denoiser, lambda args: calls.append(args[2])):
         made(pipeline, [0], category=1, guidance=2.0)
@@ -179,10 +180,10 @@ def test_networks_no_longer_train() -> None:
 def test_voxels_that_are_no_cubes() -> None:
     sizes = (1 / 8, 1 / 8, 1 / 2)
     config = VAEConfig(sizes, channels=(4, 6), latent_channels=LATENT, hidden=4, dense_neck=(2, 2, 1))
-    pipeline = XCubePipeline([Stage(random(VAE(config), 0), stage(0).denoiser)])
+    pipeline = XCubePipeline([Level(random(VAE(config), 0), stage(0).denoiser)])
     assert (pipeline.size, pipeline.voxel_sizes, pipeline.resolutions) == ((1.0, 1.0, 2.0), (sizes,), (8,))
     begun: list[Grid] = []
-    with watched(pipeline.stages[0].denoiser, lambda args: begun.append(args[0].grid)):
+    with watched(pipeline.levels[0].denoiser, lambda args: begun.append(args[0].grid)):
         [shape] = made(pipeline, [0])
     assert torch.equal(
         begun[0].ijk.unique(dim=0), torch.cartesian_prod(*(torch.arange(-n, n) for n in (2, 2, 1))).int()
@@ -256,7 +257,7 @@ def test_times_of_a_flow_are_shifted() -> None:
 
 def test_what_guidance_leaves_out_is_kept(tmp_path: Path) -> None:
     XCubePipeline([stage(0, dropped=("category", "normal")), stage(1)]).save_pretrained(tmp_path)
-    found = XCubePipeline.from_pretrained(tmp_path).stages
+    found = XCubePipeline.from_pretrained(tmp_path).levels
     assert [part.dropped for part in found] == [("category", "normal"), ("category", "text")]
 
 

@@ -11,17 +11,17 @@ import torch
 from sparsevox import Grid, Voxels
 from tests.xcube.cascades import refiner, stage, unet, vae
 from xcube.diffusion.objective import DiffusionConfig
-from xcube.diffusion.samplers import SamplerConfig
 from xcube.geometry.normals import estimated_normals
 from xcube.networks.conditions import Text
 from xcube.networks.losses import voxel_iou
 from xcube.networks.pretrained import save_pretrained
 from xcube.pipeline.checkpoint import TextSource
-from xcube.pipeline.options import Request, Sample, items_of
+from xcube.pipeline.options import Sample, SampleOptions, shape_requests
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import reconstruct
 
 STEPS = 2
+QUICK = SampleOptions(steps=STEPS, quiet=True)
 TEXT = 6  # channels of a token
 
 
@@ -36,7 +36,7 @@ def two() -> XCubePipeline:
 
 
 def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
-    return pipeline.sample(n, **({"steps": STEPS, "quiet": True} | options))
+    return pipeline.sample(n, SampleOptions(**({"steps": STEPS, "quiet": True} | options)))
 
 
 def same_bits(first: Voxels, second: Voxels) -> bool:
@@ -78,21 +78,20 @@ def test_upsampling_is_the_cascade_from_there_on(three: XCubePipeline) -> None:
     shapes = made(three, 2)
     for level in (1, 2):
         given = Voxels.stack([shape.levels[level - 1] for shape in shapes])
-        found = three.upsample(given, level, steps=STEPS, quiet=True)
+        found = three.upsample(given, QUICK, level=level)
         assert all(shape.first == level for shape in found)
         assert least_iou(found, [Sample(shape.levels[level:]) for shape in shapes]) >= 0.99
-        assert all_same(found, three.upsample(given, steps=STEPS, quiet=True))  # the level is that of the voxels
-    variants = three.upsample(shapes[0].levels[1], numbers=[0, 1, 2], steps=STEPS, quiet=True)
+        assert all_same(found, three.upsample(given, QUICK))  # the level is that of the voxels
+    variants = three.upsample(shapes[0].levels[1], QUICK, numbers=[0, 1, 2])
     assert len(variants) == 3
     assert not all_same(variants[:1], variants[1:2])
 
 
 def test_normals_are_estimated_where_there_are_none(three: XCubePipeline) -> None:
     grid = ball(16, 0.3)
-    told: dict[str, Any] = {"steps": STEPS, "quiet": True}
-    [bare] = three.upsample(grid, **told)
-    [given] = three.upsample(Voxels(grid, {"normal": 7 * estimated_normals(grid), "label": torch.ones(len(grid.ijk))}),
-                             **told)  # fmt: skip
+    [bare] = three.upsample(grid, QUICK)
+    attributes = {"normal": 7 * estimated_normals(grid), "label": torch.ones(len(grid.ijk))}
+    [given] = three.upsample(Voxels(grid, attributes), QUICK)
     assert same_bits(bare.finest, given.finest) or least_iou([bare], [given]) >= 0.99
     assert (bare.first, len(bare.levels)) == (2, 1)
 
@@ -117,10 +116,10 @@ def test_a_pipeline_without_a_box_begins_with_a_grid() -> None:
     with pytest.raises(ValueError, match="the latents of the first level fill no box, so it needs a grid"):
         made(pipeline, 1)
     grid = ball(8, 0.3).crop([-4, -4, -2], [4, 4, 2])
-    [shape] = pipeline.upsample(grid, 0, steps=STEPS, quiet=True)
+    [shape] = pipeline.upsample(grid, QUICK, level=0)
     assert (shape.first, len(shape.levels)) == (0, 2)
     with pytest.raises(ValueError, match="must lie in the box"):
-        pipeline.upsample(ball(8, 0.3), 0)
+        pipeline.upsample(ball(8, 0.3), level=0)
 
 
 def test_a_shape_through_every_vae(three: XCubePipeline) -> None:
@@ -129,7 +128,7 @@ def test_a_shape_through_every_vae(three: XCubePipeline) -> None:
     found = three.reconstruct(shape)
     assert [result.input.grid.voxel_size[0] for result in found] == [1 / 8, 1 / 16, 1 / 32]
     assert found[2].input.grid.same_voxels(grid)
-    for result, part in zip(found, three.stages, strict=True):
+    for result, part in zip(found, three.levels, strict=True):
         expected = reconstruct(result.input, part.vae, part.refiner)
         assert same_bits(result.best, expected.best)
     with pytest.raises(KeyError, match="normal"):
@@ -144,7 +143,7 @@ def test_a_folder_gives_the_same_shapes(classes: XCubePipeline, three: XCubePipe
         pipeline.save_pretrained(tmp_path / name)
         again = XCubePipeline.from_pretrained(tmp_path / name)
         assert (again.size, again.resolutions) == (pipeline.size, pipeline.resolutions)
-        assert [s.categories for s in again.stages] == [s.categories for s in pipeline.stages]
+        assert [s.categories for s in again.levels] == [s.categories for s in pipeline.levels]
         assert all_same(made(pipeline, 1), made(again, 1))
         (tmp_path / name / "pipeline.json").unlink()  # the usual names of sub-folders say enough
         assert all_same(made(pipeline, 1), made(XCubePipeline.from_pretrained(tmp_path / name), 1))
@@ -164,7 +163,7 @@ def test_the_size_and_the_text_model_are_kept(tmp_path: Path) -> None:
 def test_facts_of_networks_are_kept(tmp_path: Path) -> None:
     metadata = {"vae": {"levels": [8, 16]}, "denoiser": {"seconds": 3, "options": {"drop": 0.1}}}
     XCubePipeline([stage(0, metadata=metadata), stage(1)]).save_pretrained(tmp_path)
-    again = XCubePipeline.from_pretrained(tmp_path).stages[0].metadata
+    again = XCubePipeline.from_pretrained(tmp_path).levels[0].metadata
     assert again["vae"] == {"levels": [8, 16]}
     assert again["denoiser"]["seconds"] == 3
     assert again["denoiser"]["options"] == {"drop": 0.1, "categories": [], "dropped": ["category", "text"]}
@@ -228,22 +227,22 @@ def test_facts_that_sampling_needs(saved: Path) -> None:
 
 
 MISFITS: dict[str, Callable[[], list[Any]]] = {
-    "stages must hold one level": list,
-    r"stages\[1\].denoiser must have the latent_channels of the VAE, 2, got 3": lambda: [
+    "levels must hold at least one level": list,
+    r"levels\[1\].denoiser must have the latent_channels of the VAE, 2, got 3": lambda: [
         stage(0), stage(1, denoiser=unet(1, latent_channels=3))
     ],
-    r"stages\[1\].denoiser must not be dense": lambda: [stage(0), stage(1, denoiser=unet(1, dense=True))],
-    r"stages\[0\].scale must be positive": lambda: [stage(0, scale=0.0)],
-    r"stages\[0\].scale must be positive and finite, got nan": lambda: [stage(0, scale=float("nan"))],
-    r"stages\[0\].categories must be 0": lambda: [stage(0, categories=("chair",))],
-    r"stages\[0\].refiner must have the voxel_size": lambda: [stage(0, refiner=refiner(1))],
-    r"stages\[0\].refiner must take the normal and num_labels": lambda: [stage(0, refiner=refiner(0, num_labels=2))],
-    r"stages\[0\].denoiser must not take normal": lambda: [stage(0, denoiser=unet(0, normal=True))],
-    r"stages\[1\].vae must have no dense_neck": lambda: [stage(0), stage(1, vae=vae(1, dense_neck=(4, 4, 4)))],
-    r"stages\[1\].vae must have latent voxels of \(0.125, 0.125, 0.125\)": lambda: [stage(0), stage(2)],
-    r"stages\[1\].denoiser takes normal, which": lambda: [stage(0, vae=vae(0, normal=False)), stage(1)],
-    r"stages\[1\].denoiser must have num_labels 0": lambda: [stage(0), stage(1, denoiser=unet(1, num_labels=2))],
-    "stages must read texts of one text model": lambda: [
+    r"levels\[1\].denoiser must not be dense": lambda: [stage(0), stage(1, denoiser=unet(1, dense=True))],
+    r"levels\[0\].latent_scale must be positive": lambda: [stage(0, latent_scale=0.0)],
+    r"levels\[0\].latent_scale must be positive and finite, got nan": lambda: [stage(0, latent_scale=float("nan"))],
+    r"levels\[0\].categories must be 0": lambda: [stage(0, categories=("chair",))],
+    r"levels\[0\].refiner must have the voxel_size": lambda: [stage(0, refiner=refiner(1))],
+    r"levels\[0\].refiner must take the normal and num_labels": lambda: [stage(0, refiner=refiner(0, num_labels=2))],
+    r"levels\[0\].denoiser must not take normal": lambda: [stage(0, denoiser=unet(0, normal=True))],
+    r"levels\[1\].vae must have no dense_neck": lambda: [stage(0), stage(1, vae=vae(1, dense_neck=(4, 4, 4)))],
+    r"levels\[1\].vae must have latent voxels of \(0.125, 0.125, 0.125\)": lambda: [stage(0), stage(2)],
+    r"levels\[1\].denoiser takes normal, which": lambda: [stage(0, vae=vae(0, normal=False)), stage(1)],
+    r"levels\[1\].denoiser must have num_labels 0": lambda: [stage(0), stage(1, denoiser=unet(1, num_labels=2))],
+    "levels must read the embeddings of one text model": lambda: [
         stage(0, denoiser=unet(0, text_channels=4)), stage(1, denoiser=unet(1, text_channels=6))
     ],
 }  # fmt: skip
@@ -256,9 +255,9 @@ def test_networks_that_do_not_fit_are_named(message: str) -> None:
 
 
 def test_things_of_another_kind(two: XCubePipeline) -> None:
-    with pytest.raises(TypeError, match=r"stages\[0\] must be a Stage, got VAE"):
+    with pytest.raises(TypeError, match=r"levels\[0\] must be a Level, got VAE"):
         XCubePipeline([vae(0)])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"stages\[0\].denoiser must be a UNet, got VAE"):
+    with pytest.raises(TypeError, match=r"levels\[0\].denoiser must be a UNet, got VAE"):
         XCubePipeline([stage(0, denoiser=vae(0))])
     with pytest.raises(TypeError, match=r"shape must be a sparsevox\.Grid or Voxels, got list"):
         two.upsample([1])  # type: ignore[arg-type]
@@ -296,7 +295,7 @@ def test_things_of_another_kind(two: XCubePipeline) -> None:
         ({"category": 2}, ValueError, "category must be"),
         ({"category": ["chair"], "n": 2}, ValueError, "category must be one, or one for each of 2 shapes, got 1"),
         ({"hooks": {2: None}}, ValueError, r"hooks and conditions must be of levels 0 to 1, got \[2\]"),
-        ({"sampler": SamplerConfig("flow", steps=4)}, ValueError, "must not be 'flow'"),
+        ({"sampler": "flow", "steps": 4}, ValueError, "must not be 'flow'"),
     ],
 )
 def test_bad_requests(classes: XCubePipeline, options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -307,11 +306,11 @@ def test_bad_requests(classes: XCubePipeline, options: dict[str, Any], error: ty
 def test_requests_for_what_a_model_has_not(two: XCubePipeline) -> None:
     with pytest.raises(ValueError, match="category must be None for a model that takes none, got 'chair'"):
         made(two, 1, category="chair")
-    with pytest.raises(ValueError, match=r"guidance must be 1 for a model that always has its conditions, got 2\.0"):
+    with pytest.raises(ValueError, match=r"guidance must be 1 for a model without unconditional training, got 2\.0"):
         made(two, 1, guidance=2.0)
     with pytest.raises(ValueError, match="numbers must not be negative"):
         two.stream([-1])
-    with pytest.raises(ValueError, match="numbers must hold one"):
+    with pytest.raises(ValueError, match="numbers must hold at least one"):
         two.stream([])
     with pytest.raises(TypeError, match="numbers must be an int"):
         two.stream([0.5])  # type: ignore[list-item]
@@ -323,15 +322,15 @@ def test_grids_that_do_not_fit(two: XCubePipeline) -> None:
         (ball(16, 0.3), None, "shape must have a voxel_size of"),
         (ball(16, 0.3), 1, r"shape must have voxel_size \(0.125, 0.125, 0.125\) and an origin"),
         (Grid.from_coords(good.ijk, voxel_size=1 / 8), 1, "shape must have voxel_size"),
-        (good, 0, r"level must lie in \[1, 2\), got 0; level 0 begins with noise in a box"),
+        (good, 0, r"level must lie in \[1, 2\), got 0; level 0 starts from noise in a box"),
         (good, 2, r"level must lie in \[1, 2\), got 2"),
-        (good.dilate(3), 1, r"shape must lie in the box \(1.0, 1.0, 1.0\) around the origin, got \d+ voxels beyond"),
-        (Grid.empty(0, voxel_size=1 / 8, origin=1 / 16), 1, "numbers must hold one"),
+        (good.dilate(3), 1, r"shape must lie in the box \(1.0, 1.0, 1.0\) around the origin, got \d+ voxels outside"),
+        (Grid.empty(0, voxel_size=1 / 8, origin=1 / 16), 1, "numbers must hold at least one"),
     ):
         with pytest.raises(ValueError, match=message):
-            two.upsample(grid, level)
+            two.upsample(grid, level=level)
     with pytest.raises(TypeError, match="level must be an int"):
-        two.upsample(good, 1.0)  # type: ignore[arg-type]
+        two.upsample(good, level=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="numbers must be one for each of 2 shapes, got 3"):
         two.upsample(Grid.stack([good, good]), numbers=[0, 1, 2])
     with pytest.raises(ValueError, match=r"normal must have shape \[\d+, 3\]"):
@@ -345,5 +344,5 @@ def test_a_text_that_is_not_there_is_not_embedded(two: XCubePipeline) -> None:
     def never(text: str) -> Text:
         raise AssertionError(text)
 
-    items = items_of(two.stages, [0], [Voxels(ball(8, 0.3))], Request(), never)
-    assert items[0].text is None
+    [request] = shape_requests(two.levels, [0], [Voxels(ball(8, 0.3))], SampleOptions(), never)
+    assert request.text is None

@@ -15,12 +15,12 @@ from torch import Tensor
 from sparsevox import Grid, SparseTensor, Voxels
 from tests.xcube.cascades import LATENT, agree, labeled, same_bits, watched
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
-from xcube.diffusion.samplers import Hook, SamplerConfig, keep_known_latents
+from xcube.diffusion.samplers import Hook, keep_known_latents
 from xcube.networks.decoder import Decoded
 from xcube.networks.losses import voxel_iou
 from xcube.networks.vae import VAE
-from xcube.pipeline.checkpoint import Stage
-from xcube.pipeline.options import HookMaker, Sample
+from xcube.pipeline.level import Level
+from xcube.pipeline.options import HookMaker, Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
 STEPS = 2
@@ -35,7 +35,7 @@ class Mortal(VAE):
         return replace(found, voxels=found.voxels.prune(~dead[found.voxels.grid.batch.long()]))
 
 
-def stage(level: int, **changes: Any) -> Stage:
+def stage(level: int, **changes: Any) -> Level:
     return labeled(level, Mortal, **changes)
 
 
@@ -45,12 +45,12 @@ def cascade(levels: int) -> XCubePipeline:
 
 
 def made(pipeline: XCubePipeline, numbers: Sequence[int], **options: Any) -> list[Sample]:
-    return list(pipeline.stream(numbers, **({"steps": STEPS, "quiet": True} | options)))
+    return list(pipeline.stream(numbers, SampleOptions(**({"steps": STEPS, "quiet": True} | options))))
 
 
 @lru_cache
 def alone(levels: int, number: int, eta: float = 0.0) -> Sample:
-    [shape] = made(cascade(levels), [number], sampler=SamplerConfig(eta=eta))
+    [shape] = made(cascade(levels), [number], eta=eta)
     return shape
 
 
@@ -73,7 +73,7 @@ numbers_of_shapes = st.lists(st.sampled_from([0, 1, 2, 5, 1_000_000]), min_size=
 def test_a_shape_is_the_same_in_every_batch(
     levels: int, numbers: list[int], batch_size: int, budget: int, eta: float
 ) -> None:
-    told: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "sampler": SamplerConfig(eta=eta)}
+    told: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "eta": eta}
     shapes = made(cascade(levels), numbers, **told)
     if levels < 3:
         assert same_bits(made(cascade(levels), numbers, **told), shapes)
@@ -129,10 +129,11 @@ def test_progress_ends_at_its_total(monkeypatch: pytest.MonkeyPatch, gone: bool)
             bars[-1][1] += steps
 
     first = [alone(2, n).levels[0] for n in range(3)]
-    monkeypatch.setattr("xcube.pipeline.level.tqdm", Bar)
+    monkeypatch.setattr("xcube.pipeline.pipeline.tqdm", Bar)
     if gone:
         first[1] = first[1].prune(torch.zeros(first[1].num_voxels, dtype=torch.bool))
-    list(cascade(2).stream([0, 1, 2], begin=Voxels.stack(first), steps=STEPS, budget=first[2].num_voxels))
+    options = SampleOptions(steps=STEPS, budget=first[2].num_voxels)
+    list(cascade(2).stream([0, 1, 2], options, shape=Voxels.stack(first)))
     assert bars == [[(3 - gone) * STEPS] * 2]
 
 
@@ -143,8 +144,8 @@ def test_when_memory_runs_out_decodes_are_halved() -> None:
                 raise torch.OutOfMemoryError("no more")
             return super().decode(latents, truth)
 
-    small = Small(cascade(1).stages[0].vae.config)
-    small.load_state_dict(cascade(1).stages[0].vae.state_dict())
+    small = Small(cascade(1).levels[0].vae.config)
+    small.load_state_dict(cascade(1).levels[0].vae.state_dict())
     for number, shape in enumerate(made(XCubePipeline([stage(0, vae=small)]), [0, 1, 2])):
         agree(shape, alone(1, number))
 
@@ -170,7 +171,7 @@ def known(number: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 @example(level=1, numbers=[2, 0, 5], batch_size=2, prediction="v")
 def test_known_latents_are_left_in_the_end(level: int, numbers: list[int], batch_size: int, prediction: Any) -> None:
     config = DiffusionConfig(prediction)
-    pipeline = XCubePipeline([replace(part, diffusion=config) for part in cascade(2).stages])
+    pipeline = XCubePipeline([replace(part, diffusion=config) for part in cascade(2).levels])
 
     def maker(parts: Sequence[Sequence[int]]) -> HookMaker:
         def make(grid: Grid, batch: Sequence[int]) -> Hook:
@@ -193,9 +194,9 @@ def test_known_latents_are_left_in_the_end(level: int, numbers: list[int], batch
         return make
 
     found: list[SparseTensor] = []
-    with watched(pipeline.stages[level].vae.decoder, lambda args: found.extend(args[0].unbind())):
+    with watched(pipeline.levels[level].vae.decoder, lambda args: found.extend(args[0].unbind())):
         shapes = made(pipeline, numbers, batch_size=batch_size, hooks={level: maker([[0, 1]])})
-    scale = pipeline.stages[level].scale
+    scale = pipeline.levels[level].latent_scale
     for number, latents in zip(numbers, found, strict=True):
         values, first, second = known(number, len(latents.feats))
         is_known = first | second
@@ -242,7 +243,7 @@ def test_shapes_that_become_empty_are_named_and_change_no_other(
         shapes = made(cascade(3), numbers, hooks={level: dying(doomed)}, **told)
     batches = [numbers[n : n + batch_size] for n in range(0, 4, batch_size)]
     gone = [[number for number in batch if number in doomed] for batch in batches]
-    expected = [f"nothing is left at level {level} of the shapes {some}" for some in gone if some]
+    expected = [f"no voxels are left at level {level} of the shapes {some}" for some in gone if some]
     assert [str(warning.message) for warning in caught] == expected
     for number, shape in zip(numbers, shapes, strict=True):
         whole = alone(3, number)

@@ -17,8 +17,9 @@ from xcube.networks.pretrained import save_pretrained
 from xcube.networks.text_encoder import TextEncoder
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.pipeline.checkpoint import Stage, TextSource
-from xcube.pipeline.options import Sample
+from xcube.pipeline.checkpoint import TextSource
+from xcube.pipeline.level import Level
+from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
 CHANNELS = 8
@@ -39,16 +40,16 @@ def clip(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage(level: int, text_channels: int = CHANNELS) -> Stage:
+def stage(level: int, text_channels: int = CHANNELS) -> Level:
     """4^3 latents fill the box of level 0, which makes 8^3."""
     neck = (2, 2, 2) if level == 0 else None
     config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=2, hidden=4, dense_neck=neck)
     small: dict[str, Any] = {"channels": 4, "multipliers": (1, 2), "attention": (2,), "heads": 2}
     unet = UNetConfig(2, dense=level == 0, normal=level > 0, text_channels=text_channels, **small)
-    return Stage(halved(random(VAE(config), level, 0.3)), random(UNet(unet), 10 + level, 0.3))
+    return Level(halved(random(VAE(config), level, 0.3)), random(UNet(unet), 10 + level, 0.3))
 
 
-def write_runs(folder: Path, stages: list[Stage], **options: Any) -> None:
+def write_runs(folder: Path, stages: list[Level], **options: Any) -> None:
     """As training leaves them, without pipeline.json."""
     for level, part in enumerate(stages):
         metadata: dict[str, Any] = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict(), "options": options}
@@ -57,7 +58,7 @@ def write_runs(folder: Path, stages: list[Stage], **options: Any) -> None:
 
 
 def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
-    return pipeline.sample(n, steps=STEPS, quiet=True, **options)
+    return pipeline.sample(n, SampleOptions(steps=STEPS, quiet=True, **options))
 
 
 def test_a_folder_that_names_a_text_model(clip: Path, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_what_the_network_is_told(clip: Path) -> None:
     encoder = TextEncoder.from_pretrained(clip)
     pipeline = XCubePipeline([stage(0)], text=encoder)
     seen: list[Conditions] = []
-    with watched(pipeline.stages[0].denoiser, lambda args: seen.append(args[2])):
+    with watched(pipeline.levels[0].denoiser, lambda args: seen.append(args[2])):
         made(pipeline, 2, text=["a chair", "lamp"], guidance=2.0)
     texts, without = encoder(["a chair", "lamp"]), encoder(["", ""])
     assert len(seen) == 2 * STEPS
@@ -120,7 +121,7 @@ def test_a_text_for_a_model_without(tmp_path: Path) -> None:
 
 def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path: Path) -> None:
     write_runs(tmp_path, [stage(0)])
-    with pytest.raises(ValueError, match="the model reads texts, so the pipeline needs text: an encoder, or where"):
+    with pytest.raises(ValueError, match="text must be an encoder, or where to find one, for a model that reads"):
         made(XCubePipeline.from_pretrained(tmp_path), 1, text="chair")
     write_tokenizer(transformers, tmp_path / "half")  # no model beside it
     write_model(transformers, tmp_path / "wide", channels=2 * CHANNELS)
@@ -134,11 +135,11 @@ def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path:
         pipeline = XCubePipeline.from_pretrained(tmp_path)  # which needs no text model yet
         for _ in range(2):  # what was refused once is not taken the next time
             with pytest.raises(error, match=message):
-                pipeline.stream([0], text="chair")
+                pipeline.stream([0], SampleOptions(text="chair"))
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     XCubePipeline([stage(0)], text=TextSource("anything")).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"texts need transformers: pip install 'sparsevox\[text\]'"):
-        XCubePipeline.from_pretrained(tmp_path).stream([0], text="chair")
+        XCubePipeline.from_pretrained(tmp_path).stream([0], SampleOptions(text="chair"))

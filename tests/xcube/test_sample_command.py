@@ -19,6 +19,7 @@ from xcube.networks.losses import voxel_iou
 from xcube.networks.pretrained import save_pretrained
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
+from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
 trimesh = pytest.importorskip("trimesh", reason="writes the meshes")
@@ -43,7 +44,7 @@ def write(folder: Path, *, seed: int = 0, empty: bool = False) -> None:
                           normal=level == 1, categories=2)  # fmt: skip
         options = {"categories": NAMES, "text_model": None, "dropped": ["category"]}
         metadata: dict[str, Any] = {"latent_scale": 0.5, "diffusion": DiffusionConfig().to_dict(), "options": options}
-        save_pretrained(random(UNet(unet), 10 + seed + level), folder / f"diffusion-{level}", **metadata, **place)
+        save_pretrained(random(UNet(unet), 10 + seed + level), folder / f"denoiser-{level}", **metadata, **place)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_every_shape_is_in_files_of_its_own(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "samples"
     assert run(model, out, "--count", "3", "--seed", "1", "--category", "lamp", "--guidance", "2") == 0
-    assert capsys.readouterr().out == (f"3 shapes made\nlook at {out / 'gallery.png'}, or open {out / 'index.html'}\n")
+    look = f"look at {out / 'gallery.png'}, or open {out / 'index.html'}"
+    assert capsys.readouterr().out == f"3 shapes generated\n{look}\n"
     names = [f"shape-00000{n}" for n in range(3)]
     expected = {f"{name}{suffix}" for name in names for suffix in (".npz", ".glb")}
     expected |= {f"levels/0/{name}.npz" for name in names} | {"settings.json", "gallery.png", "index.html"}
@@ -108,14 +110,14 @@ def test_the_same_command_goes_on(
     (cut / ".0.part").write_bytes(b"half")
     capsys.readouterr()
     assert run(model, cut, *words) == 0
-    assert capsys.readouterr().out.startswith("2 shapes made, 2 were there already\n")
+    assert capsys.readouterr().out.startswith("2 shapes generated, 2 were there already\n")
     assert {name: (cut / name).stat().st_mtime_ns for name in times} == times
     voxels = [name for name in files(whole) if name.endswith(".npz")]
     assert {name: files(cut).get(name) for name in voxels} == {name: files(whole)[name] for name in voxels}
     assert files(cut).keys() == files(whole).keys()
     # More of them.
     assert run(model, cut, "--count", "5", "--batch_size", "2") == 0
-    assert capsys.readouterr().out.startswith("1 shapes made, 4 were there already\n")
+    assert capsys.readouterr().out.startswith("1 shapes generated, 4 were there already\n")
     assert (cut / "shape-000004.npz").is_file()
 
 
@@ -145,7 +147,7 @@ def test_crumbs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run(model, plain, "--count", "2") == 0
     assert run(model, clean, "--count", "2", "--min_component", "0.1") == 0
     found = [load_voxels(clean / f"shape-00000{n}.npz").grid for n in range(2)]
-    expected = XCubePipeline.from_pretrained(model).sample(2, steps=2, min_component=0.1, quiet=True)
+    expected = XCubePipeline.from_pretrained(model).sample(2, SampleOptions(steps=2, min_component=0.1, quiet=True))
     assert all(a.same_voxels(b.finest.grid) for a, b in zip(found, expected, strict=True))
     assert not all(a.same_voxels(load_voxels(plain / f"shape-00000{n}.npz").grid) for n, a in enumerate(found))
     capsys.readouterr()
@@ -158,9 +160,9 @@ def test_crumbs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_empty_shapes_are_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "model", empty=True)
-    with pytest.warns(UserWarning, match="nothing is left at level 1"):
+    with pytest.warns(UserWarning, match="no voxels are left at level 1"):
         assert run(tmp_path / "model", tmp_path / "out", "--count", "2") == 0
-    assert capsys.readouterr().out == "2 shapes made\n"
+    assert capsys.readouterr().out == "2 shapes generated\n"
     assert load_voxels(tmp_path / "out" / "shape-000001.npz").num_voxels == 0
     assert set(files(tmp_path / "out")) == {
         "settings.json", *(f"{where}shape-00000{n}.npz" for n in range(2) for where in ("", "levels/0/"))
@@ -216,7 +218,7 @@ def test_upsample(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     file, out = coarse(tmp_path), tmp_path / "out"
     words = ["upsample", str(file), "--model", str(model), "--out", str(out), "--steps", "2", "--quiet"]
     assert main([*words, "--level", "1", "--count", "2"]) == 0
-    assert capsys.readouterr().out.startswith("2 shapes made\n")
+    assert capsys.readouterr().out.startswith("2 shapes generated\n")
     first, second = (load_voxels(out / f"shape-00000{n}.npz") for n in range(2))
     given = load_voxels(file).grid
     for voxels in (first, second):
@@ -224,7 +226,7 @@ def test_upsample(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert not (voxels.grid.coarsen(2) - given).num_voxels
     assert float(voxel_iou(first.grid, second.grid).min()) < 0.9
     assert main([*words, "--level", "1", "--count", "2"]) == 0
-    assert capsys.readouterr().out.startswith("0 shapes made, 2 were there already\n")
+    assert capsys.readouterr().out.startswith("0 shapes generated, 2 were there already\n")
     (tmp_path / "cube.npz").unlink()
     save_voxels(Voxels(given.crop([-3] * 3, [3, 3, 2])), file)
     assert main([*words, "--level", "1"]) == 2
@@ -244,7 +246,7 @@ def test_shapes_that_cannot_be_upsampled(model: Path, tmp_path: Path, capsys: py
         assert not (tmp_path / "out").exists()
         return message
 
-    assert "level must lie in [1, 2), got 0; level 0 begins with noise in a box" in told(
+    assert "level must lie in [1, 2), got 0; level 0 starts from noise in a box" in told(
         coarse(tmp_path), "--level", "0"
     )
     assert "level must lie in [1, 2), got 2" in told(coarse(tmp_path), "--level", "2")
@@ -252,7 +254,7 @@ def test_shapes_that_cannot_be_upsampled(model: Path, tmp_path: Path, capsys: py
     assert "shape must have voxel_size" in told(coarse(tmp_path, voxel_size=1.0, origin=0.5), "--level", "1")
     far = Grid.from_coords(torch.tensor([[9, 0, 0]]), voxel_size=1 / 8, origin=1 / 16)
     save_voxels(Voxels(far), tmp_path / "far.npz")
-    assert "shape must lie in the box (1.0, 1.0, 1.0) around the origin, got 1 voxels beyond, the first (9, 0, 0)" in (
+    assert "shape must lie in the box (1.0, 1.0, 1.0) around the origin, got 1 voxels outside, the first (9, 0, 0)" in (
         told(tmp_path / "far.npz")
     )
     save_voxels(Voxels(Grid.stack([far, far])), tmp_path / "two.npz")

@@ -165,11 +165,11 @@ def test_known_latents_are_kept(prediction: Any, kind: Any) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"kind": "euler"}, "kind must be one of ddim, ddpm, dpm.., flow, got 'euler'"),
+    ({"sampler": "euler"}, "sampler must be one of ddim, ddpm, dpm.., flow, got 'euler'"),
     ({"spacing": "even"}, "spacing must be one of leading, trailing"),
     ({"formula": "other"}, "formula must be one of usual, official"),
     ({"steps": 0}, r"steps must lie in \[1, 1000\], less for dpm\+\+, got 0"),
-    ({"steps": 1000, "kind": "dpm++"}, "less for dpm"),
+    ({"steps": 1000, "sampler": "dpm++"}, "less for dpm"),
     ({"steps": 600}, "as 500 and 1000 do: 600 of them would begin at 600 of 1000"),
     ({"steps": 30, "spacing": "trailing"}, "steps must divide 1000 with spacing 'trailing', got 30"),
     ({"eta": 2.0}, r"eta must lie in \[0, 1\]"),
@@ -188,9 +188,9 @@ def test_a_mask_that_does_not_fit_is_named() -> None:
 
 def test_what_a_sampler_cannot_do_is_named(net: UNet) -> None:
     grid, flow = shape(0, 10), Diffusion(DiffusionConfig("flow"))
-    with pytest.raises(ValueError, match="kind must be 'flow' for a flow, and only then, got 'ddim'"):
+    with pytest.raises(ValueError, match="sampler must be 'flow' for a flow, and only then, got 'ddim'"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=flow)
-    with pytest.raises(ValueError, match="kind must be 'flow' for a flow, and only then, got 'flow'"):
+    with pytest.raises(ValueError, match="sampler must be 'flow' for a flow, and only then, got 'flow'"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig("flow"))
     with pytest.raises(ValueError, match=r"guidance 2.0 needs unconditional beside conditions"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig(guidance=2.0))

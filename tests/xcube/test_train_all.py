@@ -19,6 +19,7 @@ from xcube.data.build import build
 from xcube.data.hierarchy import Box
 from xcube.data.sources import Source
 from xcube.networks.configs import VAEConfig
+from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.training.cascade import Display, told, train_all, within
 from xcube.training.config import TrainConfig
@@ -69,7 +70,7 @@ def test_a_cascade_is_trained_reused_and_trained_further(data: Path, tmp_path: P
     said = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in said) == sorted(metrics)
     first = weights(out)
-    sample = XCubePipeline.from_pretrained(out).sample(1, steps=2, quiet=True)[0]
+    sample = XCubePipeline.from_pretrained(out).sample(1, SampleOptions(steps=2, quiet=True))[0]
     assert [voxels.grid.voxel_size[0] for voxels in sample.levels] == [2 / SIDE, 1 / SIDE]
 
     # The fine VAE is trained further: what was trained on its latents begins anew, the others stay.

@@ -17,6 +17,7 @@ from xcube.data import Source, build, file_sources
 from xcube.data.engines import cores
 from xcube.data.hierarchy import Box
 from xcube.networks.pretrained import digest
+from xcube.pipeline.options import SampleOptions
 from xcube.procedural.shapes import part_sources
 from xcube.training.jobs import Part, box_of_parts, read_preset
 
@@ -82,8 +83,8 @@ def demo(
     weight = GUIDANCE if asked else 1.0
     # Noise on the way corrects the errors of a fine network that trained for minutes: flatter, and fewer loose parts.
     # The coarse one is a flow, which has its own sampler.
-    more: dict[str, Any] = {"category": asked, "guidance": weight, "sampler": "ddpm", "min_component": MIN_COMPONENT}
-    sample(runs, samples, SAMPLES, seed, **more, restart=anew, quiet=quiet)
+    options = SampleOptions(seed=seed, guidance=weight, sampler="ddpm", min_component=MIN_COMPONENT, quiet=quiet)
+    sample(runs, samples, SAMPLES, asked, options, restart=anew)
 
     say("figures and pictures")
     from xcube.commands.demo_page import show

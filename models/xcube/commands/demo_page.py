@@ -24,9 +24,9 @@ from xcube.commands.report import (
 )
 from xcube.data import Source
 from xcube.data.hierarchy import Box, build_hierarchy
-from xcube.diffusion.samplers import SamplerConfig
 from xcube.evaluation.evaluate import Evaluation, evaluate_folder
 from xcube.networks.pretrained import digest
+from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, gallery
 from xcube.pipeline.pipeline import XCubePipeline
 
@@ -149,8 +149,8 @@ def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
     box = Box(pipeline.resolutions, pipeline.size)
     levels = build_hierarchy(source.load(), box, outside="rescale")
     back = pipeline.reconstruct(levels[-1])
-    told: dict[str, Any] = {"sampler": SamplerConfig("ddpm"), "min_component": MIN_COMPONENT, "quiet": True}
-    again = pipeline.upsample(levels[0].unbind()[0], 1, numbers=range(VARIANTS), **told)
+    options = SampleOptions(sampler="ddpm", min_component=MIN_COMPONENT, quiet=True)
+    again = pipeline.upsample(levels[0].unbind()[0], options, level=1, numbers=range(VARIANTS))
     rows = {
         "in": [each.input for each in back],
         "out": [each.best for each in back],

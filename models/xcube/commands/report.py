@@ -54,7 +54,7 @@ def reconstruct_split(pipeline: XCubePipeline, data: Path, split: str = "test") 
     refined: list[float | None] = []
     count = 0
     for number, level in enumerate(pipeline.levels):
-        shapes = ShapeFolder[Voxels](data, split, level=level)
+        shapes = ShapeFolder[Voxels](data, split, level=number)
         count = len(shapes)
         if not count:
             raise ValueError(f"data must have shapes of the split {split!r}, got {data}")
@@ -63,13 +63,13 @@ def reconstruct_split(pipeline: XCubePipeline, data: Path, split: str = "test") 
         repaired: list[torch.Tensor] = []
         for begin in range(0, count, BATCH):
             batch = sv.collate([shapes[item] for item in range(begin, min(begin + BATCH, count))])
-            made = reconstruct(batch.to(pipeline.device), stage.vae, stage.refiner)
+            made = reconstruct(batch.to(pipeline.device), level.vae, level.refiner)
             decoded.append(voxel_iou(made.decoded.grid, made.input.grid))
             if made.refined is not None:
                 repaired.append(voxel_iou(made.refined.grid, made.input.grid))
         iou.append(float(torch.cat(decoded).mean()))
         refined.append(float(torch.cat(repaired).mean()) if repaired else None)
-        found.append([reconstruct(shapes[n].to(pipeline.device), stage.vae, stage.refiner) for n in chosen])
+        found.append([reconstruct(shapes[n].to(pipeline.device), level.vae, level.refiner) for n in chosen])
     return Unseen(count, iou, refined, [list(levels) for levels in zip(*found, strict=True)])
 
 

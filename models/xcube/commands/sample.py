@@ -67,7 +67,7 @@ def upsample(
     interruption.
 
     Args:
-        file: Voxels of one shape, .npz or .npy; or a mesh or points, which are voxelized as coarsely as the level needs.
+        file: Voxels of one shape, .npz or .npy; or a mesh or points, which are voxelized for the level.
         model: Folder of a pipeline, or of the runs vae-0, denoiser-0, refiner-0, vae-1 and so on.
         level: First level to run; by default the level that takes voxels of this size, or 1 for a mesh or points.
         out: Folder for the shapes.

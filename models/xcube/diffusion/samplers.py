@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class SamplerConfig(Config):
     """How to get from noise to latents.
 
     Args:
-        sampler: "ddim" (Song et al. 2021, arXiv:2010.02502); "ddpm": ancestral sampling, which is DDIM with eta 1; "dpm++"
-            (Lu et al. 2022, arXiv:2211.01095); "flow": Euler steps, for denoisers that predict a flow, and only those.
+        sampler: Sampler: "ddim" (Song et al. 2021, arXiv:2010.02502); "ddpm", ancestral sampling, which is DDIM with
+            eta 1; "dpm++" (Lu et al. 2022, arXiv:2211.01095); "flow", Euler steps, which flows always take.
         steps: Calls of the denoiser, at most 1000; twice as many with guidance.
         eta: Noise that DDIM adds on its way, from 0, none, to 1.
         spacing: Steps of DDIM are counted from the first, "leading", as in the release, or from the last, "trailing",
@@ -90,7 +90,7 @@ class SamplerConfig(Config):
         return self.guidance if self.formula == "usual" or self.guidance == 1 else 1 + self.guidance
 
     @classmethod
-    def official_defaults(cls, **changes: Any) -> "SamplerConfig":
+    def official_defaults(cls, **changes: Any) -> Self:
         """What the release samples with: 100 steps of DDIM, which add noise, as they are called without an eta."""
         released: dict[str, Any] = {"steps": 100, "eta": 1.0, "formula": "official", "order": 3, "official": True}
         return cls(**(released | changes))

@@ -81,6 +81,7 @@ class SampleOptions(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.integer("steps", self.steps)
         if checks.integer("seed", self.seed) < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 1 <= checks.integer("batch_size", self.batch_size) <= MAX_BATCH:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -292,8 +291,9 @@ class XCubePipeline:
         edit = options.conditions.get(number)
         if edit is None:
             return Conditions.from_voxels(latent, config, category=of_shapes.category, text=of_shapes.text)
-        known: dict[str, Any] = {name: latent.attributes[name] for name in ("normal", "label") if name in config.conditions}
-        return edit(replace(of_shapes, **known), latent.grid, [shape.number for shape in shapes])
+        of_voxels = {name: latent.attributes.get(name) for name in ("normal", "label") if name in config.conditions}
+        known = replace(of_shapes, normal=of_voxels.get("normal"), label=of_voxels.get("label"))
+        return edit(known, latent.grid, [shape.number for shape in shapes])
 
     def _check_edits(self, first: int, options: SampleOptions) -> None:
         """Raise ValueError unless hooks and conditions are for levels that run, and what a denoiser needs is given."""
