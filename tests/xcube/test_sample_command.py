@@ -126,7 +126,7 @@ def test_other_settings_need_another_folder(model: Path, tmp_path: Path, capsys:
     assert run(model, out, "--count", "2") == 0
     before = files(out)
     assert run(model, out, "--count", "2", "--seed", "1") == 2
-    assert "holds shapes with other settings: seed 0, now 1; take another folder" in capsys.readouterr().err
+    assert "holds shapes with other settings: seed 0, now 1; use another folder" in capsys.readouterr().err
     write(tmp_path / "other", seed=5)
     assert run(tmp_path / "other", out, "--count", "2") == 2
     assert "other settings: model" in capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_other_settings_need_another_folder(model: Path, tmp_path: Path, capsys:
     (out / "settings.json").write_text("{")
     assert "is damaged" in refused(capsys, "sample", "--model", str(model), "--out", str(out))
     (out / "settings.json").unlink()
-    assert "must be a new folder, or one of samples" in refused(
+    assert "must be a new folder, or a folder of samples" in refused(
         capsys, "sample", "--model", str(model), "--out", str(out)
     )
 

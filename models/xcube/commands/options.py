@@ -1,8 +1,8 @@
-"""Types of options on the command line, and a value that the demo and its page share."""
+"""Types of options on the command line, and a constant that the demo and its page share."""
 
-MIN_COMPONENT = (
-    0.01  # of the voxels of a shape; what networks that trained for minutes leave beside it is mostly smaller
-)
+# Fraction of a shape below which the demo removes connected components: after minutes of training most loose bits are
+# smaller.
+MIN_COMPONENT = 0.01
 
 
 class Integers(tuple[int, ...]):

@@ -1,4 +1,4 @@
-"""Folders of shapes that a cascade makes: one file a shape as it is finished, and in the end pictures of them."""
+"""The folder of generated shapes: files of each shape as soon as it is finished, then a picture and a page of all."""
 
 import json
 import tempfile
@@ -17,24 +17,25 @@ from xcube.pipeline.options import Sample
 
 SETTINGS, GALLERY, PAGE, LEVELS = "settings.json", "gallery.png", "index.html", "levels"
 PREFIX = "shape-"
-PICTURES, COLUMNS, TILE = 16, 4, 400  # shapes of the picture, in rows of so many, each so many pixels wide
-SHOWN = 64  # shapes of the page
+PICTURES, COLUMNS, TILE = 16, 4, 400  # number of shapes in the picture, shapes per row, pixels per shape
+SHOWN = 64  # number of shapes on the page
 
 
 class SampleFolder:
-    """Shapes in a folder, all made with the same settings.
+    """A folder of shapes that were all generated with the same settings.
 
-    `shape-000000.npz` holds the finest level of the first shape, `shape-000000.glb` its mesh, if it is not empty, and
-    `levels/0/shape-000000.npz` and so on the coarser levels. The first one is written last: where it is, all are.
+    `shape-000000.npz` holds the finest level of the first shape, `shape-000000.glb` its mesh, unless it is empty, and
+    `levels/0/shape-000000.npz` and so on its coarser levels. The .npz of the finest level is written last, so if it
+    exists the shape is complete.
 
     Args:
-        path: The folder; made, where settings are given, if it is not there.
-        settings: What the shapes follow from, as plain values. None looks at what is there, and changes nothing.
-        restart: Whether to remove shapes that are there, where settings are given.
+        path: The folder. It is created if settings are given.
+        settings: JSON values that determine the shapes. None opens a folder for reading only.
+        restart: Whether to remove shapes that are already there, if settings are given.
 
     Raises:
-        FileNotFoundError: If there are no settings, neither given nor in the folder.
-        OSError: If the folder cannot be made or written to.
+        FileNotFoundError: If settings are neither given nor in the folder.
+        OSError: If the folder cannot be created or written to.
         ValueError: If it holds shapes with other settings, or its settings are damaged.
     """
 
@@ -57,31 +58,31 @@ class SampleFolder:
             written.write((json.dumps(settings, indent=2) + "\n").encode())
 
     def file(self, number: int) -> Path:
-        """That of the finest level of a shape."""
+        """The file of the finest level of a shape."""
         return self.path / f"{PREFIX}{number:06}.npz"
 
     def missing(self, count: int) -> list[int]:
-        """Those of the first shapes that are not there."""
+        """Numbers of the shapes among the first `count` that have not been written."""
         return [number for number in range(count) if not self.file(number).is_file()]
 
     def write(self, number: int, sample: Sample) -> None:
-        """Write a shape."""
+        """Write all files of a shape."""
         for level, voxels in enumerate(sample.levels[:-1], sample.first):
             folder = self.path / LEVELS / str(level)
             folder.mkdir(parents=True, exist_ok=True)
             save_voxels(voxels, folder / self.file(number).name, half=True)
-        if sample.finest.num_voxels:  # nothing has no surface
+        if sample.finest.num_voxels:  # an empty grid has no surface
             save_mesh(to_mesh(sample.finest), self.file(number).with_suffix(".glb"))
         save_voxels(sample.finest, self.file(number), half=True)
 
     def levels(self, number: int) -> list[Voxels]:
-        """The levels of a shape, from the coarsest on."""
+        """Load the levels of a shape, coarse to fine."""
         name = self.file(number).name
         found = [folder / name for folder in (self.path / LEVELS).glob("*") if (folder / name).is_file()]
         return [load_voxels(path) for path in [*sorted(found, key=lambda p: int(p.parent.name)), self.file(number)]]
 
     def show(self, count: int, title: str) -> None:
-        """Write a picture and a page of the first shapes. Empty ones are left out; without any there is neither."""
+        """Write a picture and a page of the first shapes without the empty ones; nothing if all are empty."""
         shapes = {self.file(n).stem: self.levels(n) for n in range(min(count, SHOWN))}
         shapes = {name: levels for name, levels in shapes.items() if levels[-1].num_voxels}
         if not shapes:
@@ -97,26 +98,30 @@ class SampleFolder:
         try:
             return json.loads(file.read_text())
         except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}; take another folder, or begin anew: restart") from error
+            raise ValueError(
+                f"{file} is damaged: {error}; use another folder, or start from scratch with restart"
+            ) from error
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         file = self.path / SETTINGS
         if not file.is_file():
             if list(self.path.glob(f"{PREFIX}*.npz")):
-                raise ValueError(f"out must be a new folder, or one of samples, got {self.path} without {SETTINGS}")
+                raise ValueError(
+                    f"out must be a new folder, or a folder of samples, got {self.path} without {SETTINGS}"
+                )
             return
-        there = self._settings()
-        if there != settings:
-            old = there if isinstance(there, dict) else {}
+        present = self._settings()
+        if present != settings:
+            old = present if isinstance(present, dict) else {}
             names = [n for n in sorted(old.keys() | settings.keys()) if old.get(n) != settings.get(n)]
-            told = ", ".join(f"{name} {old.get(name)}, now {settings.get(name)}" for name in names)
+            changes = ", ".join(f"{name} {old.get(name)}, now {settings.get(name)}" for name in names)
             raise ValueError(
-                f"{self.path} holds shapes with other settings: {told}; take another folder, or begin anew: restart"
+                f"{self.path} holds shapes with other settings: {changes}; use another folder, or start from scratch with restart"
             )
 
 
 def gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
-    """Write a picture of shapes in rows, colored by normals if they have any; every row has its own scale.
+    """Write a picture of shapes in rows, colored by their normals if they have any. Each row has its own scale.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -134,14 +139,14 @@ def gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
 
 
 def normal_colors(voxels: Voxels) -> Tensor | None:
-    """Red, green and blue of every voxel, from its normal; None if there are no normals."""
+    """RGB color in [0, 1] of each voxel from its normal, [N, 3]; None without normals."""
     normal = voxels.attributes.get("normal")
     return None if normal is None else (normal.float().clamp(-1, 1) + 1) / 2
 
 
 def stack(files: Sequence[Path], path: Path) -> None:
-    """Write one picture of several, one below the other."""
-    from PIL import Image  # which comes with matplotlib, which has just painted them
+    """Write pictures as one, below each other."""
+    from PIL import Image  # a dependency of matplotlib, which has drawn them
 
     pictures = [Image.open(file) for file in files]
     whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")

@@ -1,4 +1,4 @@
-"""A shape through a VAE and back: what the latents keep of it."""
+"""Reconstruction: a shape through a VAE and back."""
 
 import json
 import time
@@ -24,7 +24,14 @@ from xcube.networks.vae import VAE
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The input, what was decoded, and what the refinement network made of that, if there is one."""
+    """A shape, its decode, and the refined decode.
+
+    Args:
+        input: Voxels of the shape.
+        decoded: Voxels decoded from the mean of its latents.
+        refined: Decoded voxels after the refiner; None without one.
+        latents: Latent grid.
+    """
 
     input: Voxels
     decoded: Voxels
@@ -33,37 +40,37 @@ class Reconstruction:
 
     @property
     def best(self) -> Voxels:
-        """The last of them."""
+        """The refined decode, or the decode without a refiner."""
         return self.decoded if self.refined is None else self.refined
 
     def to(self, device: torch.device | str) -> "Reconstruction":
-        """The same on another device."""
+        """Move all tensors to a device."""
         refined = None if self.refined is None else self.refined.to(device)
         return Reconstruction(self.input.to(device), self.decoded.to(device), refined, self.latents.to(device))
 
     def metrics(self) -> dict[str, Any]:
-        """Intersection over union, a mean over the batch, angle of normals in degrees, and numbers of voxels."""
-        made: dict[str, Any] = {
+        """Voxel IoU (mean over the batch), mean angle between normals in degrees, and numbers of voxels."""
+        found: dict[str, Any] = {
             "voxels": self.input.num_voxels,
             "latent_voxels": self.latents.num_voxels,
             "decoded_voxels": self.decoded.num_voxels,
             "iou": float(voxel_iou(self.decoded.grid, self.input.grid).mean()),
         }
         if self.refined is not None:
-            made["refined_iou"] = float(voxel_iou(self.refined.grid, self.input.grid).mean())
+            found["refined_iou"] = float(voxel_iou(self.refined.grid, self.input.grid).mean())
         if "normal" in self.best.attributes:
             target = true_attributes(self.input, self.best.grid, ["normal"])["normal"]
-            made["normal_angle"] = float(normal_angle(self.best.attributes["normal"], target))
-        return made
+            found["normal_angle"] = float(normal_angle(self.best.attributes["normal"], target))
+        return found
 
 
 def reconstruct(voxels: Voxels, vae: VAE, refiner: Refiner | None = None) -> Reconstruction:
-    """Encode voxels, decode the mean of their latents, and repair the result.
+    """Encode voxels, decode the mean of their latents, and refine the result.
 
     Args:
         voxels: One grid or a batch, with the attributes that the model takes.
-        vae: The VAE.
-        refiner: The refinement network; None for none.
+        vae: VAE of the level.
+        refiner: Refiner of the level; None for none.
 
     Raises:
         KeyError: If voxels lack an attribute that the model takes.
@@ -77,16 +84,16 @@ def reconstruct(voxels: Voxels, vae: VAE, refiner: Refiner | None = None) -> Rec
 
 
 def with_unit_normals(voxels: Voxels) -> Voxels:
-    """The same with normals of unit length."""
+    """Normalize the normals, if there are any."""
     if "normal" not in voxels.attributes:
         return voxels
     return voxels.with_attributes(normal=normalized(voxels.attributes["normal"]))
 
 
 def box_of(vae: VAE, metadata: Mapping[str, Any]) -> tuple[Box, int]:
-    """The box in which a VAE was trained and the number of its level, as its folder records them.
+    """The box in which a VAE was trained and the number of its level, from the metadata of its folder.
 
-    Without a record it is a cube of edge 1 whose levels are the latent grid and the finest one.
+    Without metadata it is a cube of edge 1 whose levels are the latent grid and the finest one.
     """
     if "levels" in metadata:
         x, y, z = metadata["size"]
@@ -103,19 +110,19 @@ def reconstruct_file(
     outside: Outside = "rescale",
     samples: int = 1_000_000,
 ) -> dict[str, Any]:
-    """Send a mesh or a point cloud through a trained VAE and back: a mesh, a picture, a page and metrics.
+    """Reconstruct a mesh or a point cloud with a trained VAE: writes a mesh, a picture, a page and metrics.
 
     Args:
-        shape: Any file that xcube data takes.
+        shape: File of the shape, of any kind that xcube data takes.
         model: Folder of the VAE.
-        out: Folder for reconstruction.glb, of which an empty decode has none, reconstruction.png, reconstruction.html
-            and metrics.json.
+        out: Folder for reconstruction.glb (unless the decode is empty), reconstruction.png, reconstruction.html and
+            metrics.json.
         refine: Folder of the refinement network.
-        outside: What to do with a shape that does not fit into the model's box: refuse it, cut it off, or scale it.
-        samples: Points on the surface of a mesh, from which attributes come.
+        outside: Treatment of a shape that does not fit into the model's box: refuse it, crop it, or scale it down.
+        samples: Number of points on the surface of a mesh, from which attributes are taken.
 
     Returns:
-        The metrics.
+        Metrics by name, as in metrics.json.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -147,12 +154,12 @@ def _check_attributes(path: Path, voxels: Voxels, vae: VAE) -> None:
 
 
 def write(result: Reconstruction, out: Path) -> None:
-    """The mesh, the picture and the page of one reconstruction."""
+    """Write the mesh, the picture and the page of a reconstruction."""
     out.mkdir(parents=True, exist_ok=True)
     shown = {"input": result.input, "decoded": result.decoded}
     if result.refined is not None:
         shown["refined"] = result.refined
-    if result.best.num_voxels:  # nothing has no surface
+    if result.best.num_voxels:  # an empty grid has no surface
         save_mesh(to_mesh(result.best), out / "reconstruction.glb")
     shared = [name for name in ("normal", "color", "label") if all(name in v.attributes for v in shown.values())]
     colors = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 if "normal" in shared else None for v in shown.values()]
