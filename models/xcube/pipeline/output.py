@@ -116,7 +116,8 @@ class SampleFolder:
             names = [n for n in sorted(old.keys() | settings.keys()) if old.get(n) != settings.get(n)]
             changes = ", ".join(f"{name} {old.get(name)}, now {settings.get(name)}" for name in names)
             raise ValueError(
-                f"{self.path} holds shapes with other settings: {changes}; use another folder, or start from scratch with restart"
+                f"{self.path} holds shapes with other settings: {changes}; use another folder, or start from scratch "
+                "with restart"
             )
 
 
