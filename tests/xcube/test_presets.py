@@ -108,8 +108,8 @@ def test_options_override_a_preset(made):
 
 
 def test_there_is_a_preset_for_every_network():
-    parts = dict.fromkeys((*OFFICIAL, "small"), [*LEVELS, *DENOISERS, "refiner-1"])
-    parts["small"] = [*parts["small"], "refiner-0"]
+    parts = {folder: [*LEVELS, *DENOISERS, "refiner-1"] for folder in (*OFFICIAL, "small")}
+    parts["small"].append("refiner-0")
     assert sorted(OURS) == sorted(f"{folder}/{part}" for folder, names in parts.items() for part in names)
 
 
