@@ -50,7 +50,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     test = doctest.DocTestParser().get_doctest(xcube.__doc__ or "", {}, "xcube", None, 0)
     assert len(test.examples) == 10
     report: list[str] = []
-    result = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    result = doctest.DocTestRunner(verbose=False).run(test, out=report.append, clear_globs=False)
     assert result.failed == 0, "".join(report)
     assert (tmp_path / "sample.ply").stat().st_size > 1000
     assert test.globs["latents"].shape[1] == 8
