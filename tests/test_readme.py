@@ -4,6 +4,7 @@ import doctest
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,23 @@ def test_examples_print_what_they_say(tmp_path, monkeypatch) -> None:
     result = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
     assert result.failed == 0, "".join(report)
     assert (tmp_path / "shell.png").stat().st_size > 1000
+
+
+def test_the_example_of_xcube_runs(tmp_path, monkeypatch, capsys) -> None:
+    """With a cascade of small random networks in place of the trained one."""
+    pytest.importorskip("diffusers", reason="needs the extra xcube")
+    from tests.xcube.cascades import stage, unet
+    from xcube.pipeline.pipeline import XCubePipeline
+
+    monkeypatch.chdir(tmp_path)
+    first = stage(0, denoiser=unet(0, categories=1), categories=("chair",))
+    XCubePipeline([first, stage(1)]).save_pretrained(tmp_path / "demo" / "runs")
+    [block] = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert capsys.readouterr().out.count("Voxels(attributes: normal") == 4
+    assert len(list(tmp_path.glob("chair-*.glb"))) == 4
+    assert [len(shape.levels) for shape in names["finer"]] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +70,7 @@ def test_every_operation_and_module_is_in_the_tables() -> None:
     features = TEXT.split("## Features")[1].split("\n## ")[0]
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", features))))
     for catalog in (sv.ops, sv.nn, sv):
-        public = set(catalog.__all__) - {"Grid", "KernelMap"}
+        public = set(catalog.__all__) - {"Grid", "KernelMap", "ChildMap"}
         assert public <= named, f"not in the README: {sorted(public - named)}"
     attributes = {name for name in dir(sv.SparseTensor) if not name.startswith("_")}
     assert attributes <= named, f"not in the README: {sorted(attributes - named)}"
