@@ -1,4 +1,4 @@
-"""Bricks: the reference against sets of tuples, the kernels against the reference, bit for bit."""
+"""Bricks: definition, reference, kernels."""
 
 import itertools
 import random
@@ -16,6 +16,7 @@ from sparsevox.morton import Bricks
 from sparsevox.ops import bricks as ops
 from sparsevox.reference import bricks as reference
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, random_batch, row_order, shuffled, voxel_sets
+from tests.definitions import bricks as definition
 
 
 @pytest.fixture
@@ -55,10 +56,9 @@ def test_bricks_hold_the_set_in_row_order(data: VoxelSet, draw: st.DataObject) -
     coords = reference.brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
     assert [tuple(v) for v in coords.tolist()] == ordered
     assert bricks.offsets.tolist() == [sum(v[0] < b for v in ordered) for b in range(data.batch_size + 1)]
-    assert bricks.keys.tolist() == sorted(set(bricks.keys.tolist()))
-    assert bricks.masks.all()
-    counts = [(m & (1 << 64) - 1).bit_count() for m in bricks.masks.tolist()]
-    assert bricks.starts.tolist() == [sum(counts[:i]) for i in range(len(counts))]
+    masks = [mask & (1 << 64) - 1 for mask in bricks.masks.tolist()]
+    found = dict(zip(bricks.keys.tolist(), zip(masks, bricks.starts.tolist(), strict=True), strict=True))
+    assert list(found.items()) == list(definition.bricks(data.voxels).items())
     assert (coords.dtype, bricks.starts.dtype, bricks.rows.shape) == (
         torch.int32,
         torch.int32,
@@ -69,33 +69,25 @@ def test_bricks_hold_the_set_in_row_order(data: VoxelSet, draw: st.DataObject) -
 @given(voxel_sets(), st.data())
 def test_rows_are_found(data: VoxelSet, draw: st.DataObject) -> None:
     bricks = reference.build_bricks(as_coords(data.voxels), data.batch_size)
-    rows = {v: row for row, v in enumerate(row_order(data.voxels))}
+    rows = row_order(data.voxels)
     far = st.tuples(st.integers(-2, 1100), *[st.integers(-(1 << 20), 1 << 20)] * 3)
-    queries = draw.draw(st.lists(far, max_size=5)) + list(rows)[:50]
+    queries = draw.draw(st.lists(far, max_size=5)) + rows[:50]
     queries += [(b, x + dx, y, z) for b, x, y, z in queries for dx in (-1, 1, 1 << 18)]
     found = reference.find_rows(as_coords(queries), bricks.keys, bricks.masks, bricks.starts, None)
-    assert found.tolist() == [rows.get(q, -1) for q in queries]
+    assert found.tolist() == definition.index(rows, queries)
 
 
 @given(voxel_sets(max_voxels=40))
 def test_neighbor_bricks(data: VoxelSet) -> None:
     bricks = reference.build_bricks(as_coords(data.voxels), data.batch_size)
-    corners = row_order({(b, x >> 2, y >> 2, z >> 2) for b, x, y, z in data.voxels})
-    row = {corner: index for index, corner in enumerate(corners)}
-    steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]
-    expected = [[row.get((b, x + i, y + j, z + k), -1) for i, j, k in steps] for b, x, y, z in corners]
-    assert reference.neighbor_bricks(bricks.keys, None).tolist() == expected
+    assert reference.neighbor_bricks(bricks.keys, None).tolist() == definition.neighbor_bricks(data.voxels)
 
 
 @given(voxel_sets(limits=True))
 def test_bounds(data: VoxelSet) -> None:
     bricks = reference.build_bricks(as_coords(data.voxels), data.batch_size)
-    lower, upper = ops.bounds(bricks)
-    for item in range(data.batch_size):
-        members = [v[1:] for v in data.voxels if v[0] == item] or [(0, 0, 0)]
-        above = [max(m[a] for m in members) + (1 if any(v[0] == item for v in data.voxels) else 0) for a in range(3)]
-        assert lower[item].tolist() == [min(m[a] for m in members) for a in range(3)]
-        assert upper[item].tolist() == above
+    found = zip(*(bound.tolist() for bound in ops.bounds(bricks)), strict=True)
+    assert list(found) == definition.bounds(data.voxels, data.batch_size)
 
 
 @given(st.lists(voxel_sets(max_voxels=30), min_size=1, max_size=4))

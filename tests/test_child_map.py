@@ -3,7 +3,6 @@
 import gc
 import itertools
 import weakref
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from sparsevox import ChildMap, Grid, _readback
 from sparsevox.morton import Bricks
 from sparsevox.ops import max_pool3d
 from sparsevox.testing import LIMIT, VoxelSet, as_coords, random_batch, voxel_sets
+from tests.definitions.pool import child_rows
 
 FACTORS: list[Any] = [1, 2, 4, 8, 3, (2, 2, 1), (1, 4, 2)]
 TARGETS: dict[str, Callable[[Grid, Any], Grid | None]] = {
@@ -40,18 +40,11 @@ def triple(value: Any) -> tuple[int, ...]:
     return (value,) * 3 if isinstance(value, int) else tuple(value)
 
 
-def families(fine: Grid, coarse: Grid, factor: Any) -> list[list[int]]:
-    """Rows of the children of each coarse voxel, by dictionary."""
-    children: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, (b, *ijk) in enumerate(fine.coords.tolist()):
-        children[b, *(i // f for i, f in zip(ijk, triple(factor), strict=True))].append(row)
-    return [children[tuple(voxel)] for voxel in coarse.coords.tolist()]
-
-
 def check_map(grid: Grid, factor: Any, target: Grid | None) -> ChildMap:
     coarse = grid.coarsen(factor) if target is None else target
     child_map = grid.child_map(factor, target)
-    expected = families(grid, coarse, factor)
+    fine_rows, coarse_rows = ([tuple(v) for v in g.coords.tolist()] for g in (grid, coarse))
+    expected = child_rows(fine_rows, coarse_rows, triple(factor))
     parents = [-1] * grid.num_voxels
     for row, family in enumerate(expected):
         for child in family:

@@ -1,4 +1,4 @@
-"""Convolution and its transpose against `torch.nn.functional` on dense volumes, and by hand."""
+"""Convolution and its transpose against `torch.nn.functional` on dense volumes, and the definition."""
 
 import itertools
 import random
@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevox import Grid, ops
 from sparsevox.geometry import Geometry
-from sparsevox.testing import Voxel, as_coords, row_order
+from sparsevox.testing import Voxel, VoxelSet, as_coords, row_order, voxel_sets
+from tests.definitions import conv as definition
 from tests.goldens import GoldenFile
 
 Axes = tuple[int, int, int]
@@ -203,6 +206,28 @@ def test_conv_transpose_equals_torch(layer: Layer) -> None:
     x, w, b = map(twin, (feats, weight, bias))
     dense, lower = dense_conv_transpose(layer, volume(x, coords, LOWER, SMALL, size), LOWER, w, groups)
     check_same(out, pick(dense, fine.coords.long(), lower) + b, (feats, x), (weight, w), (bias, b))
+
+
+@given(voxel_sets(max_voxels=20, limits=False), st.sampled_from(layers()))
+def test_conv_equals_the_definition(data: VoxelSet, layer: Layer) -> None:
+    torch.manual_seed(0)
+    rows, geometry = row_order(data.voxels), layer.geometry
+    grid = Grid.from_coords(as_coords(rows), batch_size=data.batch_size)
+    options = {"stride": geometry.stride, "dilation": geometry.dilation, "padding": geometry.padding}
+    for transposed in (False, True):
+        weight, _, groups = parameters(layer, transposed)
+        feats = torch.randn(len(rows), CHANNELS[layer.channels][0], dtype=torch.float64)
+        if transposed:
+            fine = grid.generative(geometry.kernel_size, **options)
+            kernel_map = fine.kernel_map(geometry.kernel_size, **options, target=grid)
+            out = ops.conv_transpose3d(feats, weight, None, kernel_map, groups=groups)
+            expected = definition.conv_transpose3d(feats, weight, row_order(as_set(fine)), rows, geometry, groups)
+        else:
+            coarse = grid.strided(geometry.kernel_size, **options)
+            kernel_map = grid.kernel_map(geometry.kernel_size, **options, target=coarse)
+            out = ops.conv3d(feats, weight, None, kernel_map, groups=groups)
+            expected = definition.conv3d(feats, weight, rows, row_order(as_set(coarse)), geometry, groups)
+        check_equal(out, expected)
 
 
 @pytest.mark.parametrize("kernel", [3, 7])

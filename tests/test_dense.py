@@ -1,4 +1,4 @@
-"""Dense volumes, grids and features: Python loops, reference, kernels."""
+"""Dense volumes, grids and features: definition, reference, kernels."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -14,6 +14,7 @@ from sparsevox import Grid, _readback
 from sparsevox.morton import VoxelError
 from sparsevox.ops import from_dense, to_dense
 from sparsevox.testing import LIMIT, VoxelSet, as_coords, row_order, voxel_sets
+from tests.definitions import dense as definition
 from tests.goldens import GoldenFile
 
 HALF: Any = 1.5  # which a type checker would not let pass
@@ -25,10 +26,8 @@ sizes = st.tuples(st.integers(0, 3), *[st.integers(0, 9)] * 3)
 @given(sizes, st.tuples(*[st.integers(-9, 9)] * 3), st.floats(0, 1), st.integers(0, 1 << 20))
 def test_volume(size: tuple[int, ...], lower: tuple[int, int, int], density: float, seed: int) -> None:
     mask = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < density
-    where = torch.argwhere(mask).tolist()
-    voxels = {(b, x + lower[0], y + lower[1], z + lower[2]) for b, x, y, z in where}
     grid = Grid.from_dense(mask, lower=lower)
-    assert [tuple(v) for v in grid.coords.tolist()] == row_order(voxels)
+    assert [tuple(v) for v in grid.coords.tolist()] == row_order(definition.from_mask(mask, lower))
     assert grid.batch_size == size[0]
 
 
@@ -72,15 +71,6 @@ def values(*size: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Ten
     return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def in_the_box(grid: Grid, lower: tuple[int, ...], upper: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """Item and place of every row whose voxel lies in a box, by loops."""
-    places = {}
-    for row, (b, *ijk) in enumerate(grid.coords.tolist()):
-        if all(low <= x < up for low, x, up in zip(lower, ijk, upper, strict=True)):
-            places[row] = (b, *(x - low for low, x in zip(lower, ijk, strict=True)))
-    return places
-
-
 boxes = st.tuples(st.tuples(*[st.integers(-12, 8)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
 
 
@@ -90,14 +80,11 @@ def test_features_in_a_box(case: VoxelSet, box: Any, channels: int) -> None:
     lower, size = box
     upper = tuple(a + n for a, n in zip(lower, size, strict=True))
     feats, volume = values(grid.num_voxels, channels), values(case.batch_size, channels, *size, seed=1)
-    dense, rows = torch.zeros_like(volume), torch.zeros_like(feats)
-    for row, (b, *place) in in_the_box(grid, lower, upper).items():
-        x, y, z = place
-        dense[b, :, x, y, z] = feats[row]
-        rows[row] = volume[b, :, x, y, z]
+    rows = row_order(case.voxels)
     calls = _readback.calls
-    assert torch.equal(to_dense(feats, grid, lower, upper), dense)
-    assert torch.equal(from_dense(volume, grid, lower), rows)
+    expected = definition.to_dense(feats, rows, lower, size, case.batch_size)
+    assert torch.equal(to_dense(feats, grid, lower, upper), expected)
+    assert torch.equal(from_dense(volume, grid, lower), definition.from_dense(volume, rows, lower))
     assert _readback.calls == calls
 
 

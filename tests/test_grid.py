@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparsevox import Grid
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, random_batch, row_order, shuffled, voxel_sets
+from tests.definitions.voxelize import containing, enclosing
 from tests.goldens import GoldenFile
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -156,14 +157,12 @@ def test_a_point_on_a_face_belongs_to_the_upper_voxel(dtype: torch.dtype) -> Non
 @given(dyadic_points, dyadic_sizes, dyadic_origins, st.sampled_from([torch.float32, torch.float64]))
 def test_both_rules_for_points(points: list[Triple], size: Triple, origin: Triple, dtype: torch.dtype) -> None:
     tensor = torch.tensor(points, dtype=dtype).reshape(-1, 3)
-    at = (np.array(points).reshape(-1, 3) - origin) / np.array(size)
-    containing = {(0, int(x), int(y), int(z)) for x, y, z in np.floor(at + 0.5)}
-    enclosing = {(0, *map(int, first + step)) for first in np.floor(at) for step in CORNERS}
+    places = ((np.array(points).reshape(-1, 3) - origin) / np.array(size)).tolist()
     grid = Grid.from_points(tensor, voxel_size=size, origin=origin)
     assert (grid.voxel_size, grid.origin) == (size, origin)
-    assert rows(grid) == row_order(containing)
+    assert rows(grid) == row_order((0, *ijk) for ijk in containing(places))
     grid = Grid.from_points(tensor, voxel_size=size, origin=origin, mode="enclosing")
-    assert rows(grid) == row_order(enclosing)
+    assert rows(grid) == row_order((0, *ijk) for ijk in enclosing(places))
 
 
 @pytest.mark.parametrize(("mode", "name"), [("containing", "points"), ("enclosing", "nearest_voxels")])

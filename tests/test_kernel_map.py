@@ -16,37 +16,11 @@ from sparsevox import Grid, KernelMap
 from sparsevox.geometry import Geometry
 from sparsevox.plans import Bags
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, cloud, row_order, voxel_sets
+from tests.definitions.neighbors import kernel_table, taps
+from tests.definitions.plans import adjoint_table
 
 Axes = tuple[int, int, int]
 Table = list[list[int]]
-
-
-def taps_of(geometry: Geometry) -> list[Axes]:
-    """The last axis is the fastest."""
-    x, y, z = geometry.kernel_size
-    return [(i, j, k) for i in range(x) for j in range(y) for k in range(z)]
-
-
-def met(voxel: Voxel, tap: Axes, geometry: Geometry) -> Voxel:
-    _, stride, dilation, padding = geometry
-    ijk = (s * c + t * d - p for c, t, s, d, p in zip(voxel[1:], tap, stride, dilation, padding, strict=True))
-    return (voxel[0], *ijk)
-
-
-def expected_table(fine: list[Voxel], coarse: list[Voxel], geometry: Geometry) -> Table:
-    rows = {voxel: row for row, voxel in enumerate(fine)}
-    return [[rows.get(met(voxel, tap, geometry), -1) for voxel in coarse] for tap in taps_of(geometry)]
-
-
-def transposed(table: Table, count: int) -> Table:
-    """Who meets whom, asked from the other side."""
-    result = [[-1] * count for _ in table]
-    for theirs, mine in zip(table, result, strict=True):
-        for out, source in enumerate(theirs):
-            if source >= 0:
-                assert mine[source] == -1  # at one tap nobody is met twice
-                mine[source] = out
-    return result
 
 
 def options(geometry: Geometry) -> dict[str, Any]:
@@ -84,7 +58,7 @@ def maps(draw: st.DrawFn) -> Case:
     rng = random.Random(draw(st.integers(0, 1 << 20)))
     coarse: set[Voxel] = set()
     for b, *ijk in data.voxels:
-        tap = rng.choice(taps_of(geometry))
+        tap = rng.choice(taps(geometry))
         per_axis = zip(ijk, tap, geometry.stride, geometry.dilation, geometry.padding, strict=True)
         near = [(f + p - t * d) // s + rng.choice((0, 0, 0, 1)) for f, t, s, d, p in per_axis]
         coarse.add((b, *(min(max(c, -LIMIT), LIMIT - 1) for c in near)))
@@ -93,12 +67,12 @@ def maps(draw: st.DrawFn) -> Case:
 
 
 def check_map(kernel_map: KernelMap, fine: list[Voxel], coarse: list[Voxel], geometry: Geometry) -> None:
-    expected = expected_table(fine, coarse, geometry)
+    expected = kernel_table(fine, coarse, geometry)
     assert kernel_map.geometry == geometry
     assert kernel_map.table.dtype == kernel_map.up.table.dtype == torch.int32
     assert (kernel_map.num_fine, kernel_map.num_coarse) == (len(fine), len(coarse))
     assert kernel_map.table.tolist() == expected
-    assert kernel_map.up.table.tolist() == transposed(expected, len(fine))
+    assert kernel_map.up.table.tolist() == adjoint_table(expected, len(fine))
 
 
 @given(maps())
@@ -175,10 +149,10 @@ def test_every_geometry_of_one_axis(kernel: int, axis: int) -> None:
     for stride, dilation, padding in itertools.product(targets, (1, 2, 3, 4, 7, 8), (0, 1, 2, 4, 8)):
         geometry = Geometry(along(kernel, 1), along(stride, 1), along(dilation, 1), along(padding, 0))
         kernel_map = grid.kernel_map(geometry.kernel_size, **options(geometry), target=targets[stride])
-        assert kernel_map.table.tolist() == expected_table(fine, coarse, geometry), geometry
+        assert kernel_map.table.tolist() == kernel_table(fine, coarse, geometry), geometry
         if stride == 1:
             own = grid.kernel_map(geometry.kernel_size, **options(geometry))
-            assert own.table.tolist() == expected_table(fine, fine, geometry), geometry
+            assert own.table.tolist() == kernel_table(fine, fine, geometry), geometry
 
 
 CORNERS = [(0, *ijk) for ijk in itertools.product((-LIMIT, -1, 0, LIMIT - 1), repeat=3)]
@@ -210,9 +184,9 @@ def test_many_bricks() -> None:
     grid = grid_of(rows, 2)
     assert grid.num_bricks > 1000
     geometry = Geometry((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
-    assert grid.kernel_map(3).table.tolist() == expected_table(rows, rows, geometry)
+    assert grid.kernel_map(3).table.tolist() == kernel_table(rows, rows, geometry)
     others = rows[::3]
-    assert grid.kernel_map(3, target=grid_of(others, 2)).table.tolist() == expected_table(rows, others, geometry)
+    assert grid.kernel_map(3, target=grid_of(others, 2)).table.tolist() == kernel_table(rows, others, geometry)
 
 
 def test_the_default_target_is_the_grid_or_what_is_reached() -> None:

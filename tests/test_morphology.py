@@ -1,7 +1,6 @@
-"""Dilation and erosion by boxes and stencils: sets of tuples, reference, kernels."""
+"""Dilation and erosion by boxes and stencils: definition, reference, kernels."""
 
-from collections.abc import Callable, Iterable
-from itertools import product
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from sparsevox.morton import Bricks
 from sparsevox.reference import morphology as reference
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, row_order, voxel_sets
+from tests.definitions.morphology import box, dilate, erode
 
 
 @pytest.fixture
@@ -21,7 +21,6 @@ def kernels() -> Any:
     return pytest.importorskip("sparsevox.kernels.morphology", reason="kernels need Triton")
 
 
-Offset = tuple[int, ...]
 BOXES = [
     ([-1] * 3, [1] * 3),
     ([0] * 3, [1] * 3),
@@ -39,22 +38,6 @@ def assert_holds(grid: Grid, voxels: set[Voxel]) -> None:
     assert [tuple(v) for v in grid.coords.tolist()] == row_order(voxels)
 
 
-def dilated(voxels: Iterable[Voxel], offsets: Iterable[Offset]) -> set[Voxel]:
-    offsets = list(offsets)
-    return {(b, x + i, y + j, z + k) for b, x, y, z in voxels for i, j, k in offsets}
-
-
-def eroded(voxels: Iterable[Voxel], offsets: Iterable[Offset]) -> set[Voxel]:
-    members, offsets = set(voxels), list(offsets)
-    first = offsets[0]
-    candidates = {(b, x - first[0], y - first[1], z - first[2]) for b, x, y, z in members}
-    return {v for v in candidates if dilated([v], offsets) <= members}
-
-
-def box(lower: Iterable[int], upper: Iterable[int]) -> list[Offset]:
-    return list(product(*(range(a, b + 1) for a, b in zip(lower, upper, strict=True))))
-
-
 boxes = st.tuples(*[st.tuples(st.integers(-6, 6), st.integers(0, 4))] * 3).map(
     lambda pairs: ([a for a, _ in pairs], [a + w for a, w in pairs])
 )
@@ -66,15 +49,15 @@ containing_origin = st.tuples(*[st.tuples(st.integers(-2, 0), st.integers(0, 2))
 @given(voxel_sets(max_voxels=60, limits=False), boxes)
 def test_dilate_by_a_box(data: VoxelSet, bounds: tuple[list[int], list[int]]) -> None:
     lower, upper = bounds
-    assert_holds(grid_of(data).dilate(lower=lower, upper=upper), dilated(data.voxels, box(lower, upper)))
+    assert_holds(grid_of(data).dilate(lower=lower, upper=upper), dilate(data.voxels, box(lower, upper)))
 
 
 @given(voxel_sets(max_voxels=150, limits=False), st.one_of(boxes, containing_origin))
 def test_erode_by_a_box(data: VoxelSet, bounds: tuple[list[int], list[int]]) -> None:
     lower, upper = bounds
-    grown = dilated(data.voxels, box([-1] * 3, [1] * 3))
+    grown = dilate(data.voxels, box([-1] * 3, [1] * 3))
     grid = Grid.from_coords(as_coords(grown), batch_size=data.batch_size)
-    assert_holds(grid.erode(lower=lower, upper=upper), eroded(grown, box(lower, upper)))
+    assert_holds(grid.erode(lower=lower, upper=upper), erode(grown, box(lower, upper)))
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 5, (0, 2, 7)])
@@ -83,8 +66,8 @@ def test_radius_is_a_box(radius: int | tuple[int, int, int]) -> None:
     voxels = {(0, 0, 0, 0), (0, 9, -3, 2)}
     offsets = box([-r for r in reach], reach)
     grid = Grid.from_coords(as_coords(voxels))
-    assert_holds(grid.dilate(radius), dilated(voxels, offsets))
-    assert_holds(grid.dilate(radius).erode(radius), eroded(dilated(voxels, offsets), offsets))
+    assert_holds(grid.dilate(radius), dilate(voxels, offsets))
+    assert_holds(grid.dilate(radius).erode(radius), erode(dilate(voxels, offsets), offsets))
 
 
 @given(voxel_sets(max_voxels=40, limits=False), st.integers(0, 1 << 20), st.tuples(*[st.integers(1, 4)] * 3))
@@ -94,16 +77,19 @@ def test_stencils(data: VoxelSet, seed: int, shape: tuple[int, int, int]) -> Non
     center = [(s - 1) // 2 for s in shape]
     offsets = [tuple(a - c for a, c in zip(t, center, strict=True)) for t in stencil.nonzero().tolist()]
     grid = grid_of(data)
-    assert_holds(grid.dilate(stencil=stencil), dilated(data.voxels, offsets))
+    assert_holds(grid.dilate(stencil=stencil), dilate(data.voxels, offsets))
     grown = grid.dilate(stencil=stencil)
-    assert_holds(grown.erode(stencil=stencil), eroded([tuple(v) for v in grown.coords.tolist()], offsets))
+    assert_holds(grown.erode(stencil=stencil), erode([tuple(v) for v in grown.coords.tolist()], offsets))
 
 
 def test_a_full_stencil_is_a_box() -> None:
     grid = Grid.from_coords(as_coords([(0, 0, 0, 0), (0, 5, -3, 9)]))
     stencil = torch.ones(3, 2, 1, dtype=torch.bool)
     calls = _readback.calls
-    assert_holds(grid.dilate(stencil=stencil), dilated({(0, 0, 0, 0), (0, 5, -3, 9)}, box([-1, 0, 0], [1, 1, 0])))
+    assert_holds(
+        grid.dilate(stencil=stencil),
+        dilate({(0, 0, 0, 0), (0, 5, -3, 9)}, box([-1, 0, 0], [1, 1, 0])),
+    )
     assert grid.dilate(stencil=stencil).erode(stencil=stencil).same_voxels(grid)
     assert _readback.calls == calls + 3
 
@@ -115,7 +101,7 @@ def test_a_far_box_is_one_shift() -> None:
     calls = _readback.calls
     far = grid.dilate(lower=lower, upper=upper)
     assert _readback.calls <= calls + 4
-    assert_holds(far, dilated(voxels, box(lower, upper)))
+    assert_holds(far, dilate(voxels, box(lower, upper)))
     assert_holds(far.erode(lower=lower, upper=upper), voxels)
 
 
@@ -129,7 +115,7 @@ def test_a_box_larger_than_a_grid_is_refused_at_once() -> None:
 @given(voxel_sets(max_voxels=80), containing_origin)
 def test_erosion_at_the_border_of_the_range(data: VoxelSet, bounds: tuple[list[int], list[int]]) -> None:
     lower, upper = bounds
-    assert_holds(grid_of(data).erode(lower=lower, upper=upper), eroded(data.voxels, box(lower, upper)))
+    assert_holds(grid_of(data).erode(lower=lower, upper=upper), erode(data.voxels, box(lower, upper)))
 
 
 @given(voxel_sets(max_voxels=60, limits=False), voxel_sets(max_voxels=60, limits=False), boxes)

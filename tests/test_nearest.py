@@ -12,6 +12,8 @@ from sparsevox.grid import Grid
 from sparsevox.reference import nearest
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.reference.nearest import nearest_rows
+from sparsevox.testing import row_order
+from tests.definitions.nearest import nearest_row
 
 cKDTree = pytest.importorskip("scipy.spatial", reason="an oracle").cKDTree
 
@@ -19,26 +21,8 @@ UNIT = (1.0, 1.0, 1.0)
 
 
 def z_order(coords):
-    """Distinct coordinates in row order: by batch item, then by bits of x, y, z taken in turns, highest first."""
-
-    def rank(row):
-        item, *ijk = row
-        bits = ["".join(digits) for digits in zip(*(f"{x + 2**17:018b}" for x in ijk), strict=True)]
-        return item, "".join(bits)
-
-    return sorted(set(map(tuple, coords)), key=rank)
-
-
-def brute_force(points, batch, voxels, voxel_size):
-    """Rows by comparing every pair; argmin takes the first of equals."""
-    voxels = np.array(voxels, dtype=np.int64).reshape(-1, 4)
-    found = np.full(len(points), -1)
-    for row, (point, item) in enumerate(zip(points, batch, strict=True)):
-        own = np.flatnonzero(voxels[:, 0] == item)
-        if len(own):
-            x, y, z = ((np.asarray(point) - voxels[own, 1:]) * voxel_size).T
-            found[row] = own[np.argmin(x * x + y * y + z * z)]
-    return found
+    """Distinct coordinates in row order."""
+    return row_order(set(map(tuple, coords)))
 
 
 def find(points, batch, coords, batch_size, voxel_size=UNIT):
@@ -50,7 +34,8 @@ def find(points, batch, coords, batch_size, voxel_size=UNIT):
 
 
 def check(points, batch, coords, batch_size, voxel_size=UNIT):
-    expected = brute_force(points, batch, z_order(coords), voxel_size)
+    rows = np.array(z_order(coords), dtype=np.int64).reshape(-1, 4)
+    expected = [nearest_row(p, b, rows, voxel_size) for p, b in zip(points, batch, strict=True)]
     np.testing.assert_array_equal(find(points, batch, coords, batch_size, voxel_size), expected)
 
 

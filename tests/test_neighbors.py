@@ -1,4 +1,4 @@
-"""Kernel tables: dictionaries of tuples, reference, kernels."""
+"""Kernel tables: definition, reference, kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,17 +6,19 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsevox import Grid, ops
 from sparsevox.geometry import Geometry
 from sparsevox.morton import Bricks
 from sparsevox.ops import bricks as brick_ops
+from sparsevox.reference import neighbors as reference
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.reference.topology import coarsen_bricks
 from sparsevox.testing import LIMIT, VoxelSet, as_coords, random_batch, row_order, voxel_sets
+from tests.definitions.neighbors import kernel_table
 
 ENDS = (-LIMIT, LIMIT - 1)
-TAPS = [(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]
 
 WITHIN = {
     "neighbors": Geometry((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
@@ -43,11 +45,20 @@ def compare(agree: Callable[..., Any], fine: Bricks, coarse: Bricks, geometry: G
 
 @given(voxel_sets())
 def test_table_names_every_neighbor(data: VoxelSet) -> None:
-    rows = {voxel: row for row, voxel in enumerate(row_order(data.voxels))}
+    rows = row_order(data.voxels)
     table = ops.neighbor_table(Grid.from_coords(as_coords(data.voxels), batch_size=data.batch_size))
-    expected = [[rows.get((b, x + i, y + j, z + k), -1) for b, x, y, z in rows] for i, j, k in TAPS]
     assert table.dtype == torch.int32
-    assert table.tolist() == expected
+    assert table.tolist() == kernel_table(rows, rows, WITHIN["neighbors"])
+
+
+@given(voxel_sets(limits=False), st.sampled_from([*WITHIN.values(), *BETWEEN.values()]))
+def test_reference_equals_definition(data: VoxelSet, geometry: Geometry) -> None:
+    rows = row_order(data.voxels)
+    coarse = row_order({(b, i // 2, j // 3, k) for b, i, j, k in rows})
+    fine, other = (build_bricks(as_coords(voxels), data.batch_size) for voxels in (rows, coarse))
+    for a, b, here, there in ((fine, other, rows, coarse), (other, fine, coarse, rows)):
+        arrays = (a.keys, a.masks, a.starts, a.rows, None, b.keys, b.masks, b.starts, b.rows)
+        assert reference.kernel_table(*arrays, *geometry).tolist() == kernel_table(here, there, geometry)
 
 
 @pytest.mark.triton36

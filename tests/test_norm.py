@@ -1,7 +1,7 @@
-"""Group and instance norm: the formula item by item, reference, kernels."""
+"""Group and instance norm: definition, reference, kernels."""
 
 from importlib import import_module
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsevox import Grid
 from sparsevox.ops import group_norm, instance_norm
 from sparsevox.reference import norm as reference
+from tests.definitions import norm as definition
 from tests.goldens import GoldenFile
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -40,22 +41,10 @@ def values(rows: int, channels: int, dtype: torch.dtype = torch.float64, seed: i
     return (feats * 2 + 3).to(dtype)
 
 
-def by_hand(
+def by_definition(
     feats: Tensor, sizes: list[int], groups: int, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """`torch.nn.functional.group_norm` of [1, C, n] for every item, in float64."""
-    parts = []
-    if bias is not None and weight is None:  # of which torch has no gradient
-        weight = torch.ones_like(bias)
-    w, b = (None if x is None else x.double() for x in (weight, bias))
-    for first, last in pairwise(accumulate(sizes, initial=0)):
-        part = feats[first:last].double().t()[None]
-        if part.numel() == groups:  # one element a group, which torch refuses
-            normal = part[0] * 0 if w is None else part[0] * 0 * w[:, None]
-            parts.append((normal if b is None else normal + b[:, None]).t())
-        elif first < last:
-            parts.append(torch.nn.functional.group_norm(part, groups, w, b)[0].t())
-    return torch.cat([feats[:0].double(), *parts])
+    return definition.group_norm(feats, list(accumulate(sizes, initial=0)), groups, weight, bias)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -75,7 +64,7 @@ def test_batch_items_are_normalized_separately(sizes: str, channels: int, groups
     weight, bias = (values(channels, 1, seed=s).squeeze(1).requires_grad_() for s in (1, 2))
     for affine in ((weight, bias), (None, bias), (None, None)):
         actual = group_norm(feats, grid, groups, *affine)
-        expected = by_hand(feats, SIZES[sizes], groups, *affine)
+        expected = by_definition(feats, SIZES[sizes], groups, *affine)
         assert error(actual, expected) < 1e-12
         given_ = [x for x in (feats, *affine) if x is not None]
         grad = values(grid.num_voxels, channels, seed=3)
@@ -87,7 +76,7 @@ def test_batch_items_are_normalized_separately(sizes: str, channels: int, groups
 @given(st.lists(st.integers(0, 30), max_size=6), st.integers(0, 99))
 def test_any_sizes(sizes: list[int], seed: int) -> None:
     feats = values(sum(sizes), 4, seed=seed)
-    assert error(group_norm(feats, ragged(sizes), 2), by_hand(feats, sizes, 2)) < 1e-12
+    assert error(group_norm(feats, ragged(sizes), 2), by_definition(feats, sizes, 2)) < 1e-12
 
 
 def test_instance_norm_is_group_norm_with_one_channel_per_group() -> None:
@@ -110,7 +99,7 @@ def test_eps_is_added_to_the_variance(eps: float) -> None:
 def test_many_items() -> None:
     sizes = [b * 7 % 11 for b in range(1024)]
     feats = values(sum(sizes), 6)
-    assert error(group_norm(feats, ragged(sizes), 3), by_hand(feats, sizes, 3)) < 1e-12
+    assert error(group_norm(feats, ragged(sizes), 3), by_definition(feats, sizes, 3)) < 1e-12
 
 
 def test_a_large_mean_costs_no_more_than_its_rounding() -> None:
@@ -118,7 +107,7 @@ def test_a_large_mean_costs_no_more_than_its_rounding() -> None:
         feats = (values(sum(sizes), 8) / 2 + 1e4).float()
         result = group_norm(feats, ragged(sizes), 2)
         # The mean, too, is rounded to a multiple of 2^-10.
-        assert (result.double() - by_hand(feats, sizes, 2)).abs().max() < 6e-4
+        assert (result.double() - by_definition(feats, sizes, 2)).abs().max() < 6e-4
         for part in result.double().split([n for n in sizes if n]):
             assert (part.unflatten(1, (2, 4)).var((0, 2), correction=0) - 1).abs().max() < 3e-5
 
@@ -139,7 +128,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     feats, grad = values(78, 6, dtype).requires_grad_(), values(78, 6, dtype, seed=1)
     weight = values(6, 1, torch.float32, seed=2).squeeze(1).requires_grad_()
     exact, exact_weight = feats.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    result, expected = group_norm(feats, grid, 2, weight), by_hand(exact, sizes, 2, exact_weight)
+    result, expected = group_norm(feats, grid, 2, weight), by_definition(exact, sizes, 2, exact_weight)
     assert result.dtype == dtype
     assert error(result, expected) < TOLERANCE[dtype] / 2
     found = torch.autograd.grad(result, (feats, weight), grad)

@@ -1,5 +1,6 @@
-"""Pairs of kernel maps: tables of Python lists, turned round, listed and bagged by loops."""
+"""Pairs of kernel maps: tables of Python lists, and the definitions."""
 
+import itertools
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sparsevox import Grid
 from sparsevox.ops import plans
+from tests.definitions import plans as definition
 
 Table = list[list[int]]
 
@@ -28,22 +30,6 @@ def as_table(table: Table) -> Tensor:
     return torch.tensor(table, dtype=torch.int32).reshape(len(table), -1)
 
 
-def pairs_of(table: Table, block: int) -> tuple[list[int], list[int], list[int]]:
-    """Sources, rows and starts: by block of rows, then tap, then row."""
-    src: list[int] = []
-    dst: list[int] = []
-    starts = []
-    rows = len(table[0])
-    for first in range(0, rows, block):
-        for tap in table:
-            starts.append(len(src))
-            for row in range(first, min(first + block, rows)):
-                if tap[row] >= 0:
-                    src.append(tap[row])
-                    dst.append(row)
-    return src, dst, [*starts, len(src)]
-
-
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[Table, int]:
     sizes = [draw(st.integers(low, high)) for low, high in ((1, 27), (0, 40), (0, 40))]
@@ -55,9 +41,8 @@ def tables(draw: st.DrawFn) -> tuple[Table, int]:
 def test_the_adjoint_is_the_inverse(case: tuple[Table, int]) -> None:
     table, sources = case
     adjoint = plans.adjoint_table(as_table(table), torch.empty(sources, 0))
-    expected = [[tap.index(source) if source in tap else -1 for source in range(sources)] for tap in table]
     assert adjoint.dtype == torch.int32
-    assert adjoint.tolist() == expected
+    assert adjoint.tolist() == definition.adjoint_table(table, sources)
     assert plans.adjoint_table(adjoint, torch.empty(len(table[0]), 0)).tolist() == table
 
 
@@ -66,23 +51,18 @@ def test_pairs_are_those_of_the_table_in_order(case: tuple[Table, int], block: i
     table, _ = case
     results = torch.ops.sparsevox.pair_lists(as_table(table), block)
     assert [r.dtype for r in results] == [torch.int32, torch.int32, torch.int64]
-    assert [r.tolist() for r in results] == list(pairs_of(table, block))
+    assert [r.tolist() for r in results] == list(definition.pair_lists(table, block))
 
 
 @given(tables(), st.sampled_from((1, 4, 8, 64)))
 def test_bags_hold_the_pairs_of_each_row_by_tap(case: tuple[Table, int], block: int) -> None:
     table, _ = case
-    src, dst, starts = (torch.tensor(part) for part in pairs_of(table, block))
+    _, dst, starts = (torch.tensor(part) for part in definition.pair_lists(table, block))
     order, bags = torch.ops.sparsevox.pair_bags(dst.int(), starts, as_table(table), block)
     assert (order.dtype, bags.dtype) == (torch.int32, torch.int64)
-    rows = range(len(table[0]))
-    counts = [sum(tap[row] >= 0 for tap in table) for row in rows]
-    assert bags.tolist() == [sum(counts[:row]) for row in range(len(rows) + 1)]
-    edges = starts[:: len(table)].tolist()
-    for row in rows:
-        numbers = [edges[row // block] + n for n in order[bags[row] : bags[row + 1]].tolist()]
-        assert [int(dst[n]) for n in numbers] == [row] * counts[row]
-        assert [int(src[n]) for n in numbers] == [tap[row] for tap in table if tap[row] >= 0]
+    first = [starts[:: len(table)].tolist()[row // block] for row in range(len(table[0]))]  # pair of the block
+    found = [(order[a:b] + n).tolist() for (a, b), n in zip(itertools.pairwise(bags.tolist()), first, strict=True)]
+    assert found == definition.pair_bags(table, block)
 
 
 @pytest.mark.parametrize(("taps", "block"), [(1, 8192), (8, 8192), (27, 8192), (125, 1024), (343, 512)])
@@ -90,7 +70,7 @@ def test_blocks_of_pairs(taps: int, block: int) -> None:
     """The last block is not full; the size of a block depends on the number of taps only."""
     table = some_table(taps, block + 100, 500, 0.02)
     pairs = plans.pair_lists(as_table(table))
-    assert [part.tolist() for part in pairs] == list(pairs_of(table, block))
+    assert [part.tolist() for part in pairs] == list(definition.pair_lists(table, block))
     bags = plans.bags(as_table(table), pairs)
     order, row_starts = torch.ops.sparsevox.pair_bags(pairs.targets, pairs.starts, as_table(table), block)
     assert torch.equal(bags.order, order)
@@ -105,5 +85,5 @@ def test_a_direction_makes_plans_once() -> None:
     for direction in (kernel_map.down, kernel_map.up):
         assert direction.pairs is direction.pairs
         assert direction.plan is direction.plan
-        assert [t.tolist() for t in direction.pairs] == list(pairs_of(direction.table.tolist(), 4096))
+        assert [t.tolist() for t in direction.pairs] == list(definition.pair_lists(direction.table.tolist(), 4096))
     assert kernel_map.up is kernel_map.up

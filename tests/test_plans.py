@@ -1,4 +1,4 @@
-"""Plans: plain Python, reference, kernels."""
+"""Plans: definition, reference, kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,7 @@ from sparsevox.morton import Bricks
 from sparsevox.plans import TILE_ROWS, pair_block
 from sparsevox.reference import plans as reference
 from sparsevox.reference.neighbors import kernel_table
+from tests.definitions import plans as definition
 
 SHAPES = {"K=1": (1, 300), "K=8": (8, 1000), "K=27": (27, 700), "K=62": (62, 150), "K=63": (63, 150), "no rows": (5, 0)}
 
@@ -44,22 +45,14 @@ def table(request: pytest.FixtureRequest, device: torch.device) -> Tensor:
 def test_adjoint_table_turns_pairs_around() -> None:
     table = random_table(6, 80, 50)
     turned = reference.adjoint_table(table, torch.empty(50, 0))
-    pairs = {(t, m, n) for t, row in enumerate(table.tolist()) for m, n in enumerate(row) if n >= 0}
-    assert {(t, m, n) for t, row in enumerate(turned.tolist()) for n, m in enumerate(row) if m >= 0} == pairs
+    assert turned.tolist() == definition.adjoint_table(table.tolist(), 50)
     assert torch.equal(reference.adjoint_table(turned, torch.empty(80, 0)), table)
 
 
 def test_pairs_are_sorted_by_block_tap_and_row() -> None:
     table = random_table(6, 80, 50)
-    src, dst, starts = reference.pair_lists(table, 32)
-    values = table.tolist()
-    expected, edges = [], [0]
-    for first in range(0, 80, 32):
-        for tap in range(6):
-            expected += [(values[tap][m], m) for m in range(first, min(first + 32, 80)) if values[tap][m] >= 0]
-            edges.append(len(expected))
-    assert list(zip(src.tolist(), dst.tolist(), strict=True)) == expected
-    assert starts.tolist() == edges
+    found = [part.tolist() for part in reference.pair_lists(table, 32)]
+    assert found == list(definition.pair_lists(table.tolist(), 32))
 
 
 def test_tiles_have_the_taps_of_their_rows() -> None:
@@ -73,20 +66,11 @@ def test_tiles_have_the_taps_of_their_rows() -> None:
         assert length == len(active)
 
 
-def gray_place(digits: list[int]) -> int:
-    """Place of a Gray code in its sequence, which is found by counting."""
-    number = int("".join(map(str, digits)), 2)
-    return next(i for i in range(1 << len(digits)) if i ^ (i >> 1) == number)
-
-
 def test_rows_are_sorted_by_their_place_in_the_gray_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "WINDOW_ROWS", 64)
-    has = random_table(5, 200, 150) >= 0
-    rarest_first = sorted(range(5), key=lambda tap: (int(has[tap].sum()), tap))
-    place = [gray_place([int(has[tap, row]) for tap in rarest_first]) for row in range(200)]
-    expected = sorted(range(200), key=lambda row: (row // 64, place[row], row))
-    order, _, _ = reference.row_plan(has.int() - 1)
-    assert order.tolist() == expected
+    table = (random_table(5, 200, 150) >= 0).int() - 1
+    order, _, _ = reference.row_plan(table)
+    assert order.tolist() == definition.row_order(table.tolist(), 64)
 
 
 def test_a_plan_needs_few_taps(device: torch.device) -> None:

@@ -1,8 +1,7 @@
-"""Pooling, upsampling and child maps: dictionaries of voxels, dense volumes, reference, kernels."""
+"""Pooling, upsampling and child maps: definition, dense volumes, reference, kernels."""
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from sparsevox import Grid
 from sparsevox.ops import avg_pool3d, max_pool3d, sum_pool3d, upsample
-from sparsevox.testing import VoxelSet, as_coords, random_batch, voxel_sets
+from sparsevox.testing import Voxel, VoxelSet, as_coords, random_batch, voxel_sets
+from tests.definitions import pool as definition
 from tests.goldens import GoldenFile
 
 FACTORS: list[Any] = [1, 2, 4, 8, 3, (2, 2, 1), (1, 4, 2)]
@@ -49,28 +49,12 @@ def features(rows: int, channels: int = 3, seed: int = 0) -> Tensor:
     return torch.randint(-9, 9, (rows, channels), generator=generator).double() / 4
 
 
+def rows_of(grid: Grid) -> list[Voxel]:
+    return [tuple(voxel) for voxel in grid.coords.tolist()]
+
+
 def triple(value: Any) -> tuple[int, ...]:
     return (value,) * 3 if isinstance(value, int) else tuple(value)
-
-
-def families(fine: Grid, coarse: Grid, factor: Any) -> list[list[int]]:
-    """Rows of the children of each coarse voxel, by dictionary."""
-    children: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, (b, *ijk) in enumerate(fine.coords.tolist()):
-        children[b, *(i // f for i, f in zip(ijk, triple(factor), strict=True))].append(row)
-    return [children[tuple(voxel)] for voxel in coarse.coords.tolist()]
-
-
-def by_hand(feats: Tensor, windows: list[list[int]], volume: int, pool: str) -> Tensor:
-    columns = feats.t().tolist()
-    functions: dict[str, Callable[[list[float]], float]] = {
-        "max": max,
-        "sum": math.fsum,
-        "mean": lambda x: math.fsum(x) / len(x),
-        "mean of the window": lambda x: math.fsum(x) / volume,
-    }
-    rows = [[functions[pool]([c[r] for r in window]) if window else 0.0 for c in columns] for window in windows]
-    return torch.tensor(rows, dtype=feats.dtype).reshape(len(windows), feats.shape[1])
 
 
 def close(actual: Tensor, expected: Tensor, eps: float = 1e-14) -> bool:
@@ -91,14 +75,16 @@ def test_pools_of_children(case: VoxelSet, factor: Any, target: str, channels: i
     grid = grid_of(case)
     coarse = TARGETS[target](grid, factor) or grid.coarsen(factor)
     child_map = grid.child_map(factor, coarse)
-    windows = families(grid, coarse, factor)
+    windows = definition.child_rows(rows_of(grid), rows_of(coarse), triple(factor))
     feats = features(grid.num_voxels, channels)
     for name, pool in POOLS.items():
-        assert close(pool(feats, child_map), by_hand(feats, windows, math.prod(triple(factor)), name)), name
+        if name == "mean of the window":
+            expected = definition.pool(feats, windows, "sum") / math.prod(triple(factor))
+        else:
+            expected = definition.pool(feats, windows, name)
+        assert close(pool(feats, child_map), expected), name
     values = features(coarse.num_voxels, channels, seed=1)
-    parent = {child: row for row, window in enumerate(windows) for child in window}
-    expected = [values[parent[n]].tolist() if n in parent else [0.0] * channels for n in range(grid.num_voxels)]
-    assert upsample(values, child_map).tolist() == expected
+    assert torch.equal(upsample(values, child_map), definition.upsample(values, windows, grid.num_voxels))
     # Pooling and upsampling are adjoint: numbers are quarters, so that this is exact.
     assert (sum_pool3d(feats, child_map) * values).sum() == (feats * upsample(values, child_map)).sum()
 
@@ -123,7 +109,7 @@ def test_equal_children_give_the_gradient_to_the_lowest_row(factor: int) -> None
     grid = some_grid()
     feats = torch.zeros(grid.num_voxels, 1, requires_grad=True)
     max_pool3d(feats, grid.child_map(factor)).sum().backward()
-    lowest = {min(rows) for rows in families(grid, grid.coarsen(factor), factor)}
+    lowest = {min(rows) for rows in definition.child_rows(rows_of(grid), rows_of(grid.coarsen(factor)), triple(factor))}
     assert feats.grad is not None
     assert feats.grad.flatten().tolist() == [float(row in lowest) for row in range(grid.num_voxels)]
 

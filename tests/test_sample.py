@@ -1,8 +1,7 @@
-"""Samples at points and splats from them: Python loops, dense PyTorch, reference, kernels."""
+"""Samples at points and splats from them: definition, dense PyTorch, reference, kernels."""
 
 import math
 from importlib import import_module
-from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from torch import Tensor
 from sparsevox import Grid
 from sparsevox.ops import sample_nearest, sample_trilinear, splat_trilinear
 from sparsevox.reference import sample as reference
-from sparsevox.testing import LIMIT, random_batch
+from sparsevox.testing import LIMIT, Voxel, random_batch
+from tests.definitions import sample as definition
 from tests.goldens import GoldenFile
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -42,24 +42,12 @@ def some_points(grid: Grid, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return grid.to_world(ijk), torch.randint(0, grid.batch_size + 1, (count,), generator=generator)
 
 
-def rows_of(grid: Grid) -> dict[tuple[int, ...], int]:
-    return {tuple(voxel): row for row, voxel in enumerate(grid.coords.tolist())}
-
-
-def corners(grid: Grid, points: Tensor, batch: Tensor) -> list[list[tuple[int, float]]]:
-    """Row and weight of those of the eight voxels around each point that exist, by loops."""
-    rows, found = rows_of(grid), []
-    for point, item in zip(points.tolist(), batch.tolist(), strict=True):
-        ijk = [(p - o) / s for p, o, s in zip(point, grid.origin, grid.voxel_size, strict=True)]
-        base = [math.floor(x) for x in ijk]
-        mine = []
-        for step in product((0, 1), repeat=3):
-            voxel = (item, *(b + s for b, s in zip(base, step, strict=True)))
-            parts = [x - b if s else 1 - (x - b) for x, b, s in zip(ijk, base, step, strict=True)]
-            if voxel in rows:
-                mine.append((rows[voxel], math.prod(parts)))
-        found.append(mine)
-    return found
+def located(grid: Grid, points: Tensor, batch: Tensor) -> tuple[list[Voxel], list[list[float]], list[int]]:
+    """The voxels of a grid in row order, and points in voxels with their batch items."""
+    rows = [tuple(voxel) for voxel in grid.coords.tolist()]
+    axes = list(zip(grid.origin, grid.voxel_size, strict=True))
+    places = [[(x - o) / s for x, (o, s) in zip(point, axes, strict=True)] for point in points.tolist()]
+    return rows, places, batch.tolist()
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -75,14 +63,11 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def test_trilinear(seed: int, channels: int, count: int) -> None:
     grid = some_grid(seed)
     feats, (points, batch) = values(grid.num_voxels, channels, seed=seed), some_points(grid, count, seed)
-    zero, renormalized = torch.zeros(count, channels).double(), torch.zeros(count, channels).double()
-    for p, mine in enumerate(corners(grid, points, batch)):
-        total = sum(weight for _, weight in mine)
-        for row, weight in mine:
-            zero[p] += weight * feats[row]
-            if total > 0:
-                renormalized[p] += weight / total * feats[row]
-    assert error(sample_trilinear(feats, grid, points, batch), zero) < 1e-12
+    where = located(grid, points, batch)
+    expected = definition.sample_trilinear(feats, *where)
+    assert error(sample_trilinear(feats, grid, points, batch), expected) < 1e-12
+    total = definition.sample_trilinear(torch.ones_like(feats[:, :1]), *where)
+    renormalized = torch.where(total > 0, expected / total, 0)
     assert error(sample_trilinear(feats, grid, points, batch, outside="renormalize"), renormalized) < 1e-10
 
 
@@ -90,12 +75,9 @@ def test_trilinear(seed: int, channels: int, count: int) -> None:
 def test_splat(seed: int, channels: int, count: int) -> None:
     grid = some_grid(seed)
     points, batch = some_points(grid, count, seed)
-    data, expected = values(count, channels, seed=seed), torch.zeros(grid.num_voxels, channels).double()
-    for p, mine in enumerate(corners(grid, points, batch)):
-        for row, weight in mine:
-            expected[row] += weight * data[p]
+    data = values(count, channels, seed=seed)
     result = splat_trilinear(points, data, grid, batch)
-    assert error(result, expected) < 1e-12
+    assert error(result, definition.splat_trilinear(data, *located(grid, points, batch))) < 1e-12
     # The adjoint of sampling.
     feats = values(grid.num_voxels, channels, seed=seed + 1)
     sampled = sample_trilinear(feats, grid, points, batch)
@@ -106,12 +88,7 @@ def test_splat(seed: int, channels: int, count: int) -> None:
 def test_nearest(seed: int, count: int) -> None:
     grid = some_grid(seed)
     feats, (points, batch) = values(grid.num_voxels, 3, seed=seed), some_points(grid, count, seed)
-    rows, expected = rows_of(grid), torch.zeros(count, 3).double()
-    for p, (point, item) in enumerate(zip(points.tolist(), batch.tolist(), strict=True)):
-        parts = zip(point, grid.origin, grid.voxel_size, strict=True)
-        voxel = (item, *(math.floor((x - o) / s + 0.5) for x, o, s in parts))
-        if voxel in rows:
-            expected[p] = feats[rows[voxel]]
+    expected = definition.sample_nearest(feats, *located(grid, points, batch))
     assert torch.equal(sample_nearest(feats, grid, points, batch), expected)
 
 
@@ -132,7 +109,8 @@ def test_derivatives() -> None:
     near = torch.arange(8) * 2 % grid.num_voxels
     off = torch.rand(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     points, batch = grid.to_world(grid.ijk[near] - off), grid.batch[near]  # not at centers, where there are kinks
-    assert all(corners(grid, points, batch))
+    rows, places, items = located(grid, points, batch)
+    assert all(definition.corners(rows, place, item) for place, item in zip(places, items, strict=True))
     points.requires_grad_()
     checks: list[Any] = [
         (lambda f, p: sample_trilinear(f, grid, p, batch), (feats, points)),

@@ -1,9 +1,9 @@
-"""Segments: Python loops over rows, reference, kernels."""
+"""Segments: definition, reference, kernels."""
 
 import math
 from collections.abc import Callable
 from importlib import import_module
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from sparsevox import Grid
 from sparsevox.ops import broadcast, global_pool, segment_reduce
 from sparsevox.reference import segment as reference
 from sparsevox.testing import VoxelSet, as_coords, voxel_sets
+from tests.definitions import segment as definition
 
 REDUCTIONS = ("sum", "mean", "max", "min")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -42,19 +43,6 @@ def offsets_of(lengths: list[int], first: int = 0) -> Tensor:
     return torch.tensor(list(accumulate(lengths, initial=first)))
 
 
-def by_hand(feats: Tensor, offsets: Tensor, reduce: str) -> Tensor:
-    functions: dict[str, Callable[[list[float]], float]] = {
-        "sum": math.fsum,
-        "mean": lambda x: math.fsum(x) / len(x),
-        "max": max,
-        "min": min,
-    }
-    columns = feats.double().t().tolist()
-    edges = offsets.tolist()
-    rows = [[functions[reduce](column[a:b]) if a < b else 0.0 for column in columns] for a, b in pairwise(edges)]
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(edges) - 1, feats.shape[1])
-
-
 def assert_close(actual: Tensor, expected: Tensor, eps: float) -> None:
     assert actual.shape == expected.shape
     error = (actual.double() - expected.double()).abs()
@@ -66,7 +54,7 @@ def test_segments(lengths: list[int], first: int, channels: int, seed: int) -> N
     offsets = offsets_of(lengths, first)
     feats = values(int(offsets[-1]) + 2, channels, seed=seed)  # rows in front and behind are in no segment
     for reduce in REDUCTIONS:
-        assert_close(segment_reduce(feats, offsets, reduce), by_hand(feats, offsets, reduce), 1e-14)
+        assert_close(segment_reduce(feats, offsets, reduce), definition.segment_reduce(feats, offsets, reduce), 1e-14)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -77,7 +65,7 @@ def test_lengths_and_dtypes(reduce: str, lengths: str, dtype: torch.dtype) -> No
     feats = values(int(offsets[-1]), 3, dtype)
     result = segment_reduce(feats, offsets.int(), reduce)
     assert result.dtype == dtype
-    assert_close(result, by_hand(feats, offsets, reduce), EPS[dtype])
+    assert_close(result, definition.segment_reduce(feats, offsets, reduce), EPS[dtype])
 
 
 @pytest.mark.parametrize("channels", OF_CHANNELS)
@@ -178,7 +166,7 @@ def test_winners_block_by_block(reduce: str, monkeypatch: pytest.MonkeyPatch) ->
     offsets = offsets_of(LENGTHS["mixed"])
     feats = values(int(offsets[-1]), 2).requires_grad_()
     result = segment_reduce(feats, offsets, reduce)
-    assert_close(result.detach(), by_hand(feats.detach(), offsets, reduce), 1e-14)
+    assert_close(result.detach(), definition.segment_reduce(feats.detach(), offsets, reduce), 1e-14)
     (grad,) = torch.autograd.grad(result.sum(), feats)
     assert float(grad.sum()) == 2 * sum(length > 0 for length in LENGTHS["mixed"])
     assert torch.equal((grad * feats).sum(), result.sum())
@@ -227,7 +215,7 @@ def test_global_pool_and_broadcast(case: VoxelSet, channels: int) -> None:
     feats = values(len(items), channels)
     for reduce in REDUCTIONS:
         edges = torch.tensor([sum(item < b for item in items) for b in range(grid.batch_size + 1)])
-        assert_close(global_pool(feats, grid, reduce), by_hand(feats, edges, reduce), 1e-14)
+        assert_close(global_pool(feats, grid, reduce), definition.segment_reduce(feats, edges, reduce), 1e-14)
     rows = values(grid.batch_size, channels)
     assert broadcast(rows, grid).tolist() == [rows.tolist()[item] for item in items]
 

@@ -3,7 +3,6 @@
 import itertools
 import random
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,44 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevox import Grid
+from sparsevox.geometry import Geometry
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, cloud, row_order, voxel_sets
+from tests.definitions.neighbors import generative, strided
 
 Axes = tuple[int, int, int]
 
 
-class Shape(NamedTuple):
-    """Kernel size, stride, dilation and padding."""
-
-    kernel: Axes
-    stride: Axes
-    dilation: Axes
-    padding: Axes
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"dilation": self.dilation, "padding": self.padding}
-
-
-def default(kernel: Axes, stride: Axes, dilation: Axes) -> Shape:
+def default(kernel: Axes, stride: Axes, dilation: Axes) -> Geometry:
     x, y, z = ((k - 1) // 2 * d for k, d in zip(kernel, dilation, strict=True))
-    return Shape(kernel, stride, dilation, (x, y, z))
-
-
-def coarse_places(fine: int, k: int, s: int, d: int, p: int) -> list[int]:
-    """Every c with fine = s * c + t * d - p for a tap t."""
-    return [(fine + p - t * d) // s for t in range(k) if (fine + p - t * d) % s == 0]
-
-
-def fine_places(coarse: int, k: int, s: int, d: int, p: int) -> list[int]:
-    return [s * coarse + t * d - p for t in range(k)]
-
-
-def reached(voxels: Iterable[Voxel], shape: Shape, places: Any) -> set[Voxel]:
-    result: set[Voxel] = set()
-    for b, *ijk in voxels:
-        per_axis = [places(c, *axis) for c, *axis in zip(ijk, *shape, strict=True)]
-        result |= {(b, *found) for found in itertools.product(*per_axis)}
-    return result
+    return Geometry(kernel, stride, dilation, (x, y, z))
 
 
 def in_range(voxels: Iterable[Voxel]) -> bool:
@@ -61,15 +32,15 @@ def grid_of(data: VoxelSet) -> Grid:
     )
 
 
-def check(verb: str, data: VoxelSet, shape: Shape) -> None:
+def check(verb: str, data: VoxelSet, shape: Geometry) -> None:
     """The grid that the verb makes, or its ValueError, where a voxel that is reached is out of range."""
-    expected = reached(data.voxels, shape, coarse_places if verb == "strided" else fine_places)
+    expected = (strided if verb == "strided" else generative)(data.voxels, shape)
     grid = grid_of(data)
     if not in_range(expected):
         with pytest.raises(ValueError, match="out of the range"):
-            getattr(grid, verb)(shape.kernel, shape.stride, **shape.options)
+            getattr(grid, verb)(shape.kernel_size, shape.stride, dilation=shape.dilation, padding=shape.padding)
         return
-    result = getattr(grid, verb)(shape.kernel, shape.stride, **shape.options)
+    result = getattr(grid, verb)(shape.kernel_size, shape.stride, dilation=shape.dilation, padding=shape.padding)
     assert [tuple(v) for v in result.coords.tolist()] == row_order(expected)
     assert result.batch_size == data.batch_size
     scale = [s if verb == "strided" else 1 / s for s in shape.stride]
@@ -86,19 +57,19 @@ def axes(lowest: int, highest: int) -> st.SearchStrategy[Axes]:
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> Shape:
+def shapes(draw: st.DrawFn) -> Geometry:
     kernel, stride = draw(st.one_of(axes(1, 3), axes(1, 4))), draw(axes(1, 4))
     shape = default(kernel, stride, draw(st.one_of(st.just((1, 1, 1)), axes(1, 3))))
     return shape._replace(padding=draw(axes(0, 5))) if draw(st.booleans()) else shape
 
 
 @given(voxel_sets(max_voxels=40), shapes())
-def test_strided_reaches_what_a_tap_reaches(data: VoxelSet, shape: Shape) -> None:
+def test_strided_reaches_what_a_tap_reaches(data: VoxelSet, shape: Geometry) -> None:
     check("strided", data, shape)
 
 
 @given(st.booleans().flatmap(lambda limits: voxel_sets(max_voxels=20, limits=limits)), shapes())
-def test_generative_reaches_what_a_tap_reaches(data: VoxelSet, shape: Shape) -> None:
+def test_generative_reaches_what_a_tap_reaches(data: VoxelSet, shape: Geometry) -> None:
     check("generative", data, shape)
 
 
@@ -117,14 +88,14 @@ def ones(x: int, y: int = 1, z: int = 1) -> Axes:
         default(ones(3, 3, 3), ones(2, 2, 2), ones(2, 2, 2)),
         default(ones(3, 3, 3), ones(1), ones(3, 3, 3)),
         default(ones(3, 1, 1), ones(2), ones(1)),
-        Shape(ones(3, 3, 3), ones(2, 2, 2), ones(1), ones(0)),
-        Shape(ones(3, 3, 3), ones(2, 2, 2), ones(1), ones(4, 7, 9)),
-        Shape(ones(2, 3, 1), ones(4, 1, 2), ones(2, 1, 3), ones(5, 0, 2)),
+        Geometry(ones(3, 3, 3), ones(2, 2, 2), ones(1), ones(0)),
+        Geometry(ones(3, 3, 3), ones(2, 2, 2), ones(1), ones(4, 7, 9)),
+        Geometry(ones(2, 3, 1), ones(4, 1, 2), ones(2, 1, 3), ones(5, 0, 2)),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("verb", ["strided", "generative"])
-def test_named_geometries(verb: str, shape: Shape, seed: int) -> None:
+def test_named_geometries(verb: str, shape: Geometry, seed: int) -> None:
     kinds = ("clustered", "isolated") if seed else ("linear", "solid")
     voxels = cloud(kinds[0], 60, seed) | cloud(kinds[1], 60, seed, item=2)
     check(verb, VoxelSet(frozenset(voxels), 4), shape)
@@ -147,7 +118,7 @@ def test_strided_works_at_the_limits(kernel: int, stride: int, dilation: int) ->
     """What is reached lies far within the range, whatever lies around the fine voxels does not."""
     k, s, d = ((n, n, n) for n in (kernel, stride, dilation))
     shape = default(k, s, d)
-    assert in_range(reached(CORNERS, shape, coarse_places))
+    assert in_range(strided(CORNERS, shape))
     check("strided", VoxelSet(CORNERS, 1), shape)
 
 
@@ -171,7 +142,7 @@ def test_generative_works_up_to_the_limits(
         shape = shape._replace(padding=ones(padding, 0, 0))
 
     def out_at(place: int) -> set[Voxel]:
-        return reached([(0, place, 0, 0)], shape, fine_places)
+        return generative([(0, place, 0, 0)], shape)
 
     place = side * (LIMIT // stride - 40)
     while in_range(out_at(place + side)) and abs(place) < LIMIT - 1:

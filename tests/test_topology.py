@@ -1,9 +1,8 @@
-"""Coarsening, subdivision, set operations, pruning, cropping: sets of tuples, reference, kernels."""
+"""Coarsening, subdivision, set operations, pruning, cropping: definition, reference, kernels."""
 
 import operator
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from itertools import product
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from sparsevox.morton import Bricks
 from sparsevox.reference import topology as reference
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, row_order, voxel_sets
+from tests.definitions import topology as definition
 
 
 @pytest.fixture
@@ -45,26 +45,18 @@ def triple(factor: int | tuple[int, int, int]) -> tuple[int, int, int]:
     return (factor, factor, factor) if isinstance(factor, int) else factor
 
 
-def children(voxel: Voxel, factor: tuple[int, int, int]) -> list[Voxel]:
-    b, x, y, z = voxel
-    fx, fy, fz = factor
-    return [(b, x * fx + i, y * fy + j, z * fz + k) for i, j, k in product(range(fx), range(fy), range(fz))]
-
-
 @given(voxel_sets(), factors)
 def test_coarsen(data: VoxelSet, factor: int | tuple[int, int, int]) -> None:
-    f = triple(factor)
-    expected = {(b, x // f[0], y // f[1], z // f[2]) for b, x, y, z in data.voxels}
-    assert_holds(grid_of(data).coarsen(factor), expected)
+    assert_holds(grid_of(data).coarsen(factor), definition.coarsen(data.voxels, triple(factor)))
 
 
 @given(voxel_sets(max_voxels=30, limits=False), small_factors, st.data())
 def test_subdivide(data: VoxelSet, factor: int | tuple[int, int, int], draw: st.DataObject) -> None:
     grid, f = grid_of(data), triple(factor)
-    assert_holds(grid.subdivide(factor), {c for v in data.voxels for c in children(v, f)})
+    assert_holds(grid.subdivide(factor), definition.subdivide(data.voxels, f))
     rows = row_order(data.voxels)
     keep = draw.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-    kept = {c for v, k in zip(rows, keep, strict=True) if k for c in children(v, f)}
+    kept = definition.subdivide(definition.prune(rows, keep), f)
     assert_holds(grid.subdivide(factor, torch.tensor(keep, dtype=torch.bool)), kept)
 
 
@@ -72,10 +64,8 @@ def test_subdivide(data: VoxelSet, factor: int | tuple[int, int, int], draw: st.
 def test_subdivide_to_chosen_children(data: VoxelSet, seed: int) -> None:
     rows = row_order(data.voxels)
     keep = torch.rand(len(rows), 8, generator=torch.Generator().manual_seed(seed)) < 0.3
-    expected = {
-        c for v, row in zip(rows, keep, strict=True) for c, k in zip(children(v, (2, 2, 2)), row, strict=True) if k
-    }
-    assert_holds(grid_of(data).subdivide(2, keep), expected)
+    children = [child for voxel in rows for child in definition.children(voxel, (2, 2, 2))]
+    assert_holds(grid_of(data).subdivide(2, keep), definition.prune(children, keep.flatten().tolist()))
 
 
 @given(voxel_sets(max_voxels=30, limits=False), small_factors)
@@ -96,7 +86,7 @@ def test_set_operations(a: VoxelSet, b: VoxelSet, shared: int, name: str) -> Non
 def test_prune(data: VoxelSet, seed: int) -> None:
     rows = row_order(data.voxels)
     keep = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed)) < 0.5
-    assert_holds(grid_of(data).prune(keep), {v for v, k in zip(rows, keep.tolist(), strict=True) if k})
+    assert_holds(grid_of(data).prune(keep), definition.prune(rows, keep.tolist()))
 
 
 @given(voxel_sets(), st.data())
@@ -105,15 +95,13 @@ def test_crop(data: VoxelSet, draw: st.DataObject) -> None:
     bound = st.one_of(near, near.map(lambda c: c + 3), st.integers(-(1 << 40), 1 << 40))
     pairs = [sorted(draw.draw(st.tuples(bound, bound))) for _ in range(3)]
     lower, upper = [p[0] for p in pairs], [p[1] for p in pairs]
-    expected = {v for v in data.voxels if all(a <= c < b for a, c, b in zip(lower, v[1:], upper, strict=True))}
-    assert_holds(grid_of(data).crop(lower, upper), expected)
+    assert_holds(grid_of(data).crop(lower, upper), definition.crop(data.voxels, lower, upper))
 
 
 @given(st.integers(1, 3), st.tuples(*[st.integers(-9, 9)] * 3), st.tuples(*[st.integers(0, 7)] * 3))
 def test_full(batch_size: int, lower: tuple[int, ...], size: tuple[int, ...]) -> None:
     upper = tuple(a + s for a, s in zip(lower, size, strict=True))
-    box = product(*(range(a, b) for a, b in zip(lower, upper, strict=True)))
-    expected = {(b, *ijk) for ijk in box for b in range(batch_size)}
+    expected = {(b, *ijk) for ijk in definition.box(lower, upper) for b in range(batch_size)}
     assert_holds(Grid.full(lower, upper, batch_size=batch_size), expected)
 
 

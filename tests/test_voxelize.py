@@ -13,49 +13,13 @@ from hypothesis import strategies as st
 from sparsevox.grid import Grid
 from sparsevox.reference import voxelize
 from sparsevox.reference.voxelize import mesh_voxels
+from tests.definitions import voxelize as definition
 
 trimesh = pytest.importorskip("trimesh", reason="meshes to voxelize")
 ndimage = pytest.importorskip("scipy.ndimage", reason="an oracle")
 
 HALF = Fraction(1, 2)
 CENTER = (0.3, -7.1, 2.2)  # of the sphere
-
-
-# --- The oracle: Sutherland-Hodgman against the slabs of each axis. It is exact for any floats.
-
-
-def clip(polygon, axis, bound, sign):
-    """Part of a closed convex polygon where sign * (p[axis] - bound) >= 0; empty if they do not touch."""
-    kept = []
-    for p, q in zip(polygon[-1:] + polygon[:-1], polygon, strict=True):
-        before, after = sign * (p[axis] - bound), sign * (q[axis] - bound)
-        if (before >= 0) != (after >= 0):
-            t = before / (before - after)
-            kept.append(tuple(a + t * (b - a) for a, b in zip(p, q, strict=True)))
-        if after >= 0:
-            kept.append(q)
-    return kept
-
-
-def polygon_voxels(polygon, half=HALF, axis=0):
-    """Voxels, as tuples, whose closed boxes of edge 2 * half a polygon touches."""
-    if axis == 3:
-        return {()}
-    places = [p[axis] for p in polygon]
-    voxels = set()
-    for i in range(math.floor(min(places) - half), math.ceil(max(places) + half) + 1):
-        slab = clip(polygon, axis, i - half, 1)
-        slab = clip(slab, axis, i + half, -1) if slab else slab
-        if slab:
-            voxels |= {(i, *rest) for rest in polygon_voxels(slab, half, axis + 1)}
-    return voxels
-
-
-def oracle(triangles, half=HALF):
-    voxels = set()
-    for triangle in triangles:
-        voxels |= polygon_voxels([tuple(Fraction(x) for x in p) for p in triangle], half)
-    return voxels
 
 
 def voxel_set(vertices, faces):
@@ -129,7 +93,7 @@ def moved(soup, offset):
 @given(st.lists(triangles, min_size=1, max_size=3), offsets)
 def test_dyadic_triangles_touch_exactly_the_voxels_of_the_oracle(soup, offset):
     soup = moved(soup, offset)
-    assert soup_voxels(soup) == oracle(soup)
+    assert soup_voxels(soup) == definition.mesh_voxels(soup)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +107,7 @@ def test_dyadic_triangles_touch_exactly_the_voxels_of_the_oracle(soup, offset):
     ids=["segment", "general", "diagonal", "on faces"],
 )
 def test_large_triangles_descend_over_several_levels(triangle):
-    assert soup_voxels([triangle]) == oracle([triangle])
+    assert soup_voxels([triangle]) == definition.mesh_voxels([triangle])
 
 
 @pytest.mark.parametrize(
@@ -153,12 +117,12 @@ def test_a_point_marks_every_voxel_whose_closed_box_holds_it(point, count):
     vertices = torch.tensor([point], dtype=torch.float64)
     voxels = voxel_set(vertices, [[0, 0, 0]])
     assert len(voxels) == count
-    assert voxels == oracle([[point] * 3])
+    assert voxels == definition.mesh_voxels([[point] * 3])
 
 
 def test_repeated_indices_mark_a_segment():
     vertices = [(0.0, 0.0, 0.0), (3.0, 1.0, 0.0)]
-    expected = oracle([[vertices[0], vertices[1], vertices[1]]])
+    expected = definition.mesh_voxels([[vertices[0], vertices[1], vertices[1]]])
     for face in ([0, 1, 1], [0, 0, 1], [1, 0, 1]):
         assert voxel_set(torch.tensor(vertices, dtype=torch.float64), face) == expected
 
@@ -186,8 +150,8 @@ def test_rounding_never_misses_a_voxel_and_adds_none_from_afar(soup, offset, noi
     noise = iter(noise)
     soup = [[[x + next(noise) * 2.0**-bits for x in p] for p in t] for t in moved(soup, offset)]
     found = soup_voxels(soup)
-    assert found >= oracle(soup)
-    assert found <= oracle(soup, HALF + Fraction(1, 1 << 20))
+    assert found >= definition.mesh_voxels(soup)
+    assert found <= definition.mesh_voxels(soup, HALF + Fraction(1, 1 << 20))
 
 
 def long_vectors(rng, scale):
@@ -207,7 +171,7 @@ def test_corners_are_touched_whatever_the_rounding(scale):
         needle = [corner + r, corner + p, corner - p - r]
         for triangle in (segment, on_a_side, in_the_plane, needle):
             triangle = np.array(triangle).tolist()
-            assert soup_voxels([triangle]) >= oracle([triangle])
+            assert soup_voxels([triangle]) >= definition.mesh_voxels([triangle])
 
 
 def nearly_touching(rng, bits):
@@ -237,13 +201,13 @@ def test_the_exactness_that_is_promised():
     soup = [nearly_touching(rng, 10) for _ in range(30)]
     assert max(np.ptp(triangle, axis=0).max() for triangle in soup) < 15  # 2^(14 - 10) voxels
     for triangle in soup:
-        assert soup_voxels([triangle]) == oracle([triangle])
+        assert soup_voxels([triangle]) == definition.mesh_voxels([triangle])
 
 
 def test_random_triangles_need_no_tolerance():
     rng = np.random.default_rng(1)
     soup = (rng.uniform(-50, 50, (40, 1, 3)) + rng.normal(0, 3, (40, 3, 3))).tolist()
-    assert soup_voxels(soup) == oracle(soup)
+    assert soup_voxels(soup) == definition.mesh_voxels(soup)
 
 
 # --- Meshes
@@ -302,7 +266,7 @@ def test_merging_drops_duplicates_only(sphere, monkeypatch):
 def test_merging_keeps_voxels_at_the_limits(monkeypatch, place):
     point = [[(place, place, place)] * 3]
     monkeypatch.setattr(voxelize, "MERGE", 0)
-    assert soup_voxels(point) == oracle(point)
+    assert soup_voxels(point) == definition.mesh_voxels(point)
 
 
 def test_order_place_and_handedness_do_not_matter():
@@ -341,7 +305,7 @@ def test_grid_measures_in_world_units():
 def test_grid_takes_any_floats_and_integers(dtype, index):
     vertices = torch.tensor([[0.0, 0.0, 0.0], [3.0, 1.0, 0.0], [0.0, 2.0, 2.5]], dtype=dtype)
     grid = Grid.from_mesh(vertices, torch.tensor([[0, 1, 2]], dtype=index), voxel_size=0.5)
-    assert set(map(tuple, grid.ijk.tolist())) == oracle([(vertices.double() * 2).tolist()])
+    assert set(map(tuple, grid.ijk.tolist())) == definition.mesh_voxels([(vertices.double() * 2).tolist()])
 
 
 def test_grid_of_no_faces_is_empty():
