@@ -211,7 +211,7 @@ class Masked(Dense):
         """Within the voxels."""
         return MaskedConv(self, in_channels, out_channels)
 
-    def norm(self, groups: int, channels: int, eps: float) -> torch.nn.Module:
+    def norm(self, channels: int, groups: int, eps: float = 1e-5) -> torch.nn.Module:
         """Over the voxels."""
         return MaskedNorm(self, groups, channels, eps)
 
@@ -274,6 +274,6 @@ def denoiser(net: UNet, grid: sv.Grid, half: int) -> UNet:
             if isinstance(part, sv.nn.Conv3d):
                 setattr(module, name, space.conv(part.in_channels, part.out_channels))
             elif isinstance(part, sv.nn.GroupNorm):
-                setattr(module, name, space.norm(part.num_groups, part.num_channels, part.eps))
+                setattr(module, name, space.norm(part.num_channels, part.num_groups, part.eps))
     twin.load_state_dict(net.state_dict())
     return twin.to(grid.device)

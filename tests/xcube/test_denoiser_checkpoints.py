@@ -328,6 +328,7 @@ def test_sparse_weights_run_on_volumes_too() -> None:
     """The parameters of one kind of network are those of the other, given the same order of channels."""
     model, _ = from_official(Official(DENSE).state, DENSE)
     other = UNet(UNetConfig.from_dict(model.config.to_dict() | {"dense": False}))
+    other.skip_first = model.skip_first
     other.load_state_dict(model.state_dict())
     x = SparseTensor(Grid.full(-2, 2, batch_size=2), torch.randn(128, 4))
     with torch.no_grad():

@@ -94,7 +94,7 @@ def test_loops_of_dpm_solver(file: File, order: int, karras: bool, steps: int) -
     name = f"dpmpp/order{order}/karras{int(karras)}/n{steps}"
     if karras and order == 3 and steps == 25:
         assert bool(file[f"{name}/x_after_24"].isnan().all())
-        with pytest.raises(ValueError, match="the release's result is not a number"):
+        with pytest.raises(ValueError, match="steps must be below 15 with official, karras and order 3"):
             SamplerConfig("dpm++", steps, order=order, karras=karras, official=True)
         return
     sampler = SamplerConfig("dpm++", steps, order=order, karras=karras, official=True)

@@ -49,7 +49,7 @@ def test_posterior(golden: Golden) -> None:
 
 def test_structure_of_every_depth(golden: Golden) -> None:
     for depth, decided in enumerate(golden.decoded.structure):
-        close(decided.logits, golden.aligned(decided.candidates, f"struct/{depth}/coords", f"struct/{depth}/logits"))
+        close(decided.columns, golden.aligned(decided.candidates, f"struct/{depth}/coords", f"struct/{depth}/logits"))
         kept = sv.Grid.from_coords(golden[f"struct_grid/{depth}/coords"], batch_size=decided.grid.batch_size)
         assert kept.same_voxels(decided.grid)
         for name in ("voxel_size", "origin"):

@@ -143,7 +143,7 @@ def test_flows_take_any_number_of_steps() -> None:
     part = stage(0, diffusion=DiffusionConfig("flow"))
     assert SampleOptions(steps=350).for_level(part) == SamplerConfig("flow", steps=350)
     assert SampleOptions(sampler="dpm++", steps=7).for_level(part) == SamplerConfig("flow", steps=7)
-    with pytest.raises(ValueError, match="steps of DDIM must come near 1000"):
+    with pytest.raises(ValueError, match="steps of DDIM must nearly divide 1000"):
         SampleOptions(steps=350).for_level(stage(0))
 
 

@@ -278,7 +278,7 @@ def test_things_of_another_kind(two: XCubePipeline) -> None:
         ({"seed": "a"}, TypeError, "seed must be an int"),
         ({"steps": 0}, ValueError, "steps must lie in"),
         ({"steps": 2.0}, TypeError, "steps must be an int"),
-        ({"steps": 600}, ValueError, "steps of DDIM must come near 1000"),
+        ({"steps": 600}, ValueError, "steps of DDIM must nearly divide 1000"),
         ({"batch_size": 0}, ValueError, "batch_size must lie in"),
         ({"batch_size": 2000}, ValueError, "batch_size must lie in"),
         ({"budget": 0}, ValueError, "budget must be positive"),

@@ -174,7 +174,7 @@ def test_empty_shapes_are_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("--seed", "-1"), "seed must not be negative"),
         (("--text", "a chair"), "text must be None for a model that takes none, got 'a chair'"),
         (("--category", "sofa"), "category must be chair, lamp, 0 to 1, got 'sofa'"),
-        (("--steps", "600"), "steps of DDIM must come near 1000"),
+        (("--steps", "600"), "steps of DDIM must nearly divide 1000"),
         (("--batch_size", "0"), "batch_size must lie in"),
         (("--budget", "0"), "budget must be positive"),
         (("--device", "nowhere"), "device must be one of this machine, got 'nowhere'"),

@@ -170,7 +170,7 @@ def test_known_latents_are_kept(prediction: Any, kind: Any) -> None:
     ({"formula": "other"}, "formula must be one of usual, official"),
     ({"steps": 0}, r"steps must lie in \[1, 1000\], less for dpm\+\+, got 0"),
     ({"steps": 1000, "sampler": "dpm++"}, "less for dpm"),
-    ({"steps": 600}, "as 500 and 1000 do: 600 of them would begin at 600 of 1000"),
+    ({"steps": 600}, "as 500 and 1000 do, got 600, which would start at 600 of 1000"),
     ({"steps": 30, "spacing": "trailing"}, "steps must divide 1000 with spacing 'trailing', got 30"),
     ({"eta": 2.0}, r"eta must lie in \[0, 1\]"),
     ({"order": 4}, "order in 1 to 3, got 0.0 and 4"),
@@ -192,11 +192,11 @@ def test_what_a_sampler_cannot_do_is_named(net: UNet) -> None:
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=flow)
     with pytest.raises(ValueError, match="sampler must be 'flow' for a flow, and only then, got 'flow'"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig("flow"))
-    with pytest.raises(ValueError, match=r"guidance 2.0 needs unconditional beside conditions"):
+    with pytest.raises(ValueError, match=r"unconditional must be given for guidance 2.0, got None"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig(guidance=2.0))
-    with pytest.raises(ValueError, match=r"hook must give \[10, 3\], got \[10, 1\]"):
+    with pytest.raises(ValueError, match=r"hook must return features \[10, 3\], got \[10, 1\]"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), hook=lambda x, _: x.map(lambda z: z[:, :1]))
-    with pytest.raises(ValueError, match=r"denoiser must give \[10, 3\], got \[10, 1\]"):
+    with pytest.raises(ValueError, match=r"denoiser must return features \[10, 3\], got \[10, 1\]"):
         sample_latents(lambda x, *_: x.map(lambda z: z[:, :1]), grid, 3, Noise(0, [0]), diffusion=Diffusion())
-    with pytest.raises(ValueError, match=r"noise must give \[10, 3\], got \[10, 2\]"):
+    with pytest.raises(ValueError, match=r"noise must return features \[10, 3\], got \[10, 2\]"):
         sample_latents(net, grid, 3, lambda g, c: Noise(0, [0])(g, 2), diffusion=Diffusion())

@@ -29,7 +29,7 @@ from xcube.training.modules import TrainVAE
 STEPS = 3
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
 # The cut-off empties the finest depth of a rank by its number of candidates, if these decide for themselves.
-ASKED = replace(MODEL, child_masks=False, upsample="nearest")
+ASKED = replace(MODEL, architecture="official")
 LOSS = LossConfig(structure=1.0, normal=0.3, kl=1e-3)
 TRAIN = TrainConfig(
     steps=STEPS, batch_size=1, warmup=2, ema=0.0, seed=5, devices=2, accelerator="cpu", learning_rate=0.01
@@ -58,7 +58,7 @@ def run(name, kind, model, options):
     if model["cutoff"] is not None:
         for head in net.decoder.heads:
             torch.nn.init.zeros_(head.out.weight)
-            torch.nn.init.constant_(head.out.bias, 10.0)
+            head.out.bias.data.copy_(torch.tensor([10.0, -10.0]))
     hook = net.decoder.register_forward_hook(lambda m, i, decoded: sizes.append(decoded.voxels.num_voxels))
     module = train(kind(net, TrainConfig.from_dict(options), LossConfig(**loss)), data, out / name, quiet=True)
     torch.save([sizes, module.net.state_dict()], out / f"{{name}}-{{module.global_rank}}.pt")

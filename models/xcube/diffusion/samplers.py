@@ -1,4 +1,4 @@
-"""Latents out of noise, with a trained denoiser.
+"""Samplers: from noise to latents with a trained denoiser.
 
 M latent voxels, L channels, B grids.
 """
@@ -19,32 +19,32 @@ from xcube.diffusion.schedule import STEPS, official_schedule
 from xcube.networks.conditions import Conditions
 
 Kind = Literal["ddim", "ddpm", "dpm++", "flow"]
-COARSER = 8  # levels that a denoiser has, at most
+RESOLUTIONS = 8  # the most that a denoiser has
 
-# Gives the next standard normal numbers [M, L] for a grid and a number of channels, as `objective.Noise` does.
+# Draws the next standard normal numbers [M, L] for a grid and a number of channels, as `objective.Noise` does.
 NoiseSource = Callable[[Grid, int], Tensor]
-# What may change noisy latents before they are denoised; it is told their time, None for the finished ones.
+# Changes noisy latents before each step, given their time, and the finished latents, given None.
 Hook = Callable[[SparseTensor, float | None], SparseTensor]
 
 
 @dataclass(frozen=True)
 class SamplerConfig(Config):
-    """How to get from noise to latents.
+    """The sampler and its options.
 
     Args:
         sampler: Sampler: "ddim" (Song et al. 2021, arXiv:2010.02502); "ddpm", ancestral sampling, which is DDIM with
             eta 1; "dpm++" (Lu et al. 2022, arXiv:2211.01095); "flow", Euler steps, which flows always take.
-        steps: Calls of the denoiser, at most 1000; twice as many with guidance.
-        eta: Noise that DDIM adds on its way, from 0, none, to 1.
-        spacing: Steps of DDIM are counted from the first, "leading", as in the release, or from the last, "trailing",
-            which begins at full noise and needs a divisor of 1000.
-        order: Of DPM-Solver++, 1 to 3.
-        karras: Whether it spaces its steps as Karras et al. (2022, arXiv:2206.00364).
-        official: Whether it ends at the first of the 1000 steps, with a little noise, and uses whole steps, as in the
-            release.
-        guidance: Weight of the conditions (Ho & Salimans 2022, arXiv:2207.12598).
-        formula: "usual": `without + guidance * (with - without)`, so 1 is no guidance; "official": `with + guidance *
-            (with - without)`, but none at 1.
+        steps: Number of steps, at most 1000. Each calls the denoiser once, or twice with guidance.
+        eta: Amount of noise that DDIM adds at each step, from 0 (none) to 1.
+        spacing: Spacing of the steps of DDIM: "leading" counts them from the first of the 1000, as in the official
+            code; "trailing" counts them from the last, starts at full noise, and needs a divisor of 1000.
+        order: Order of DPM-Solver++, from 1 to 3.
+        karras: Whether DPM-Solver++ spaces its steps as Karras et al. (2022, arXiv:2206.00364).
+        official: Whether DPM-Solver++ rounds its steps to whole ones and ends at the first of the 1000, with a little
+            noise left, as in the official code.
+        guidance: Weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); 1 for none.
+        formula: Formula of guidance: "usual", `without + guidance * (with - without)`, or "official",
+            `with + guidance * (with - without)`, except that 1 is no guidance.
     """
 
     sampler: Kind = "ddim"
@@ -58,10 +58,7 @@ class SamplerConfig(Config):
     formula: Literal["usual", "official"] = "usual"
 
     def __post_init__(self) -> None:
-        choices = {"sampler": get_args(Kind), "spacing": ("leading", "trailing"), "formula": ("usual", "official")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        self._check_choices(sampler=get_args(Kind), spacing=("leading", "trailing"), formula=("usual", "official"))
         if not 0 <= self.eta <= 1 or self.order not in (1, 2, 3):
             raise ValueError(f"eta must lie in [0, 1] and order in 1 to 3, got {self.eta} and {self.order}")
         if not math.isfinite(self.guidance):
@@ -76,24 +73,26 @@ class SamplerConfig(Config):
             raise ValueError(f"steps must divide {STEPS} with spacing 'trailing', got {self.steps}")
         first = STEPS // self.steps * self.steps
         if self.sampler in ("ddim", "ddpm") and self.spacing == "leading" and first < 0.9 * STEPS:
-            some = [STEPS // (STEPS // self.steps + more) for more in (1, 0)]
+            below, above = (STEPS // (STEPS // self.steps + more) for more in (1, 0))
             raise ValueError(
-                f"steps of DDIM must come near {STEPS} when multiplied with a whole number, as {some[0]} and {some[1]} "
-                f"do: {self.steps} of them would begin at {first} of {STEPS}, before all is noise"
+                f"steps of DDIM must nearly divide {STEPS}, as {below} and {above} do, got {self.steps}, which would "
+                f"start at {first} of {STEPS}, where not all is noise"
             )
         if self.official and self.sampler == "dpm++" and self.karras and self.order == 3 and self.steps >= 15:
-            raise ValueError(f"with order 3, karras and {self.steps} steps the release's result is not a number")
+            raise ValueError(
+                f"steps must be below 15 with official, karras and order 3 (more give NaN), got {self.steps}"
+            )
 
     @property
     def weight(self) -> float:
-        """Guidance in the usual formula."""
+        """The weight of guidance in the usual formula."""
         return self.guidance if self.formula == "usual" or self.guidance == 1 else 1 + self.guidance
 
     @classmethod
     def official_defaults(cls, **changes: Any) -> Self:
-        """What the release samples with: 100 steps of DDIM, which add noise, as they are called without an eta."""
-        released: dict[str, Any] = {"steps": 100, "eta": 1.0, "formula": "official", "order": 3, "official": True}
-        return cls(**(released | changes))
+        """The sampler of the official code: 100 steps of DDIM with eta 1, which is its default there."""
+        defaults: dict[str, Any] = {"steps": 100, "eta": 1.0, "formula": "official", "order": 3, "official": True}
+        return cls(**(defaults | changes))
 
 
 def sample_latents(
@@ -109,44 +108,48 @@ def sample_latents(
     hook: Hook | None = None,
     watch: Callable[[int, int], object] | None = None,
 ) -> SparseTensor:
-    """Latents [M, L] on a latent grid. No gradient flows through them.
+    """Sample latents [M, L] on a latent grid, from noise. Gradients are not computed.
 
     Args:
-        denoiser: What predicts.
+        denoiser: The denoiser, or any function of noisy latents, times [B] and conditions.
         grid: The latent grids.
-        channels: L.
-        noise: Source of noise. It is asked once for the beginning, then, if the sampler adds noise, once a step.
-        diffusion: What the denoiser was trained for.
-        sampler: How to go.
-        conditions: What it is told.
-        unconditional: What it is told otherwise, for guidance.
-        hook: What may change latents before every step and at the end, as `keep_known_latents` does.
-        watch: Called after every step with the number of steps done and of all.
+        channels: Number of channels L of a latent vector.
+        noise: Source of noise, called once for the start and, if the sampler adds noise, once per step.
+        diffusion: The diffusion that the denoiser was trained on.
+        sampler: The sampler and its options.
+        conditions: The conditions of the denoiser.
+        unconditional: The conditions of the second call of each step, for classifier-free guidance.
+        hook: Function that may change the latents before each step and at the end; see `keep_known_latents`.
+        watch: Function called after each step with the number of steps done and the number of all steps.
 
     Raises:
-        ValueError: If the sampler does not fit what the denoiser predicts, there is guidance without `unconditional`,
-            or a result of the denoiser or the hook has another shape.
+        ValueError: If the sampler does not fit the prediction of the denoiser, there is guidance without
+            `unconditional`, or the denoiser, the hook or the noise has a wrong shape.
     """
     if (sampler.sampler == "flow") != diffusion.is_flow:
         raise ValueError(f"sampler must be 'flow' for a flow, and only then, got {sampler.sampler!r}")
     if sampler.weight != 1 and unconditional is None:
-        raise ValueError(f"guidance {sampler.guidance} needs unconditional beside conditions")
+        raise ValueError(f"unconditional must be given for guidance {sampler.guidance}, got None")
     solver = Solver(sampler, diffusion.config)
-    # Grids know coarser ones, and these their kernel maps, for as long as somebody has them.
+    # A grid caches coarser ones, and they their kernel maps, only while they are referenced: all steps share these.
     coarser = [grid]
-    while len(coarser) < COARSER and coarser[-1].num_voxels > grid.batch_size:
+    while len(coarser) < RESOLUTIONS and coarser[-1].num_voxels > grid.batch_size:
         coarser.append(coarser[-1].coarsen(2))
     shape = (grid.num_voxels, channels)
 
     with torch.no_grad():
+        # 1. Noise.
         x = SparseTensor(grid, _checked("noise", noise(grid, channels), shape))
         for number, t in enumerate(solver.times):
+            # 2. Let the hook change the noisy latents.
             if hook is not None:
                 x = x.replace(_checked("hook", hook(x, float(t)).feats, shape))
-            told = t.to(grid.device).expand(grid.batch_size)
-            prediction = denoiser(x, told, conditions).feats
+            # 3. Predict, with classifier-free guidance.
+            times = t.to(grid.device).expand(grid.batch_size)  # [B]
+            prediction = denoiser(x, times, conditions).feats  # [M, L]
             if sampler.weight != 1 and unconditional is not None:
-                prediction = torch.lerp(denoiser(x, told, unconditional).feats, prediction, sampler.weight)
+                prediction = torch.lerp(denoiser(x, times, unconditional).feats, prediction, sampler.weight)
+            # 4. Take a step toward less noise.
             fresh = noise(grid, channels).to(x.dtype) if solver.eta else None
             x = x.replace(solver.step(_checked("denoiser", prediction, shape).to(x.dtype), t, x.feats, fresh))
             if watch is not None:
@@ -155,10 +158,10 @@ def sample_latents(
 
 
 class Solver:
-    """A scheduler of diffusers, and the times at which it wants to know what the denoiser predicts.
+    """A scheduler of diffusers, set up for a sampler.
 
-    times: From noise to latents, [steps].
-    eta: Noise that it adds at every step.
+    times: The times at which it calls the denoiser, from noise to latents, [steps].
+    eta: The amount of noise that it adds at each step.
     """
 
     def __init__(self, sampler: SamplerConfig, config: DiffusionConfig) -> None:
@@ -171,7 +174,7 @@ class Solver:
             self._scheduler = _dpm_solver(sampler, config)
         else:
             self._scheduler = ddim_schedule(config, sampler.spacing)
-        with warnings.catch_warnings():  # diffusers hands tensors to NumPy in a way that both will give up
+        with warnings.catch_warnings():  # diffusers converts tensors to NumPy in a deprecated way
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             self._scheduler.set_timesteps(sampler.steps)
         if sampler.sampler == "dpm++" and sampler.official:
@@ -181,7 +184,7 @@ class Solver:
         self.times: Tensor = self._scheduler.timesteps
 
     def step(self, prediction: Tensor, t: Tensor, x: Tensor, noise: Tensor | None) -> Tensor:
-        """Latents [M, L] with the noise of the next time; `noise` is what is added, if there is an eta."""
+        """Take latents [M, L] from the time `t` to the next one; `noise` is added if there is an eta."""
         if noise is None:
             result: Tensor = self._scheduler.step(prediction, t, x).prev_sample
         else:
@@ -190,15 +193,15 @@ class Solver:
 
 
 def keep_known_latents(diffusion: Diffusion, latents: SparseTensor, mask: Tensor, noise: Tensor) -> Hook:
-    """A hook that keeps latents that are known, and lets the sampler find others that fit.
+    """Make a hook for inpainting: known latents are kept, and the sampler finds others that fit.
 
-    That is RePaint without its jumps back (Lugmayr et al. 2022, arXiv:2201.09865).
+    This is RePaint without its jumps back in time (Lugmayr et al. 2022, arXiv:2201.09865).
 
     Args:
-        diffusion: What the denoiser was trained for.
-        latents: Scaled as the denoiser's, [M, L].
-        mask: Which are known, bool [M].
-        noise: That of the known ones on the way, [M, L].
+        diffusion: The diffusion that the denoiser was trained on.
+        latents: Known latents, scaled as those of the denoiser, [M, L]; those of unknown voxels are ignored.
+        mask: Which latents are known, bool [M].
+        noise: Noise that is added to the known latents at each step, [M, L].
 
     Raises:
         ValueError: If shapes do not fit.
@@ -231,5 +234,5 @@ def _dpm_solver(sampler: SamplerConfig, config: DiffusionConfig) -> Any:
 
 def _checked(name: str, values: Tensor, shape: tuple[int, int]) -> Tensor:
     if values.shape != shape:
-        raise ValueError(f"{name} must give {list(shape)}, got {list(values.shape)}")
+        raise ValueError(f"{name} must return features {list(shape)}, got {list(values.shape)}")
     return values

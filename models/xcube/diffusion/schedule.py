@@ -1,4 +1,4 @@
-"""Latents that a diffusion model has not quite finished: what the refinement network is trained on.
+"""The noise schedule of the official code, and the noisy latents that the refiner is trained on.
 
 M latent voxels, L channels, B grids.
 """
@@ -13,7 +13,7 @@ STEPS = 1000
 
 
 def official_schedule() -> Any:
-    """A `DDPMScheduler` of 1000 steps with linear betas from 1e-4 to 0.02 that predicts the velocity."""
+    """Make a `DDPMScheduler` with 1000 steps and linear betas from 1e-4 to 0.02 that predicts the velocity."""
     from diffusers import DDPMScheduler  # slow to import
 
     return DDPMScheduler(
@@ -27,14 +27,14 @@ def official_schedule() -> Any:
 
 
 def add_ddpm_noise(latents: SparseTensor, steps: Tensor, noise: Tensor, scale: float = 1.0) -> SparseTensor:
-    """Latents with the noise that they have at a step of the diffusion (Ho et al. 2020, arXiv:2006.11239, equation 4).
+    """Add the noise of a step of the diffusion process to latents (Ho et al. 2020, arXiv:2006.11239, equation 4).
 
     Args:
-        latents: [M, L].
-        steps: One for each grid, integers [B] from 0 to 999.
-        noise: Standard normal [M, L].
-        scale: What brings latents to unit standard deviation, 1 / their own: noise is added to the product, and the
-            result divided by it. The paper's refinement adds it to the latents as they are.
+        latents: Latents without noise, [M, L].
+        steps: Step of each grid, integers [B] from 0 to 999.
+        noise: Standard normal noise, [M, L].
+        scale: Factor that brings the latents to unit standard deviation. They are multiplied by it before noise is
+            added, and divided by it afterwards. The paper adds noise to the latents as they are.
 
     Raises:
         ValueError: If there is not one step for each grid, or one is out of range.

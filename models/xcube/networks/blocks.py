@@ -1,10 +1,10 @@
-"""What the networks are built of.
+"""Layers and helpers that the VAE and the refiner share.
 
 N voxels, C channels.
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,50 +12,16 @@ from torch import Tensor
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor
 
-BlockKind = Literal["gcr", "residual"]
 R = TypeVar("R")
 
 
 def make_norm(channels: int, groups: int = 8) -> sv.nn.GroupNorm:
-    """Statistics grid by grid, over groups of channels; fewer channels than groups are one group."""
-    return sv.nn.GroupNorm(groups if channels >= groups and channels % groups == 0 else 1, channels)
-
-
-class ConvUnit(torch.nn.Module):
-    """GroupNorm, convolution without bias, ReLU: "gcr" of the release."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm = make_norm(in_channels)
-        self.conv = sv.nn.Conv3d(in_channels, out_channels, 3, bias=False)
-
-    def forward(self, x: SparseTensor, up: torch.nn.Module | None = None) -> SparseTensor:
-        """Features [N, out_channels]; or of all children, which `up` makes.
-
-        Children are copies, with the mean and deviation of their parents: they need not exist before the norm is done.
-        """
-        x = self.norm(x)
-        y: SparseTensor = self.conv(x if up is None else up(x))
-        return y.map(torch.relu)
-
-
-class DoubleConv(torch.nn.Module):
-    """Two `ConvUnit`s; `middle` channels between them."""
-
-    def __init__(self, in_channels: int, out_channels: int, middle: int | None = None) -> None:
-        super().__init__()
-        middle = out_channels if middle is None else middle
-        self.first = ConvUnit(in_channels, middle)
-        self.second = ConvUnit(middle, out_channels)
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, out_channels]."""
-        y: SparseTensor = self.second(self.first(x))
-        return y
+    """GroupNorm with the statistics of each grid; with one group where `groups` does not divide the channels."""
+    return sv.nn.GroupNorm(groups if channels % groups == 0 else 1, channels)
 
 
 class ResBlock(torch.nn.Module):
-    """GroupNorm, SiLU, convolution, twice, plus the input; the second convolution begins at zero."""
+    """Twice GroupNorm, SiLU and a convolution, plus a skip connection. The second convolution starts at zero."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -68,59 +34,54 @@ class ResBlock(torch.nn.Module):
         self.skip = sv.nn.Linear(in_channels, out_channels) if in_channels != out_channels else torch.nn.Identity()
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, out_channels]."""
+        """Map features [N, in_channels] to [N, out_channels]."""
         y = self.conv1(self.norm1(x).map(torch.nn.functional.silu))
         y = self.conv2(self.norm2(y).map(torch.nn.functional.silu))
         skip: SparseTensor = self.skip(x)
         return skip + y
 
 
-def block(kind: BlockKind, in_channels: int, out_channels: int, middle: int | None = None) -> torch.nn.Module:
-    """A block of either kind; `middle` concerns "gcr" only."""
-    if kind == "gcr":
-        return DoubleConv(in_channels, out_channels, middle)
-    return ResBlock(in_channels, out_channels)
-
-
 class Head(torch.nn.Module):
-    """A unit and a linear map: one prediction a voxel."""
+    """A prediction per voxel: a linear map behind `unit`, which by default is GroupNorm and SiLU."""
 
-    def __init__(self, kind: BlockKind, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, unit: torch.nn.Module | None = None) -> None:
         super().__init__()
-        if kind == "gcr":
-            self.unit: torch.nn.Module = ConvUnit(in_channels, in_channels)
-        else:
-            self.unit = sv.nn.Sequential(make_norm(in_channels), torch.nn.SiLU())
+        self.unit = sv.nn.Sequential(make_norm(in_channels), torch.nn.SiLU()) if unit is None else unit
         self.out = sv.nn.Linear(in_channels, out_channels)
 
     def forward(self, x: SparseTensor) -> Tensor:
-        """Predictions [N, out_channels]."""
+        """Map features [N, in_channels] to predictions [N, out_channels]."""
         y: SparseTensor = self.out(self.unit(x))
         return y.feats
 
 
 def embed_position(xyz: Tensor, octaves: int = 5) -> Tensor:
-    """Positions [N, 3] with sines and cosines of 2^0 to 2^(octaves - 1) times each: [N, 3 + 6 * octaves].
+    """Append sines and cosines of 2^0 to 2^(octaves - 1) times the positions [N, 3]: [N, 3 + 6 * octaves].
 
     As in NeRF (Mildenhall et al. 2020, arXiv:2003.08934), without the factor pi: x, sin(x), cos(x), sin(2 x), ...
     """
-    waves = [f(xyz * 2**octave) for octave in range(octaves) for f in (torch.sin, torch.cos)]
+    waves = [f(xyz * 2**octave) for octave in range(octaves) for f in (torch.sin, torch.cos)]  # each [N, 3]
     return torch.cat([xyz, *waves], 1)
 
 
 def centers(grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
-    """World positions [N, 3] of the voxels."""
+    """The world positions of the voxel centers, [N, 3]."""
     return grid.to_world(grid.ijk).to(dtype)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """In the precision in which losses are computed: at least float32."""
+    """Convert to float32 what is less precise, for losses and decisions under autocast."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def checkpointed(function: Callable[[SparseTensor], R], x: SparseTensor, active: bool) -> R:
-    """`function(x)`; if `active`, its activations are computed again in the backward pass."""
+    """Call `function(x)`; if `active`, its activations are recomputed in the backward pass and not stored."""
     if not (active and torch.is_grad_enabled()):
         return function(x)
     result: R = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)
     return result
+
+
+def count_per_grid(flags: Tensor, grid: Grid) -> Tensor:
+    """Count the set flags [N] in each grid of the batch: float32 [B]."""
+    return sv.ops.global_pool(flags[:, None].float(), grid, "sum").squeeze(1)

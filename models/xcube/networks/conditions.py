@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the noisy latents.
+"""The conditions of a denoiser: everything that it takes besides noisy latents and their time.
 
 M latent voxels, B grids, S tokens.
 """
@@ -13,18 +13,18 @@ from torch import Tensor
 from sparsevox import Grid, Voxels
 from xcube.networks.configs import UNetConfig
 
-NO_CLASS = -1  # the label or category of what has none
+NO_CLASS = -1  # the label of a voxel, or the category of a shape, that has none
 
 
 @dataclass(frozen=True)
 class Text:
     """Embedded texts, padded to the longest.
 
-    tokens: [B, S, channels].
-    mask: Which tokens exist, bool [B, S]; an item may have none.
+    tokens: The tokens, [B, S, channels].
+    mask: Which tokens exist, bool [B, S]. A text may have none.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If the shapes do not fit.
     """
 
     tokens: Tensor
@@ -44,18 +44,18 @@ class Text:
         return Text(self.tokens[items], self.mask[items])
 
     def to(self, device: torch.device | str) -> "Text":
-        """On another device."""
+        """Move the texts to a device."""
         return Text(self.tokens.to(device), self.mask.to(device))
 
     def padded(self, length: int) -> "Text":
-        """With so many tokens, at least as many as there are."""
+        """Pad the texts to `length` tokens, which must not be less than S."""
         more = length - self.tokens.shape[1]
         pad = torch.nn.functional.pad
         return Text(pad(self.tokens, (0, 0, 0, more)), pad(self.mask, (0, more)))
 
     @classmethod
     def stack(cls, texts: Sequence["Text"]) -> "Text":
-        """One batch of all of them, in order."""
+        """Join several batches of texts to one, in order."""
         longest = max(text.tokens.shape[1] for text in texts)
         padded = [text.padded(longest) for text in texts]
         return cls(torch.cat([t.tokens for t in padded]), torch.cat([t.mask for t in padded]))
@@ -63,12 +63,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of a batch of latent grids; each may be missing. `Conditions()` has none.
+    """The conditions of a batch of latent grids; each may be None. `Conditions()` has none.
 
-    normal: Normals of the coarser level, [M, 3]; zero where there is none.
-    label: Semantic classes of the coarser level, integers [M]; -1 where there is none.
-    extra: Whatever else is known of latent voxels, [M, channels]; zero where it is not.
-    category: Class of each shape, integers [B]; -1 for none.
+    normal: Normals of the coarser level, [M, 3]; zero for voxels without one.
+    label: Semantic classes of the coarser level, integers [M]; -1 for voxels without one.
+    extra: Other features of latent voxels, [M, channels]; zero for voxels without them.
+    category: Category of each shape, integers [B]; -1 for none.
     text: A text for each shape.
     """
 
@@ -80,15 +80,15 @@ class Conditions:
 
     @classmethod
     def from_voxels(cls, voxels: Voxels, config: UNetConfig, **others: Any) -> "Conditions":
-        """Those of its conditions that a network takes from the voxels of the coarser level, its latent grid.
+        """Take the conditions of a denoiser from the voxels of the coarser level, which are its latent grid.
 
         Args:
-            voxels: With the attributes "normal", "label" and "extra", as far as the network takes them.
-            config: Of the network.
+            voxels: Voxels with those of the attributes "normal", "label" and "extra" that the denoiser takes.
+            config: The configuration of the denoiser.
             others: Conditions of whole shapes: `category` and `text`.
 
         Raises:
-            KeyError: If voxels lack an attribute.
+            KeyError: If the voxels lack an attribute.
         """
         wanted = [name for name in ("normal", "label", "extra") if name in config.conditions]
         missing = [name for name in wanted if name not in voxels.attributes]
@@ -99,18 +99,17 @@ class Conditions:
 
     @classmethod
     def stack(cls, conditions: Sequence["Conditions"]) -> "Conditions":
-        """The conditions of one batch of all batches, in order.
+        """Join the conditions of several batches to those of one, in order.
 
         Raises:
-            ValueError: If there are none, or one has conditions that another has not.
+            ValueError: If `conditions` is empty, or some have conditions that others lack.
         """
         if not conditions:
-            raise ValueError("conditions must hold one element at least, got none")
+            raise ValueError("conditions must hold at least one element, got none")
         names = conditions[0].names
         if any(each.names != names for each in conditions):
-            raise ValueError(
-                f"conditions must be the same ones in all batches, got {[each.names for each in conditions]}"
-            )
+            given = [each.names for each in conditions]
+            raise ValueError(f"conditions must be the same ones in all batches, got {given}")
         joined: dict[str, Any] = {
             name: torch.cat([getattr(each, name) for each in conditions]) for name in names if name != "text"
         }
@@ -119,26 +118,26 @@ class Conditions:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of those that there are."""
+        """The names of the conditions that are not None."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
     def to(self, device: torch.device | str) -> "Conditions":
-        """On another device."""
+        """Move the conditions to a device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in self.names})
 
     def drop(
         self, which: Tensor, grid: Grid, names: Collection[str] | None = None, *, empty_text: Text | None = None
     ) -> "Conditions":
-        """The same without the conditions of some shapes: as a network is trained for guidance.
+        """Remove the conditions of some shapes, as training for classifier-free guidance does.
 
         Args:
-            which: Whose, bool [B].
+            which: The shapes whose conditions are removed, bool [B].
             grid: The latent grids.
-            names: Of the conditions to drop; all by default.
-            empty_text: What stands for no text, one item of it; by default no token at all.
+            names: The names of the conditions to remove; all by default.
+            empty_text: The text that stands for no text, a batch of one; by default a text without tokens.
 
         Raises:
-            ValueError: If `which` does not have an entry for each grid, or a name is unknown.
+            ValueError: If `which` is not bool with an entry for each grid, or a name is unknown.
         """
         if which.shape != (grid.batch_size,) or which.dtype != torch.bool:
             raise ValueError(f"which must be bool [{grid.batch_size}], got {which.dtype} {list(which.shape)}")
@@ -146,14 +145,14 @@ class Conditions:
         if names is not None and not set(names) <= known:
             raise ValueError(f"names must be among {', '.join(sorted(known))}, got {', '.join(sorted(names))}")
         which = which.to(grid.device)
-        rows = which[grid.batch.long()]
+        rows = which[grid.batch.long()]  # [M]
         dropped: dict[str, Any] = {}
         for name in self.names:
             value = getattr(self, name)
             if names is not None and name not in names:
                 continue
             if name == "text":
-                dropped[name] = _without(value, which, empty_text)
+                dropped[name] = _replace_texts(value, which, empty_text)
             elif name == "category":
                 dropped[name] = torch.where(which, NO_CLASS, value)
             elif name == "label":
@@ -163,23 +162,23 @@ class Conditions:
         return replace(self, **dropped)
 
     def check(self, grid: Grid, config: UNetConfig) -> None:
-        """Raise ValueError unless these are the conditions of a network, on these latent grids."""
-        missing, more = set(config.conditions) - set(self.names), set(self.names) - set(config.conditions)
-        if missing or more:
-            takes, got = (", ".join(names) or "nothing" for names in (config.conditions, self.names))
+        """Raise ValueError unless these are the conditions of a denoiser on these latent grids."""
+        wanted, given = config.conditions, self.names
+        if set(wanted) != set(given):
+            takes, got = (", ".join(names) or "nothing" for names in (wanted, given))
             raise ValueError(f"conditions must be {takes}, as the model takes, got {got}")
-        rows, items = grid.num_voxels, grid.batch_size
-        shapes = {
-            "normal": [rows, 3],
-            "label": [rows],
-            "extra": [rows, config.extra],
-            "category": [items],
+        voxels, shapes = grid.num_voxels, grid.batch_size
+        expected = {
+            "normal": [voxels, 3],
+            "label": [voxels],
+            "extra": [voxels, config.extra],
+            "category": [shapes],
         }
-        for name in self.names:
+        for name in given:
             value = self.text.tokens if name == "text" and self.text is not None else getattr(self, name)
-            expected = [items, value.shape[1], config.text_channels] if name == "text" else shapes[name]
-            if list(value.shape) != expected:
-                raise ValueError(f"conditions.{name} must have shape {expected}, got {list(value.shape)}")
+            shape = [shapes, value.shape[1], config.text_channels] if name == "text" else expected[name]
+            if list(value.shape) != shape:
+                raise ValueError(f"conditions.{name} must have shape {shape}, got {list(value.shape)}")
             if name in ("label", "category"):
                 _check_range(name, value, config.num_labels if name == "label" else config.categories)
 
@@ -187,13 +186,13 @@ class Conditions:
 def _check_range(name: str, value: Tensor, count: int) -> None:
     if value.is_floating_point():
         raise ValueError(f"conditions.{name} must be integers, got {value.dtype}")
-    # Waiting for a GPU to know costs more than the kernel's own check of the table.
+    # On a GPU, the embedding kernel checks its indices itself; a check here would wait for the device.
     if not value.is_cuda and value.numel() and not -1 <= int(value.min()) <= int(value.max()) < count:
         raise ValueError(f"conditions.{name} must lie in [-1, {count}), got {int(value.min())} to {int(value.max())}")
 
 
-def _without(text: Text, which: Tensor, empty: Text | None) -> Text:
-    """The empty text in place of those of some items."""
+def _replace_texts(text: Text, which: Tensor, empty: Text | None) -> Text:
+    """Put the empty text in place of some texts of a batch."""
     if empty is None:
         return Text(text.tokens, text.mask & ~which[:, None])
     empty = empty.to(text.tokens.device)

@@ -1,6 +1,6 @@
-"""The decoder of the VAE: at every depth it decides which voxels exist, and goes on with those.
+"""The decoder of the VAE: at each depth it predicts which voxels exist, and continues with those.
 
-N voxels, M candidates, D depths, B grids.
+N voxels, M candidates, D depths, C channels.
 """
 
 import math
@@ -13,18 +13,18 @@ from torch import Tensor
 
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.networks.blocks import DoubleConv, Head, at_least_float32, block, checkpointed
+from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed, count_per_grid
 from xcube.networks.configs import Triple, VAEConfig
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What was decided at one depth.
+    """The prediction of structure at one depth.
 
-    candidates: The grid of voxels that were asked.
-    logits: Of existence: [M, 2], where column 0 means yes and 1 no, or [M, 1].
-    predicted: Whether each exists, by the logits: bool [M].
-    grid: Those that went on; in training the truth may have changed them.
+    candidates: The grid of candidate voxels, M of them.
+    logits: The logits of existence, [M].
+    predicted: Whether each candidate exists by its logit, bool [M].
+    grid: The voxels that the decoder continued with; in training the ground truth may have changed them.
     """
 
     candidates: Grid
@@ -32,152 +32,61 @@ class Structure:
     predicted: Tensor
     grid: Grid
 
-    @property
-    def exists(self) -> Tensor:
-        """The logit of existence [M]: of two columns, their difference, whose sigmoid is their softmax."""
-        return existence(self.logits)
-
 
 @dataclass(frozen=True)
 class Decoded:
     """The result of decoding.
 
-    structure: What was decided, by depth, from 0.
-    voxels: Those that exist, with the predicted attributes: "normal" and "color" as they come out of the network,
-        "label_logits" [N, classes] and "label" [N].
+    structure: The predictions of structure, one per depth, from depth 0 on.
+    voxels: The voxels that exist with the predicted attributes: "normal" [N, 3] and "color" [N, 3] as they leave the
+        network, "label_logits" [N, classes] and "label" [N].
     """
 
     structure: tuple[Structure, ...]
     voxels: Voxels
 
 
-def existence(logits: Tensor) -> Tensor:
-    """[M] of logits [M, 2] or [M, 1]."""
-    return logits[:, 0] - logits[:, 1] if logits.shape[1] == 2 else logits[:, 0]
+class UpBlock(torch.nn.Module):
+    """Features of the next finer depth: a linear map to the channels of all children, and a residual block."""
 
-
-class Lift(torch.nn.Module):
-    """Features of the next finer depth: upsampling to children, and a block."""
-
-    def __init__(self, config: VAEConfig, in_channels: int, out_channels: int, stride: Triple) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
         super().__init__()
-        children = stride[0] * stride[1] * stride[2]
-        self.checkpointing = config.checkpointing
-        self.up: torch.nn.Module = sv.nn.Upsample(stride)
-        if config.upsample == "shuffle":
-            self.reduce: torch.nn.Module = sv.nn.Linear(in_channels, out_channels * children)
-            self.up = sv.nn.ChannelToSpace(stride)
-        elif config.block == "residual":  # fewer channels before there are eight times the voxels
-            self.reduce = sv.nn.Linear(in_channels, out_channels)
-        else:
-            self.reduce = torch.nn.Identity()
-        self.block = block(config.block, in_channels if config.block == "gcr" else out_channels, out_channels)
+        self.reduce = sv.nn.Linear(in_channels, out_channels * math.prod(stride))
+        self.to_children = sv.nn.ChannelToSpace(stride)
+        self.block = ResBlock(out_channels, out_channels)
 
-    def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
-        """Features of the children of all voxels, or of those in `grid`."""
-        if isinstance(self.block, DoubleConv) and grid is None:
-            y = checkpointed(partial(self.block.first, up=self.up), x, self.checkpointing)
-            return checkpointed(self.block.second, y, self.checkpointing)
-        return checkpointed(partial(self._at_once, grid=grid), x, self.checkpointing)
-
-    def _at_once(self, x: SparseTensor, grid: Grid | None) -> SparseTensor:
-        y: SparseTensor = self.block(self.up(self.reduce(x), grid=grid))
+    def forward(self, x: SparseTensor, grid: Grid) -> SparseTensor:
+        """Compute features [M, out_channels] on `grid`, which holds children of the voxels of `x`."""
+        y: SparseTensor = self.block(self.to_children(self.reduce(x), grid=grid))
         return y
 
 
 class Decoder(torch.nn.Module):
-    """From latents to voxels."""
+    """From latents to voxels. Every voxel predicts the occupancy of its children before they get features."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        *lower, top = config.channels
-        # GroupNorm of latents would take the scale from them, which only the paper's network can do without.
-        first = config.latent_channels
-        self.enter = block("gcr", first, top) if config.block == "gcr" else sv.nn.Linear(first, top)
-        self.neck = block(config.block, top, top)
+        finest, top = config.channels[0], config.channels[-1]
+        self.enter = self.first_layer(config.latent_channels, top)
+        self.neck = self.block(top, top)
         self.attention = sv.nn.Attention(top) if config.attention else None
-        steps = zip(config.channels[1:], lower, config.all_strides, strict=True)
-        self.lifts = torch.nn.ModuleList(Lift(config, a, b, stride) for a, b, stride in steps)  # by finer depth
-        logits = 2 if config.block == "gcr" else 1
-        if config.child_masks:
-            # Of the latent voxels one logit, then of every voxel one for each child.
-            self.root = Head(config.block, top, 1)
-            counts = (x * y * z for x, y, z in config.all_strides)
-            pairs = zip(config.channels[1:], counts, strict=True)
-            self.heads = torch.nn.ModuleList(Head(config.block, c, count) for c, count in pairs)
-        else:
-            self.heads = torch.nn.ModuleList(Head(config.block, c, logits) for c in config.channels)
-        finest = config.channels[0]
-        self.normal = Head(config.block, finest, 3) if config.normal else None
-        self.label = Head(config.block, finest, config.num_labels) if config.num_labels else None
-        self.color = Head(config.block, finest, 3) if config.color else None
+        widths = zip(config.channels[1:], config.channels[:-1], config.all_strides, strict=True)
+        self.lifts = torch.nn.ModuleList(self.up_block(a, b, stride) for a, b, stride in widths)  # by finer depth
+        self.make_structure_heads()
+        self.normal = self.head(finest, 3) if config.normal else None
+        self.label = self.head(finest, config.num_labels) if config.num_labels else None
+        self.color = self.head(finest, 3) if config.color else None
 
     def forward(self, latents: SparseTensor, truth: Sequence[Grid] | None) -> Decoded:
-        """Voxels; with `truth`, the grids of all depths, what goes on follows `config.keep`."""
+        """Decode latents [M, L]; with `truth`, the true grids of all depths, the decoder continues by `config.keep`."""
+        # 1. The neck.
         x = self.neck(self.enter(latents))
         if self.attention is not None:
             x = x + self.attention(x)
-        x, structure = self._children_first(x, truth) if self.config.child_masks else self._ask_each(x, truth)
-        return Decoded(tuple(structure), self._attributes(x))
-
-    def _ask_each(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
-        """Every candidate has features, and decides for itself."""
-        structure: list[Structure] = []
-        for depth in reversed(range(self.config.depths)):
-            logits = checkpointed(self.heads[depth], x, self.config.checkpointing)
-            decided, keep = self._decide(x.grid, logits, truth, depth)
-            structure.insert(0, decided)
-            x = SparseTensor(decided.grid, x.feats[keep])
-            if depth:
-                x = self.lifts[depth - 1](x)
-        return x, structure
-
-    def _children_first(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
-        """A voxel decides for its children, and only those that exist get features."""
-        decided, keep = self._decide(x.grid, self.root(x), truth, self.config.depths - 1)
-        structure, x = [decided], SparseTensor(decided.grid, x.feats[keep])
-        for depth in reversed(range(self.config.depths - 1)):
-            children = sv.nn.ChannelToSpace(self.config.all_strides[depth])(x.replace(self.heads[depth](x)))
-            decided, _ = self._decide(children.grid, children.feats, truth, depth)
-            structure.insert(0, decided)
-            x = self.lifts[depth](x, decided.grid)
-        return x, structure
-
-    def _decide(
-        self, candidates: Grid, logits: Tensor, truth: Sequence[Grid] | None, depth: int
-    ) -> tuple[Structure, Tensor]:
-        logits = at_least_float32(logits)
-        predicted = existence(logits.detach()) > 0
-        keep = predicted
-        if truth is not None:
-            keep = self._guided(candidates, predicted, truth[depth], depth)
-        return Structure(candidates, logits, predicted, candidates.prune(keep)), keep
-
-    def _guided(self, candidates: Grid, predicted: Tensor, truth: Grid, depth: int) -> Tensor:
-        """What goes on in training."""
-        config, keep = self.config, predicted
-        real = truth.contains(candidates.coords)
-        if config.keep == "union":
-            fits = count_per_grid(predicted, candidates) <= config.keep_ratio * count_per_grid(real, candidates)
-            keep = real | (predicted & fits[candidates.batch.long()])
-        if config.cutoff is not None and config.box is not None and depth < config.depths - 1:
-            volume = candidates.batch_size
-            for edge, stride in zip(config.box, self._stride_to(depth), strict=True):
-                volume *= edge // stride
-            keep = keep & (keep.sum() <= config.cutoff * volume)
-        if config.max_voxels is not None:
-            children = math.prod(config.all_strides[depth - 1]) if depth else 1
-            keep = torch.where(keep.sum() * children <= config.max_voxels, keep, real)
-        return keep
-
-    def _stride_to(self, depth: int) -> Triple:
-        x, y, z = 1, 1, 1
-        for a, b, c in self.config.all_strides[:depth]:
-            x, y, z = x * a, y * b, z * c
-        return x, y, z
-
-    def _attributes(self, x: SparseTensor) -> Voxels:
+        # 2. Which voxels exist, depth by depth.
+        x, structure = self.decode_structure(x, truth)
+        # 3. Attributes of the voxels at depth 0.
         made: dict[str, Tensor] = {}
         if self.normal is not None:
             made["normal"] = at_least_float32(self.normal(x))
@@ -186,9 +95,73 @@ class Decoder(torch.nn.Module):
         if self.label is not None:
             made["label_logits"] = at_least_float32(self.label(x))
             made["label"] = made["label_logits"].argmax(1)
-        return Voxels(x.grid, made)
+        return Decoded(tuple(structure), Voxels(x.grid, made))
 
+    def decode_structure(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
+        """Compute features of the voxels at depth 0, and the predictions of structure from depth 0 on."""
+        config = self.config
+        # 1. Which latent voxels exist: one logit each.
+        decision, keep = self.decide(x.grid, self.root(x), truth, config.depths - 1)
+        structure, x = [decision], SparseTensor(decision.grid, x.feats[keep])
+        for depth in reversed(range(config.depths - 1)):
+            # 2. Child occupancy: logits [N, children] of the voxels become logits [N * children, 1] of candidates.
+            to_children = sv.nn.ChannelToSpace(config.all_strides[depth])
+            children = to_children(x.replace(self.heads[depth](x)))
+            decision, _ = self.decide(children.grid, children.feats, truth, depth)
+            structure.insert(0, decision)
+            # 3. Features of the children that exist.
+            x = checkpointed(partial(self.lifts[depth], grid=decision.grid), x, config.checkpointing)
+        return x, structure
 
-def count_per_grid(flags: Tensor, grid: Grid) -> Tensor:
-    """How many flags [N] are set in each item of the batch: float32 [B]."""
-    return sv.ops.global_pool(flags[:, None].float(), grid, "sum").squeeze(1)
+    def decide(
+        self, candidates: Grid, logits: Tensor, truth: Sequence[Grid] | None, depth: int
+    ) -> tuple[Structure, Tensor]:
+        """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M]."""
+        logits = at_least_float32(logits).squeeze(1)
+        predicted = logits.detach() > 0
+        keep = predicted if truth is None else self.guided(candidates, predicted, truth[depth], depth)
+        return Structure(candidates, logits, predicted, candidates.prune(keep)), keep
+
+    def guided(self, candidates: Grid, predicted: Tensor, truth: Grid, depth: int) -> Tensor:
+        """Choose the candidates to continue with in training, bool [M]."""
+        config = self.config
+        real = truth.contains(candidates.coords)
+        keep = self.joined(candidates, predicted, real, depth)
+        if config.max_voxels is not None:
+            children = math.prod(config.all_strides[depth - 1]) if depth else 1
+            keep = torch.where(keep.sum() * children <= config.max_voxels, keep, real)
+        return keep
+
+    def joined(self, candidates: Grid, predicted: Tensor, real: Tensor, depth: int) -> Tensor:
+        """Join predicted and true candidates as `config.keep` says, bool [M]."""
+        if self.config.keep == "predicted":
+            return predicted
+        limit = self.config.keep_ratio * count_per_grid(real, candidates)
+        fits = count_per_grid(predicted, candidates) <= limit
+        return real | (predicted & fits[candidates.batch.long()])
+
+    # The layers of the modern architecture, which those of `official.OfficialDecoder` override.
+
+    def first_layer(self, in_channels: int, out_channels: int) -> torch.nn.Module:
+        """Make the first layer. It has no norm, which would take the scale from the latents."""
+        return sv.nn.Linear(in_channels, out_channels)
+
+    def block(self, in_channels: int, out_channels: int) -> torch.nn.Module:
+        """Make a block that keeps the grid."""
+        return ResBlock(in_channels, out_channels)
+
+    def up_block(self, in_channels: int, out_channels: int, stride: Triple) -> torch.nn.Module:
+        """Make the layers that lead to the next finer depth."""
+        return UpBlock(in_channels, out_channels, stride)
+
+    def head(self, in_channels: int, out_channels: int) -> Head:
+        """Make the layers of a prediction per voxel."""
+        return Head(in_channels, out_channels)
+
+    def make_structure_heads(self) -> None:
+        """Add the heads of existence: `root` for the latent voxels, `heads` for the children at each finer depth."""
+        config = self.config
+        self.root = self.head(config.channels[-1], 1)
+        counts = (math.prod(stride) for stride in config.all_strides)
+        pairs = zip(config.channels[1:], counts, strict=True)
+        self.heads = torch.nn.ModuleList(self.head(width, count) for width, count in pairs)

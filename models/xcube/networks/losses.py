@@ -1,6 +1,6 @@
 """Losses and metrics of the VAE.
 
-N voxels of the prediction, M latent voxels, L latent channels.
+N predicted voxels, M latent voxels, L latent channels, B grids.
 """
 
 from collections.abc import Collection
@@ -16,23 +16,25 @@ from sparsevox.io.voxelize import normalized
 from xcube.config import Config
 from xcube.networks.blocks import centers
 from xcube.networks.decoder import Decoded
-from xcube.networks.vae import VAE, Posterior
+from xcube.networks.encoder import Posterior
+from xcube.networks.vae import VAE
 
 
 @dataclass(frozen=True)
 class LossConfig(Config):
-    """Weights of the losses; the defaults are those of the paper's release.
+    """Weights of the losses of the VAE. The defaults are those of the official code.
 
     Args:
-        structure: Of the cross entropy of existence, at every depth.
-        normal: Of the normals.
-        label: Of the labels.
-        color: Of the colors.
-        kl: Of the Kullback-Leibler divergence; its value after annealing.
-        kl_start: Its value at first, if it is annealed.
-        anneal: Steps over which the weight of the divergence rises linearly from `kl_start`; 0 for none.
-        float32_positions: Whether true normals are splatted from positions rounded as the release rounds them. What
-            falls beside a true voxel by such an error then gets a short normal in place of none.
+        structure: Weight of the cross entropy of existence at each depth.
+        normal: Weight of the error of the normals.
+        label: Weight of the cross entropy of the labels.
+        color: Weight of the error of the colors.
+        kl: Weight of the Kullback-Leibler divergence after annealing.
+        kl_start: Weight of the Kullback-Leibler divergence at the first step, if it is annealed.
+        anneal: Number of steps over which the weight of the divergence rises linearly from `kl_start` to `kl`; 0 for no
+            annealing.
+        float32_positions: Whether true normals are splatted from positions that are rounded to float32 as in the
+            official code. Voxels next to a true one then get a short normal where they should have none.
     """
 
     structure: float = 20.0
@@ -45,7 +47,7 @@ class LossConfig(Config):
     float32_positions: bool = False
 
     def kl_at(self, step: int) -> float:
-        """The weight of the divergence at a step."""
+        """The weight of the Kullback-Leibler divergence at a training step."""
         if step >= self.anneal:
             return self.kl
         return self.kl_start + (self.kl - self.kl_start) * step / self.anneal
@@ -53,7 +55,7 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses before weighting, by name, their weights, and metrics without gradients."""
+    """Losses before weighting, their weights, and metrics without gradients, by name."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
@@ -61,28 +63,29 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """The weighted sum."""
+        """The weighted sum of all losses."""
         return torch.stack([self.terms[name] * weight for name, weight in self.weights.items()]).sum()
 
 
 def vae_losses(
     model: VAE, voxels: Voxels, posterior: Posterior, decoded: Decoded, config: LossConfig, step: int = 0
 ) -> Losses:
-    """All losses of one batch.
+    """Compute all losses of a batch (section 3.2 of the paper).
 
-    - "structure-d": cross entropy of existence, the mean over the candidates at depth d. True voxels that no candidate
-      is count nothing there.
-    - "normal", "color": mean absolute difference to the truth, splatted onto the predicted voxels.
+    - "structure-d": cross entropy of existence, its mean over the candidates at depth d. True voxels that are not among
+      the candidates do not count.
+    - "normal": mean absolute difference to the true normals, splatted onto the predicted voxels.
+    - "color": mean absolute difference to the color of the nearest true voxel.
     - "label": cross entropy with the label of the nearest true voxel.
-    - "kl": divergence from the standard normal distribution, summed over channels, the mean over latent voxels.
+    - "kl": divergence from the standard normal distribution, summed over channels, its mean over latent voxels.
 
-    Means over nothing are 0. The metrics are "accuracy-d", "iou", and "normal_angle" in degrees.
+    The mean of no elements is 0. The metrics are "accuracy-d", "iou", and "normal_angle" in degrees.
     """
     losses, attributes = Losses(), decoded.voxels.attributes
     truth = model.truth(voxels.grid)
     for depth, decision in enumerate(decoded.structure):
         real = truth[depth].contains(decision.candidates.coords)
-        losses.terms[f"structure-{depth}"] = structure_loss(decision.exists, real)
+        losses.terms[f"structure-{depth}"] = structure_loss(decision.logits, real)
         losses.weights[f"structure-{depth}"] = config.structure
         losses.metrics[f"accuracy-{depth}"] = mean_or_zero((decision.predicted == real).float())
     target = true_attributes(voxels, decoded.voxels.grid, attributes, float32_positions=config.float32_positions)
@@ -103,22 +106,22 @@ def vae_losses(
 
 
 def structure_loss(logits: Tensor, real: Tensor) -> Tensor:
-    """Cross entropy of logits of existence [M] with what exists, bool [M]: their mean, 0 for none."""
+    """Compute the mean binary cross entropy of logits [M] with existence, bool [M]; 0 for no candidates."""
     return mean_or_zero(functional.binary_cross_entropy_with_logits(logits, real.to(logits.dtype), reduction="none"))
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """From the standard normal distribution, of [M, L]: summed over channels, the mean over voxels."""
+    """Compute the divergence of N(mean, exp(logvar)) from N(0, 1), both [M, L]: summed over channels, mean over rows."""
     return mean_or_zero(-0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(1))
 
 
 def true_attributes(
     voxels: Voxels, grid: Grid, names: Collection[str], *, float32_positions: bool = False
 ) -> dict[str, Tensor]:
-    """Attributes of true voxels at the voxels of another grid: those of the given names that there are.
+    """Transfer the attributes of true voxels to the voxels of another grid, for those of `names` that they have.
 
-    Normals are splatted from the centers and normalized, zero where there are none; colors and labels are those of the
-    nearest true voxel of the item, 0 where it has none.
+    Normals are splatted from the voxel centers and normalized, and zero where no true voxel is near. Colors and labels
+    are those of the nearest true voxel of the same grid of the batch, and 0 if it has no voxels.
     """
     made: dict[str, Tensor] = {}
     for name in voxels.attributes.keys() & set(names):
@@ -126,24 +129,24 @@ def true_attributes(
         if name == "normal":
             points = voxels.grid.to_world(voxels.grid.ijk)
             if float32_positions:
-                points = _rounded(points, voxels.grid)
+                points = _round_to_float32(points, voxels.grid)
             made[name] = normalized(sv.ops.splat_trilinear(points, value.float(), grid, voxels.grid.batch))
         elif name in ("color", "label"):
             nearest = voxels.grid.nearest(centers(grid, torch.float64), grid.batch)
-            padded = torch.cat([value, value.new_zeros(1, *value.shape[1:])])  # row -1 is of no voxel
+            padded = torch.cat([value, value.new_zeros(1, *value.shape[1:])])  # row -1: no voxel
             made[name] = padded[nearest]
     return made
 
 
-def _rounded(points: Tensor, grid: Grid) -> Tensor:
-    """Positions after the way to voxel coordinates in float32, by a product and a sum, and back."""
+def _round_to_float32(points: Tensor, grid: Grid) -> Tensor:
+    """Round positions as the official code does: to voxel coordinates by a product and a sum in float32, and back."""
     size, origin = (torch.tensor(t, dtype=torch.float64, device=points.device) for t in (grid.voxel_size, grid.origin))
     ijk = points.float() * (1 / size).float() + (-origin / size).float()
     return grid.to_world(ijk.double())
 
 
 def voxel_iou(predicted: Grid, real: Grid) -> Tensor:
-    """Intersection over union of the voxels of each item: float32 [B]; 1 where both are empty."""
+    """Compute the intersection over union of the voxels of each grid, float32 [B]; 1 where both are empty."""
     found = predicted.contains(real.coords)
     both = sv.ops.global_pool(found[:, None].float(), real, "sum").squeeze(1)
     union = predicted.offsets.diff() + real.offsets.diff() - both
@@ -151,12 +154,12 @@ def voxel_iou(predicted: Grid, real: Grid) -> Tensor:
 
 
 def normal_angle(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean angle in degrees between normals [N, 3], where the target is not zero."""
+    """Compute the mean angle in degrees between normals [N, 3], where the target is not zero."""
     known = target.norm(dim=1) > 0.5
     cosine = functional.cosine_similarity(predicted[known].detach(), target[known], dim=1)
     return mean_or_zero(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
-    """Of all elements; of none it is 0, and has a gradient all the same."""
+    """Compute the mean of all elements. That of no elements is 0, and it has a gradient, too."""
     return values.sum() / max(values.numel(), 1)

@@ -1,4 +1,4 @@
-"""Networks in folders: `config.json` and `model.safetensors`, which anybody can read, and nothing that is executed."""
+"""Networks saved in folders as `config.json` and `model.safetensors`; loading executes no code from them."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from sparsevox.files import atomic_write
 from xcube.config import Config
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
+from xcube.networks.earlier import upgrade
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
@@ -21,7 +22,7 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 M = TypeVar("M", bound=torch.nn.Module)
 
-# What a folder may hold, by the name in its config.json.
+# The classes of the networks and of their configurations, by their kind in config.json.
 KINDS: dict[str, tuple[type[torch.nn.Module], type[Config]]] = {
     "vae": (VAE, VAEConfig),
     "refiner": (Refiner, RefinerConfig),
@@ -30,15 +31,15 @@ KINDS: dict[str, tuple[type[torch.nn.Module], type[Config]]] = {
 
 
 def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **metadata: Any) -> None:
-    """Write a network.
+    """Save a network to a folder.
 
     Args:
-        model: One of the networks of this package.
-        folder: Made if it is not there.
-        metadata: What else to keep with it, as plain values: the scale of latents, what it was trained on.
+        model: A `VAE`, `UNet` or `Refiner`.
+        folder: The folder, created if necessary.
+        metadata: Further plain values to save with it, such as the scale of the latents or the data it was trained on.
 
     Raises:
-        TypeError: If the model is of no known kind.
+        TypeError: If the model is not one of these networks.
     """
     kind = kind_of(model)
     path = Path(folder)
@@ -53,12 +54,12 @@ def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **metad
 
 
 def from_pretrained(folder: str | PathLike[str], kind: type[M]) -> M:
-    """The network that `save_pretrained` wrote, in evaluation mode, on the CPU.
+    """Load a network that `save_pretrained` wrote, in evaluation mode, on the CPU.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the folder holds another kind of network or another format, a file is damaged, or parameters do
-            not fit the configuration; the message says which.
+        ValueError: If the folder holds another kind of network or another format, a file is damaged, or the parameters
+            do not fit the configuration.
     """
     values = read_config(folder)
     expected = next(name for name, (cls, _) in KINDS.items() if cls is kind)
@@ -73,11 +74,11 @@ def from_pretrained(folder: str | PathLike[str], kind: type[M]) -> M:
 
 
 def load_weights(model: torch.nn.Module, folder: str | PathLike[str]) -> None:
-    """Load the weights of a folder into a network of its configuration.
+    """Load the weights in a folder into a network with the same configuration.
 
     Raises:
         FileNotFoundError: If they are missing.
-        ValueError: If the file is damaged, or parameters do not fit; the message says which.
+        ValueError: If the file is damaged, or the parameters do not fit.
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
@@ -90,11 +91,11 @@ def load_weights(model: torch.nn.Module, folder: str | PathLike[str]) -> None:
 
 
 def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
-    """What `config.json` of a folder says: "kind", "config" and "metadata".
+    """Read `config.json` in a folder: "kind", "config" and "metadata". That of an earlier version is converted.
 
     Raises:
         FileNotFoundError: If it is missing.
-        ValueError: If it is damaged or of another format.
+        ValueError: If it is damaged, has another format, or is of a network that this version cannot build.
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
@@ -109,11 +110,15 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} must have format {FORMAT} and a kind of {sorted(KINDS)}, got {values}")
     if not all(isinstance(values.get(name), dict) for name in ("config", "metadata")):
         raise ValueError(f"{path} must have a config and metadata, got only {sorted(values)}")
+    try:
+        values["config"] = upgrade(values["kind"], values["config"])
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit a {values['kind']}: {error}") from error
     return values
 
 
 def digest(file: str | PathLike[str]) -> str:
-    """What tells the bytes of a file from others: SHA-256.
+    """Compute the SHA-256 digest of a file.
 
     Raises:
         OSError: If it cannot be read.
@@ -123,10 +128,15 @@ def digest(file: str | PathLike[str]) -> str:
 
 
 def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
-    """Load parameters, or say which of them are missing, extra, or of another shape.
+    """Load parameters into a network.
+
+    Args:
+        model: The network.
+        state: The parameters by name.
+        name: The source of the parameters, for the error message.
 
     Raises:
-        ValueError: If any is.
+        ValueError: If parameters are missing, extra, or have another shape; the message names them.
     """
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
@@ -143,10 +153,10 @@ def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], name: s
 
 
 def kind_of(model: torch.nn.Module) -> str:
-    """What `config.json` calls a network.
+    """Return the kind of a network, as `config.json` has it.
 
     Raises:
-        TypeError: If it is of no known kind.
+        TypeError: If it is not a `VAE`, `UNet` or `Refiner`.
     """
     for name, (cls, _) in KINDS.items():
         if isinstance(model, cls):

@@ -1,6 +1,6 @@
-"""The refinement network (section 3.4 of the paper): repairs what a VAE has decoded, voxels and attributes.
+"""The refiner (section 3.4 of the paper): a network that adds and removes voxels of a decoded shape.
 
-N voxels of the decode, M candidates: the decode and the voxels around it.
+N decoded voxels, M candidates (the decoded voxels and those around them), C channels.
 """
 
 import math
@@ -24,9 +24,9 @@ from xcube.networks.losses import Losses, mean_or_zero, structure_loss, true_att
 class Refined:
     """The result of refining.
 
-    candidates: All voxels that were asked, with the attributes that they would have.
-    logits: Of existence [M].
-    voxels: Those that exist.
+    candidates: All candidate voxels, with the attributes that they would have.
+    logits: The logits of existence [M].
+    voxels: The candidates that exist.
     """
 
     candidates: Voxels
@@ -35,39 +35,49 @@ class Refined:
 
 
 class Refiner(torch.nn.Module):
-    """Takes the voxels of a decode, with "normal" and "label" as the model was made for, and returns better ones."""
+    """Refines decoded voxels, with "normal" and "label" as configured: a U-Net on the candidates."""
 
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()
         self.config = config
-        inputs = 1 + 33 + 3 * config.normal + config.num_labels
-        self.enter = sv.nn.Linear(inputs, config.channels[0])
-        pairs = list(pairwise(config.channels))
-        self.down = torch.nn.ModuleList(_stage(a, a, config.blocks) for a in config.channels)
+        finest, pairs = config.channels[0], list(pairwise(config.channels))
+        self.enter = sv.nn.Linear(1 + 33 + 3 * config.normal + config.num_labels, finest)
+        self.down = torch.nn.ModuleList(_res_blocks(a, a, config.blocks) for a in config.channels)
         self.pool = torch.nn.ModuleList(sv.nn.Conv3d(a, b, 2, stride=2, padding=0) for a, b in pairs)
         self.lift = torch.nn.ModuleList(sv.nn.Linear(b, a) for a, b in pairs)
-        self.up = torch.nn.ModuleList(_stage(2 * a, a, config.blocks) for a, _ in pairs)
+        self.up = torch.nn.ModuleList(_res_blocks(2 * a, a, config.blocks) for a, _ in pairs)
         self.expand = sv.nn.Upsample(2)
-        first = config.channels[0]
-        self.keep = Head("residual", first, 1)
-        self.prior = torch.nn.Parameter(torch.tensor(2.0))  # the decode is the first guess
-        self.normal = Head("residual", first, 3) if config.normal else None
-        self.label = Head("residual", first, config.num_labels) if config.num_labels else None
+        self.keep = Head(finest, 1)
+        self.prior = torch.nn.Parameter(torch.tensor(2.0))  # the first guess is that the decoded voxels are right
+        self.normal = Head(finest, 3) if config.normal else None
+        self.label = Head(finest, config.num_labels) if config.num_labels else None
 
     def forward(self, voxels: Voxels) -> Refined:
-        """Which of the candidates exist, and their attributes.
+        """Predict which candidates exist, and their attributes.
 
         Raises:
-            KeyError: If voxels lack an attribute that the model takes.
-            ValueError: If the voxels have another size than those of the model.
+            KeyError: If the voxels lack an attribute that the model takes.
+            ValueError: If the voxel size of the voxels is not that of the model.
         """
         config = self.config
         check_voxels(voxels.grid, (config.voxel_size,) * 3, "voxels")
+
+        # 1. The candidates, and the row of each among the decoded voxels, -1 for the added ones.
         grid = voxels.grid.dilate(config.radius)
-        given = voxels.grid.index(grid.coords)
-        flag = (given >= 0)[:, None].to(self.prior.dtype)
-        x = self._unet(SparseTensor(grid, torch.cat([flag, *self._inputs(voxels, grid, given)], 1)))
-        logits = at_least_float32(self.keep(x))[:, 0] + self.prior * (2 * flag[:, 0] - 1)
+        rows = voxels.grid.index(grid.coords)  # [M]
+        decoded = (rows >= 0)[:, None].to(self.prior.dtype)  # [M, 1]
+
+        # 2. Their features: decoded or not, position, normal, label.
+        x = SparseTensor(grid, torch.cat([decoded, *self._inputs(voxels, grid, rows)], 1))
+        x = self.enter(x)
+
+        # 3. Down and up again.
+        x = self._unet(x)
+
+        # 4. Existence: the prediction corrects the decoded voxels.
+        logits = at_least_float32(self.keep(x))[:, 0] + self.prior * (2 * decoded[:, 0] - 1)  # [M]
+
+        # 5. Attributes of all candidates.
         made: dict[str, Tensor] = {}
         if self.normal is not None:
             made["normal"] = at_least_float32(self.normal(x))
@@ -75,57 +85,56 @@ class Refiner(torch.nn.Module):
             made["label_logits"] = at_least_float32(self.label(x))
             made["label"] = made["label_logits"].argmax(1)
         candidates = Voxels(grid, made)
-        least = math.log(config.threshold / (1 - config.threshold))
+        least = math.log(config.threshold / (1 - config.threshold))  # the logit of the threshold
         return Refined(candidates, logits, candidates.prune(logits.detach() > least))
 
-    def _inputs(self, voxels: Voxels, grid: Grid, given: Tensor) -> list[Tensor]:
+    def refine(self, voxels: Voxels) -> Voxels:
+        """Return the refined voxels only."""
+        return self(voxels).voxels
+
+    def _inputs(self, voxels: Voxels, grid: Grid, rows: Tensor) -> list[Tensor]:
         config, dtype = self.config, self.prior.dtype
         wanted = ["normal"] * config.normal + ["label"] * (config.num_labels > 0)
         missing = [name for name in wanted if name not in voxels.attributes]
         if missing:
             raise KeyError(f"the model needs the attributes {wanted}, got voxels without {missing}")
-        inputs = [embed_position(centers(grid, dtype))]
+        inputs = [embed_position(centers(grid, dtype))]  # [M, 33]
         if config.normal:
-            inputs.append(_at(normalized(voxels.attributes["normal"].to(dtype)), given))
+            inputs.append(_rows_or_zero(normalized(voxels.attributes["normal"].to(dtype)), rows))
         if config.num_labels:
             labels = functional.one_hot(voxels.attributes["label"].long(), config.num_labels)
-            inputs.append(_at(labels.to(dtype), given))
+            inputs.append(_rows_or_zero(labels.to(dtype), rows))
         return inputs
 
     def _unet(self, x: SparseTensor) -> SparseTensor:
-        active = self.config.checkpointing
-        x, skips = self.enter(x), []
-        for level, stage in enumerate(self.down):
-            x = checkpointed(stage, x, active)
-            if level < len(self.pool):
+        active, skips = self.config.checkpointing, []
+        for resolution, blocks in enumerate(self.down):
+            x = checkpointed(blocks, x, active)
+            if resolution < len(self.pool):
                 skips.append(x)
-                x = self.pool[level](x)
-        for level in reversed(range(len(self.pool))):
-            skip = skips[level]
-            x = sv.cat([skip, self.expand(self.lift[level](x), grid=skip.grid)])
-            x = checkpointed(self.up[level], x, active)
+                x = self.pool[resolution](x)
+        for resolution in reversed(range(len(self.pool))):
+            skip = skips[resolution]
+            x = sv.cat([skip, self.expand(self.lift[resolution](x), grid=skip.grid)])
+            x = checkpointed(self.up[resolution], x, active)
         return x
 
-    def refine(self, voxels: Voxels) -> Voxels:
-        """The repaired voxels."""
-        return self(voxels).voxels
 
-
-def _stage(in_channels: int, out_channels: int, blocks: int) -> torch.nn.Module:
+def _res_blocks(in_channels: int, out_channels: int, blocks: int) -> torch.nn.Module:
     widths = [in_channels] + [out_channels] * blocks
     return sv.nn.Sequential(*(ResBlock(a, b) for a, b in pairwise(widths)))
 
 
-def _at(values: Tensor, rows: Tensor) -> Tensor:
-    """`values[rows]`, zero where the row is -1."""
+def _rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:
+    """Return `values[rows]`, with zeros where the row is -1."""
     return torch.cat([values, values.new_zeros(1, values.shape[1])])[rows]
 
 
 def refiner_losses(refined: Refined, truth: Voxels, *, normal: float = 0.3, label: float = 0.3) -> Losses:
-    """Losses of a repaired decode.
+    """Compute the losses of refined voxels.
 
-    "structure" is the cross entropy of existence, the mean over candidates, with weight 1; "normal" and "label" are the
-    mean absolute difference and the cross entropy over candidates that truly exist. "iou" is a metric.
+    "structure" is the cross entropy of existence, its mean over the candidates, with weight 1. "normal" and "label" are
+    the mean absolute error and the cross entropy over the candidates that truly exist. "iou" is a metric.
     """
     grid, attributes = refined.candidates.grid, refined.candidates.attributes
     real = truth.grid.contains(grid.coords)
@@ -136,9 +145,8 @@ def refiner_losses(refined: Refined, truth: Voxels, *, normal: float = 0.3, labe
         losses.terms["normal"] = mean_or_zero((attributes["normal"] - target["normal"]).abs()[real])
         losses.weights["normal"] = normal
     if "label_logits" in attributes:
-        losses.terms["label"] = mean_or_zero(
-            functional.cross_entropy(attributes["label_logits"], target["label"].long(), reduction="none")[real]
-        )
+        entropy = functional.cross_entropy(attributes["label_logits"], target["label"].long(), reduction="none")
+        losses.terms["label"] = mean_or_zero(entropy[real])
         losses.weights["label"] = label
     losses.metrics["iou"] = voxel_iou(refined.voxels.grid, truth.grid).mean()
     return losses

@@ -1,34 +1,37 @@
-"""Where a denoiser computes: on the voxels of a grid, or in volumes. All that differs between the two is here.
+"""Where a denoiser computes: on the voxels of sparse grids, or on dense volumes. Everything that differs is in here.
 
-A field is a SparseTensor, or a volume [B, C, X, Y, Z]. N voxels, B grids, C channels, S tokens; `...` stands for N, or
-for B, X * Y * Z.
+A field is a SparseTensor, or a volume [B, C, X, Y, Z]. N voxels, B grids, C channels, S tokens, H heads; `...` stands
+for N, or for B, X * Y * Z.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
 import sparsevox as sv
 from sparsevox import SparseTensor
 
-Field = Any  # each space has its own
+Field = Any  # a SparseTensor of `Sparse`, a Tensor of `Dense`
 
 
 @dataclass(frozen=True)
 class Context:
-    """What other tokens there are to attend to, as a space wants them.
+    """Tokens to attend to, in the layout of a space.
 
-    tokens: Of all items, one after the other, [S, C]; or padded, [B, S, C].
-    where: Where the tokens of each item begin, integers [B + 1]; or which exist, bool [B, S].
+    tokens: The tokens of all grids, one grid after the other, [S, C] (`Sparse`), or padded, [B, S, C] (`Dense`).
+    extent: The first token of each grid and the end, integers [B + 1] (`Sparse`), or which tokens exist, bool [B, S]
+        (`Dense`).
     """
 
     tokens: Tensor
-    where: Tensor
+    extent: Tensor
 
 
 class Space(ABC):
@@ -36,201 +39,187 @@ class Space(ABC):
 
     @abstractmethod
     def from_sparse(self, x: SparseTensor) -> Field:
-        """The field of a sparse tensor."""
+        """Convert a sparse tensor to a field."""
 
     @abstractmethod
     def to_sparse(self, field: Field, like: SparseTensor) -> SparseTensor:
-        """The inverse of `enter`."""
+        """Convert a field to a sparse tensor on the voxels of `like`."""
 
     @abstractmethod
     def conv(self, in_channels: int, out_channels: int) -> torch.nn.Module:
-        """A convolution of kernel 3; weights [out, in, 3, 3, 3] in the order i, j, k."""
+        """Make a convolution with kernel size 3; its weights are [out, in, 3, 3, 3] with axes i, j, k."""
 
     @abstractmethod
-    def norm(self, groups: int, channels: int, eps: float) -> torch.nn.Module:
-        """GroupNorm with the statistics of each item."""
+    def norm(self, channels: int, groups: int, eps: float = 1e-5) -> torch.nn.Module:
+        """Make a GroupNorm with at most `groups` groups: the largest number that divides both `groups` and `channels`.
+
+        Its statistics are those of each grid.
+        """
 
     @abstractmethod
     def map(self, field: Field, function: Callable[[Tensor], Tensor]) -> Field:
-        """A function of each element."""
+        """Apply an elementwise function."""
 
     @abstractmethod
     def modulate(self, field: Field, values: Tensor) -> Field:
-        """`field * (1 + scale) + shift`, with values [B, 2 C] of each item: scales, then shifts."""
+        """Compute `field * (1 + scale) + shift` with one scale and shift per grid: values [B, 2 C], scales first."""
 
     @abstractmethod
     def cat(self, first: Field, second: Field) -> Field:
-        """The channels of both."""
+        """Concatenate the channels of two fields of the same voxels."""
 
     @abstractmethod
     def down(self, field: Field) -> Field:
-        """The mean over blocks of 2^3 voxels."""
+        """Average blocks of 2^3 voxels."""
 
     @abstractmethod
     def up(self, field: Field, like: Field) -> Field:
-        """Every voxel hands its features to its children, those that `like` has."""
+        """Copy the features of every voxel to its children that exist in `like`."""
 
     @abstractmethod
     def rows(self, field: Field) -> Tensor:
-        """Features [..., C]."""
+        """Return the features as rows [..., C]."""
 
     @abstractmethod
     def replace(self, field: Field, rows: Tensor) -> Field:
-        """A field of these features [..., C]."""
+        """Make a field on the same voxels from rows [..., C], the inverse of `rows`."""
 
     @abstractmethod
     def context(self, tokens: Tensor, mask: Tensor) -> Context:
-        """Of padded tokens [B, S, C], those that exist, bool [B, S]."""
+        """Make a context from padded tokens [B, S, C] and which of them exist, bool [B, S]."""
 
     @abstractmethod
     def attend(self, field: Field, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context | None) -> Tensor:
-        """Attention of queries [..., C] to the keys of their item: those of a context, or of the field itself.
+        """Attend from queries [..., C] to the keys of the same grid: those of the context, or else of the field itself.
 
-        An item without keys gets 0.
+        A grid without keys gets 0.
         """
 
 
 class Sparse(Space):
-    """The voxels of a grid."""
+    """Fields on the voxels of grids. `count` is that of `sv.nn.AvgPool3d`: what `down` divides by."""
 
-    def __init__(self, count: Literal["active", "window"]) -> None:
+    def __init__(self, count: Literal["active", "window"] = "active") -> None:
         self._pool, self._upsample = sv.nn.AvgPool3d(2, count=count), sv.nn.Upsample(2)
 
     def from_sparse(self, x: SparseTensor) -> SparseTensor:
-        """As it is."""
         return x
 
     def to_sparse(self, field: SparseTensor, like: SparseTensor) -> SparseTensor:
-        """As it is."""
         return field
 
     def conv(self, in_channels: int, out_channels: int) -> torch.nn.Module:
-        """A sub-manifold convolution."""
+        """Make a submanifold convolution."""
         return sv.nn.Conv3d(in_channels, out_channels, 3)
 
-    def norm(self, groups: int, channels: int, eps: float) -> torch.nn.Module:
-        """Over the voxels that exist."""
-        return sv.nn.GroupNorm(groups, channels, eps)
+    def norm(self, channels: int, groups: int, eps: float = 1e-5) -> torch.nn.Module:
+        """Make a GroupNorm over the voxels that exist."""
+        return sv.nn.GroupNorm(math.gcd(groups, channels), channels, eps)
 
     def map(self, field: SparseTensor, function: Callable[[Tensor], Tensor]) -> SparseTensor:
-        """Row by row."""
         return field.map(function)
 
     def modulate(self, field: SparseTensor, values: Tensor) -> SparseTensor:
-        """Every row by those of its grid."""
-        scale, shift = sv.ops.broadcast(values.to(field.dtype), field.grid).chunk(2, 1)
+        scale, shift = sv.ops.broadcast(values.to(field.dtype), field.grid).chunk(2, 1)  # each [N, C]
         return field.replace(torch.addcmul(shift, field.feats, scale + 1))
 
     def cat(self, first: SparseTensor, second: SparseTensor) -> SparseTensor:
-        """On the same voxels."""
         return sv.cat([first, second])
 
     def down(self, field: SparseTensor) -> SparseTensor:
-        """On the coarsened grid."""
         y: SparseTensor = self._pool(field)
         return y
 
     def up(self, field: SparseTensor, like: SparseTensor) -> SparseTensor:
-        """On the grid of `like`."""
         y: SparseTensor = self._upsample(field, grid=like.grid)
         return y
 
     def rows(self, field: SparseTensor) -> Tensor:
-        """[N, C]."""
         return field.feats
 
     def replace(self, field: SparseTensor, rows: Tensor) -> SparseTensor:
-        """On the same voxels."""
         return field.replace(rows)
 
     def context(self, tokens: Tensor, mask: Tensor) -> Context:
-        """Tokens that exist, one item after the other."""
         ends = mask.sum(1).cumsum(0)
         return Context(tokens[mask], functional.pad(ends, (1, 0)))
 
     def attend(
         self, field: SparseTensor, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context | None
     ) -> Tensor:
-        """Ragged attention."""
-        q, k, v = (rows.unflatten(1, (heads, -1)) for rows in (q, k, v))
-        keys = None if context is None else context.where
-        return sv.ops.attention(q, k, v, field.grid.offsets, keys).flatten(1)
+        q, k, v = (rearrange(rows, "n (h c) -> n h c", h=heads) for rows in (q, k, v))
+        extent = None if context is None else context.extent
+        return rearrange(sv.ops.attention(q, k, v, field.grid.offsets, extent), "n h c -> n (h c)")
 
 
 class Dense(Space):
-    """Volumes: the voxels of full boxes of one size. Blocks of 2^3 voxels begin at the lower corner."""
+    """Fields on volumes, which are full boxes of one size. Blocks of 2^3 voxels start at the lower corner."""
 
     def from_sparse(self, x: SparseTensor) -> Tensor:
-        """A volume.
+        """Convert a sparse tensor to a volume.
 
         Raises:
-            ValueError: If the items of the batch are not the same full box.
+            ValueError: If the grids of the batch are not the same full box.
         """
         lower, upper = _box(x)
         return x.dense(lower, upper)
 
     def to_sparse(self, field: Tensor, like: SparseTensor) -> SparseTensor:
-        """The voxels of `like`."""
         return like.replace(sv.ops.from_dense(field, like.grid, _box(like)[0]))
 
     def conv(self, in_channels: int, out_channels: int) -> torch.nn.Module:
-        """With zeros around the box."""
+        """Make a convolution with zeros around the box."""
         return torch.nn.Conv3d(in_channels, out_channels, 3, padding=1)
 
-    def norm(self, groups: int, channels: int, eps: float) -> torch.nn.Module:
-        """Of torch."""
-        return torch.nn.GroupNorm(groups, channels, eps)
+    def norm(self, channels: int, groups: int, eps: float = 1e-5) -> torch.nn.Module:
+        return torch.nn.GroupNorm(math.gcd(groups, channels), channels, eps)
 
     def map(self, field: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """At once."""
         return function(field)
 
     def modulate(self, field: Tensor, values: Tensor) -> Tensor:
-        """Every volume by its own."""
-        scale, shift = values.to(field.dtype)[:, :, None, None, None].chunk(2, 1)
+        scale, shift = rearrange(values.to(field.dtype), "b (two c) -> two b c 1 1 1", two=2)
         return torch.addcmul(shift, field, scale + 1)
 
     def cat(self, first: Tensor, second: Tensor) -> Tensor:
-        """Of boxes of one size."""
         return torch.cat([first, second], 1)
 
     def down(self, field: Tensor) -> Tensor:
-        """Half as many voxels along each axis."""
         return functional.avg_pool3d(field, 2)
 
     def up(self, field: Tensor, like: Tensor) -> Tensor:
-        """Twice as many voxels along each axis, as `like` has."""
         return functional.interpolate(field, like.shape[2:], mode="nearest")
 
     def rows(self, field: Tensor) -> Tensor:
-        """[B, X * Y * Z, C]."""
-        return field.flatten(2).transpose(1, 2)
+        return rearrange(field, "b c x y z -> b (x y z) c")
 
     def replace(self, field: Tensor, rows: Tensor) -> Tensor:
-        """Of the same box."""
-        return rows.transpose(1, 2).unflatten(2, field.shape[2:])
+        x, y, z = field.shape[2:]
+        return rearrange(rows, "b (x y z) c -> b c x y z", x=x, y=y, z=z)
 
     def context(self, tokens: Tensor, mask: Tensor) -> Context:
-        """As it is."""
         return Context(tokens, mask)
 
     def attend(self, field: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context | None) -> Tensor:
-        """Attention of torch."""
-        q, k, v = (rows.unflatten(2, (heads, -1)).transpose(1, 2) for rows in (q, k, v))
+        q, k, v = (rearrange(rows, "b n (h c) -> b h n c", h=heads) for rows in (q, k, v))
         if context is None:
-            return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        some = context.where.any(1)[:, None]
-        mask = (context.where | ~some)[:, None, None]  # a softmax over nothing is not a number
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-        return out * some[:, :, None]
+            return rearrange(functional.scaled_dot_product_attention(q, k, v), "b h n c -> b n (h c)")
+        some = context.extent.any(1)[:, None]  # [B, 1]
+        mask = (context.extent | ~some)[:, None, None]  # [B, 1, 1, S]; a softmax over nothing is not a number
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return rearrange(out, "b h n c -> b n (h c)") * some[:, :, None]
 
 
 def _box(x: SparseTensor) -> tuple[list[int], list[int]]:
-    """First voxel and end of the full box that every item of a batch is, or a ValueError."""
-    corners: list[list[list[int]]] = torch.stack(x.grid.bounds(), 1).tolist()
+    """The lower and upper corner of the full box that every grid of a batch is.
+
+    Raises:
+        ValueError: If the grids are not full boxes, all the same.
+    """
+    corners: list[list[list[int]]] = torch.stack(x.grid.bounds(), 1).tolist()  # [B, 2, 3]
     if corners:
         lower, upper = corners[0]
-        x_edge, y_edge, z_edge = (b - a for a, b in zip(lower, upper, strict=True))
-        if corners.count(corners[0]) == len(corners) and x_edge * y_edge * z_edge * len(corners) == x.grid.num_voxels:
+        volume = math.prod(b - a for a, b in zip(lower, upper, strict=True))
+        if corners.count(corners[0]) == len(corners) and volume * len(corners) == x.grid.num_voxels:
             return lower, upper
     raise ValueError(f"x of a dense network must be on full boxes, all the same, got {x.grid!r}")

@@ -1,4 +1,4 @@
-"""Texts for denoisers, embedded by a CLIP text model (Radford et al. 2021, arXiv:2103.00020) of transformers."""
+"""Text embeddings for denoisers, by a CLIP text model (Radford et al. 2021, arXiv:2103.00020) of transformers."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -11,9 +11,9 @@ from xcube.networks.conditions import Text
 
 
 class TextEncoder:
-    """A tokenizer and a text model: the last hidden state of each token, after the final norm.
+    """A tokenizer and a text model: embeds prompts as the last hidden state of each token, after the final norm.
 
-    channels: Of a token.
+    channels: Number of channels of a token.
 
     Args:
         tokenizer: A `CLIPTokenizer`.
@@ -33,15 +33,15 @@ class TextEncoder:
         *,
         subfolder: str = "",
     ) -> "TextEncoder":
-        """Load both with transformers, which downloads what is no folder on this machine.
+        """Load both with transformers, which downloads them unless they are local folders.
 
-        The released networks read `stabilityai/stable-diffusion-2-1-base`, subfolder "text_encoder", with the tokenizer
+        The official networks read `stabilityai/stable-diffusion-2-1-base`, subfolder "text_encoder", with the tokenizer
         of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`.
 
         Args:
-            model: Folder, or name at Hugging Face.
-            tokenizer: The same; by default that of the model.
-            subfolder: Where the model lies in it.
+            model: Folder of the text model, or its name at Hugging Face.
+            tokenizer: Folder of the tokenizer, or its name at Hugging Face; by default that of the model.
+            subfolder: Subfolder of the text model.
 
         Raises:
             ImportError: If transformers is not installed.
@@ -57,19 +57,19 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Text:
-        """Embedded prompts, padded to the longest; longer ones than the model takes are cut off.
+        """Embed prompts, padded to the longest. Prompts that are too long for the model are truncated.
 
-        Their tokens begin and end with those that CLIP adds, so the empty prompt has two. A prompt gets the same tokens
-        whatever others there are.
+        Tokens include the first and the last one that CLIP adds, so the empty prompt has two. A prompt gets the same
+        tokens whatever the other prompts are.
 
         Raises:
-            TypeError: If `prompts` is one string, or holds something else than strings.
-            ValueError: If there are none.
+            TypeError: If `prompts` is one string, or holds anything but strings.
+            ValueError: If `prompts` is empty.
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise TypeError(f"prompts must be a list of strings, got {prompts!r}")
         if not prompts:
-            raise ValueError("prompts must hold one string at least, got none")
+            raise ValueError("prompts must hold at least one string, got none")
         found = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
         )
@@ -80,6 +80,6 @@ class TextEncoder:
         return Text(torch.where(exists[:, :, None], tokens, 0), exists)
 
     def to(self, device: torch.device | str) -> "TextEncoder":
-        """The same encoder, on another device from now on."""
+        """Move this encoder to a device, in place, and return it."""
         self._model.to(device)
         return self

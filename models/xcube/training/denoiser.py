@@ -12,9 +12,10 @@ from sparsevox import Voxels
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.networks.conditions import Conditions
+from xcube.networks.encoder import Posterior
 from xcube.networks.losses import Losses, true_attributes
 from xcube.networks.unet import UNet
-from xcube.networks.vae import VAE, Posterior
+from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
 from xcube.training.latents import NUMBER, Prepared, Whole, first_of, numbered
 from xcube.training.modules import Trained

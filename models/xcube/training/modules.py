@@ -12,10 +12,11 @@ from torch import Tensor
 from sparsevox import SparseTensor, Voxels
 from xcube.config import Config
 from xcube.diffusion.schedule import STEPS, add_ddpm_noise
+from xcube.networks.encoder import Posterior
 from xcube.networks.losses import LossConfig, Losses, vae_losses
 from xcube.networks.pretrained import kind_of
 from xcube.networks.refiner import Refiner, refiner_losses
-from xcube.networks.vae import VAE, Posterior
+from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
 
 SCALE_SHAPES = 128  # from which the scale of latents is computed, to half a percent

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from xcube.data.dataset import remove_parts
+from xcube.networks.earlier import upgrade
 from xcube.networks.pretrained import CONFIG, WEIGHTS, read_config
 from xcube.training.callbacks import LOGS, TABLE
 
@@ -104,7 +105,9 @@ def _checkpoint(path: Path) -> tuple[Options, int]:
     """Options and steps of a checkpoint."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return dict(state["options"]), int(state["global_step"])
+        options = dict(state["options"])
+        model = upgrade(options["kind"], options["model"])
+        return options | {"model": model}, int(state["global_step"])
     except Exception as error:  # torch.load raises whatever its readers raise
         first = str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged, so the run cannot go on; begin anew with restart ({first})") from error

@@ -49,7 +49,7 @@ def train_vae(
             another network, or a run with other options.
     """
     card = _level_of(data, level, model.voxel_sizes)
-    _attributes_of(data, card, _inputs_of(model))
+    _attributes_of(data, card, model.attributes)
     import lightning
 
     from xcube.training import run
@@ -102,7 +102,7 @@ def train_refiner(
     if (model.normal and not decoder.config.normal) or model.num_labels not in (0, decoder.config.num_labels):
         asked = (model.normal, model.num_labels)
         raise ValueError(f"model must take the normal and num_labels {decoded} that the VAE decodes, got {asked}")
-    _attributes_of(data, card, _inputs_of(decoder.config))
+    _attributes_of(data, card, decoder.config.attributes)
     import lightning
 
     from xcube.data.loading import ShapeFolder
@@ -229,11 +229,6 @@ def _level_of(data: Path, level: int, sizes: tuple[float, float, float], whose: 
     return card
 
 
-def _inputs_of(model: VAEConfig) -> list[str]:
-    given = {"normal": model.normal, "intensity": model.intensity, "color": model.color, "label": model.num_labels > 0}
-    return [name for name, wanted in given.items() if wanted]
-
-
 def _attributes_of(data: Path, card: Card, needed: Collection[str]) -> None:
     missing = sorted(set(needed) - set(card.attributes))
     if missing:
@@ -264,7 +259,7 @@ def _check_denoiser(
     if model.extra:
         raise ValueError(f"model must have extra 0: data sets hold nothing of the kind, got {model.extra}")
     told = {"normal": model.normal, "label": model.num_labels > 0}
-    _attributes_of(data, card, {*_inputs_of(config), *(name for name, wanted in told.items() if wanted)})
+    _attributes_of(data, card, {*config.attributes, *(name for name, wanted in told.items() if wanted)})
     if model.categories != len(categories):
         raise ValueError(f"categories must be as many as the model has, {model.categories}, got {list(categories)}")
     channels = 0 if captions is None or text is None else text.channels
