@@ -127,7 +127,7 @@ def test_noise_differs_by_seed_shape_and_level() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"prediction": "x0"}, "prediction must be one of v, epsilon, flow, got 'x0'"),
-    ({"times": "even"}, "times must be 'uniform' or 'logit-normal', got 'even'"),
+    ({"times": "even"}, "times must be one of uniform, logit-normal, got 'even'"),
     ({"shift": 0.0}, "shift must be positive, got 0.0"),
 ])  # fmt: skip
 def test_bad_diffusions_are_named(changes: dict[str, Any], message: str) -> None:
@@ -156,7 +156,7 @@ def test_bad_seeds_are_named() -> None:
         Noise(0.5, [0])  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ValueError, match="seed, shapes and level must not be negative, got 0, -1, 0"):
         Noise(0, [-1])
-    with pytest.raises(ValueError, match="grid must have a batch of 2, one a shape, got 1"):
+    with pytest.raises(ValueError, match="grid must have a batch of 2, one per shape, got 1"):
         Noise(0, [0, 1])(shape(0, 3), 2)
 
 

@@ -54,6 +54,8 @@ def upgrade(kind: str, values: Options) -> Options:
     for architecture in get_args(Architecture):
         layers = VAE_LAYERS[architecture] if kind == "vae" else _unet_layers(architecture, values)
         if layers.items() <= (defaults | given).items():
+            if kind == "vae" and architecture == "modern":
+                rest["cutoff"] = None  # possible with any layers then; it acted in training only
             return rest | {"architecture": architecture}
     raise ValueError(f"layers of the modern and the official architecture can no longer be mixed, got {given}")
 

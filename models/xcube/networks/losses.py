@@ -111,7 +111,7 @@ def structure_loss(logits: Tensor, real: Tensor) -> Tensor:
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Compute the divergence of N(mean, exp(logvar)) from N(0, 1), both [M, L]: summed over channels, mean over rows."""
+    """Compute the divergence of N(mean, exp(logvar)) from N(0, 1), both [M, L]: sum over channels, mean over rows."""
     return mean_or_zero(-0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(1))
 
 
