@@ -1,7 +1,7 @@
-"""The denoisers of the demo: steps of training and of sampling, beside the same layers in the other kind of space.
+"""The denoisers of the demo: training and sampling steps, compared with the same layers in the other kind of space.
 
-The coarse one, in volumes, stands beside itself on the voxels of the full box; the fine one, on voxels, beside itself
-in volumes that are zero where no voxel is.
+The coarse one, on dense volumes, is compared with itself on the voxels of the full box; the fine one, on sparse voxels,
+with itself on dense volumes that are zero where there is no voxel.
 """
 
 import functools
@@ -21,12 +21,12 @@ from xcube.networks.conditions import Conditions
 from xcube.networks.unet import UNet
 from xcube.training.jobs import read_preset
 
-HALF = 8  # of the box of the fine level's latents, in voxels
+HALF = 8  # half the edge of the box of the fine latents, in voxels
 SHAPES = 8
 
 
 def boxes(coords: Tensor) -> sv.Voxels:
-    """As many full boxes around zero, and in them as many voxels, as pieces of a cube."""
+    """Make `SHAPES` full boxes around zero, which together have as many voxels as the scene."""
     half = round((len(coords) / SHAPES) ** (1 / 3)) // 2
     return sv.Voxels(sv.Grid.full([-half] * 3, [half] * 3, batch_size=SHAPES, device=coords.device))
 
@@ -34,11 +34,11 @@ def boxes(coords: Tensor) -> sv.Voxels:
 class Problem:
     """A denoiser of the demo, its twin, and noisy latents of eight shapes.
 
-    Layers that begin at zero have random weights: nothing would depend on what comes before them.
+    Layers that start at zero get random weights, since nothing would depend on the layers before them otherwise.
     """
 
     def __init__(self, coords: Tensor, level: int) -> None:
-        options = next(part.options for part in read_preset("demo") if part.name == f"diffusion-{level}")
+        options = next(part.options for part in read_preset("demo") if part.name == f"denoiser-{level}")
         config, self.diffusion = options["model"], Diffusion(options.get("diffusion", DiffusionConfig()))
         voxels = boxes(coords) if config.dense else shapes(coords, SHAPES, 1 / (2 * HALF))
         self.grid = voxels.grid
@@ -53,7 +53,7 @@ class Problem:
         else:
             self.twin = masked.denoiser(self.net, self.grid, HALF)
         category = self.grid.ijk.new_zeros(self.grid.batch_size) if config.categories else None
-        self.told = Conditions.from_voxels(voxels, config, category=category)
+        self.conditions = Conditions.from_voxels(voxels, config, category=category)
         like = torch.zeros((), device=coords.device)
         noise = random(self.grid.num_voxels, 2 * config.latent_channels, like=like)
         self.latents, self.noise = sv.SparseTensor(self.grid, noise[:, ::2]), noise[:, 1::2]
@@ -61,21 +61,21 @@ class Problem:
         self.times = times if self.diffusion.is_flow else times.long()
 
     def training(self, net: UNet) -> Callable[[], Result]:
-        """Forward, loss, backward and AdamW, with the search for neighbors: every batch has its own."""
+        """Make a training step: forward, loss, backward and AdamW, and kernel maps, since each batch needs its own."""
         finish = step(net, "enter.weight", "out.conv.weight")
 
         def run() -> Result:
             self.grid.clear_cache()
-            return finish(self.diffusion.loss(net, self.latents, self.told, self.times, self.noise))
+            return finish(self.diffusion.loss(net, self.latents, self.conditions, self.times, self.noise))
 
         return run
 
     def sampling(self, net: UNet) -> Callable[[], Result]:
-        """A prediction, and latents with less noise. Neighbors are at hand, as in all steps but the first."""
+        """Make a sampling step: prediction and solver. Kernel maps are cached, as in all steps but the first."""
         sampler = SamplerConfig(sampler="flow" if self.diffusion.is_flow else "ddim")
         times = Solver(sampler, self.diffusion.config).times
         t = times[len(times) // 2]
-        # Grids know coarser ones, and these their maps, for as long as somebody has them.
+        # A grid caches coarser ones, and they their kernel maps, only while they are referenced.
         coarser = [self.grid]
         for _ in net.config.multipliers[1:]:
             coarser.append(coarser[-1].coarsen(2))
@@ -83,15 +83,15 @@ class Problem:
         def run() -> Result:
             assert coarser
             with torch.no_grad():
-                solver = Solver(sampler, self.diffusion.config)  # that of a flow counts its steps
-                prediction = net(self.latents, t.to(self.grid.device).expand(SHAPES), self.told).feats
+                solver = Solver(sampler, self.diffusion.config)  # the one of a flow counts its steps
+                prediction = net(self.latents, t.to(self.grid.device).expand(SHAPES), self.conditions).feats
                 return (solver.step(prediction, t, self.latents.feats, None),)
 
         return run
 
 
 def contenders(coords: Tensor, *, level: int, sampling: bool) -> Sequence[Contender]:
-    """Ours and the twin, which is the baseline."""
+    """Make the denoiser and its twin, which is the baseline."""
     p = Problem(coords, level)
     calls = (p.sampling if sampling else p.training)(p.net), (p.sampling if sampling else p.training)(p.twin)
     ours, theirs = (precisely(coords.device, call) for call in calls)
@@ -100,12 +100,12 @@ def contenders(coords: Tensor, *, level: int, sampling: bool) -> Sequence[Conten
 
 
 def view(result: Result) -> Tensor:
-    """Latents, or a loss and gradients."""
+    """Return the latents, or a loss and gradients, as one tensor."""
     return result[0] if len(result) == 1 else flat(result)
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Eight shapes: boxes of 4^3 at the coarse level, and pieces of a sphere in boxes of 16^3 at the fine one."""
+    """Yield cases of eight shapes: boxes of 4^3 (coarse level), pieces of a sphere in boxes of 16^3 (fine level)."""
     levels = ((0, "coarse", "block", 8), (1, "fine", "shell", 12 if quick else 30))
     for sampling, what in ((False, "step"), (True, "sampling step")):
         for level, name, scene, size in levels:

@@ -1,7 +1,7 @@
-"""Training steps, encoding and decoding of XCube's networks, beside the same layers on dense volumes.
+"""Training steps, encoding and decoding of the networks of XCube, compared with the same layers on dense volumes.
 
-Shapes are pieces of a scene. What a decoder goes on with is the truth, as in a network that has learned, so all
-contenders decide about the same voxels, and results can be compared. N voxels, M latent voxels.
+Shapes are pieces of a scene. Decoders continue with the ground truth, as those of a trained network nearly do, so all
+contenders compute on the same voxels and their results can be compared. N voxels, M latent voxels.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from xcube.networks.losses import LossConfig, vae_losses
 from xcube.networks.refiner import Refiner, refiner_losses
 from xcube.networks.vae import VAE
 
-HALF = 32  # of the box of dense volumes, in voxels
+HALF = 32  # half the edge of the box of dense volumes, in voxels
 LOSS = LossConfig(structure=1.0, normal=0.3, kl=3e-4)
-RELEASED = VAEConfig.official(
+OFFICIAL = VAEConfig.official(
     voxel_size=0.0025, channels=(32, 64, 128), latent_channels=8, keep="union", keep_ratio=0.0
 )  # the fine level of ShapeNet
-TOLERANCE = 2e-3  # sums of a whole network in another order
+TOLERANCE = 2e-3  # a whole network adds in another order
 Result = tuple[Tensor, ...]
 
 
 def shapes(coords: Tensor, pieces: int, voxel_size: float) -> sv.Voxels:
-    """A scene around zero, cut at zero into a batch of 1, 2, 4 or 8 shapes, each in the middle of its box."""
+    """Cut a scene at the center into a batch of 1, 2, 4 or 8 shapes, each in the middle of its box."""
     ijk = coords[:, 1:].long()
     item = torch.zeros_like(ijk[:, 0])
     for axis in range(pieces.bit_length() - 1):
@@ -48,12 +48,12 @@ def shapes(coords: Tensor, pieces: int, voxel_size: float) -> sv.Voxels:
 
 
 def random(*shape: int, like: Tensor) -> Tensor:
-    """Normally distributed numbers, the same in every run."""
+    """Draw standard normal numbers, the same in every run."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 class Problem:
-    """A VAE of the size of the demo on shapes in a box of 64^3, and its twin on dense volumes."""
+    """A VAE of the size of the demo, its twin on dense volumes, and shapes in a box of 64^3."""
 
     def __init__(self, coords: Tensor, pieces: int) -> None:
         self.voxels = shapes(coords, pieces, 1 / 64)
@@ -69,13 +69,13 @@ class Problem:
         self.truth = (self.normal.mask, middle, masked.coarser(middle))
 
     def encoded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, log-variance and mask, on dense volumes."""
+        """Encode with the twin: mean, log-variance and mask, on dense volumes."""
         rows = self.twin.encoder.enter(self.twin.encoder.featurizer(self.voxels)).feats
         return masked.encode(self.twin, masked.volume(rows, self.grid, HALF))
 
 
 def step(net: torch.nn.Module, *probes: str) -> Callable[[Tensor], Result]:
-    """The rest of a training step, from the loss on; returns it and the gradients of some parameters."""
+    """Make the rest of a training step: it takes the loss and returns it with the gradients of some parameters."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
 
     def finish(loss: Tensor) -> Result:
@@ -89,13 +89,13 @@ def step(net: torch.nn.Module, *probes: str) -> Callable[[Tensor], Result]:
 
 
 def flat(result: Result) -> Tensor:
-    """A loss and gradients, each of about 1."""
+    """Join a loss and gradients, which are scaled to a maximum of 1, to one tensor."""
     loss, *grads = result
     return torch.cat([loss.reshape(1), *(grad.flatten() / grad.abs().amax() for grad in grads)])
 
 
 def training(coords: Tensor, *, pieces: int, alone: bool = False) -> Sequence[Contender]:
-    """Forward, losses, backward and AdamW, with the search for neighbors: every batch has its own."""
+    """Make training steps: forward, losses, backward and AdamW, and kernel maps, since each batch needs its own."""
     p, probes = Problem(coords, pieces), ("encoder.featurizer.mix.weight", "decoder.heads.0.out.weight")
     ours, theirs = step(p.net, *probes), step(p.twin, *probes)
 
@@ -118,7 +118,7 @@ def training(coords: Tensor, *, pieces: int, alone: bool = False) -> Sequence[Co
 
 
 def encoding(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
-    """From voxels to the mean of the latents, with the search for neighbors."""
+    """Encode voxels to the mean of the latents, and build the kernel maps."""
     p = Problem(coords, pieces)
 
     def sparse() -> Result:
@@ -133,7 +133,7 @@ def encoding(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
 
 
 def decoding(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
-    """From latents to voxels and normals, with the search for neighbors."""
+    """Decode latents to voxels and normals, and build the kernel maps."""
     p = Problem(coords, pieces)
 
     def sparse() -> Result:
@@ -148,7 +148,7 @@ def decoding(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
 
 
 def refining(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
-    """A training step of the refinement network on shapes that lack a tenth of their voxels; dense inputs at hand."""
+    """Make training steps of the refiner on shapes that lack a tenth of their voxels. Dense inputs are cached."""
     voxels = shapes(coords, pieces, 1 / 64)
     rough = voxels.prune(random(voxels.num_voxels, like=voxels.attributes["normal"]) > -1.28)
     torch.manual_seed(0)
@@ -174,13 +174,13 @@ def refining(coords: Tensor, *, pieces: int) -> Sequence[Contender]:
     return contenders(coords, sparse, dense, flat)
 
 
-def released(coords: Tensor) -> Sequence[Contender]:
-    """A training step of the released VAE of ShapeNet's fine level, with all activations kept, or computed again."""
+def official(coords: Tensor) -> Sequence[Contender]:
+    """Make training steps of the official VAE of ShapeNet's fine level, with activations stored or recomputed."""
     voxels = shapes(coords, 1, 0.0025)
 
     def trained(checkpointing: bool) -> Callable[[], Result]:
         torch.manual_seed(0)
-        net = VAE(VAEConfig.from_dict(RELEASED.to_dict() | {"checkpointing": checkpointing})).to(coords.device).train()
+        net = VAE(VAEConfig.from_dict(OFFICIAL.to_dict() | {"checkpointing": checkpointing})).to(coords.device).train()
         noise = random(net.latent_grid(voxels.grid).num_voxels, 8, like=voxels.attributes["normal"])
         finish = step(net, "encoder.featurizer.mix.weight", "decoder.heads.0.out.weight")
 
@@ -201,7 +201,7 @@ def released(coords: Tensor) -> Sequence[Contender]:
 def contenders(
     coords: Tensor, sparse: Callable[[], Result], dense: Callable[[], Result], view: Callable[[Result], Tensor]
 ) -> Sequence[Contender]:
-    """Ours and the dense twin."""
+    """Make contenders of our network and its dense twin, the baseline."""
     return (
         Contender("sparsevox", precisely(coords.device, sparse), view),
         Contender("plain torch, dense and masked", precisely(coords.device, dense), view, baseline=True),
@@ -209,7 +209,7 @@ def contenders(
 
 
 def precisely(device: torch.device, run: Callable[[], Result]) -> Callable[[], Result]:
-    """A call in which a GPU multiplies float32 as it is."""
+    """Wrap a call so that a GPU multiplies float32 without TF32."""
 
     @contextlib.contextmanager
     def ieee() -> Iterator[None]:
@@ -230,9 +230,9 @@ def precisely(device: torch.device, run: Callable[[], Result]) -> Callable[[], R
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Two and eight shapes at 64^3, and the released network at 128^3; on a GPU at 512^3 too.
+    """Yield cases of two and eight shapes at 64^3, and the official network at 128^3, on a GPU also at 512^3.
 
-    Eight dense volumes take a CPU more than half a minute: there they are left out.
+    Eight dense volumes take a CPU more than half a minute, so they run on a GPU only.
     """
 
     def case(name: str, prepare: Callable[..., Sequence[Contender]], size: int, rounds: int, **options: Any) -> Case:
@@ -244,6 +244,6 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     yield case("VAE, step, batch of 8", training, eight, 3, pieces=8, alone=device.type == "cpu")
     yield case("VAE, encode, batch of 2", encoding, two, 3, pieces=2)
     yield case("VAE, decode, batch of 2", decoding, two, 3, pieces=2)
-    yield case("refinement, step, batch of 2", refining, two, 3, pieces=2)
+    yield case("refiner, step, batch of 2", refining, two, 3, pieces=2)
     for size in (32,) if quick else (128, 512) if device.type == "cuda" else (128,):
-        yield case("released fine VAE, step", released, size, 1)
+        yield case("official fine VAE, step", official, size, 1)

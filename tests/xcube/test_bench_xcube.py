@@ -18,8 +18,8 @@ def test_the_twin_of_the_vae_agrees(part: str, monkeypatch: pytest.MonkeyPatch) 
     agree(f"XCube, VAE, {part}, batch of 2", monkeypatch)
 
 
-def test_the_twin_of_the_refinement_network_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    agree("XCube, refinement, step, batch of 2", monkeypatch)
+def test_the_twin_of_the_refiner_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    agree("XCube, refiner, step, batch of 2", monkeypatch)
 
 
 def agree(op: str, monkeypatch: pytest.MonkeyPatch) -> None:

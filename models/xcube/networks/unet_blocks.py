@@ -40,6 +40,7 @@ class Pointwise(torch.nn.Linear):
         self.space = space
 
     def forward(self, x: Field) -> Field:
+        """Compute a field of `out_channels`."""
         return self.space.replace(x, super().forward(self.space.rows(x)))
 
 
@@ -190,6 +191,7 @@ class Downsample(torch.nn.Module):
         self.space = space
 
     def forward(self, x: Field, time: Tensor, context: Context | None) -> Field:
+        """Compute a field of the coarser resolution; time and context are ignored."""
         return self.space.down(x)
 
 
@@ -201,6 +203,7 @@ class Upsample(torch.nn.Module):
         self.space = space
 
     def forward(self, x: Field, time: Tensor, like: Field) -> Field:
+        """Compute a field on the voxels of `like`; the time is ignored."""
         return self.space.up(x, like)
 
 
@@ -212,6 +215,7 @@ class MiddleBlock(torch.nn.Module):
         self.first, self.mixer, self.second = first, mixer, second
 
     def forward(self, x: Field, time: Tensor, context: Context | None) -> Field:
+        """Compute a field of the same channels."""
         return self.second(self.mixer(self.first(x, time), context), time)
 
 
@@ -225,6 +229,7 @@ class OutputLayer(torch.nn.Module):
         self.conv = zeroed(space.conv(in_channels, out_channels))
 
     def forward(self, x: Field) -> Field:
+        """Compute a field of `out_channels`."""
         return self.conv(self.space.map(self.norm(x), functional.silu))
 
 
