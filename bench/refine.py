@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsevox import Grid, Voxels
 from sparsevox.viz import render_row
 from xcube.data import ShapeFolder
-from xcube.geometry.components import components
+from xcube.geometry.components import component_sizes
 from xcube.networks.losses import normal_angle, true_attributes, voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.refiner import Refiner
@@ -49,7 +49,7 @@ FILTERS: dict[str, Callable[[Grid], Grid]] = {
 
 def count_parts(grid: Grid) -> tuple[int, int]:
     """How many connected parts one grid has, and how many of them are min_component."""
-    sizes = components(grid)
+    sizes = component_sizes(grid)
     return len(sizes), int((sizes < CRUMB * grid.num_voxels).sum())
 
 

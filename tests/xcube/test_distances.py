@@ -20,7 +20,7 @@ from xcube.geometry.distances import (
     iou_matrix,
     normal_consistency,
     shape_points,
-    shown,
+    with_progress,
 )
 
 pytest.importorskip("scipy", reason="search trees and assignments")
@@ -117,7 +117,7 @@ def test_no_sets_make_an_empty_matrix() -> None:
 
 
 def test_a_title_shows_a_bar_only_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(shown([1, 2], "")) == list(shown([1, 2], "some")) == [1, 2]
+    assert list(with_progress([1, 2], "")) == list(with_progress([1, 2], "some")) == [1, 2]
     assert capsys.readouterr().err == ""
 
 
@@ -129,9 +129,9 @@ def test_bad_points_are_named() -> None:
         distance_matrix([good, good[:, :2]])
     with pytest.raises(TypeError, match=r"b\[0\] must hold floating-point"):
         distance_matrix([good], [good.long()])
-    with pytest.raises(ValueError, match=r"b\[0\] must hold finite positions"):
+    with pytest.raises(ValueError, match=r"b\[0\] must be finite"):
         distance_matrix([good], [good * math.nan])
-    with pytest.raises(ValueError, match=r"sets must be equally large .*, got \[3, 4\] points"):
+    with pytest.raises(ValueError, match=r"needs point sets of one size, got sizes \[3, 4\]"):
         distance_matrix([good], [good[:3]], metric="emd")
 
 
@@ -213,7 +213,7 @@ def test_no_normal_agrees_with_none() -> None:
     assert normal_consistency(one, one[:0]) == 0
     with pytest.raises(KeyError, match="b must have the attribute 'normal'"):
         normal_consistency(one, Points(one.positions))
-    with pytest.raises(ValueError, match="a must hold finite positions"):
+    with pytest.raises(ValueError, match="a must be finite"):
         normal_consistency(Points(one.positions * math.inf, one.attributes), one)
 
 

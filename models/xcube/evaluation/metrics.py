@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsevox import Mesh, Voxels, checks
 from sparsevox.io import describe, to_mesh
-from xcube.geometry.components import components
+from xcube.geometry.components import component_sizes
 
 
 def one_nna(generated: Tensor, between: Tensor, real: Tensor) -> float:
@@ -154,7 +154,7 @@ def soundness(voxels: Voxels, surface: Mesh | None = None) -> Soundness:
         ImportError: If scipy is not installed.
         ValueError: If the voxels are a batch, or normals are not finite or not [N, 3].
     """
-    parts = components(voxels.grid)
+    parts = component_sizes(voxels.grid)
     if not len(parts):
         return Soundness(0, 0, 0.0, False)
     mesh = to_mesh(voxels, "nets") if surface is None else surface

@@ -1,1 +1,1 @@
-"""Geometry that several rooms share: grid pyramids, normals, connected components, distances."""
+"""Geometry that several rooms share: grids at every resolution, normals, connected components, distances."""

@@ -1,6 +1,6 @@
-"""Distances between shapes: between sets of points, and by shared voxels.
+"""Distances between point sets, and the overlap of voxel grids.
 
-P and Q points of a set, A and B shapes, N voxels.
+P and Q points of a set, A and B sets or grids.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,42 +18,43 @@ from sparsevox.morton import AXIS_BITS, COORD_MIN
 
 Metric = Literal["chamfer", "emd"]
 METRICS = ("chamfer", "emd")
-LEAF = 32  # points in a leaf of the search trees: about a third faster than the default for 2048 points
+LEAF = 32  # points per leaf of a k-d tree: about a third faster than the default for 2048 points
 
 
-def library() -> Any:
-    """The package scipy. It is slow to import, so only what needs it does.
+def require_scipy() -> Any:
+    """Import scipy, which is slow to import, when it is first needed.
 
     Raises:
-        ImportError: If it is not installed.
+        ImportError: If scipy is not installed; the message says how to install it.
     """
     try:
         import scipy.optimize
         import scipy.sparse.csgraph
         import scipy.spatial
     except ImportError as error:
-        raise ImportError("distances and parts of shapes need scipy: pip install 'sparsevox[xcube]'") from error
+        raise ImportError("distances and connected components need scipy: pip install 'sparsevox[xcube]'") from error
     return scipy
 
 
 def shape_points(shape: Voxels | Mesh | Points, count: int, *, seed: int = 0) -> Points:
-    """As many points of a shape: centers of voxels, points of a cloud, or points spread evenly over a mesh.
+    """Sample points of a shape: voxel centers, points of a cloud, or points spread evenly over the surface of a mesh.
 
-    Voxels and points are drawn without replacement. Where there are fewer, all are taken again, so that each comes
-    as often as any other, or once more. Equal shapes give equal points.
+    Voxels and points are drawn without replacement. A shape with fewer than `count` of them is gone through again, so
+    that no point is drawn more than once more often than another. Equal shapes and seeds give equal points.
 
     Args:
-        shape: One shape. Voxels are one grid.
-        count: How many points, at least 1.
-        seed: Of the draw.
+        shape: One shape; voxels must be one grid.
+        count: Number of points, at least 1.
+        seed: Seed of the random draw.
 
     Returns:
-        Points float64 on the CPU, with the "normal" that the shape has, float32; none if the shape is empty.
+        Points [count, 3] float64 on the CPU, with the attribute "normal" (float32) if the shape has it. No points if
+        the shape is empty.
 
     Raises:
         ImportError: If the shape is a mesh and trimesh is not installed.
         TypeError: If the shape is of another type.
-        ValueError: If `count` is smaller than 1 or the shape a batch.
+        ValueError: If `count` is less than 1, or the shape is a batch.
     """
     if checks.integer("count", count) < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -80,12 +81,12 @@ def _draw(total: int, count: int, seed: int) -> Tensor:
 
 
 def chamfer(a: Tensor, b: Tensor) -> float:
-    """The squared Chamfer distance of points [P, 3] and [Q, 3].
+    """Squared Chamfer distance between points [P, 3] and [Q, 3].
 
         CD(X, Y) = mean_{x in X} min_{y in Y} |x - y|^2 + mean_{y in Y} min_{x in X} |x - y|^2
 
-    Achlioptas et al. (2018, arXiv:1707.02392) and Yang et al. (2019, arXiv:1906.12320) write sums; means do not grow
-    with the number of points. Infinite if a set is empty, or both are.
+    Achlioptas et al. (2018, arXiv:1707.02392) and Yang et al. (2019, arXiv:1906.12320) use sums; means do not grow with
+    the number of points. Infinite if either set is empty.
 
     Raises:
         ImportError: If scipy is not installed.
@@ -95,16 +96,16 @@ def chamfer(a: Tensor, b: Tensor) -> float:
 
 
 def earth_movers(a: Tensor, b: Tensor) -> float:
-    """The earth mover's distance of points [P, 3] and as many others, exact.
+    """Exact earth mover's distance between two sets of P points, [P, 3] each.
 
         EMD(X, Y) = min over bijections f: X -> Y of mean_{x in X} |x - f(x)|
 
-    Achlioptas et al. write the sum. The time grows as the cube of P: 9 ms for 256 points, 70 ms for 512. Infinite if a
-    set is empty, or both are.
+    Achlioptas et al. use the sum. The time grows with the cube of P: 9 ms for 256 points, 70 ms for 512. Infinite if
+    either set is empty.
 
     Raises:
         ImportError: If scipy is not installed.
-        ValueError: If the shapes do not fit, the numbers differ, or a position is not finite.
+        ValueError: If the shapes do not fit, the sets differ in size, or a position is not finite.
     """
     return float(distance_matrix([a], [b], metric="emd"))
 
@@ -112,21 +113,21 @@ def earth_movers(a: Tensor, b: Tensor) -> float:
 def distance_matrix(
     a: Sequence[Tensor], b: Sequence[Tensor] | None = None, *, metric: Metric = "chamfer", progress: str = ""
 ) -> Tensor:
-    """Distances between all of some sets of points and all of others, or among each other.
+    """Pairwise distances between the point sets of two lists, or among the sets of one list.
 
     Args:
-        a: Sets of points [P, 3], floating point; each may have another number.
-        b: Others; None takes `a` again, for half the work.
-        metric: "chamfer", as `chamfer`, or "emd", as `earth_movers`.
-        progress: Title of a progress bar; none by default.
+        a: Point sets [P, 3], floating point; P may differ from set to set.
+        b: The other list; None compares `a` with itself, for half the work.
+        metric: "chamfer" (see `chamfer`) or "emd" (see `earth_movers`).
+        progress: Title of a progress bar; no bar by default.
 
     Returns:
-        float64 [A, B]. Empty sets are infinitely far from everything, also from themselves.
+        float64 [A, B]. An empty set has an infinite distance to every set, itself included.
 
     Raises:
-        ImportError: If scipy is not installed, or tqdm and a progress bar is wanted.
+        ImportError: If scipy is not installed, or a progress bar is requested and tqdm is not installed.
         TypeError: If points are not floating-point.
-        ValueError: If the metric is unknown, shapes do not fit, a position is not finite, or numbers differ for "emd".
+        ValueError: If the metric is unknown, shapes do not fit, a position is not finite, or sizes differ for "emd".
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
@@ -135,15 +136,15 @@ def distance_matrix(
     if metric == "emd":
         _check_equally_many([*rows, *columns])
         return _earth_movers(rows, columns, progress, symmetric=b is None)
-    there = _nearest(rows, columns, progress)
-    return there + (there if b is None else _nearest(columns, rows, progress)).T
+    forward = _nearest(rows, columns, progress)
+    return forward + (forward if b is None else _nearest(columns, rows, progress)).T
 
 
-def shown(items: Sequence[Any], title: str) -> Iterable[Any]:
-    """The items behind a progress bar, where there is a title and a terminal.
+def with_progress(items: Sequence[Any], title: str) -> Iterable[Any]:
+    """Iterate over items with a progress bar, if there is a title and the output is a terminal.
 
     Raises:
-        ImportError: If a bar is wanted and tqdm is not installed.
+        ImportError: If there is a title and tqdm is not installed.
     """
     if not title:
         return items
@@ -157,58 +158,58 @@ def shown(items: Sequence[Any], title: str) -> Iterable[Any]:
 def _checked(name: str, points: Tensor) -> np.ndarray[Any, Any]:
     positions = checks.floats(name, checks.shape(name, points, "P", 3)).detach().cpu().double()
     if not bool(positions.isfinite().all()):
-        raise ValueError(f"{name} must hold finite positions, got NaN or infinity")
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
     return positions.numpy()
 
 
 def _check_equally_many(sets: Sequence[np.ndarray[Any, Any]]) -> None:
     sizes = sorted({len(points) for points in sets if len(points)})
     if len(sizes) > 1:
-        raise ValueError(f"sets must be equally large for the earth mover's distance, got {sizes} points")
+        raise ValueError(f"the earth mover's distance needs point sets of one size, got sizes {sizes}")
 
 
 def _nearest(sets: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[Any, Any]], progress: str) -> Tensor:
-    """Mean squared distance of the points of a set to the nearest of another: float64 [sets, others].
+    """Mean squared distance from the points of each set to their nearest neighbors in each other set: [sets, others].
 
-    All sets are looked up in a tree at once: threads are worth their while for many points.
+    The points of all sets are looked up in one query per tree, since threads pay off only for many points.
     """
-    spatial = library().spatial
-    made = torch.full((len(sets), len(others)), torch.inf, dtype=torch.float64)
+    spatial = require_scipy().spatial
+    distances = torch.full((len(sets), len(others)), torch.inf, dtype=torch.float64)
     points = np.concatenate([*sets, np.empty((0, 3))])
     ends = np.cumsum([len(each) for each in sets], dtype=np.int64)
-    for column, other in enumerate(shown(others, progress)):
+    for column, other in enumerate(with_progress(others, progress)):
         if len(other) and len(points):
             tree = spatial.cKDTree(other, leafsize=LEAF)
             squares = np.square(tree.query(points, workers=torch.get_num_threads())[0])
             for row, each in enumerate(np.split(squares, ends[:-1])):
                 if len(each):
-                    made[row, column] = float(each.mean())
-    return made
+                    distances[row, column] = float(each.mean())
+    return distances
 
 
 def _assigned(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    cost = library().spatial.distance.cdist(a, b)
-    return float(cost[library().optimize.linear_sum_assignment(cost)].mean())
+    cost = require_scipy().spatial.distance.cdist(a, b)
+    return float(cost[require_scipy().optimize.linear_sum_assignment(cost)].mean())
 
 
 def _earth_movers(
     rows: Sequence[np.ndarray[Any, Any]], columns: Sequence[np.ndarray[Any, Any]], progress: str, *, symmetric: bool
 ) -> Tensor:
-    made = torch.full((len(rows), len(columns)), torch.inf, dtype=torch.float64)
+    distances = torch.full((len(rows), len(columns)), torch.inf, dtype=torch.float64)
     pairs = [(i, j) for i, j in product(range(len(rows)), range(len(columns))) if not symmetric or i <= j]
-    for i, j in shown(pairs, progress):
+    for i, j in with_progress(pairs, progress):
         if len(rows[i]) and len(columns[j]):
-            made[i, j] = _assigned(rows[i], columns[j])
-    return torch.minimum(made, made.T) if symmetric else made  # the lower triangle is infinite
+            distances[i, j] = _assigned(rows[i], columns[j])
+    return torch.minimum(distances, distances.T) if symmetric else distances  # the lower triangle is infinite
 
 
 def normal_consistency(a: Points, b: Points) -> float:
-    """How well normals agree at nearest points (Mescheder et al. 2019, arXiv:1812.03828): from 0 to 1, the best.
+    """Normal consistency (Mescheder et al. 2019, arXiv:1812.03828), from 0 to 1; 1 is best.
 
         NC(X, Y) = 1/2 mean_{x in X} |n_x . n_y(x)| + 1/2 mean_{y in Y} |n_y . n_x(y)|
 
-    where y(x) is the point of Y that is nearest to x. Normals are divided by their lengths; one of length 0 agrees with
-    none, and an empty set with nothing.
+    where y(x) is the point of Y nearest to x. Normals are normalized first; a zero normal contributes 0, and the result
+    is 0 if either set is empty.
 
     Raises:
         ImportError: If scipy is not installed.
@@ -220,18 +221,18 @@ def normal_consistency(a: Points, b: Points) -> float:
             raise KeyError(f"{name} must have the attribute 'normal', got {points}")
     if not len(a) or not len(b):
         return 0.0
-    spatial = library().spatial
+    spatial = require_scipy().spatial
     places = [_checked(name, points.positions) for name, points in (("a", a), ("b", b))]
     normals = [functional.normalize(points.attributes["normal"].double().cpu(), dim=1) for points in (a, b)]
     total = 0.0
-    for here, there in ((0, 1), (1, 0)):
-        _, row = spatial.cKDTree(places[there], leafsize=LEAF).query(places[here])
-        total += float((normals[here] * normals[there][torch.from_numpy(row)]).sum(1).abs().mean()) / 2
+    for source, target in ((0, 1), (1, 0)):
+        _, row = spatial.cKDTree(places[target], leafsize=LEAF).query(places[source])
+        total += float((normals[source] * normals[target][torch.from_numpy(row)]).sum(1).abs().mean()) / 2
     return total
 
 
 def iou_matrix(a: Sequence[Grid], b: Sequence[Grid]) -> Tensor:
-    """Intersection over union of the voxels of all of some grids with all of others, wherever they lie in the world.
+    """Pairwise intersection over union of grids, by voxel index; where the grids lie in the world does not matter.
 
     Returns:
         float64 [A, B]; 1 where both are empty.
@@ -252,7 +253,7 @@ def iou_matrix(a: Sequence[Grid], b: Sequence[Grid]) -> Tensor:
     starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]).numpy()
     width = int(column.max()) + 1 if len(column) else 1
     ones = np.ones(len(column), np.int64)
-    table = library().sparse.csr_array((ones, column, starts), shape=(len(counts), width))
+    table = require_scipy().sparse.csr_array((ones, column, starts), shape=(len(counts), width))
     both = torch.from_numpy((table[: len(a)] @ table[len(a) :].T).toarray())
     union = counts[: len(a), None] + counts[None, len(a) :] - both
     return torch.where(union > 0, both.double() / union.clamp(min=1), 1.0)

@@ -1,4 +1,4 @@
-"""Normals of voxels of which only is known that they exist."""
+"""Normals estimated from the occupancy of voxels alone."""
 
 from types import ModuleType
 
@@ -8,49 +8,49 @@ from torch import Tensor
 
 from sparsevox import Grid
 
-BLUR = 1.0  # voxels
-LEAST = 1e-3  # of the slope of a blurred solid, below which nothing is known: at a plane it is 0.4
+BLUR = 1.0  # standard deviation in voxels
+MIN_SLOPE = 1e-3  # gradient of the blurred solid below which a normal is unknown; at a plane it is 0.4
 
 
 def estimated_normals(grid: Grid) -> Tensor:
-    """Normals out of the solid that voxels are, or enclose: the slope of it, blurred.
+    """Estimate outward normals: the negative gradient of the blurred solid that the voxels are or enclose.
 
-    What no path from outside reaches counts as solid, so that a closed shell of any thickness has normals out of the
-    shape, also on its inside. Those of a shell with holes point away from its middle, on either side. Deep in a solid,
-    or in a sheet of a single layer, nothing is known and they are zero.
+    Cavities that cannot be reached from outside count as solid, so the normals of a closed shell of any thickness point
+    out of the shape, on its inner side too. In a shell with holes they point away from the middle of the wall, on both
+    of its sides. Deep inside a solid, and in a sheet one voxel thick, the gradient vanishes and the normals are zero.
 
     Args:
-        grid: A batch of grids. Each is computed as a volume of its bounds, on the CPU.
+        grid: A batch of grids. Each is processed as a dense volume of its bounding box, on the CPU.
 
     Returns:
-        Of unit length or zero, float32 [N, 3], on the device of the grid.
+        Normals of unit length or zero, float32 [N, 3], on the device of the grid.
 
     Raises:
         ImportError: If scipy is not installed.
     """
-    made = [_of_one(item.cpu(), _images()) for item in grid]
-    return torch.cat([torch.zeros(0, 3), *made]).to(grid.device)
+    normals = [_normals_of_one(item.cpu(), _ndimage()) for item in grid]
+    return torch.cat([torch.zeros(0, 3), *normals]).to(grid.device)
 
 
-def _of_one(grid: Grid, images: ModuleType) -> Tensor:
+def _normals_of_one(grid: Grid, ndimage: ModuleType) -> Tensor:
     if not grid.num_voxels:
         return torch.zeros(0, 3)
-    margin = 1 + int(4 * BLUR)  # as far as the blur reaches
+    margin = 1 + int(4 * BLUR)  # where scipy truncates the blur
     lower, upper = (bound[0].tolist() for bound in grid.bounds())
     volume = np.zeros([u - low + 2 * margin for low, u in zip(lower, upper, strict=True)], dtype=bool)
     where = tuple((grid.ijk - torch.tensor(lower) + margin).long().numpy().T)
     volume[where] = True
-    solid = images.gaussian_filter(images.binary_fill_holes(volume).astype(np.float32), BLUR, mode="constant")
+    solid = ndimage.gaussian_filter(ndimage.binary_fill_holes(volume).astype(np.float32), BLUR, mode="constant")
     slope = -np.stack([part[where] for part in np.gradient(solid)], 1)
-    known = np.linalg.norm(slope, axis=1, keepdims=True) > LEAST
+    known = np.linalg.norm(slope, axis=1, keepdims=True) > MIN_SLOPE
     normal = slope / np.array(grid.voxel_size)
     length = np.linalg.norm(normal, axis=1, keepdims=True)
     return torch.from_numpy(np.where(known, normal / np.where(known, length, 1), 0)).float()
 
 
-def _images() -> ModuleType:
+def _ndimage() -> ModuleType:
     try:
         from scipy import ndimage
     except ImportError as error:
-        raise ImportError("normals of voxels without any need scipy: pip install 'sparsevox[io]'") from error
+        raise ImportError("estimating normals needs scipy: pip install 'sparsevox[io]'") from error
     return ndimage

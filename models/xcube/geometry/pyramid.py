@@ -1,38 +1,38 @@
-"""Grids at all depths of one level of XCube, made from its finest grid."""
+"""The grids of one VAE at every resolution, from its finest grid (resolution 0) to its latent grid."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from sparsevox import Grid
 
-TOLERANCE = 1e-5  # of a voxel, between the sizes that a model and a grid have
+TOLERANCE = 1e-5  # fraction of a voxel by which the voxel sizes of a model and a grid may differ
 
 Dilation = Literal["all", "latent", "none"]
 Triple = tuple[int, int, int]
 
 
 def check_voxels(grid: Grid, sizes: Sequence[float], name: str) -> None:
-    """Raise ValueError unless the voxels of a grid have these sizes, and corners that meet at the origin."""
+    """Raise ValueError unless a grid has these voxel sizes, and a corner of its voxels lies at the world origin."""
     for got, want, start in zip(grid.voxel_size, sizes, grid.origin, strict=True):
         if abs(got - want) > TOLERANCE * want or abs(start - want / 2) > TOLERANCE * want:
             raise ValueError(
-                f"{name} must have voxel_size {tuple(sizes)} and an origin of half of it, got {grid.voxel_size} and "
+                f"{name} must have voxel_size {tuple(sizes)} and an origin of half a voxel, got {grid.voxel_size} and "
                 f"{grid.origin}"
             )
 
 
 def enclosing_coarsen(grid: Grid, factor: int) -> Grid:
-    """Early dilation (section 3.4 of the paper): the eight coarse voxels whose centers enclose that of each voxel.
+    """Early dilation (section 3.4 of the paper): the eight coarse voxels whose centers enclose each fine voxel center.
 
-    Equal to `Grid.from_points(centers, mode="enclosing")` at `factor` times the voxel size, for voxels whose corners
-    meet: half a coarse voxel is a whole number of fine ones.
+    Equals `Grid.from_points(centers, mode="enclosing")` at `factor` times the voxel size, if a corner of the voxels
+    lies at the world origin.
 
     Args:
         grid: The finest grid.
-        factor: A power of two. 1 returns the grid itself.
+        factor: Ratio of the voxel sizes, a power of two. 1 returns the grid itself.
 
     Raises:
-        ValueError: If `factor` is no power of two, or a voxel would be out of range.
+        ValueError: If `factor` is not a power of two, or a voxel would be out of range.
     """
     if factor < 1 or factor & (factor - 1):
         raise ValueError(f"factor must be a power of two, got {factor}")
@@ -40,12 +40,12 @@ def enclosing_coarsen(grid: Grid, factor: int) -> Grid:
 
 
 def hash_tree(grid: Grid, depth: int) -> list[Grid]:
-    """Grids at depth 0, which is the grid itself, to `depth`, all dilated from depth 0 directly."""
+    """Grids at resolutions 0, the grid itself, to `depth`, each dilated directly from the finest grid."""
     return [enclosing_coarsen(grid, 1 << d) for d in range(depth + 1)]
 
 
 def pooling_tree(grid: Grid, strides: Sequence[Triple], dilation: Dilation) -> list[Grid]:
-    """The grids onto which an encoder pools, depth 0 to `len(strides)`."""
+    """Grids onto which an encoder pools, at resolutions 0 to `len(strides)`."""
     if dilation == "all":
         return hash_tree(grid, len(strides))
     tree = [grid]
@@ -57,5 +57,5 @@ def pooling_tree(grid: Grid, strides: Sequence[Triple], dilation: Dilation) -> l
 
 
 def truth_tree(grid: Grid, strides: Sequence[Triple], dilation: Dilation) -> list[Grid]:
-    """The grids that a decoder should predict, depth 0 to `len(strides)`: dilated only with "all"."""
+    """Grids that a decoder should predict, at resolutions 0 to `len(strides)`; dilated only if `dilation` is "all"."""
     return pooling_tree(grid, strides, "all" if dilation == "all" else "none")

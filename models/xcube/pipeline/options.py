@@ -11,7 +11,7 @@ from typing import Any
 from sparsevox import Grid, Voxels, checks
 from sparsevox.morton import MAX_BATCH
 from xcube.diffusion.samplers import Hook, SamplerConfig
-from xcube.geometry.distances import library
+from xcube.geometry.distances import require_scipy
 from xcube.networks.conditions import NO_CLASS, Conditions, Text
 from xcube.pipeline.level import Level
 
@@ -93,7 +93,7 @@ class SampleOptions(SamplerConfig):
         if not 0 <= self.min_component < 1:
             raise ValueError(f"min_component must lie in [0, 1), got {self.min_component}")
         if self.min_component:
-            library()  # raises ImportError before anything is sampled
+            require_scipy()  # raises ImportError before anything is sampled
         texts = self.text if isinstance(self.text, Sequence) else [self.text]
         if self.text is not None and not all(isinstance(text, str) for text in texts):
             raise TypeError(f"text must be a string or one for each shape, got {self.text!r}")
