@@ -59,25 +59,27 @@ def refiner(level: int, **changes: Any) -> Refiner:
     return model
 
 
-def stage(level: int, **changes: Any) -> Level:
+def tiny(level: int, **changes: Any) -> Level:
     """A level of such networks."""
     usual: dict[str, Any] = {"vae": vae(level), "denoiser": unet(level), "latent_scale": 0.5 + level}
     return Level(**(usual | changes))
 
 
 def labeled(level: int, kind: type[VAE] = VAE, **changes: Any) -> Level:
-    """A level with labels and colors, the first one repaired, finer ones told categories.
+    """A level with labels and colors, the first one with a refiner, finer ones with categories.
 
     4 x 4 x 2 latents fill the box of level 0, which makes 8 x 8 x 4; further levels make twice as fine voxels.
     """
     neck = (2, 2, 1) if level == 0 else None
     options: dict[str, Any] = {"num_labels": LABELS, "label_dim": 2, "color": True, "dense_neck": neck}
     config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=LATENT, hidden=4, **options)
-    told: dict[str, Any] = {"normal": True, "num_labels": LABELS, "label_dim": 2, "categories": 2} if level else {}
+    conditions: dict[str, Any] = (
+        {"normal": True, "num_labels": LABELS, "label_dim": 2, "categories": 2} if level else {}
+    )
     small: dict[str, Any] = {"channels": 4, "multipliers": (1, 2), "attention": (), "heads": 2}
     usual: dict[str, Any] = {
         "vae": halved(random(kind(config), level), 0.5),
-        "denoiser": random(UNet(UNetConfig(LATENT, dense=level == 0, **small, **told)), 10 + level),
+        "denoiser": random(UNet(UNetConfig(LATENT, dense=level == 0, **small, **taken)), 10 + level),
         "refiner": None if level else refiner(0),  # it knows of normals only; labels and colors go past it
         "latent_scale": 0.5 + level,
     }

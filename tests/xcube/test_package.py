@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import xcube
-from tests.xcube.cascades import stage
+from tests.xcube.cascades import tiny
 
 
 def run(code: str) -> None:
@@ -46,7 +46,7 @@ def test_the_pipeline_imports_nothing_for_training() -> None:
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("safetensors", reason="networks in folders")
     monkeypatch.chdir(tmp_path)
-    xcube.XCubePipeline([stage(0), stage(1)]).save_pretrained("runs")
+    xcube.XCubePipeline([tiny(0), tiny(1)]).save_pretrained("runs")
     test = doctest.DocTestParser().get_doctest(xcube.__doc__ or "", {}, "xcube", None, 0)
     assert len(test.examples) == 10
     report: list[str] = []

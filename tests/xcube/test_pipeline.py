@@ -1,4 +1,4 @@
-"""The cascade with small random networks: what it makes, in which batches, and what it is told."""
+"""The cascade with small random networks: what it generates, in which batches, and its conditions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
-from tests.xcube.cascades import random, refiner, stage, unet, vae
+from tests.xcube.cascades import random, refiner, tiny, unet, vae
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
 from xcube.diffusion.samplers import Hook, SamplerConfig, keep_known_latents, sample_latents
 from xcube.geometry.components import without_small_components
@@ -28,12 +28,12 @@ TEXT = 6  # channels of a token
 
 @pytest.fixture(scope="module")
 def three() -> XCubePipeline:
-    return XCubePipeline([stage(0, refiner=refiner(0)), stage(1), stage(2, refiner=refiner(2))])
+    return XCubePipeline([tiny(0, refiner=refiner(0)), tiny(1), tiny(2, refiner=refiner(2))])
 
 
 @pytest.fixture(scope="module")
 def two() -> XCubePipeline:
-    return XCubePipeline([stage(0), stage(1)])
+    return XCubePipeline([tiny(0), tiny(1)])
 
 
 def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
@@ -83,13 +83,13 @@ def test_one_shape_is_what_its_parts_make(two: XCubePipeline) -> None:
     """Noise, denoiser, scale, decoder, normals, by hand."""
     first, second = two.levels
     box = Grid.full(-2, 2, voxel_size=1 / 4, origin=1 / 8)
-    told: dict[str, Any] = {"diffusion": Diffusion(), "sampler": SamplerConfig(steps=STEPS)}
-    latents = sample_latents(first.denoiser, box, 2, Noise(5, [0], 0), **told)
+    process: dict[str, Any] = {"diffusion": Diffusion(), "sampler": SamplerConfig(steps=STEPS)}
+    latents = sample_latents(first.denoiser, box, 2, Noise(5, [0], 0), **process)
     with torch.no_grad():
         coarse = first.vae.decode(latents.replace(latents.feats / 0.5)).voxels
         normal = torch.nn.functional.normalize(coarse.attributes["normal"], dim=1)
         latents = sample_latents(
-            second.denoiser, coarse.grid, 2, Noise(5, [0], 1), conditions=Conditions(normal=normal), **told
+            second.denoiser, coarse.grid, 2, Noise(5, [0], 1), conditions=Conditions(normal=normal), **process
         )
         fine = second.vae.decode(latents.replace(latents.feats / 1.5)).voxels
     [shape] = made(two, 1, seed=5)
@@ -130,7 +130,7 @@ def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any
 @pytest.mark.parametrize(("prediction", "kind"), [("v", "dpm++"), ("epsilon", "ddpm"), ("flow", "ddim")])
 def test_samplers(prediction: Any, kind: Any) -> None:
     config = DiffusionConfig(prediction)
-    pipeline = XCubePipeline([stage(0, diffusion=config), stage(1, diffusion=config)])
+    pipeline = XCubePipeline([tiny(0, diffusion=config), tiny(1, diffusion=config)])
     shapes = made(pipeline, 1, sampler=kind, steps=10)
     assert not shapes[0].is_empty
 
@@ -171,7 +171,10 @@ def test_when_memory_runs_out_batches_are_halved() -> None:
             return super().forward(x, t, conditions)
 
     net = random(Small(unet(1).config), 11)
-    plain, small = XCubePipeline([stage(0), stage(1)]), XCubePipeline([stage(0), stage(1, denoiser=net)])
+    plain, small = (
+        XCubePipeline([tiny(0), tiny(1)]),
+        XCubePipeline([tiny(0), tiny(1, denoiser=net)]),
+    )
     assert least_iou(made(plain, 3), made(small, 3)) >= 0.99
     net.most = 0
     with pytest.raises(torch.OutOfMemoryError):
@@ -190,9 +193,9 @@ def closed(level: int) -> VAE:
 
 @pytest.mark.parametrize("empty", [0, 1, 2])
 def test_an_empty_level_is_an_empty_shape(empty: int) -> None:
-    stages = [stage(level, **({"vae": closed(level)} if level == empty else {})) for level in range(3)]
+    levels = [tiny(level, **({"vae": closed(level)} if level == empty else {})) for level in range(3)]
     with pytest.warns(UserWarning, match=rf"no voxels are left at level {empty} of the shapes \[0, 1\]"):
-        shapes = made(XCubePipeline(stages), 2)
+        shapes = made(XCubePipeline(levels), 2)
     for shape in shapes:
         assert shape.is_empty
         assert [voxels.num_voxels > 0 for voxels in shape.levels] == [level < empty for level in range(3)]
@@ -222,14 +225,14 @@ def test_what_is_refined_is_the_next_latent_grid() -> None:
         grows.keep.out.bias.fill_(1e4)
     seen: list[tuple[Grid, Tensor]] = []
 
-    def look(told: Conditions, grid: Grid, numbers: Sequence[int]) -> Conditions:
-        assert told.normal is not None
-        seen.append((grid, told.normal))
-        return told
+    def look(conditions: Conditions, grid: Grid, numbers: Sequence[int]) -> Conditions:
+        assert conditions.normal is not None
+        seen.append((grid, conditions.normal))
+        return conditions
 
-    pipeline = XCubePipeline([stage(0, refiner=grows), stage(1)])
+    pipeline = XCubePipeline([tiny(0, refiner=grows), tiny(1)])
     [shape] = made(pipeline, 1, conditions={1: look})
-    [plain] = made(XCubePipeline([stage(0), stage(1)]), 1)
+    [plain] = made(XCubePipeline([tiny(0), tiny(1)]), 1)
     expected = plain.levels[0].grid.dilate(1).crop([-4] * 3, [4] * 3)
     assert shape.levels[0].grid.same_voxels(expected)
     assert expected.num_voxels < plain.levels[0].grid.dilate(1).num_voxels
@@ -239,14 +242,14 @@ def test_what_is_refined_is_the_next_latent_grid() -> None:
     torch.testing.assert_close(normal.norm(dim=1), torch.ones(len(normal)))
 
 
-def test_crumbs_are_removed_at_every_level() -> None:
-    strict, share = refiner(0), 0.05
+def test_small_components_are_removed_at_every_level() -> None:
+    strict, fraction = refiner(0), 0.05
     torch.nn.init.constant_(strict.keep.out.bias, -0.4)  # it takes holes out of the decode
-    pipeline = XCubePipeline([stage(0, refiner=strict), stage(1)])
-    plain, clean = made(pipeline, 3), made(pipeline, 3, min_component=share)
-    coarse = [without_small_components(shape.levels[0], share) for shape in plain]
+    pipeline = XCubePipeline([tiny(0, refiner=strict), tiny(1)])
+    plain, clean = made(pipeline, 3), made(pipeline, 3, min_component=fraction)
+    coarse = [without_small_components(shape.levels[0], fraction) for shape in plain]
     finer = pipeline.upsample(Voxels.stack(coarse), SampleOptions(steps=STEPS, quiet=True))
-    expected = [Sample((a, without_small_components(b.finest, share))) for a, b in zip(coarse, finer, strict=True)]
+    expected = [Sample((a, without_small_components(b.finest, fraction))) for a, b in zip(coarse, finer, strict=True)]
     assert least_iou(expected, clean) == 1
     for level, rough in enumerate(([shape.levels[0] for shape in plain], [shape.finest for shape in finer])):
         assert sum(each.num_voxels for each in rough) > sum(shape.levels[level].num_voxels for shape in clean)
@@ -255,12 +258,12 @@ def test_crumbs_are_removed_at_every_level() -> None:
 
 def test_attributes_that_a_refiner_does_not_predict_stay() -> None:
     config: dict[str, Any] = {"num_labels": 3, "label_dim": 2, "color": True}
-    with_all = stage(0, vae=vae(0, **config), refiner=refiner(0, normal=True))
-    [shape] = made(XCubePipeline([with_all, stage(1, denoiser=unet(1, num_labels=3, label_dim=2))]), 1)
+    with_all = tiny(0, vae=vae(0, **config), refiner=refiner(0, normal=True))
+    [shape] = made(XCubePipeline([with_all, tiny(1, denoiser=unet(1, num_labels=3, label_dim=2))]), 1)
     first = shape.levels[0]
     assert set(first.attributes) == {"normal", "color", "label"}
     assert first.attributes["label"].dtype == torch.int64
-    [rough] = made(XCubePipeline([replace(with_all, refiner=None), stage(1)]), 1)
+    [rough] = made(XCubePipeline([replace(with_all, refiner=None), tiny(1)]), 1)
     rough_first = rough.levels[0]
     row = rough_first.grid.index(first.grid.coords)
     both = row >= 0
@@ -275,10 +278,10 @@ def test_known_latents_are_kept_at_a_level(two: XCubePipeline) -> None:
     [before] = made(two, 1)
     grid = before.levels[0].grid
     known = SparseTensor(grid, torch.randn(grid.num_voxels, 2, generator=torch.Generator().manual_seed(3)))
-    told: list[list[int]] = []
+    numbers_of_calls: list[list[int]] = []
 
     def maker(latent: Grid, numbers: Sequence[int]) -> Hook:
-        told.append(list(numbers))
+        numbers_of_calls.append(list(numbers))
         assert latent.same_voxels(grid)
         every = torch.ones(latent.num_voxels, dtype=torch.bool)
         return keep_known_latents(Diffusion(), known.replace(known.feats * 1.5), every, torch.zeros_like(known.feats))
@@ -286,19 +289,19 @@ def test_known_latents_are_kept_at_a_level(two: XCubePipeline) -> None:
     [after] = made(two, 1, hooks={1: maker})
     with torch.no_grad():
         expected = two.levels[1].vae.decode(known).voxels.grid
-    assert told == [[0]]
+    assert numbers_of_calls == [[0]]
     assert same_bits(after.levels[0], before.levels[0])
     assert float(voxel_iou(after.finest.grid, expected)) >= 0.99
     assert float(voxel_iou(before.finest.grid, expected)) < 0.99
 
 
 def test_conditions_can_be_added() -> None:
-    pipeline = XCubePipeline([stage(0), stage(1, denoiser=unet(1, extra=2))])
+    pipeline = XCubePipeline([tiny(0), tiny(1, denoiser=unet(1, extra=2))])
     with pytest.raises(ValueError, match="conditions must have an entry for level 1, whose denoiser takes extra"):
         made(pipeline, 1)
 
     def more(value: float) -> Callable[[Conditions, Grid, Sequence[int]], Conditions]:
-        return lambda told, grid, numbers: replace(told, extra=torch.full((grid.num_voxels, 2), value))
+        return lambda conditions, grid, numbers: replace(conditions, extra=torch.full((grid.num_voxels, 2), value))
 
     first, second = (made(pipeline, 1, conditions={1: more(value)}) for value in (0.0, 5.0))
     assert same_bits(first[0].levels[0], second[0].levels[0])
@@ -307,8 +310,8 @@ def test_conditions_can_be_added() -> None:
 
 @pytest.fixture(scope="module")
 def classes() -> XCubePipeline:
-    first = stage(0, denoiser=unet(0, categories=2), categories=("chair", "lamp"))
-    return XCubePipeline([first, stage(1, denoiser=unet(1, categories=2), categories=("chair", "lamp"))])
+    first = tiny(0, denoiser=unet(0, categories=2), categories=("chair", "lamp"))
+    return XCubePipeline([first, tiny(1, denoiser=unet(1, categories=2), categories=("chair", "lamp"))])
 
 
 def test_categories_and_guidance(classes: XCubePipeline) -> None:
@@ -341,8 +344,8 @@ class Letters(TextEncoder):
 
 def test_texts() -> None:
     encoder = Letters()
-    stages = [stage(0, denoiser=unet(0, text_channels=TEXT)), stage(1, denoiser=unet(1, text_channels=TEXT))]
-    pipeline = XCubePipeline(stages, text=encoder)
+    levels = [tiny(0, denoiser=unet(0, text_channels=TEXT)), tiny(1, denoiser=unet(1, text_channels=TEXT))]
+    pipeline = XCubePipeline(levels, text=encoder)
     chair = made(pipeline, 2, text="a chair", guidance=3.0)
     assert not all_same(made(pipeline, 2, guidance=3.0), chair)
     mixed = made(pipeline, 2, text=["a chair", "lamp"], guidance=3.0)
@@ -350,7 +353,7 @@ def test_texts() -> None:
     # Without a text, guidance has nothing to change.
     assert least_iou(made(pipeline, 2, text=""), made(pipeline, 2, guidance=3.0)) >= 0.99
     with pytest.raises(ValueError, match="text must be an encoder, or where to find one"):
-        made(XCubePipeline(stages), 1)
+        made(XCubePipeline(levels), 1)
     encoder.channels = 3
     with pytest.raises(ValueError, match=r"must be an encoder of \{6\} channels, got one of 3"):
         made(pipeline, 1)

@@ -1,4 +1,4 @@
-"""What the denoisers of a cascade are told, with small random networks; samplers, boxes, normals, folders."""
+"""Conditions of the denoisers of a cascade, with small random networks; samplers, boxes, normals, folders."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsevox import Grid, Voxels
 from tests.xcube.cascades import LATENT, agree, random, same_bits, watched
-from tests.xcube.cascades import labeled as stage
+from tests.xcube.cascades import labeled as tiny
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, Solver, sample_latents
 from xcube.geometry.normals import estimated_normals
@@ -29,7 +29,7 @@ STEPS = 2
 
 @lru_cache
 def cascade(levels: int) -> XCubePipeline:
-    return XCubePipeline([stage(level) for level in range(levels)])
+    return XCubePipeline([tiny(level) for level in range(levels)])
 
 
 def made(pipeline: XCubePipeline, numbers: Sequence[int], **options: Any) -> list[Sample]:
@@ -43,25 +43,25 @@ def test_conditions_are_those_of_the_level_before_and_can_be_composed() -> None:
     pipeline, numbers = cascade(2), [4, 1, 3]
     seen: list[tuple[Conditions, Grid, list[int]]] = []
 
-    def look(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
-        seen.append((told, grid, list(batch)))
-        return told
+    def look(conditions: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        seen.append((conditions, grid, list(batch)))
+        return conditions
 
-    def classes(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
-        return replace(told, category=torch.tensor([n % 2 for n in batch]))
+    def classes(conditions: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        return replace(conditions, category=torch.tensor([n % 2 for n in batch]))
 
-    def without_normals(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
-        assert told.normal is not None
-        return replace(told, normal=torch.zeros_like(told.normal))
+    def without_normals(conditions: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        assert conditions.normal is not None
+        return replace(conditions, normal=torch.zeros_like(conditions.normal))
 
-    def at_once(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
-        return without_normals(classes(told, grid, batch), grid, batch)
+    def at_once(conditions: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        return without_normals(classes(conditions, grid, batch), grid, batch)
 
     def composed(*makers: ConditionsMaker) -> ConditionsMaker:
-        def make(told: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
+        def make(conditions: Conditions, grid: Grid, batch: Sequence[int]) -> Conditions:
             for maker in makers:
-                told = maker(told, grid, batch)
-            return told
+                conditions = maker(conditions, grid, batch)
+            return conditions
 
         return make
 
@@ -70,12 +70,12 @@ def test_conditions_are_those_of_the_level_before_and_can_be_composed() -> None:
 
     plain = made(pipeline, numbers, category=0)
     assert same_bits(edited(look, category=0), plain)
-    [(told, grid, batch)] = seen
+    [(conditions, grid, batch)] = seen
     before = Voxels.stack([shape.levels[0] for shape in plain])
     assert batch == numbers
     assert grid.same_voxels(before.grid)
-    assert told.names == ("normal", "label", "category")
-    for value, name in ((told.normal, "normal"), (told.label, "label")):
+    assert conditions.names == ("normal", "label", "category")
+    for value, name in ((conditions.normal, "normal"), (conditions.label, "label")):
         assert value is not None
         assert torch.equal(value, before.attributes[name])
     assert same_bits(edited(composed(classes, look, without_normals)), edited(at_once))
@@ -93,9 +93,9 @@ def test_normals_that_are_given_are_made_unit_long() -> None:
             given.with_attributes(normal=given.attributes["normal"] * 7), SampleOptions(steps=STEPS, quiet=True)
         )
     assert len(calls) == STEPS
-    for told in calls:
-        assert told.normal is not None
-        torch.testing.assert_close(told.normal, given.attributes["normal"])
+    for conditions in calls:
+        assert conditions.normal is not None
+        torch.testing.assert_close(conditions.normal, given.attributes["normal"])
 
 
 def test_guidance_leaves_out_what_was_dropped_and_nothing_else() -> None:
@@ -104,12 +104,15 @@ def test_guidance_leaves_out_what_was_dropped_and_nothing_else() -> None:
     with watched(first, lambda args: calls[0].append(args[2])), watched(second, lambda args: calls[1].append(args[2])):
         [shape] = made(cascade(2), [0], category=1, guidance=3.0)
     assert len(calls[0]) == STEPS  # which has no condition, and so is not called twice
-    assert [told.category.tolist() for told in calls[1] if told.category is not None] == [[1], [-1]] * STEPS
-    for told in calls[1]:
-        assert told.normal is not None
-        assert told.label is not None
-        assert torch.equal(told.normal, shape.levels[0].attributes["normal"])
-        assert torch.equal(told.label, shape.levels[0].attributes["label"])
+    assert [conditions.category.tolist() for conditions in calls[1] if conditions.category is not None] == [
+        [1],
+        [-1],
+    ] * STEPS
+    for conditions in calls[1]:
+        assert conditions.normal is not None
+        assert conditions.label is not None
+        assert torch.equal(conditions.normal, shape.levels[0].attributes["normal"])
+        assert torch.equal(conditions.label, shape.levels[0].attributes["label"])
 
 
 def test_what_cannot_be_done_is_said_before_anything_is() -> None:
@@ -117,15 +120,18 @@ def test_what_cannot_be_done_is_said_before_anything_is() -> None:
     with watched(cascade(2).levels[0].denoiser, calls.append):
         for options, message in (
             ({"category": 2}, "category must be 0 to 1, got 2"),
-            ({"conditions": {2: lambda told, grid, batch: told}}, r"must be of levels 0 to 1, got \[2\]"),
+            ({"conditions": {2: lambda conditions, grid, batch: conditions}}, r"must be of levels 0 to 1, got \[2\]"),
             ({"hooks": {-1: lambda grid, batch: None}}, r"must be of levels 0 to 1, got \[-1\]"),
         ):
             with pytest.raises(ValueError, match=message):
                 cascade(2).stream([0], SampleOptions(**options))  # nobody asks for the first shape
         with pytest.raises(ValueError, match=r"guidance must be 1 for a model without unconditional training"):
             cascade(1).stream([0], SampleOptions(guidance=2.0))
-        for values, told in (({"category": 1.5}, "category must be one, or"), ({"text": 3}, "text must be a string")):
-            with pytest.raises(TypeError, match=told):
+        for values, message in (
+            ({"category": 1.5}, "category must be one, or"),
+            ({"text": 3}, "text must be a string"),
+        ):
+            with pytest.raises(TypeError, match=message):
                 cascade(2).stream([0], SampleOptions(**values))
     assert not calls
 
@@ -140,11 +146,11 @@ def test_guidance_is_a_number_wherever_it_is_said(guidance: float) -> None:
 
 def test_flows_take_any_number_of_steps() -> None:
     """Also those with which DDIM would not begin at full noise."""
-    part = stage(0, diffusion=DiffusionConfig("flow"))
+    part = tiny(0, diffusion=DiffusionConfig("flow"))
     assert SampleOptions(steps=350).for_level(part) == SamplerConfig("flow", steps=350)
     assert SampleOptions(sampler="dpm++", steps=7).for_level(part) == SamplerConfig("flow", steps=7)
     with pytest.raises(ValueError, match="steps of DDIM must nearly divide 1000"):
-        SampleOptions(steps=350).for_level(stage(0))
+        SampleOptions(steps=350).for_level(tiny(0))
 
 
 def test_guidance_may_leave_out_what_voxels_say() -> None:
@@ -152,10 +158,10 @@ def test_guidance_may_leave_out_what_voxels_say() -> None:
     pipeline, calls = XCubePipeline([first, replace(second, dropped=("normal", "label"))]), []
     with watched(second.denoiser, lambda args: calls.append(args[2])):
         made(pipeline, [0], category=1, guidance=2.0)
-    for told in calls[1::2]:
-        assert not told.normal.any()
-        assert bool((told.label == -1).all())
-        assert told.category.tolist() == [1]
+    for conditions in calls[1::2]:
+        assert not conditions.normal.any()
+        assert bool((conditions.label == -1).all())
+        assert conditions.category.tolist() == [1]
 
 
 def test_whatever_else_is_known_is_taken_from_voxels() -> None:
@@ -170,7 +176,7 @@ def test_whatever_else_is_known_is_taken_from_voxels() -> None:
 
 
 def test_networks_no_longer_train() -> None:
-    parts = stage(0)
+    parts = tiny(0)
     for model in parts.networks.values():
         model.train()
     XCubePipeline([parts])
@@ -180,7 +186,7 @@ def test_networks_no_longer_train() -> None:
 def test_voxels_that_are_no_cubes() -> None:
     sizes = (1 / 8, 1 / 8, 1 / 2)
     config = VAEConfig(sizes, channels=(4, 6), latent_channels=LATENT, hidden=4, dense_neck=(2, 2, 1))
-    pipeline = XCubePipeline([Level(random(VAE(config), 0), stage(0).denoiser)])
+    pipeline = XCubePipeline([Level(random(VAE(config), 0), tiny(0).denoiser)])
     assert (pipeline.size, pipeline.voxel_sizes, pipeline.resolutions) == ((1.0, 1.0, 2.0), (sizes,), (8,))
     begun: list[Grid] = []
     with watched(pipeline.levels[0].denoiser, lambda args: begun.append(args[0].grid)):
@@ -242,7 +248,7 @@ def test_noise_is_added_on_the_way_by_those_who_say_so() -> None:
         (SamplerConfig("ddpm", steps=5), 6),
     ):
         draws[0] = 0
-        sample_latents(lambda x, t, told: x, grid, LATENT, source, diffusion=Diffusion(), sampler=sampler)
+        sample_latents(lambda x, t, conditions: x, grid, LATENT, source, diffusion=Diffusion(), sampler=sampler)
         assert draws == [count]
 
 
@@ -256,13 +262,13 @@ def test_times_of_a_flow_are_shifted() -> None:
 
 
 def test_what_guidance_leaves_out_is_kept(tmp_path: Path) -> None:
-    XCubePipeline([stage(0, dropped=("category", "normal")), stage(1)]).save_pretrained(tmp_path)
+    XCubePipeline([tiny(0, dropped=("category", "normal")), tiny(1)]).save_pretrained(tmp_path)
     found = XCubePipeline.from_pretrained(tmp_path).levels
     assert [part.dropped for part in found] == [("category", "normal"), ("category", "text")]
 
 
 def test_runs_know_the_size_of_their_box(tmp_path: Path) -> None:
     metadata = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict()}
-    save_pretrained(stage(1).vae, tmp_path / "vae-0", size=[1.0, 1.0, 0.5])
-    save_pretrained(stage(1).denoiser, tmp_path / "denoiser-0", **metadata)
+    save_pretrained(tiny(1).vae, tmp_path / "vae-0", size=[1.0, 1.0, 0.5])
+    save_pretrained(tiny(1).denoiser, tmp_path / "denoiser-0", **metadata)
     assert XCubePipeline.from_pretrained(tmp_path).size == (1.0, 1.0, 0.5)

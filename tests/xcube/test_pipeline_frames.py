@@ -6,7 +6,7 @@ from typing import Any
 
 import sparsevox
 import xcube
-from tests.xcube.cascades import stage
+from tests.xcube.cascades import tiny
 from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
@@ -14,7 +14,7 @@ OWN = tuple(str(Path(package.__file__ or "").parent) for package in (sparsevox, 
 
 
 def test_at_most_five_own_frames_from_sample_to_the_denoiser() -> None:
-    pipeline = XCubePipeline([stage(0)])
+    pipeline = XCubePipeline([tiny(0)])
     stacks: list[list[str]] = []
 
     def record(module: Any, args: Any) -> None:

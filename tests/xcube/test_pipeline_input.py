@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsevox import Grid, Voxels
-from tests.xcube.cascades import refiner, stage, unet, vae
+from tests.xcube.cascades import refiner, tiny, unet, vae
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.geometry.normals import estimated_normals
 from xcube.networks.conditions import Text
@@ -27,12 +27,12 @@ TEXT = 6  # channels of a token
 
 @pytest.fixture(scope="module")
 def three() -> XCubePipeline:
-    return XCubePipeline([stage(0, refiner=refiner(0)), stage(1), stage(2, refiner=refiner(2))])
+    return XCubePipeline([tiny(0, refiner=refiner(0)), tiny(1), tiny(2, refiner=refiner(2))])
 
 
 @pytest.fixture(scope="module")
 def two() -> XCubePipeline:
-    return XCubePipeline([stage(0), stage(1)])
+    return XCubePipeline([tiny(0), tiny(1)])
 
 
 def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
@@ -59,8 +59,8 @@ def least_iou(first: Sequence[Sample], second: Sequence[Sample]) -> float:
 
 @pytest.fixture(scope="module")
 def classes() -> XCubePipeline:
-    first = stage(0, denoiser=unet(0, categories=2), categories=("chair", "lamp"))
-    return XCubePipeline([first, stage(1, denoiser=unet(1, categories=2), categories=("chair", "lamp"))])
+    first = tiny(0, denoiser=unet(0, categories=2), categories=("chair", "lamp"))
+    return XCubePipeline([first, tiny(1, denoiser=unet(1, categories=2), categories=("chair", "lamp"))])
 
 
 # From shapes
@@ -112,7 +112,7 @@ def test_estimated_normals_point_out_of_shells_and_solids(thick: float) -> None:
 
 
 def test_a_pipeline_without_a_box_begins_with_a_grid() -> None:
-    pipeline = XCubePipeline([stage(1), stage(2)], size=[1.0, 1.0, 0.5])
+    pipeline = XCubePipeline([tiny(1), tiny(2)], size=[1.0, 1.0, 0.5])
     with pytest.raises(ValueError, match="the latents of the first level fill no box, so it needs a grid"):
         made(pipeline, 1)
     grid = ball(8, 0.3).crop([-4, -4, -2], [4, 4, 2])
@@ -151,7 +151,7 @@ def test_a_folder_gives_the_same_shapes(classes: XCubePipeline, three: XCubePipe
 
 def test_the_size_and_the_text_model_are_kept(tmp_path: Path) -> None:
     source = TextSource("somewhere", "elsewhere", "inside")
-    first = XCubePipeline([stage(1, denoiser=unet(1, text_channels=TEXT))], size=[2.0, 1.0, 1.0], text=source)
+    first = XCubePipeline([tiny(1, denoiser=unet(1, text_channels=TEXT))], size=[2.0, 1.0, 1.0], text=source)
     first.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "pipeline.json").read_text())
     assert index["box"] == [2.0, 1.0, 1.0]
@@ -162,7 +162,7 @@ def test_the_size_and_the_text_model_are_kept(tmp_path: Path) -> None:
 
 def test_facts_of_networks_are_kept(tmp_path: Path) -> None:
     metadata = {"vae": {"levels": [8, 16]}, "denoiser": {"seconds": 3, "options": {"drop": 0.1}}}
-    XCubePipeline([stage(0, metadata=metadata), stage(1)]).save_pretrained(tmp_path)
+    XCubePipeline([tiny(0, metadata=metadata), tiny(1)]).save_pretrained(tmp_path)
     again = XCubePipeline.from_pretrained(tmp_path).levels[0].metadata
     assert again["vae"] == {"levels": [8, 16]}
     assert again["denoiser"]["seconds"] == 3
@@ -179,9 +179,9 @@ def saved(two: XCubePipeline, tmp_path: Path) -> Path:
 def test_missing_networks_are_named(saved: Path, index: bool) -> None:
     if not index:
         (saved / "pipeline.json").unlink()
-    for name, told in (("denoiser-1", "the denoiser of level 1"), ("vae-0", "the vae of level 0")):
+    for name, message in (("denoiser-1", "the denoiser of level 1"), ("vae-0", "the vae of level 0")):
         (saved / name).rename(saved / "away")
-        with pytest.raises(ValueError, match=f"lacks {name}, {told}"):
+        with pytest.raises(ValueError, match=f"lacks {name}, {message}"):
             XCubePipeline.from_pretrained(saved)
         (saved / "away").rename(saved / name)
     (saved / "vae-1" / "model.safetensors").unlink()
@@ -207,9 +207,9 @@ def test_folders_that_are_no_pipelines(saved: Path, tmp_path: Path) -> None:
         json.dumps(whole | {"levels": [{"denoiser": "denoiser-0"}]}): "lacks vae-0, the vae of level 0",
         json.dumps(whole | {"levels": whole["levels"][::-1]}): "must have no dense_neck",
     }
-    for text, told in damaged.items():
+    for text, message in damaged.items():
         file.write_text(text)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             XCubePipeline.from_pretrained(saved)
 
 
@@ -229,21 +229,21 @@ def test_facts_that_sampling_needs(saved: Path) -> None:
 MISFITS: dict[str, Callable[[], list[Any]]] = {
     "levels must hold at least one level": list,
     r"levels\[1\].denoiser must have the latent_channels of the VAE, 2, got 3": lambda: [
-        stage(0), stage(1, denoiser=unet(1, latent_channels=3))
+        tiny(0), tiny(1, denoiser=unet(1, latent_channels=3))
     ],
-    r"levels\[1\].denoiser must not be dense": lambda: [stage(0), stage(1, denoiser=unet(1, dense=True))],
-    r"levels\[0\].latent_scale must be positive": lambda: [stage(0, latent_scale=0.0)],
-    r"levels\[0\].latent_scale must be positive and finite, got nan": lambda: [stage(0, latent_scale=float("nan"))],
-    r"levels\[0\].categories must be 0": lambda: [stage(0, categories=("chair",))],
-    r"levels\[0\].refiner must have the voxel_size": lambda: [stage(0, refiner=refiner(1))],
-    r"levels\[0\].refiner must take the normal and num_labels": lambda: [stage(0, refiner=refiner(0, num_labels=2))],
-    r"levels\[0\].denoiser must not take normal": lambda: [stage(0, denoiser=unet(0, normal=True))],
-    r"levels\[1\].vae must have no dense_neck": lambda: [stage(0), stage(1, vae=vae(1, dense_neck=(4, 4, 4)))],
-    r"levels\[1\].vae must have latent voxels of \(0.125, 0.125, 0.125\)": lambda: [stage(0), stage(2)],
-    r"levels\[1\].denoiser takes normal, which": lambda: [stage(0, vae=vae(0, normal=False)), stage(1)],
-    r"levels\[1\].denoiser must have num_labels 0": lambda: [stage(0), stage(1, denoiser=unet(1, num_labels=2))],
+    r"levels\[1\].denoiser must not be dense": lambda: [tiny(0), tiny(1, denoiser=unet(1, dense=True))],
+    r"levels\[0\].latent_scale must be positive": lambda: [tiny(0, latent_scale=0.0)],
+    r"levels\[0\].latent_scale must be positive and finite, got nan": lambda: [tiny(0, latent_scale=float("nan"))],
+    r"levels\[0\].categories must be 0": lambda: [tiny(0, categories=("chair",))],
+    r"levels\[0\].refiner must have the voxel_size": lambda: [tiny(0, refiner=refiner(1))],
+    r"levels\[0\].refiner must take the normal and num_labels": lambda: [tiny(0, refiner=refiner(0, num_labels=2))],
+    r"levels\[0\].denoiser must not take normal": lambda: [tiny(0, denoiser=unet(0, normal=True))],
+    r"levels\[1\].vae must have no dense_neck": lambda: [tiny(0), tiny(1, vae=vae(1, dense_neck=(4, 4, 4)))],
+    r"levels\[1\].vae must have latent voxels of \(0.125, 0.125, 0.125\)": lambda: [tiny(0), tiny(2)],
+    r"levels\[1\].denoiser takes normal, which": lambda: [tiny(0, vae=vae(0, normal=False)), tiny(1)],
+    r"levels\[1\].denoiser must have num_labels 0": lambda: [tiny(0), tiny(1, denoiser=unet(1, num_labels=2))],
     "levels must read the embeddings of one text model": lambda: [
-        stage(0, denoiser=unet(0, text_channels=4)), stage(1, denoiser=unet(1, text_channels=6))
+        tiny(0, denoiser=unet(0, text_channels=4)), tiny(1, denoiser=unet(1, text_channels=6))
     ],
 }  # fmt: skip
 
@@ -258,12 +258,12 @@ def test_things_of_another_kind(two: XCubePipeline) -> None:
     with pytest.raises(TypeError, match=r"levels\[0\] must be a Level, got VAE"):
         XCubePipeline([vae(0)])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"levels\[0\].denoiser must be a UNet, got VAE"):
-        XCubePipeline([stage(0, denoiser=vae(0))])
+        XCubePipeline([tiny(0, denoiser=vae(0))])
     with pytest.raises(TypeError, match=r"shape must be a sparsevox\.Grid or Voxels, got list"):
         two.upsample([1])  # type: ignore[arg-type]
     for size, error in (([1.0, 1.0], ValueError), ([1.0, 1.0, -1.0], ValueError), (["a", 1.0, 1.0], TypeError)):
         with pytest.raises(error, match="size must"):
-            XCubePipeline([stage(1)], size=size)  # type: ignore[arg-type]
+            XCubePipeline([tiny(1)], size=size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_grids_that_do_not_fit(two: XCubePipeline) -> None:
         two.upsample(Grid.stack([good, good]), numbers=[0, 1, 2])
     with pytest.raises(ValueError, match=r"normal must have shape \[\d+, 3\]"):
         two.upsample(Voxels(good, {"normal": torch.zeros(good.num_voxels)}))
-    labeled = XCubePipeline([stage(0, vae=vae(0, num_labels=2)), stage(1, denoiser=unet(1, num_labels=2))])
+    labeled = XCubePipeline([tiny(0, vae=vae(0, num_labels=2)), tiny(1, denoiser=unet(1, num_labels=2))])
     with pytest.raises(ValueError, match=r"must have the attributes .* that level 1 takes, got none of \['label'\]"):
         labeled.upsample(good)
 

@@ -35,13 +35,13 @@ class Mortal(VAE):
         return replace(found, voxels=found.voxels.prune(~dead[found.voxels.grid.batch.long()]))
 
 
-def stage(level: int, **changes: Any) -> Level:
+def tiny(level: int, **changes: Any) -> Level:
     return labeled(level, Mortal, **changes)
 
 
 @lru_cache
 def cascade(levels: int) -> XCubePipeline:
-    return XCubePipeline([stage(level) for level in range(levels)])
+    return XCubePipeline([tiny(level) for level in range(levels)])
 
 
 def made(pipeline: XCubePipeline, numbers: Sequence[int], **options: Any) -> list[Sample]:
@@ -73,10 +73,10 @@ numbers_of_shapes = st.lists(st.sampled_from([0, 1, 2, 5, 1_000_000]), min_size=
 def test_a_shape_is_the_same_in_every_batch(
     levels: int, numbers: list[int], batch_size: int, budget: int, eta: float
 ) -> None:
-    told: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "eta": eta}
-    shapes = made(cascade(levels), numbers, **told)
+    options: dict[str, Any] = {"batch_size": batch_size, "budget": budget, "eta": eta}
+    shapes = made(cascade(levels), numbers, **options)
     if levels < 3:
-        assert same_bits(made(cascade(levels), numbers, **told), shapes)
+        assert same_bits(made(cascade(levels), numbers, **options), shapes)
     for number, shape in zip(numbers, shapes, strict=True):
         assert len(shape.levels) == levels
         agree(shape, alone(levels, number, eta))
@@ -146,7 +146,7 @@ def test_when_memory_runs_out_decodes_are_halved() -> None:
 
     small = Small(cascade(1).levels[0].vae.config)
     small.load_state_dict(cascade(1).levels[0].vae.state_dict())
-    for number, shape in enumerate(made(XCubePipeline([stage(0, vae=small)]), [0, 1, 2])):
+    for number, shape in enumerate(made(XCubePipeline([tiny(0, vae=small)]), [0, 1, 2])):
         agree(shape, alone(1, number))
 
 
@@ -239,8 +239,8 @@ def test_shapes_that_become_empty_are_named_and_change_no_other(
     numbers = [0, 1, 2, 5]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        told: dict[str, Any] = {"batch_size": batch_size, "budget": budget}
-        shapes = made(cascade(3), numbers, hooks={level: dying(doomed)}, **told)
+        options: dict[str, Any] = {"batch_size": batch_size, "budget": budget}
+        shapes = made(cascade(3), numbers, hooks={level: dying(doomed)}, **options)
     batches = [numbers[n : n + batch_size] for n in range(0, 4, batch_size)]
     gone = [[number for number in batch if number in doomed] for batch in batches]
     expected = [f"no voxels are left at level {level} of the shapes {some}" for some in gone if some]

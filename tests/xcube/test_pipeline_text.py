@@ -40,7 +40,7 @@ def clip(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage(level: int, text_channels: int = CHANNELS) -> Level:
+def tiny(level: int, text_channels: int = CHANNELS) -> Level:
     """4^3 latents fill the box of level 0, which makes 8^3."""
     neck = (2, 2, 2) if level == 0 else None
     config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=2, hidden=4, dense_neck=neck)
@@ -49,9 +49,9 @@ def stage(level: int, text_channels: int = CHANNELS) -> Level:
     return Level(halved(random(VAE(config), level, 0.3)), random(UNet(unet), 10 + level, 0.3))
 
 
-def write_runs(folder: Path, stages: list[Level], **options: Any) -> None:
+def write_runs(folder: Path, levels: list[Level], **options: Any) -> None:
     """As training leaves them, without pipeline.json."""
-    for level, part in enumerate(stages):
+    for level, part in enumerate(levels):
         metadata: dict[str, Any] = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict(), "options": options}
         save_pretrained(part.vae, folder / f"vae-{level}")
         save_pretrained(part.denoiser, folder / f"diffusion-{level}", **metadata)
@@ -62,11 +62,11 @@ def made(pipeline: XCubePipeline, n: int, **options: Any) -> list[Sample]:
 
 
 def test_a_folder_that_names_a_text_model(clip: Path, tmp_path: Path) -> None:
-    stages = [stage(0), stage(1, text_channels=0)]  # one level reads texts, the other does not
-    XCubePipeline(stages, text=TextSource(str(clip))).save_pretrained(tmp_path)
+    levels = [tiny(0), tiny(1, text_channels=0)]  # one level reads texts, the other does not
+    XCubePipeline(levels, text=TextSource(str(clip))).save_pretrained(tmp_path)
     pipeline = XCubePipeline.from_pretrained(tmp_path)
     chair = made(pipeline, 2, text="chair")
-    given = XCubePipeline(stages, text=TextEncoder.from_pretrained(clip))
+    given = XCubePipeline(levels, text=TextEncoder.from_pretrained(clip))
     assert same_bits(chair, made(given, 2, text="chair"))
     assert not same_bits(chair, made(pipeline, 2, text="lamp"))
     assert not same_bits(chair, made(pipeline, 2, text="chair", guidance=4.0))
@@ -84,46 +84,46 @@ def test_a_folder_that_names_a_text_model(clip: Path, tmp_path: Path) -> None:
 
 def test_what_the_network_is_told(clip: Path) -> None:
     encoder = TextEncoder.from_pretrained(clip)
-    pipeline = XCubePipeline([stage(0)], text=encoder)
+    pipeline = XCubePipeline([tiny(0)], text=encoder)
     seen: list[Conditions] = []
     with watched(pipeline.levels[0].denoiser, lambda args: seen.append(args[2])):
         made(pipeline, 2, text=["a chair", "lamp"], guidance=2.0)
     texts, without = encoder(["a chair", "lamp"]), encoder(["", ""])
     assert len(seen) == 2 * STEPS
-    for told, expected in zip(seen, [texts, without] * STEPS, strict=True):
-        assert told.text is not None
-        assert [int(mask.sum()) for mask in told.text.mask] == [int(mask.sum()) for mask in expected.mask]
+    for conditions, expected in zip(seen, [texts, without] * STEPS, strict=True):
+        assert conditions.text is not None
+        assert [int(mask.sum()) for mask in conditions.text.mask] == [int(mask.sum()) for mask in expected.mask]
         for n in range(2):
             rows = expected.tokens[n][expected.mask[n]]
-            torch.testing.assert_close(told.text.tokens[n][told.text.mask[n]], rows, atol=1e-5, rtol=0)
+            torch.testing.assert_close(conditions.text.tokens[n][conditions.text.mask[n]], rows, atol=1e-5, rtol=0)
 
 
 def test_runs_name_the_model_and_the_tokenizer(transformers: Any, clip: Path, tmp_path: Path) -> None:
     write_model(transformers, tmp_path / "model", CHANNELS)
     write_tokenizer(transformers, tmp_path / "tokenizer")
-    stages, places = [stage(0, text_channels=0), stage(1)], (tmp_path / "model", tmp_path / "tokenizer")
+    levels, places = [tiny(0, text_channels=0), tiny(1)], (tmp_path / "model", tmp_path / "tokenizer")
     model, tokenizer = map(str, places)
-    write_runs(tmp_path / "runs", stages, text_model=model, tokenizer=tokenizer)
+    write_runs(tmp_path / "runs", levels, text_model=model, tokenizer=tokenizer)
     found = made(XCubePipeline.from_pretrained(tmp_path / "runs"), 1, text="chair")
-    assert same_bits(found, made(XCubePipeline(stages, text=TextEncoder.from_pretrained(clip)), 1, text="chair"))
+    assert same_bits(found, made(XCubePipeline(levels, text=TextEncoder.from_pretrained(clip)), 1, text="chair"))
     # In a sub-folder, as in releases.
     write_model(transformers, tmp_path / "official" / "text_encoder", CHANNELS)
     source = TextSource(str(tmp_path / "official"), tokenizer, "text_encoder")
-    XCubePipeline(stages, text=source).save_pretrained(tmp_path / "saved")
+    XCubePipeline(levels, text=source).save_pretrained(tmp_path / "saved")
     assert same_bits(found, made(XCubePipeline.from_pretrained(tmp_path / "saved"), 1, text="chair"))
 
 
 def test_a_text_for_a_model_without(tmp_path: Path) -> None:
-    XCubePipeline([stage(0, text_channels=0)]).save_pretrained(tmp_path)
+    XCubePipeline([tiny(0, text_channels=0)]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="text must be None for a model that takes none, got 'chair'"):
         made(XCubePipeline.from_pretrained(tmp_path), 1, text="chair")
 
 
 def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path: Path) -> None:
-    write_runs(tmp_path, [stage(0)])
+    write_runs(tmp_path, [tiny(0)])
     with pytest.raises(ValueError, match="text must be an encoder, or where to find one, for a model that reads"):
         made(XCubePipeline.from_pretrained(tmp_path), 1, text="chair")
-    write_tokenizer(transformers, tmp_path / "half")  # no model beside it
+    write_tokenizer(transformers, tmp_path / "half")  # no model next to it
     write_model(transformers, tmp_path / "wide", channels=2 * CHANNELS)
     write_tokenizer(transformers, tmp_path / "wide")
     for name, error, message in (
@@ -131,7 +131,7 @@ def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path:
         ("half", OSError, "half"),
         ("wide", ValueError, r"text must be an encoder of \{8\} channels, got one of 16"),
     ):
-        XCubePipeline([stage(0)], text=TextSource(str(tmp_path / name))).save_pretrained(tmp_path)
+        XCubePipeline([tiny(0)], text=TextSource(str(tmp_path / name))).save_pretrained(tmp_path)
         pipeline = XCubePipeline.from_pretrained(tmp_path)  # which needs no text model yet
         for _ in range(2):  # what was refused once is not taken the next time
             with pytest.raises(error, match=message):
@@ -139,7 +139,7 @@ def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path:
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    XCubePipeline([stage(0)], text=TextSource("anything")).save_pretrained(tmp_path)
+    XCubePipeline([tiny(0)], text=TextSource("anything")).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"texts need transformers: pip install 'sparsevox\[text\]'"):
         XCubePipeline.from_pretrained(tmp_path).stream([0], SampleOptions(text="chair"))

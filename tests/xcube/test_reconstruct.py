@@ -108,20 +108,22 @@ def test_the_box_is_the_recorded_one(folder: Path) -> None:
 
 def test_shapes_without_what_the_model_takes_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_pretrained(vae(num_labels=3), folder / "labels")
-    told = failed(folder, capsys, "ball.obj", model="labels")
-    assert "must have the attributes ['normal', 'label'] that the model takes, got none of ['label']" in told
+    message = failed(folder, capsys, "ball.obj", model="labels")
+    assert "must have the attributes ['normal', 'label'] that the model takes, got none of ['label']" in message
     save_points(Points(torch.rand(100, 3) - 0.5), folder / "scan.npz")
     assert "got none of ['normal']" in failed(folder, capsys, "scan.npz")
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "ball.obj"), ("v 0 0 0\nv 1 0 0\n", "ball.obj"), (None, "ball.obj")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "ball.obj"), ("v 0 0 0\nv 1 0 0\n", "ball.obj"), (None, "ball.obj")]
+)
 def test_meshes_of_nothing_are_named(
-    folder: Path, capsys: pytest.CaptureFixture[str], text: str | None, told: str
+    folder: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
 ) -> None:
     (folder / "ball.obj").unlink()
     if text is not None:
         (folder / "ball.obj").write_text(text)
-    assert told in failed(folder, capsys, "ball.obj")
+    assert message in failed(folder, capsys, "ball.obj")
 
 
 def test_meshes_outside_of_the_box_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,9 +135,9 @@ def test_meshes_outside_of_the_box_are_named(folder: Path, capsys: pytest.Captur
 
 def test_a_refiner_of_another_level_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_pretrained(refiner(voxel_size=1 / 32), folder / "refine")
-    told = failed(folder, capsys, "ball.obj", "--refine", str(folder / "refine"))
-    assert "refine must be for voxels of 0.0625 as those of" in told
-    assert "got 0.03125" in told
+    message = failed(folder, capsys, "ball.obj", "--refine", str(folder / "refine"))
+    assert "refine must be for voxels of 0.0625 as those of" in message
+    assert "got 0.03125" in message
 
 
 def test_folders_are_checked_before_anything_is_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,9 +157,9 @@ def test_folders_are_checked_before_anything_is_loaded(folder: Path, capsys: pyt
         assert message in failed(folder, capsys, "ball.obj"), text
     # Weights of a network that is another by its configuration.
     file.write_text(json.dumps(values | {"config": values["config"] | {"channels": [8, 16], "attention": True}}))
-    told = failed(folder, capsys, "ball.obj")
-    assert "does not fit the model; missing: decoder.attention" in told
-    assert "encoder.out.weight [4, 8] in place of [4, 16]" in told
+    message = failed(folder, capsys, "ball.obj")
+    assert "does not fit the model; missing: decoder.attention" in message
+    assert "encoder.out.weight [4, 8] in place of [4, 16]" in message
     file.write_text(whole)
     for size in (0, 5, len(weights.read_bytes()) - 1):
         weights.write_bytes(weights.read_bytes()[:size])

@@ -140,7 +140,7 @@ def test_other_settings_need_another_folder(model: Path, tmp_path: Path, capsys:
     assert "must be new, or a folder of samples" in refused(capsys, "sample", "--model", str(model), "--out", str(out))
 
 
-def test_crumbs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_components(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, clean = tmp_path / "plain", tmp_path / "clean"
     assert run(model, plain, "--count", "2") == 0
     assert run(model, clean, "--count", "2", "--min_component", "0.1") == 0
@@ -197,11 +197,11 @@ def test_words_of_the_wrong_kind(model: Path, capsys: pytest.CaptureFixture[str]
     assert words[0].strip("-") in capsys.readouterr().err
 
 
-def test_a_missing_stage_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_network_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path)
     (tmp_path / "denoiser-1" / "config.json").unlink()
-    told = refused(capsys, "sample", "--model", str(tmp_path), "--out", str(tmp_path / "out"))
-    assert "lacks denoiser-1, the denoiser of level 1" in told
+    message = refused(capsys, "sample", "--model", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "lacks denoiser-1, the denoiser of level 1" in message
 
 
 def coarse(folder: Path, **changes: Any) -> Path:
@@ -239,26 +239,26 @@ def test_upsample_of_a_mesh(model: Path, tmp_path: Path) -> None:
 
 
 def test_shapes_that_cannot_be_upsampled(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(file: Path, *words: str) -> str:
-        message = refused(capsys, "upsample", str(file), "--model", str(model), "--out", str(tmp_path / "out"), *words)
+    def message(file: Path, *words: str) -> str:
+        text = refused(capsys, "upsample", str(file), "--model", str(model), "--out", str(tmp_path / "out"), *words)
         assert not (tmp_path / "out").exists()
-        return message
+        return text
 
-    assert "level must lie in [1, 2), got 0; level 0 starts from noise in a box" in told(
+    assert "level must lie in [1, 2), got 0; level 0 starts from noise in a box" in message(
         coarse(tmp_path), "--level", "0"
     )
-    assert "level must lie in [1, 2), got 2" in told(coarse(tmp_path), "--level", "2")
-    assert "shape must have a voxel_size of" in told(coarse(tmp_path, voxel_size=1.0, origin=0.5))
-    assert "shape must have voxel_size" in told(coarse(tmp_path, voxel_size=1.0, origin=0.5), "--level", "1")
+    assert "level must lie in [1, 2), got 2" in message(coarse(tmp_path), "--level", "2")
+    assert "shape must have a voxel_size of" in message(coarse(tmp_path, voxel_size=1.0, origin=0.5))
+    assert "shape must have voxel_size" in message(coarse(tmp_path, voxel_size=1.0, origin=0.5), "--level", "1")
     far = Grid.from_coords(torch.tensor([[9, 0, 0]]), voxel_size=1 / 8, origin=1 / 16)
     save_voxels(Voxels(far), tmp_path / "far.npz")
     assert "shape must lie in the box (1.0, 1.0, 1.0) around the origin, got 1 voxels outside, the first (9, 0, 0)" in (
-        told(tmp_path / "far.npz")
+        message(tmp_path / "far.npz")
     )
     save_voxels(Voxels(Grid.stack([far, far])), tmp_path / "two.npz")
-    assert "must hold one shape, got 2" in told(tmp_path / "two.npz")
-    assert "there is no such file" in told(tmp_path / "nothing.npz")
+    assert "must hold one shape, got 2" in message(tmp_path / "two.npz")
+    assert "there is no such file" in message(tmp_path / "nothing.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK")
-    assert "bad.npz" in told(tmp_path / "bad.npz")
+    assert "bad.npz" in message(tmp_path / "bad.npz")
     save_mesh(from_trimesh(trimesh.creation.box()), tmp_path / "box.ply")
-    assert "level must lie in [1, 2) for a mesh or points, got 2" in told(tmp_path / "box.ply", "--level", "2")
+    assert "level must lie in [1, 2) for a mesh or points, got 2" in message(tmp_path / "box.ply", "--level", "2")

@@ -84,24 +84,24 @@ def test_killed_while_it_samples(model: Path, whole: Path, tmp_path: Path, capsy
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL  # it was at work
-    there = finished(out)
-    assert 2 <= len(there) < COUNT
-    assert there == {f"shape-{n:06}.npz" for n in range(len(there))}
-    # What is there is whole, with its mesh and its coarse level, and what is not whole has no name of a shape.
-    for name in there:
+    written = finished(out)
+    assert 2 <= len(written) < COUNT
+    assert written == {f"shape-{n:06}.npz" for n in range(len(written))}
+    # What was written is complete, with its mesh and its coarse level, and what is not whole has no name of a shape.
+    for name in written:
         assert load_voxels(out / name).num_voxels
         assert load_voxels(out / "levels" / "0" / name).num_voxels
         assert len(load_mesh((out / name).with_suffix(".glb")).faces)
     left = voxels(out)
     assert left == {name: voxels(whole)[name] for name in left}
     assert not (out / "index.html").exists()
-    times = {name: (out / name).stat().st_mtime_ns for name in there}
+    times = {name: (out / name).stat().st_mtime_ns for name in written}
     for folder in (out, out / "levels" / "0"):  # as if it had been at a file
         (folder / ".0123.part").write_bytes(b"half")
     capsys.readouterr()
     assert main(words(model, out)) == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"{COUNT - len(there)} shapes generated, {len(there)} were there already\n")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{COUNT - len(written)} shapes generated, {len(written)} were there already\n")
     assert {name: (out / name).stat().st_mtime_ns for name in times} == times
     assert voxels(out) == voxels(whole)
     assert meshes(out) == meshes(whole)
@@ -196,10 +196,10 @@ def test_parts_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 def test_pictures_of_shapes_of_which_some_are_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with attributes that not all of them have."""
-    told: list[Any] = []
+    calls: list[Any] = []
 
     def shown(*shapes: Any, **options: Any) -> None:
-        told.append((options["attributes"], options["color"]))
+        calls.append((options["attributes"], options["color"]))
         show_html(*shapes, **options)
 
     monkeypatch.setattr("xcube.pipeline.output.show_html", shown)
@@ -214,7 +214,7 @@ def test_pictures_of_shapes_of_which_some_are_empty(tmp_path: Path, monkeypatch:
     assert "shape-000001" not in page
     assert "shape-000002" in page
     assert not (tmp_path / "shape-000001.glb").exists()
-    assert told == [(["normal"], "normal")]
+    assert calls == [(["normal"], "normal")]
 
 
 def test_voxels_of_unknown_normals_have_a_mesh(tmp_path: Path) -> None:
