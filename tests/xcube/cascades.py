@@ -73,9 +73,7 @@ def labeled(level: int, kind: type[VAE] = VAE, **changes: Any) -> Level:
     neck = (2, 2, 1) if level == 0 else None
     options: dict[str, Any] = {"num_labels": LABELS, "label_dim": 2, "color": True, "dense_neck": neck}
     config = VAEConfig(1 / (8 << level), channels=(4, 6), latent_channels=LATENT, hidden=4, **options)
-    conditions: dict[str, Any] = (
-        {"normal": True, "num_labels": LABELS, "label_dim": 2, "categories": 2} if level else {}
-    )
+    taken: dict[str, Any] = {"normal": True, "num_labels": LABELS, "label_dim": 2, "categories": 2} if level else {}
     small: dict[str, Any] = {"channels": 4, "multipliers": (1, 2), "attention": (), "heads": 2}
     usual: dict[str, Any] = {
         "vae": halved(random(kind(config), level), 0.5),
