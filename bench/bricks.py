@@ -1,4 +1,4 @@
-"""Build grids, keep them, find voxels in them and read the voxels back."""
+"""Building grids, their memory, looking up voxels and reading the coordinates."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,11 +9,11 @@ from torch import Tensor
 import sparsevox as sv
 from bench import baseline
 from bench.contenders import batch_against_one, grid, ours, voxel_list
-from bench.harness import Case, Contender, Wanted
+from bench.harness import Case, Contender, Target
 
 
 def build(coords: Tensor) -> Sequence[Contender]:
-    """From coordinates in any order to something that finds voxels."""
+    """Compare building an index from unsorted coordinates."""
     return (
         replace(ours(grid, coords), nbytes=_grid_bytes),
         replace(voxel_list(baseline.build, coords), nbytes=lambda keys: keys.nbytes),
@@ -22,7 +22,7 @@ def build(coords: Tensor) -> Sequence[Contender]:
 
 
 def index(coords: Tensor) -> Sequence[Contender]:
-    """Find every voxel, and as many places beside them (some of which hold a voxel), in random order."""
+    """Compare looking up all voxels and the places next to them, some of which are occupied, in random order."""
     g, keys = grid(coords), baseline.build(coords)
     queries = torch.cat([coords, coords + coords.new_tensor([0, 1, -1, 1])])
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def index(coords: Tensor) -> Sequence[Contender]:
 
 
 def read(coords: Tensor) -> Sequence[Contender]:
-    """Coordinates of all voxels."""
+    """Compare reading the coordinates of all voxels."""
     g, keys = grid(coords), baseline.build(coords)
     return (
         ours(lambda: g.coords, view=lambda c: baseline.pack(c).sort().values),
@@ -47,27 +47,27 @@ def read(coords: Tensor) -> Sequence[Contender]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Speed on a shell of 1M voxels; memory on all scenes, with 3.3M and 3.4M voxels on the largest shells."""
+    """Yield speed on a shell of 1M voxels, and memory on all scenes, with up to 3.4M voxels on the largest shells."""
     million = 48 if quick else 565
-    yield Case("build", "shell", million, build, Wanted("ratio", ">=", 1.2))
+    yield Case("build", "shell", million, build, Target("ratio", ">=", 1.2))
     yield Case("index", "shell", million, index)
     yield Case("coords", "shell", million, read)
-    for scene, size, small, wanted in (
-        ("shell", 800, 64, Wanted("bytes_per_voxel", "<=", 3.3)),
-        ("shell", 1024, 80, Wanted("stored_mb", "<=", 11)),
-        ("shell", 1041, 81, Wanted("stored_mb", "<=", 11)),
-        ("thick_shell", 604, 32, Wanted("stored_mb", "<=", 11)),
+    for scene, size, small, target in (
+        ("shell", 800, 64, Target("bytes_per_voxel", "<=", 3.3)),
+        ("shell", 1024, 80, Target("stored_mb", "<=", 11)),
+        ("shell", 1041, 81, Target("stored_mb", "<=", 11)),
+        ("thick_shell", 604, 32, Target("stored_mb", "<=", 11)),
         ("terrain", 1024, 64, None),
         ("lidar", 2048, 64, None),
         ("scatter", 500_000, 2000, None),
         ("curves", 1024, 32, None),
         ("block", 100, 12, None),
     ):
-        yield Case("build", scene, small if quick else size, build, wanted)
+        yield Case("build", scene, small if quick else size, build, target)
     batch = 6 if quick else 44
-    yield Case("build", "batch", batch, batch_against_one(grid, torch.clone), Wanted("ratio", ">=", 0.5))
+    yield Case("build", "batch", batch, batch_against_one(grid, torch.clone), Target("ratio", ">=", 0.5))
 
 
 def _grid_bytes(g: sv.Grid) -> int:
-    g.index(g.coords[:1])  # a hash that is made when it is first needed counts too
+    g.index(g.coords[:1])  # include the hash table, which is built when first needed
     return g.nbytes

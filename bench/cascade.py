@@ -1,8 +1,8 @@
-"""What it takes to sample with networks of the released size, 128^3 -> 512^3: `python -m bench.cascade spot.obj`.
+"""Memory and time of sampling with networks of the official size, 128^3 -> 512^3: `python -m bench.cascade spot.obj`.
 
-A bench of its own, because what counts is the peak of the whole process, in which all networks lie. `XCubePipeline`
-samples one shape, with guidance at both levels. Weights are random, so a real shape leads what the decoders go on with,
-as in a cascade that has learned: the fine denoiser works on the grid of that shape. M latent voxels, N candidates.
+`XCubePipeline` samples one shape, with classifier-free guidance at both levels. The weights are random, so the decoders
+are guided by the structure of a real shape, as if they were trained, and the fine denoiser works on the grid of that
+shape. This is a separate command, because it measures the peak memory of a process that holds all networks.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.fine import peak
+from bench.harness import process_peak
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io import load_mesh
 from xcube.data.hierarchy import Box, as_box, build_hierarchy
@@ -31,11 +31,11 @@ from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.training.jobs import read_preset, whole_presets
 
-WANTED = 12  # GiB, at most
-BETWEEN = "between"  # the name of what is no part
-CERTAIN = 1e6  # logit of a refinement network that leaves voxels as they are, whatever its random weights say
+TARGET = 12  # maximum memory in GiB
+BETWEEN = "between"  # name of the time between parts
+CERTAIN = 1e6  # logit with which a refiner keeps the voxels as they are, despite its random weights
 
-# ShapeNet's denoisers, for presets without them.
+# The official denoisers of ShapeNet, for presets without them.
 COARSE = UNetConfig.official(True, latent_channels=16, channels=192, multipliers=(1, 2, 4, 4), attention=(1, 2, 4))
 FINE = UNetConfig.official(
     False, latent_channels=8, channels=128, multipliers=(1, 2, 2, 4), attention=(4, 8), position="ijk", normal=True
@@ -49,30 +49,31 @@ RELEASED: dict[str, tuple[UNetConfig, UNetConfig]] = {
 Networks = tuple[VAEConfig, UNetConfig, RefinerConfig]  # of a level
 
 
-def guided(config: VAEConfig) -> VAEConfig:
-    """The same network, whose decoder goes on with the truth where it is told."""
+def teacher_forced(config: VAEConfig) -> VAEConfig:
+    """Configure the decoder to keep exactly the voxels of the ground truth that it is given."""
     return replace(config, keep="union", keep_ratio=0.0)
 
 
-class Led(VAE):
-    """A VAE that decodes a shape that is known, as one that has learned would from the latents of that shape."""
+class TeacherForcedVAE(VAE):
+    """VAE with random weights whose decoder reproduces the structure of a given shape, as a trained one would."""
 
     def __init__(self, config: VAEConfig, shape: Grid) -> None:
-        super().__init__(guided(config))
+        super().__init__(teacher_forced(config))
         self.tree = self.truth(shape)
 
     def decode(self, latents: SparseTensor, truth: Grid | None = None) -> Decoded:
-        """The shape. What the decoder goes on with are those of its candidates that are true."""
+        """Decode the given shape: at each resolution, the decoder keeps the candidates that belong to it."""
         return self.decoder(latents, self.tree)
 
 
 @dataclass
 class Cost:
-    """The calls of a module, or of what is between such calls.
+    """Cost of all calls of a module, or of everything between such calls.
 
-    seconds: Of each call.
-    peak: Bytes, the largest.
-    rows: Voxels that it computes on, the most.
+    Attributes:
+        seconds: Duration of each call.
+        peak: Maximum memory in bytes.
+        rows: Maximum number of voxels of a call.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -81,12 +82,13 @@ class Cost:
 
 
 class Meter:
-    """Seconds and memory of parts of a program.
+    """Measure time and peak memory of named parts of a program.
 
-    Memory is that of the process, or what torch holds on a GPU. Where the kernel cannot set its high-water mark back
-    (it is Linux that can), the peak of a part is that of all before it, too.
+    Memory is that of the process, or that allocated by torch on a GPU. The high-water mark of a process can be reset on
+    Linux only; elsewhere the peak of a part includes all parts before it.
 
-    parts: By name.
+    Attributes:
+        parts: Costs by name.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -95,7 +97,7 @@ class Meter:
         self._name, self._start = BETWEEN, time.perf_counter()
 
     def watch(self, name: str, module: torch.nn.Module) -> None:
-        """Make a part of the calls of a module, which returns something with voxels or candidates."""
+        """Measure the calls of a module, which returns voxels or candidates, as a part."""
 
         def end(_module: torch.nn.Module, _inputs: Any, result: Any) -> None:
             self.turn(BETWEEN)
@@ -105,7 +107,7 @@ class Meter:
         module.register_forward_hook(end)
 
     def turn(self, name: str) -> None:
-        """All since the last turn belongs to the part that was named there; what comes now belongs to this one."""
+        """Attribute everything since the last call to the part named there, and start the part named here."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         part = self.parts.setdefault(self._name, Cost())
@@ -114,14 +116,14 @@ class Meter:
         self._name, self._start = name, time.perf_counter()
 
     def _peak(self) -> int:
-        """Bytes, since the last look."""
+        """Read and reset the peak memory in bytes."""
         if self.device.type == "cuda":
             found = torch.cuda.max_memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             return found
         status = Path("/proc/self/status")
         if not status.exists():
-            return peak("cpu")
+            return process_peak("cpu")
         mark = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -129,52 +131,52 @@ class Meter:
 
 
 def rows_of(result: SparseTensor | Decoded | Refined) -> int:
-    """M of latents, N of a decode or a repaired one: of the depth that has most."""
+    """Count the voxels of latents, or the candidates of a decoder (at the largest resolution) or a refiner."""
     if isinstance(result, Decoded):
         return max(decided.candidates.num_voxels for decided in result.structure)
     return result.candidates.num_voxels if isinstance(result, Refined) else result.grid.num_voxels
 
 
 def configs(name: str) -> list[Networks]:
-    """The networks of both levels of a preset. Every level has a refinement network, of the size of the finest one's.
+    """Read the networks of both levels of a preset. All levels get a refiner of the size of the finest one.
 
-    Denoisers are told a category, which costs next to nothing, so that guidance means something.
+    Denoisers are conditioned on a category, which costs next to nothing, so that guidance has an effect.
     """
     parts = {part.name: part.options["model"] for part in read_preset(name)}
     made = []
     for level in range(2):
         vae = parts[f"vae-{level}"]
         unet = parts[f"denoiser-{level}"] if f"denoiser-{level}" in parts else RELEASED[name][level]
-        repair = replace(parts["refiner-1"], voxel_size=vae.voxel_sizes[0])
-        made.append((vae, replace(unet, categories=1), repair))
+        refiner = replace(parts["refiner-1"], voxel_size=vae.voxel_sizes[0])
+        made.append((vae, replace(unet, categories=1), refiner))
     return made
 
 
 def levels_of(mesh: str, vaes: Sequence[VAEConfig]) -> list[Voxels]:
-    """A mesh at the levels of the VAEs, scaled to the box of the first one's latents."""
+    """Voxelize a mesh at the levels of the VAEs, scaled to the box of the latents of the first one."""
     return build_hierarchy(load_mesh(mesh), box_around(vaes), samples=100_000, outside="rescale")
 
 
 def box_around(vaes: Sequence[VAEConfig]) -> Box:
-    """The box of the latents of the first of the VAEs, with a level for each."""
+    """Create the box of the latents of the first VAE, with one level per VAE."""
     assert vaes[0].dense_neck is not None
     edge = 2 * vaes[0].dense_neck[0] * latent_voxel_size(vaes[0])[0]
     return as_box([round(edge / vae.voxel_sizes[0]) for vae in vaes], edge)
 
 
 def pipeline_of(networks: Sequence[Networks], shape: Sequence[Voxels], device: torch.device) -> XCubePipeline:
-    """All networks, with random weights, led by a shape at each level."""
+    """Create a pipeline of all networks, with random weights, guided by a shape at each level."""
     torch.manual_seed(0)
     levels = []
-    for (vae, unet, repair), voxels in zip(networks, shape, strict=True):
-        refiner = Refiner(repair)
+    for (vae, unet, config), voxels in zip(networks, shape, strict=True):
+        refiner = Refiner(config)
         torch.nn.init.constant_(refiner.prior, CERTAIN)
-        levels.append(Level(Led(vae, voxels.grid.to(device)), UNet(unet), refiner))
+        levels.append(Level(TeacherForcedVAE(vae, voxels.grid.to(device)), UNet(unet), refiner))
     return XCubePipeline(levels).to(device)
 
 
 def measured(pipeline: XCubePipeline, steps: int) -> tuple[Sample, Meter]:
-    """One shape with guidance, and what its parts took."""
+    """Sample one shape with guidance, and measure the parts."""
     meter = Meter(pipeline.device)
     for number, level in enumerate(pipeline.levels):
         assert level.refiner is not None
@@ -187,21 +189,21 @@ def measured(pipeline: XCubePipeline, steps: int) -> tuple[Sample, Meter]:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
-    about = "Measure memory and time of a cascade with networks of the released size."
+    """Parse the command line."""
+    about = "Measure memory and time of sampling a cascade with networks of the official size."
     parser = argparse.ArgumentParser("python -m bench.cascade", description=about)
     add = parser.add_argument
-    add("mesh", help="any file that trimesh reads; it is scaled to the box")
+    add("mesh", help="mesh file, which is scaled to the box")
     choices = sorted({*RELEASED, *whole_presets()})
-    add("--preset", default="shapenet-car", choices=choices, help="whose networks (default: shapenet-car)")
-    add("--steps", type=int, default=2, help="of the sampler at each level, each two calls (default: 2)")
-    add("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (default: cpu)")
-    add("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    add("--preset", default="shapenet-car", choices=choices, help="preset of the networks (default: shapenet-car)")
+    add("--steps", type=int, default=2, help="sampler steps per level, of two calls each (default: 2)")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
+    add("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; the exit status is 1 if more memory is needed than is wanted."""
+    """Measure and print. The exit status is 1 if the memory exceeds the target."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     networks = configs(options.preset)
@@ -210,13 +212,13 @@ def main(arguments: list[str] | None = None) -> int:
     sample, meter = measured(pipeline, options.steps)
     report(pipeline, sample, shape)
     most = describe(meter) / 2**30
-    met = most <= WANTED
-    print(f"peak of {most:.2f} GiB, of the {WANTED} that are wanted: {'met' if met else 'MISSED'}")
+    met = most <= TARGET
+    print(f"peak memory {most:.2f} GiB, target {TARGET} GiB: {'met' if met else 'MISSED'}")
     return int(not met)
 
 
 def report(pipeline: XCubePipeline, sample: Sample, shape: Sequence[Voxels]) -> None:
-    """A row for each level: voxels that were made, those of the shape, and millions of parameters."""
+    """Print a row per level: voxels of the sample and of the shape, and millions of parameters."""
     print(f"{'level':>12}{'resolution':>12}{'voxels':>11}{'true':>11}{'vae':>10}{'denoiser':>10}{'refiner':>10}")
     for number, (level, made, real) in enumerate(zip(pipeline.levels, sample.levels, shape, strict=True)):
         counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in level.networks.values()]
@@ -227,8 +229,8 @@ def report(pipeline: XCubePipeline, sample: Sample, shape: Sequence[Voxels]) -> 
 
 
 def describe(meter: Meter) -> int:
-    """A row for each part; returns the largest peak, in bytes. Of what is between parts, all seconds are added."""
-    print(f"{'part':>12}{'calls':>7}{'rows':>11}{'seconds a call':>16}{'peak GiB':>10}")
+    """Print a row per part, and one for the total time between them. Returns the maximum memory in bytes."""
+    print(f"{'part':>12}{'calls':>7}{'rows':>11}{'seconds/call':>16}{'peak GiB':>10}")
     between = meter.parts.pop(BETWEEN)
     for name, part in meter.parts.items():
         seconds = statistics.median(part.seconds)

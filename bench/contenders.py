@@ -1,4 +1,4 @@
-"""What the benches set against each other: our grids, the voxel list, and a batch against one grid."""
+"""Constructors of common contenders: sparsevox, the voxel list, a batch and a single grid, functions of features."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,14 +12,16 @@ from bench import baseline
 from bench.harness import Contender
 from bench.scenes import tile_batch
 
+BACKWARD = ", forward and backward"  # suffix of the names of cases
+
 
 def grid(coords: Tensor) -> sv.Grid:
-    """Coordinates [N, 4] as a grid."""
+    """Build a grid from coordinates [N, 4]."""
     return sv.Grid.from_coords(coords)
 
 
 def ours(run: Callable[..., Any], *operands: Any, view: Callable[[Any], Tensor] = baseline.keys_of) -> Contender:
-    """sparsevox; results are compared as sorted keys unless `view` says otherwise."""
+    """Create the contender sparsevox. Results are compared as sorted keys unless `view` says otherwise."""
     return Contender("sparsevox", partial(run, *operands), view)
 
 
@@ -29,14 +31,14 @@ def voxel_list(
     name: str = "voxel list",
     view: Callable[[Any], Tensor] = torch.as_tensor,
 ) -> Contender:
-    """A baseline on the lists of `bench.baseline`; such a list is its own view."""
+    """Create a baseline on the lists of `bench.baseline`."""
     return Contender(name, partial(run, *operands), view, baseline=True)
 
 
 def batch_against_one(
     run: Callable[[Any], Any], operand: Callable[[Tensor], Any] = grid
 ) -> Callable[[Tensor], Sequence[Contender]]:
-    """Prepare a case that asks what it costs that the same voxels come in many small grids."""
+    """Compare a batch of 64 small grids with a single grid of the same voxels."""
 
     def prepare(coords: Tensor) -> Sequence[Contender]:
         return (
@@ -48,7 +50,7 @@ def batch_against_one(
 
 
 def _count(result: Any) -> Tensor:
-    """The number of voxels of a grid, or of neighbors in a table: that both sides share."""
+    """Count the voxels of a grid or the neighbors in a table, which must agree."""
     return (result >= 0).sum() if isinstance(result, Tensor) else torch.tensor(result.num_voxels)
 
 
@@ -60,7 +62,7 @@ def on_features(
     baseline: bool = False,
     nbytes: Callable[[Any], int] | None = None,
 ) -> Contender:
-    """A function of floating-point operands that all contenders share; with its gradients for them, if asked for."""
+    """Create a contender that applies a function to shared floating-point operands, optionally with gradients."""
     if not backward:
         return Contender(name, torch.no_grad()(partial(function, *operands)), torch.as_tensor, baseline, nbytes)
     leaves = [operand.detach().clone().requires_grad_() for operand in operands]
@@ -76,11 +78,11 @@ def on_features(
 
 
 def random(*shape: int, like: Tensor) -> Tensor:
-    """Normally distributed numbers, the same in every run."""
+    """Draw normally distributed numbers, the same in every run."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
 
 
 def _flat(parts: tuple[Tensor, ...]) -> Tensor:
-    """An output and gradients, those that are sums over many elements of the output made smaller."""
+    """Concatenate output and gradients, after scaling down gradients that sum over many elements of the output."""
     size = parts[0].numel()
     return torch.cat([part.float().flatten() / max(1, size / part.numel()) ** 0.5 for part in parts])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
-from bench import baseline, peers, plain
+from bench import baseline, peers, plain_conv
 from bench.contenders import grid
-from bench.harness import Case, Contender, Wanted, close
+from bench.harness import Case, Contender, Target, close
 
 CHANNELS = (32, 64)
 # How far sums of some hundred to some thousand products may lie apart, of the largest of them.
@@ -82,26 +82,26 @@ def forward(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender]
     """Everybody has their map at hand."""
     p = Problem.on(coords, channels, dtype)
     the_map = p.grid.kernel_map(3)
-    pairs = plain.pairs(the_map.table)
+    pairs = plain_conv.pairs(the_map.table)
     contenders = [
         Contender("sparsevox", p.precisely(no_grad(sv.ops.conv3d), p.feats, p.weight, None, the_map), torch.as_tensor),
         Contender(
             "plain torch, tap by tap",
-            p.precisely(no_grad(plain.conv), p.feats, p.matrices, pairs, len(p.feats)),
+            p.precisely(no_grad(plain_conv.conv), p.feats, p.matrices, pairs, len(p.feats)),
             torch.as_tensor,
             baseline=True,
-            beside=Wanted("speed", ">=", 1.5),
+            target=Target("speed", ">=", 1.5),
         ),
         Contender(
-            "plain torch, middle as it is",
-            p.precisely(no_grad(plain.conv_within), p.feats, p.matrices, pairs),
+            "plain torch, center tap without gather",
+            p.precisely(no_grad(plain_conv.conv_within), p.feats, p.matrices, pairs),
             torch.as_tensor,
             baseline=True,
         ),
     ]
     if theirs := peers.convolution(p.grid, p.weight, p.tf32):
         run = p.precisely(no_grad(theirs.cached), p.feats)
-        contenders.append(peers.contender(p.grid.device, run, torch.as_tensor, Wanted("speed", ">=", 1.8)))
+        contenders.append(peers.contender(p.grid.device, run, torch.as_tensor, Target("speed", ">=", 1.8)))
     return contenders
 
 
@@ -119,8 +119,8 @@ def with_map(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender
 
     @no_grad
     def searched() -> Tensor:
-        pairs = plain.pairs(baseline.neighbor_table_by_symmetry(keys))
-        return plain.conv_within(listed, p.matrices, pairs)
+        pairs = plain_conv.pairs(baseline.neighbor_table_by_symmetry(keys))
+        return plain_conv.conv_within(listed, p.matrices, pairs)
 
     contenders = [
         Contender("sparsevox", p.precisely(ours), torch.as_tensor),
@@ -134,12 +134,12 @@ def with_map(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender
 
 
 def step(
-    coords: Tensor, *, channels: int, dtype: str, speed: Wanted | None = None, memory: Wanted | None = None
+    coords: Tensor, *, channels: int, dtype: str, speed: Target | None = None, memory: Target | None = None
 ) -> Sequence[Contender]:
     """Forward and backward, with the gradients of features and weight; everybody has their map at hand."""
     p = Problem.on(coords, channels, dtype)
     the_map = p.grid.kernel_map(3)
-    pairs = plain.pairs(the_map.table)
+    pairs = plain_conv.pairs(the_map.table)
     feats, weight, matrices = (leaf.clone().requires_grad_() for leaf in (p.feats, p.weight, p.matrices))
 
     def train(output: Tensor, operand: Tensor) -> tuple[Tensor, ...]:
@@ -149,11 +149,13 @@ def step(
         return train(sv.ops.conv3d(feats, weight, None, the_map), weight)
 
     def tap_by_tap() -> tuple[Tensor, ...]:
-        return train(plain.conv_within(feats, matrices, pairs), matrices)
+        return train(plain_conv.conv_within(feats, matrices, pairs), matrices)
 
     contenders = [
         Contender("sparsevox", p.precisely(ours), p.flat),
-        Contender("plain torch, middle as it is", p.precisely(tap_by_tap), p.flat, baseline=True, beside=memory),
+        Contender(
+            "plain torch, center tap without gather", p.precisely(tap_by_tap), p.flat, baseline=True, target=memory
+        ),
     ]
     if theirs := peers.convolution(p.grid, p.weight, p.tf32):
         run = p.precisely(theirs.step, feats, p.grads)
@@ -184,14 +186,14 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
                 for channels in CHANNELS:
                     at: dict[str, Any] = {"channels": channels, "dtype": dtype}
                     yield case("conv3d {}", forward, scene, size, **at)
-                    yield case("conv3d {}, and back", step, scene, size, **at)
+                    yield case("conv3d {}, forward and backward", step, scene, size, **at)
         return
-    wanted = Wanted("speed", ">=", 1.5)
+    target = Target("speed", ">=", 1.5)
     for scene, size in (("shell", 32 if quick else 180), ("lidar", 64 if quick else 2048)):
         for channels in CHANNELS:
             at = {"channels": channels, "dtype": "float32"}
             yield case("conv3d {}", forward, scene, size, **at)
-            yield case("map and conv3d {}", with_map, scene, size, **at)
-            yield case("conv3d {}, and back", step, scene, size, **at, speed=wanted)
-    big = {"channels": 64, "dtype": "float32", "rounds": 1, "memory": Wanted("memory", "<=", 0.5)}
-    yield case("conv3d {}, and back", step, "shell", 48 if quick else 565, **big)
+            yield case("kernel map and conv3d {}", with_map, scene, size, **at)
+            yield case("conv3d {}, forward and backward", step, scene, size, **at, speed=target)
+    big = {"channels": 64, "dtype": "float32", "rounds": 1, "memory": Target("memory", "<=", 0.5)}
+    yield case("conv3d {}, forward and backward", step, "shell", 48 if quick else 565, **big)

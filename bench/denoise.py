@@ -95,7 +95,7 @@ def contenders(coords: Tensor, *, level: int, sampling: bool) -> Sequence[Conten
     p = Problem(coords, level)
     calls = (p.sampling if sampling else p.training)(p.net), (p.sampling if sampling else p.training)(p.twin)
     ours, theirs = (precisely(coords.device, call) for call in calls)
-    name = "sparsevox, voxels of the full box" if p.net.config.dense else "plain torch, dense and masked"
+    name = "sparsevox, sparse on the full box" if p.net.config.dense else "plain torch, dense and masked"
     return Contender("sparsevox", ours, view), Contender(name, theirs, view, baseline=True)
 
 
@@ -107,7 +107,7 @@ def view(result: Result) -> Tensor:
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """Yield cases of eight shapes: boxes of 4^3 (coarse level), pieces of a sphere in boxes of 16^3 (fine level)."""
     levels = ((0, "coarse", "block", 8), (1, "fine", "shell", 12 if quick else 30))
-    for sampling, what in ((False, "step"), (True, "sampling step")):
+    for sampling, what in ((False, "training step"), (True, "sampling step")):
         for level, name, scene, size in levels:
             run = functools.partial(contenders, level=level, sampling=sampling)
             op = f"XCube, {name} denoiser, {what}, batch of {SHAPES}"

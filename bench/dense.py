@@ -8,7 +8,7 @@ from torch import Tensor
 
 import sparsevox as sv
 from bench import baseline
-from bench.contenders import grid, on_features, ours, random, voxel_list
+from bench.contenders import BACKWARD, grid, on_features, ours, random, voxel_list
 from bench.harness import Case, Contender, close
 from sparsevox.ops import dense
 
@@ -61,4 +61,4 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         for out, name in ((True, "features to_dense"), (False, "features from_dense")):
             for backward in (False, True):
                 prepare = partial(features, out=out, backward=backward)
-                yield Case(name + ", and back" * backward, scene, size, prepare, agree=close(1e-6), dtype="float32")
+                yield Case(name + BACKWARD * backward, scene, size, prepare, agree=close(1e-6), dtype="float32")

@@ -1,9 +1,9 @@
-"""Measure contenders side by side: check that they agree, then let them run in turn, round by round.
+"""Compare contenders: check that their results agree, then time them in turn, round by round.
 
-A `Case` names an operation and a scene; its `prepare` turns the scene into `Contender`s. Nothing is timed before the
-results of all contenders have been compared. Timings are medians over rounds A B A B ..., so that a machine that slows
-down slows all of them down. On the CPU the timer and the statistics are pytest-benchmark's, on a GPU the timings are
-`triton.testing.do_bench`'s. Memory is measured in a call of its own, which is not timed.
+A `Case` names an operation and a scene, and its `prepare` turns the scene into `Contender`s. Nothing is timed before
+the results of all contenders have been compared. Timings are medians over rounds A B A B ..., so that a machine that
+slows down affects all contenders. Timer and statistics are those of pytest-benchmark on the CPU, and
+`triton.testing.do_bench` on a GPU. Memory is measured in a separate call, which is not timed.
 """
 
 import contextlib
@@ -11,7 +11,9 @@ import ctypes
 import gc
 import math
 import operator
+import resource
 import statistics
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,35 +23,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.report import Row, here
+from bench.report import Row, environment_of
 
-SAMPLE_SECONDS = 0.01  # a CPU sample repeats a short call for at least this long
+SAMPLE_SECONDS = 0.01  # minimum duration of a CPU sample, which repeats a short call
 RELATIONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 
 
 class WrongAnswer(Exception):
-    """Two contenders disagree, or one hands out what it had at hand: there is nothing to time."""
+    """Two contenders disagree, or one returns a cached result, so there is nothing to time."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the work. Ours comes first in a case; the fastest of those marked so is the baseline."""
+    """An implementation of the operation of a case. sparsevox comes first; the fastest baseline defines the ratio."""
 
     name: str
     run: Callable[[], Any]
-    view: Callable[[Any], Tensor]  # the result in a form that all contenders share
+    view: Callable[[Any], Tensor]  # converts the result to a form that all contenders share
     baseline: bool = False
-    nbytes: Callable[[Any], int] | None = None  # of a result that is kept
-    taps: Callable[[Any], float] | None = None  # of a plan: the mean number that a tile of 128 rows executes
-    beside: "Wanted | None" = (
-        None  # what ours has to reach beside this one: its "speed" or "memory", this one's being 1
-    )
-    max_threads: int | None = None  # it is right with no more
+    nbytes: Callable[[Any], int] | None = None  # size of a result that is kept
+    taps: Callable[[Any], float] | None = None  # for a plan: mean number of taps that a tile of 128 rows executes
+    target: "Target | None" = None  # for the "speed" or "memory" of sparsevox relative to this contender
+    max_threads: int | None = None  # largest number of threads with which it is correct
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What our contender has to reach: a bound on a column of its row, or beside another one (`Contender.beside`)."""
+class Target:
+    """A bound that sparsevox has to meet, on a column of its row or relative to a contender (`Contender.target`)."""
 
     column: str
     relation: str
@@ -59,19 +59,19 @@ class Wanted:
         return f"{self.column} {self.relation} {self.bound:g}"
 
     def met(self, value: float | None) -> bool | None:
-        """Whether a value is on the right side; None if there is none."""
+        """Check whether a value meets the bound. None if there is no value."""
         return None if value is None else RELATIONS[self.relation](value, self.bound)
 
 
-def quotient(column: str, ours: Row, theirs: Row) -> float | None:
-    """Our speed, or the memory that a call of ours needs, where that of another contender is 1."""
+def relative(column: str, ours: Row, theirs: Row) -> float | None:
+    """Compute our speed, or the peak memory of a call, relative to another contender."""
     if column == "speed":
         return theirs.median_ms / ours.median_ms
     return ours.peak_mb / theirs.peak_mb if ours.peak_mb is not None and theirs.peak_mb else None
 
 
 def same(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal integers, or floating-point numbers that agree to 1e-6."""
+    """Compare integers for equality, and floating-point numbers with a tolerance of 1e-6."""
     if ours.shape != theirs.shape:
         return False
     if ours.is_floating_point():
@@ -80,7 +80,7 @@ def same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def close(tolerance: float) -> Callable[[Tensor, Tensor], bool]:
-    """Whether the largest difference of sums in another order is within so much of the largest number."""
+    """Compare by the largest difference, relative to the largest value, for sums in a different order."""
 
     def agree(ours: Tensor, theirs: Tensor) -> bool:
         if ours.shape != theirs.shape:
@@ -97,27 +97,30 @@ class Case:
     op: str
     scene: str
     size: int
-    prepare: Callable[[Tensor], Sequence[Contender]]  # of the scene's coordinates
-    wanted: Wanted | None = None
-    agree: Callable[[Tensor, Tensor], bool] = same  # the views of the first contender and of another
+    prepare: Callable[[Tensor], Sequence[Contender]]  # takes the coordinates of the scene
+    target: Target | None = None
+    agree: Callable[[Tensor, Tensor], bool] = same  # compares the views of the first and another contender
     dtype: str = "int32"
-    rounds: int | None = None  # at most, where a call takes seconds
+    rounds: int | None = None  # maximum number of rounds, for calls that take seconds
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured of one contender."""
+    """Measurements of one contender."""
 
     median_ms: float
     iqr_ms: float
-    calls: int  # a round
+    calls: int  # per round
     peak_mb: float | None
 
 
 def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, quick: bool, date: str) -> list[Row]:
-    """Rows of a case, one a contender and number of threads. Raises WrongAnswer where the contenders disagree.
+    """Measure a case, with one row per contender and number of threads.
 
-    Contenders that are wrong with a number of threads are left out there.
+    Contenders that are not correct with a number of threads are left out.
+
+    Raises:
+        WrongAnswer: If contenders disagree.
     """
     torch.set_num_threads(threads[0])
     everyone = case.prepare(coords)
@@ -126,10 +129,10 @@ def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, qui
     for count in threads:
         torch.set_num_threads(count)
         contenders = [c for c in everyone if c.max_threads is None or count <= c.max_threads]
-        kept = check(case, contenders)
+        kept = check_results(case, contenders)
         samples = (time_cpu if coords.device.type == "cpu" else time_gpu)(contenders, rounds)
         times = [s.median_ms for s, c in zip(samples, contenders, strict=True) if c.baseline]
-        environment = here(coords.device, count, date)
+        environment = environment_of(coords.device, count, date)
         some = []
         for contender, sample, (nbytes, taps) in zip(contenders, samples, kept, strict=True):
             row = Row(
@@ -148,27 +151,30 @@ def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, qui
                 **asdict(environment),
             )
             some.append(row)
-        if not quick and coords.device.type == "cpu":  # what is wanted is wanted of a CPU
-            judge(case, contenders, some)
+        if not quick and coords.device.type == "cpu":  # targets are for CPUs
+            check_targets(case, contenders, some)
         rows += some
     return rows
 
 
-def judge(case: Case, contenders: Sequence[Contender], rows: Sequence[Row]) -> None:
-    """Write into rows what is wanted, and whether it is met."""
+def check_targets(case: Case, contenders: Sequence[Contender], rows: Sequence[Row]) -> None:
+    """Fill in the targets of the rows, and whether they are met."""
     ours = rows[0]
-    if case.wanted:
-        ours.wanted, ours.met = str(case.wanted), case.wanted.met(getattr(ours, case.wanted.column))
+    if case.target:
+        ours.target, ours.met = str(case.target), case.target.met(getattr(ours, case.target.column))
     for contender, row in zip(contenders, rows, strict=True):
-        if contender.beside:
-            row.wanted = f"{ours.contender}: {contender.beside}"
-            row.met = contender.beside.met(quotient(contender.beside.column, ours, row))
+        if contender.target:
+            row.target = f"{ours.contender}: {contender.target}"
+            row.met = contender.target.met(relative(contender.target.column, ours, row))
 
 
-def check(case: Case, contenders: Sequence[Contender]) -> list[tuple[int | None, float | None]]:
-    """Run every contender once and compare the results; return the bytes and taps of each, where these are told.
+def check_results(case: Case, contenders: Sequence[Contender]) -> list[tuple[int | None, float | None]]:
+    """Run every contender once and compare the results. Returns bytes and taps of each, if it reports them.
 
-    A result must die with its last user: one that is remembered would be handed out again, and that would be timed.
+    A result must be freed when it is no longer used: a contender that caches it would be timed for returning it.
+
+    Raises:
+        WrongAnswer: If contenders disagree, or one caches its result.
     """
     first: Tensor | None = None
     kept = []
@@ -185,12 +191,12 @@ def check(case: Case, contenders: Sequence[Contender]) -> list[tuple[int | None,
         del result
         gc.collect()
         if alive is not None and alive() is not None:
-            raise WrongAnswer(f"{case.op} on {case.scene} {case.size}: {contender.name} remembers its result")
+            raise WrongAnswer(f"{case.op} on {case.scene} {case.size}: {contender.name} caches its result")
     return kept
 
 
 def time_cpu(contenders: Sequence[Contender], rounds: int) -> list[Sample]:
-    """Samples on the CPU. A result dies inside its round, so that no later call can be handed the same one."""
+    """Time contenders on the CPU. Results are freed within their round, so that no call can reuse an earlier one."""
     from pytest_benchmark.stats import Stats
     from pytest_benchmark.timers import default_timer  # type: ignore[attr-defined]
 
@@ -211,7 +217,7 @@ def time_cpu(contenders: Sequence[Contender], rounds: int) -> list[Sample]:
 
 
 def time_gpu(contenders: Sequence[Contender], rounds: int) -> list[Sample]:
-    """Samples on a GPU: the quartiles that `do_bench` finds in every round, and their medians over the rounds."""
+    """Time contenders on a GPU: medians over the rounds of the quartiles that `do_bench` returns."""
     from triton.testing import do_bench
 
     quartiles: list[list[Sequence[float]]] = [[] for _ in contenders]
@@ -229,7 +235,7 @@ def time_gpu(contenders: Sequence[Contender], rounds: int) -> list[Sample]:
 
 @contextlib.contextmanager
 def no_garbage_collector() -> Iterator[None]:
-    """Collect now, and not while something is measured."""
+    """Collect garbage now, and disable the collector during measurements."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -241,7 +247,7 @@ def no_garbage_collector() -> Iterator[None]:
 
 
 def peak_mb_cpu(run: Callable[[], Any]) -> float | None:
-    """How far the resident memory rises during a call, in MB; None where the kernel does not tell."""
+    """Measure by how many MB the resident memory rises during a call. None if the system does not report it."""
     status, references = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not (status.exists() and references.exists()):
         return None
@@ -252,10 +258,10 @@ def peak_mb_cpu(run: Callable[[], Any]) -> float | None:
 
     gc.collect()
     with contextlib.suppress(AttributeError):
-        # Otherwise the call could live on what others have freed, and nothing would rise.
+        # Otherwise the call could reuse memory that others have freed, without a rise.
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        references.write_text("5")  # sets the high-water mark back to the current size
+        references.write_text("5")  # resets the high-water mark to the current size
     except OSError:
         return None
     before = kilobytes("VmRSS")
@@ -264,7 +270,7 @@ def peak_mb_cpu(run: Callable[[], Any]) -> float | None:
 
 
 def peak_mb_gpu(run: Callable[[], Any]) -> float:
-    """How far the memory that torch has allocated on the GPU rises during a call, in MB."""
+    """Measure by how many MB torch's allocations on the GPU rise during a call."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -272,3 +278,10 @@ def peak_mb_gpu(run: Callable[[], Any]) -> float:
     run()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def process_peak(device: str) -> int:
+    """Return the peak memory in bytes, of the process, or of torch's allocations on a GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,9 +1,11 @@
-"""Pages of voxels: how long they take to write, and their bytes; against trimesh's page of the same faces."""
+"""HTML pages of voxels: time to write them and their size, compared with the page of trimesh of the same faces."""
 
+import atexit
 import base64
 import importlib.util
 import json
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,22 +20,23 @@ from torch import Tensor
 
 import sparsevox as sv
 from bench import contenders
-from bench.harness import Case, Contender, Wanted
+from bench.harness import Case, Contender, Target
 from sparsevox.viz import show_html
 from sparsevox.viz.sides import DIRECTIONS, exposed_faces, quads
 
-Written = tuple[Path]  # the harness cannot watch a file, and need not watch what a tuple holds
+Written = tuple[Path]  # a tuple, because the harness cannot check whether a file is reused
 
 
 def pages(coords: Tensor) -> Sequence[Contender]:
-    """The exposed faces of a grid, colored by what the voxels have: their normals."""
+    """Compare writing the exposed faces of a grid, colored by normals."""
     grid = contenders.grid(coords)
     normal = torch.nn.functional.normalize(grid.ijk.float(), dim=1)
     voxels = sv.Voxels(grid, {"normal": normal})
-    folder = tempfile.TemporaryDirectory()
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def ours() -> Written:
-        path = Path(folder.name, "sparsevox.html")
+        path = folder / "sparsevox.html"
         show_html(voxels, path)
         return (path,)
 
@@ -43,7 +46,7 @@ def pages(coords: Tensor) -> Sequence[Contender]:
     return found
 
 
-def _trimesh_page(grid: sv.Grid, normal: Tensor, folder: "tempfile.TemporaryDirectory[str]") -> Callable[[], Written]:
+def _trimesh_page(grid: sv.Grid, normal: Tensor, folder: Path) -> Callable[[], Written]:
     import trimesh
     from trimesh.viewer.notebook import scene_to_html
 
@@ -53,7 +56,7 @@ def _trimesh_page(grid: sv.Grid, normal: Tensor, folder: "tempfile.TemporaryDire
         faces = np.arange(len(corners)).reshape(-1, 4)[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
         colors = ((normal + 1) * 127.5).round().to(torch.uint8).numpy()[row].repeat(4, 0)
         mesh = trimesh.Trimesh(corners, faces, vertex_colors=colors, process=False)
-        path = Path(folder.name, "trimesh.html")
+        path = folder / "trimesh.html"
         path.write_text(scene_to_html(trimesh.Scene(mesh)), encoding="utf-8")
         return (path,)
 
@@ -65,7 +68,7 @@ def _size(written: Written) -> int:
 
 
 def _our_faces(written: Written) -> Tensor:
-    """Twice the centers of faces, int64 [F, 3], sorted: what both pages hold."""
+    """Read the doubled centers of the faces, which both pages hold: int64 [F, 3], sorted."""
     page = written[0].read_text(encoding="utf-8")
     level = json.loads(_between(page, 'id="manifest">', "</script>"))["shapes"][0]["levels"][0]
     data = zlib.decompress(base64.b64decode(_between(page, 'id="data-0-0">', "</script>")))
@@ -92,6 +95,6 @@ def _between(text: str, start: str, end: str) -> str:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A shell of half a million voxels, of which a page may have 15 MB."""
-    small = Wanted("stored_mb", "<=", 15)
+    """Yield a shell of half a million voxels, whose page may take 15 MB."""
+    small = Target("stored_mb", "<=", 15)
     yield Case("show_html", "shell", 32 if quick else 400, pages, small, dtype="uint8", rounds=3)

@@ -1,4 +1,4 @@
-"""The nearest voxel of points."""
+"""Search for the nearest voxel of points."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ from bench.harness import Case, Contender
 
 
 def nearest(coords: Tensor) -> Sequence[Contender]:
-    """100k points, some voxels away from the scene; against scipy's k-d tree where it is installed."""
+    """Compare with the k-d tree of scipy, if installed, on 100k points a few voxels away from the scene."""
     generator = torch.Generator().manual_seed(0)
     chosen = coords[torch.randint(len(coords), (100_000,), generator=generator).to(coords.device), 1:]
     points = chosen + 2 * torch.randn(len(chosen), 3, generator=generator).to(coords.device)
     g, centers = grid(coords), coords[:, 1:].double()
 
     def distance(rows: Tensor, voxels: Tensor) -> Tensor:
-        """Of the voxels found: two voxels can be equally near."""
+        """Compute distances, since several voxels can be equally near."""
         return (points.double() - voxels[rows.to(voxels.device)]).square().sum(1).sqrt()
 
     contenders = [ours(g.nearest, points, view=lambda rows: distance(rows, g.coords[:, 1:].double()))]
@@ -35,12 +35,12 @@ def nearest(coords: Tensor) -> Sequence[Contender]:
             found: tuple[object, object] = tree.query(queries, workers=torch.get_num_threads())
             return found
 
-        contenders.append(Contender("scipy, tree at hand", lambda: search(tree), view, baseline=True))
-        contenders.append(Contender("scipy, with its tree", lambda: search(cKDTree(data)), view))
+        contenders.append(Contender("scipy, cached tree", lambda: search(tree), view, baseline=True))
+        contenders.append(Contender("scipy, building the tree", lambda: search(cKDTree(data)), view))
     return contenders
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A shell of 100k voxels and a LiDAR sweep, whose voxels are far apart in places."""
+    """Yield a shell of 100k voxels and a LiDAR sweep, which is sparse in places."""
     yield Case("nearest", "shell", 32 if quick else 180, nearest, dtype="float32")
     yield Case("nearest", "lidar", 64 if quick else 2048, nearest, dtype="float32")

@@ -1,4 +1,4 @@
-"""Who is whose neighbor: kernel tables, and what a CPU makes of them for a convolution and its gradients."""
+"""Kernel maps (rulebooks): tables of neighbors, and the lists of pairs that a CPU makes of them for convolutions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
-from bench import baseline, peers, plain
+from bench import baseline, peers, plain_conv
 from bench.contenders import batch_against_one, grid, ours, voxel_list
-from bench.harness import Case, Contender, Wanted
+from bench.harness import Case, Contender, Target
 from sparsevox import KernelMap
 from sparsevox.plans import pair_block
 
 
-def neighbors(coords: Tensor, *, searched: Wanted | None = None, peer: Wanted | None = None) -> Sequence[Contender]:
-    """Rows of all neighbors. 13 searches and symmetry stand beside the 26 searches that something is wanted against.
+def neighbors(coords: Tensor, *, searched: Target | None = None, peer: Target | None = None) -> Sequence[Contender]:
+    """Compare neighbor tables. The pairs of spconv are more than a table: they are all that its convolutions need.
 
-    spconv's pairs are more than a table: they are all that its convolutions need.
+    The target is relative to 26 searches in the voxel list; 13 searches with symmetry are shown for comparison.
     """
     g, keys = grid(coords), baseline.build(coords)
 
@@ -30,14 +30,14 @@ def neighbors(coords: Tensor, *, searched: Wanted | None = None, peer: Wanted | 
     fewer = voxel_list(baseline.neighbor_table_by_symmetry, keys, name="voxel list, 13 searches", view=view)
     return (
         replace(ours(sv.ops.neighbor_table, g, view=torch.as_tensor), nbytes=nbytes),
-        replace(searches, beside=searched),
+        replace(searches, target=searched),
         replace(fewer, baseline=False),
         *spconv(g, 3, 1, peer),
     )
 
 
-def for_training(coords: Tensor, *, peer: Wanted | None = None) -> Sequence[Contender]:
-    """All that a step of training on a CPU needs of a map within a grid: table, pairs and bags."""
+def for_training(coords: Tensor, *, peer: Target | None = None) -> Sequence[Contender]:
+    """Compare kernel maps with all that a training step on a CPU needs: table, pairs and bags."""
     g, keys = grid(coords), baseline.build(coords)
 
     def fresh(complete: bool) -> KernelMap:
@@ -47,10 +47,10 @@ def for_training(coords: Tensor, *, peer: Wanted | None = None) -> Sequence[Cont
         assert found.down.plan if complete else found.down.pairs
         return found
 
-    def listed() -> plain.Pairs:
-        return plain.pairs(baseline.neighbor_table_by_symmetry(keys))
+    def listed() -> plain_conv.Pairs:
+        return plain_conv.pairs(baseline.neighbor_table_by_symmetry(keys))
 
-    def table(pairs: plain.Pairs) -> Tensor:
+    def table(pairs: plain_conv.Pairs) -> Tensor:
         result = torch.full((27, len(keys)), -1, dtype=torch.int32, device=keys.device)
         for row, (src, dst) in zip(result, pairs, strict=True):
             row[dst] = src.int()
@@ -61,14 +61,14 @@ def for_training(coords: Tensor, *, peer: Wanted | None = None) -> Sequence[Cont
 
     return (
         replace(ours(fresh, True, view=from_pairs), nbytes=nbytes),
-        Contender("sparsevox, no bags", partial(fresh, False), from_pairs, nbytes=nbytes),
+        Contender("sparsevox, without bags", partial(fresh, False), from_pairs, nbytes=nbytes),
         voxel_list(listed, name="voxel list, 13 searches", view=table),
         *spconv(g, 3, 1, peer),
     )
 
 
 def strided(coords: Tensor, *, kernel_size: int) -> Sequence[Contender]:
-    """The coarse voxels that a convolution of stride 2 reaches, and the table."""
+    """Compare computing the coarse voxels of a convolution of stride 2 and its table."""
     g, keys = grid(coords), baseline.build(coords)
     coarse = g.strided(kernel_size)
     coarse_keys, steps = (
@@ -96,14 +96,14 @@ def strided(coords: Tensor, *, kernel_size: int) -> Sequence[Contender]:
 
 
 def renumbered(fine: sv.Grid, coarse: sv.Grid, keys: Tensor, coarse_keys: Tensor, table: Tensor) -> Tensor:
-    """The table of lists in the order and the row numbers of grids."""
+    """Convert a table of the voxel list to the row order of grids."""
     rows = fine.index(baseline.decode(keys))
     named = torch.where(table >= 0, rows[table.long()].int(), -1)
     return torch.empty_like(table).index_copy_(1, coarse.index(baseline.decode(coarse_keys)), named)
 
 
 def from_pairs(found: KernelMap) -> Tensor:
-    """The table once more, from the pairs of a map."""
+    """Rebuild the table from the pairs of a map."""
     taps = len(found.table)
     src, dst, starts = found.down.pairs
     part = torch.repeat_interleave(starts.diff())  # block * K + tap, for each pair
@@ -113,27 +113,27 @@ def from_pairs(found: KernelMap) -> Tensor:
     return result
 
 
-def spconv(g: sv.Grid, kernel_size: int, stride: int, wanted: Wanted | None = None) -> Sequence[Contender]:
-    """spconv's pairs, if it is there."""
+def spconv(g: sv.Grid, kernel_size: int, stride: int, target: Target | None = None) -> Sequence[Contender]:
+    """Create the contender spconv, if installed."""
     theirs = peers.kernel_map(g, kernel_size, stride)
-    return [replace(theirs, beside=wanted)] if theirs else []
+    return [replace(theirs, target=target)] if theirs else []
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A shell of 100k voxels (and one of 2M on a GPU, which 100k do not fill), other scenes, a batch of 64."""
+    """Yield a shell of 100k voxels (on a GPU also 2M, to fill it), other scenes, and a batch of 64."""
     size, beams = (32, 64) if quick else (180, 2048)
-    wanted = partial(neighbors, searched=Wanted("speed", ">=", 8), peer=Wanted("speed", ">=", 5))
-    yield Case("neighbor_table", "shell", size, wanted)
+    target = partial(neighbors, searched=Target("speed", ">=", 8), peer=Target("speed", ">=", 5))
+    yield Case("neighbor_table", "shell", size, target)
     if device.type == "cuda":
         yield Case("neighbor_table", "shell", 48 if quick else 800, neighbors)
     yield Case("neighbor_table", "lidar", beams, neighbors)
     yield Case("neighbor_table", "block", 12 if quick else 64, neighbors)
     batch = batch_against_one(sv.ops.neighbor_table)
-    yield Case("neighbor_table", "batch", 6 if quick else 44, batch, Wanted("ratio", ">=", 0.5))
-    if device.type == "cpu":  # kernels have plans of another kind, see bench/plans.py
-        yield Case("map for training", "shell", size, partial(for_training, peer=Wanted("speed", ">=", 3)))
-        yield Case("map for training", "lidar", beams, for_training)
+    yield Case("neighbor_table", "batch", 6 if quick else 44, batch, Target("ratio", ">=", 0.5))
+    if device.type == "cpu":  # GPU kernels use plans instead, see bench/plans.py
+        yield Case("kernel map for training", "shell", size, partial(for_training, peer=Target("speed", ">=", 3)))
+        yield Case("kernel map for training", "lidar", beams, for_training)
     for scene, across in (("shell", size), ("lidar", beams)):
         for kernel_size in (2, 3):
             prepare = partial(strided, kernel_size=kernel_size)
-            yield Case(f"map {kernel_size}x{kernel_size}x{kernel_size} by 2", scene, across, prepare)
+            yield Case(f"kernel map {kernel_size}x{kernel_size}x{kernel_size}, stride 2", scene, across, prepare)

@@ -1,4 +1,4 @@
-"""Group norm with the statistics of each grid of a batch."""
+"""Group norm with statistics per batch item."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
-from bench.contenders import grid, on_features, random
+from bench.contenders import BACKWARD, grid, on_features, random
 from bench.harness import Case, Contender, close
 from sparsevox.ops.norm import group_norm
 
@@ -15,7 +15,7 @@ CHANNELS, GROUPS, EPS = 64, 8, 1e-5
 
 
 def by_loop(feats: Tensor, weight: Tensor, bias: Tensor, sizes: Sequence[int]) -> Tensor:
-    """torch's own group norm, one grid after the other."""
+    """Apply torch's group norm to one batch item at a time."""
     parts = [
         torch.nn.functional.group_norm(part.t()[None], GROUPS, weight, bias, EPS)[0].t()
         for part in feats.split(list(sizes))
@@ -24,7 +24,7 @@ def by_loop(feats: Tensor, weight: Tensor, bias: Tensor, sizes: Sequence[int]) -
 
 
 def by_index_add(feats: Tensor, weight: Tensor, bias: Tensor, g: sv.Grid, item: Tensor) -> Tensor:
-    """All grids at once: sums by adding rows, spread again by selecting them."""
+    """Normalize all items at once: `index_add` for sums, `index_select` to broadcast them."""
     size = g.bricks.offsets.diff()[:, None] * (CHANNELS // GROUPS)
 
     def mean(x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def by_index_add(feats: Tensor, weight: Tensor, bias: Tensor, g: sv.Grid, item: 
 
 
 def norm(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
-    """Group norm with weight and bias, and the gradients of all three."""
+    """Compare group norm with weight and bias, optionally with the gradients of all three."""
     g = grid(coords)
     like = torch.empty(0, device=coords.device)
     operands = (random(g.num_voxels, CHANNELS, like=like), *random(2, CHANNELS, like=like))
@@ -55,8 +55,15 @@ def norm(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A batch of 64 small grids, and a shell of 100k voxels by itself."""
+    """Yield a batch of 64 small grids, and a single shell of 100k voxels."""
     for scene, size in (("batch", 6 if quick else 44), ("shell", 32 if quick else 180)):
         for backward in (False, True):
             prepare = partial(norm, backward=backward)
-            yield Case("group_norm" + ", and back" * backward, scene, size, prepare, agree=close(1e-4), dtype="float32")
+            yield Case(
+                "group_norm" + BACKWARD * backward,
+                scene,
+                size,
+                prepare,
+                agree=close(1e-4),
+                dtype="float32",
+            )

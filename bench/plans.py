@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import plain
+from bench import plain_conv
 from bench.contenders import grid
 from bench.harness import Case, Contender
 from sparsevox import KernelMap
@@ -37,14 +37,14 @@ def lists(coords: Tensor) -> Sequence[Contender]:
         assert bool((part // taps == dst // block).all())
         return numbers(part % taps, dst, src)
 
-    def theirs(found: plain.Pairs) -> Tensor:
+    def theirs(found: plain_conv.Pairs) -> Tensor:
         src, dst = (torch.cat(rows) for rows in zip(*found, strict=True))
         sizes = torch.tensor([len(rows) for rows, _ in found], device=src.device)
         return numbers(torch.repeat_interleave(sizes), dst, src)
 
     return (
         Contender("sparsevox", partial(plan_ops.pair_lists, table), ours),
-        Contender("nonzero, tap by tap", partial(plain.pairs, table), theirs, baseline=True),
+        Contender("nonzero, tap by tap", partial(plain_conv.pairs, table), theirs, baseline=True),
     )
 
 
@@ -75,7 +75,7 @@ def adjoint(coords: Tensor) -> Sequence[Contender]:
 
     def tap_by_tap() -> Tensor:
         result = torch.full((the_map.geometry.taps, len(fine)), -1, dtype=torch.int32, device=fine.device)
-        for row, (src, dst) in zip(result, plain.pairs(the_map.table), strict=True):
+        for row, (src, dst) in zip(result, plain_conv.pairs(the_map.table), strict=True):
             row[src] = dst.int()
         return result
 
@@ -108,9 +108,9 @@ def order(coords: Tensor) -> Sequence[Contender]:
     ideal = Contender("ideal", rows.clone, torch.as_tensor, taps=lambda _: float(has.sum(0).double().mean()))
     return (
         contender("sparsevox", lambda: (plan_ops.row_plan(table).order,)),
-        contender("Z-order as it is", lambda: (rows.clone(),)),
-        contender("sort of masks", lambda: sort(torch.as_tensor), True),
-        contender("sort of Gray codes", lambda: sort(gray), True),
+        contender("Z-order", lambda: (rows.clone(),)),
+        contender("sorted masks", lambda: sort(torch.as_tensor), True),
+        contender("sorted Gray codes", lambda: sort(gray), True),
         contender("three planes, Gray codes", lambda: sort(gray, 3)),
         ideal,
     )

@@ -1,4 +1,4 @@
-"""Pooling by 2 and back up, maps at hand; and the maps themselves."""
+"""Pooling and upsampling with cached maps, and the maps themselves."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import sparsevox as sv
 from bench import baseline
-from bench.contenders import grid, on_features, random, voxel_list
+from bench.contenders import BACKWARD, grid, on_features, random, voxel_list
 from bench.harness import Case, Contender, close
 from bench.segment import by_index_add, by_scatter
 from sparsevox import ChildMap
@@ -17,7 +17,7 @@ CHANNELS = 64
 
 
 def children(coords: Tensor) -> Sequence[Contender]:
-    """The coarse voxels, and which of them holds each fine one; the list finds both in one call of `torch.unique`."""
+    """Compare computing the coarse voxels and the parent of each fine one. The voxel list uses `torch.unique`."""
     g, keys = grid(coords), baseline.build(coords)
     coarse = g.coarsen()
     rows = g.index(baseline.decode(keys))
@@ -44,7 +44,7 @@ def children(coords: Tensor) -> Sequence[Contender]:
 
 
 def pool(coords: Tensor, *, reduce: str, backward: bool) -> Sequence[Contender]:
-    """Windows that do not overlap, 2x2x2."""
+    """Compare pooling over 2x2x2 windows that do not overlap."""
     g = grid(coords)
     the_map, count = g.child_map(2), g.coarsen().num_voxels
     parents = the_map.parents.long()
@@ -62,7 +62,7 @@ def pool(coords: Tensor, *, reduce: str, backward: bool) -> Sequence[Contender]:
 
 
 def overlapping(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
-    """The largest of 3x3x3 windows by 2; plain torch goes tap by tap."""
+    """Compare max pooling over 3x3x3 windows of stride 2. Plain PyTorch goes tap by tap."""
     g = grid(coords)
     the_map = g.kernel_map(3, stride=2)
     table = the_map.table.long()
@@ -83,7 +83,7 @@ def overlapping(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
 
 
 def upsample(coords: Tensor) -> Sequence[Contender]:
-    """The row of the parent, and back."""
+    """Compare upsampling, forward and backward."""
     g = grid(coords)
     the_map = g.child_map(2)
     parents = the_map.parents.long()
@@ -99,16 +99,16 @@ def upsample(coords: Tensor) -> Sequence[Contender]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A shell of 100k voxels, and a solid block."""
+    """Yield a shell of 100k voxels, and a solid block."""
     shell = 32 if quick else 565 if device.type == "cuda" else 180
     agree = close(1e-6)
     for scene, size in (("shell", shell), ("block", 12 if quick else 48)):
-        yield Case("child_map by 2", scene, size, children)
-        for reduce, name in (("max", "max_pool3d by 2"), ("mean", "avg_pool3d by 2")):
+        yield Case("child_map, factor 2", scene, size, children)
+        for reduce, name in (("max", "max_pool3d, factor 2"), ("mean", "avg_pool3d, factor 2")):
             for backward in (False, True):
                 prepare = partial(pool, reduce=reduce, backward=backward)
-                yield Case(name + ", and back" * backward, scene, size, prepare, agree=agree, dtype="float32")
-        yield Case("upsample by 2, and back", scene, size, upsample, agree=agree, dtype="float32")
+                yield Case(name + BACKWARD * backward, scene, size, prepare, agree=agree, dtype="float32")
+        yield Case("upsample, factor 2, forward and backward", scene, size, upsample, agree=agree, dtype="float32")
     for backward in (False, True):
-        name = "max_pool3d 3x3x3 by 2" + ", and back" * backward
+        name = "max_pool3d 3x3x3, stride 2" + BACKWARD * backward
         yield Case(name, "shell", shell, partial(overlapping, backward=backward), agree=agree, dtype="float32")

@@ -1,4 +1,4 @@
-"""What was measured: one `Row` a contender, appended to a CSV file, printed, and rendered for `bench/README.md`."""
+"""Results: one `Row` per contender, appended to a CSV file, printed, and rendered for `bench/README.md`."""
 
 import csv
 import functools
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 @dataclass
 class Environment:
-    """Where and with what a row was measured."""
+    """Machine and versions of a measurement."""
 
     device: str
     threads: int
@@ -33,8 +33,8 @@ class Environment:
     sparsevox: str
 
 
-def here(device: torch.device, threads: int, date: str) -> Environment:
-    """This process, for work on `device`."""
+def environment_of(device: torch.device, threads: int, date: str) -> Environment:
+    """Describe this process, for work on `device`."""
     versions = {name: _version(name) for name in ("torch", "triton", "numpy", "sparsevox")}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return Environment(name, threads, date, _commit(), platform.python_version(), **versions)
@@ -42,7 +42,7 @@ def here(device: torch.device, threads: int, date: str) -> Environment:
 
 @dataclass
 class Row(Environment):
-    """One contender in one case with one number of threads. MB are 10^6 bytes."""
+    """Measurements of one contender in one case with one number of threads. MB are 10^6 bytes."""
 
     op: str
     scene: str
@@ -52,19 +52,19 @@ class Row(Environment):
     median_ms: float
     iqr_ms: float
     ratio: float | None  # time of the fastest baseline in this run / time of this contender
-    peak_mb: float | None  # that a call needs on top of what is there
-    stored_mb: float | None  # that the result keeps
+    peak_mb: float | None  # peak memory of a call, on top of what was allocated before
+    stored_mb: float | None  # size of the result
     bytes_per_voxel: float | None
     rounds: int
     calls: int
     quick: bool
-    wanted: str = ""
+    target: str = ""
     met: bool | None = None
-    taps: float | None = None  # of a plan: the mean number that a tile of 128 rows executes
+    taps: float | None = None  # for a plan: mean number of taps that a tile of 128 rows executes
 
 
 def append(rows: Sequence[Row], path: Path) -> None:
-    """Add rows to a CSV file, which is made with its header if it is not there."""
+    """Append rows to a CSV file, which is created with a header if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [f.name for f in fields(Row)]
     with path.open("a+", newline="") as file:
@@ -74,13 +74,13 @@ def append(rows: Sequence[Row], path: Path) -> None:
         if not header:
             writer.writeheader()
         elif header != ",".join(names):
-            raise ValueError(f"{path} has other columns, from an older version of this file; move it away")
+            raise ValueError(f"columns of {path} must be {','.join(names)}, got {header}; move the old file away")
         for r in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(r).items()})
 
 
 def load(paths: Iterable[Path]) -> list[Row]:
-    """The rows of CSV files, in order."""
+    """Read the rows of CSV files, in order."""
     kinds = typing.get_type_hints(Row)
     rows = []
     for path in paths:
@@ -91,7 +91,7 @@ def load(paths: Iterable[Path]) -> list[Row]:
 
 
 def describe(rows: Sequence[Row]) -> str:
-    """Rows of one case as aligned text under a title."""
+    """Format the rows of one case as aligned text under a title."""
     first = rows[0]
     lines = [f"{first.op}: {first.scene}, {first.voxels:,} voxels, {first.dtype}"]
     for r in rows:
@@ -99,20 +99,20 @@ def describe(rows: Sequence[Row]) -> str:
         parts.append(f"{_number(r.ratio, '.2f'):>8}x" if r.ratio is not None else " " * 9)
         parts.append(f"{_number(r.peak_mb, '.1f'):>9} MB peak")
         if r.stored_mb is not None:
-            parts.append(f"{r.stored_mb:>8.2f} MB kept ={_number(r.bytes_per_voxel, '.2f'):>6} B/voxel")
+            parts.append(f"{r.stored_mb:>8.2f} MB stored ={_number(r.bytes_per_voxel, '.2f'):>6} B/voxel")
         if r.taps is not None:
-            parts.append(f"{r.taps:>8.2f} taps a tile")
-        if r.wanted:
-            parts.append(f"   {r.wanted}: {_verdict(r)}")
+            parts.append(f"{r.taps:>8.2f} taps/tile")
+        if r.target:
+            parts.append(f"   {r.target}: {_verdict(r)}")
         lines.append("".join(parts))
     return "\n".join(lines)
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Tables of the latest full measurement of every case, one section a device."""
+    """Render tables of the latest full measurement of every case, one section per device."""
     cases: dict[tuple[str, ...], list[Row]] = {}
     for r in rows:
-        # A case is replaced as a whole: its ratios belong to one run. A run says its date once.
+        # A case is replaced as a whole, because its ratios belong to one run. All rows of a run have the same date.
         run = cases.setdefault((r.device, _what(r), r.scene, str(r.threads)), [])
         if r.quick or (run and run[0].date > r.date):
             continue
@@ -125,10 +125,11 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def write_readme(path: Path, text: str) -> None:
-    """Put text between the two markers of a README."""
+    """Replace the text between the two markers of a README."""
     page = path.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"{path} must hold the lines {BEGIN!r} and {END!r} once each")
+        counts = f"{page.count(BEGIN)} and {page.count(END)}"
+        raise ValueError(f"{path} must contain {BEGIN!r} and {END!r} once each, got them {counts} times")
     head, rest = page.split(BEGIN)
     path.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
 
@@ -139,7 +140,7 @@ def _section(device: str, rows: Sequence[Row]) -> str:
     lines = [
         f"### {device}",
         "",
-        f"| operation | scene | voxels | contender | {' | '.join(columns)} | peak MB | wanted |",
+        f"| operation | scene | voxels | contender | {' | '.join(columns)} | peak MB | target |",
     ]
     lines.append("|---|---|--:|---|" + "--:|" * len(counts) + "--:|---|")
     groups: dict[tuple[str, str, str], dict[int, Row]] = {}
@@ -162,7 +163,7 @@ def _section(device: str, rows: Sequence[Row]) -> str:
     if kept:
         lines += [
             "",
-            "| memory that is kept | scene | voxels | contender | MB | bytes a voxel | wanted |",
+            "| stored memory | scene | voxels | contender | MB | bytes per voxel | target |",
             "|---|---|--:|---|--:|--:|---|",
         ]
     for r in kept:
@@ -174,12 +175,12 @@ def _section(device: str, rows: Sequence[Row]) -> str:
             _number(r.stored_mb, ".2f"),
             _number(r.bytes_per_voxel, ".2f"),
         ]
-        lines.append(f"| {' | '.join(cells)} | {_goal(r) if r.wanted.startswith(KEPT) else ''} |")
+        lines.append(f"| {' | '.join(cells)} | {_goal(r) if r.target.startswith(KEPT) else ''} |")
     plans = [at[min(at)] for at in groups.values() if at[min(at)].taps is not None]
     if plans:
         lines += [
             "",
-            "| taps that a tile executes | scene | voxels | contender | taps |",
+            "| taps per tile | scene | voxels | contender | taps |",
             "|---|---|--:|---|--:|",
         ]
     for r in plans:
@@ -193,7 +194,7 @@ def _section(device: str, rows: Sequence[Row]) -> str:
 
 
 def _what(r: Row) -> str:
-    """The operation, and the numbers that it is done on where these are not the usual ones."""
+    """Name the operation, with the dtype if it is not the usual one."""
     return f"{r.op}, {r.dtype}" if r.dtype in ("float16", "bfloat16", "tf32") else r.op
 
 
@@ -203,7 +204,7 @@ def _timing(r: Row) -> str:
 
 
 def _goal(r: Row) -> str:
-    return f"{r.wanted}: {_verdict(r)}" if r.wanted else ""
+    return f"{r.target}: {_verdict(r)}" if r.target else ""
 
 
 def _verdict(r: Row) -> str:
@@ -252,7 +253,7 @@ def _commit() -> str:
         return subprocess.run([*where, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # What the benches write themselves does not count.
+        # Files that the benches write do not count as changes.
         code = [":(top)", ":(top,exclude)bench/results", ":(top,exclude)bench/README.md"]
         dirty = git("status", "--porcelain", "--", *code)
         return git("rev-parse", "--short=12", "HEAD") + "+dirty" * bool(dirty)

@@ -1,4 +1,4 @@
-"""Features at points between voxels, and points' values spread over voxels."""
+"""Trilinear sampling of features at points, and splatting of values from points to voxels."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench import baseline
-from bench.contenders import grid, on_features, random
+from bench.contenders import BACKWARD, grid, on_features, random
 from bench.harness import Case, Contender, close
 from sparsevox.ops.sample import sample_trilinear, splat_trilinear
 
@@ -17,31 +17,31 @@ CORNERS = [[0, x, y, z] for x, y, z in itertools.product((0, 1), repeat=3)]
 
 
 class Searches:
-    """Trilinear weights in plain torch: eight searches in the voxel list."""
+    """Trilinear interpolation in plain PyTorch, with eight searches in the voxel list."""
 
     def __init__(self, coords: Tensor) -> None:
         self._keys, self._order = torch.sort(baseline.pack(coords))
 
     def corners(self, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Row, -1 where there is none, and weight of each corner of the points [P, 3]."""
+        """Yield the row (-1 if absent) and the weight of each of the eight voxels around points [P, 3]."""
         base = points.floor()
         first = torch.nn.functional.pad(base.int(), (1, 0))
         for corner in CORNERS:
-            there = baseline.find(self._keys, baseline.pack(first + first.new_tensor(corner)))
-            rows = torch.where(there >= 0, self._order[there], -1)
-            far = points.new_tensor(corner[1:])
-            yield rows, (1 - (points - base - far).abs()).prod(1)
+            found = baseline.find(self._keys, baseline.pack(first + first.new_tensor(corner)))
+            rows = torch.where(found >= 0, self._order[found], -1)
+            offset = points.new_tensor(corner[1:])
+            yield rows, (1 - (points - base - offset).abs()).prod(1)
 
     def sample(self, feats: Tensor, points: Tensor) -> Tensor:
-        """Values [P, C] of features [N, C]."""
-        padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))  # its last row, -1, is 0
+        """Interpolate features [N, C] at points: [P, C]."""
+        padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))  # the last row, -1, is 0
         out = feats.new_zeros(len(points), feats.shape[1])
         for rows, weights in self.corners(points):
             out = out + weights[:, None] * padded[rows]
         return out
 
     def splat(self, values: Tensor, points: Tensor, rows: int) -> Tensor:
-        """Features [N, C] of values [P, C]."""
+        """Splat values [P, C] to features [N, C]."""
         out = values.new_zeros(rows + 1, values.shape[1])
         for target, weights in self.corners(points):
             out = out.index_add(0, torch.where(target < 0, rows, target), weights[:, None] * values)
@@ -49,20 +49,20 @@ class Searches:
 
 
 def points_near(coords: Tensor) -> Tensor:
-    """Points float32 [P, 3] within a voxel or so of the scene, in any order."""
+    """Draw points float32 [P, 3] within about a voxel of the scene, in random order."""
     generator = torch.Generator().manual_seed(0)
     chosen = coords[torch.randint(len(coords), (POINTS,), generator=generator).to(coords.device), 1:]
     return chosen + (torch.rand(POINTS, 3, generator=generator) - 0.5).to(coords.device)
 
 
 def trilinear(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
-    """Interpolation; against a dense volume, which is at hand or has to be filled, and against eight searches."""
+    """Compare interpolation with `grid_sample` on a dense volume (cached or built) and with eight searches."""
     g, points = grid(coords), points_near(coords)
     feats = random(g.num_voxels, CHANNELS, like=points)
     lower, upper = (bound[0] for bound in g.bounds())
     size = (upper - lower).tolist()
     x, y, z = (g.ijk - lower).long().unbind(1)
-    # grid_sample counts from the last axis, and from -1 to 1
+    # grid_sample orders axes from the last to the first, and coordinates range from -1 to 1.
     places = (2 * (points - lower) / (upper - lower - 1) - 1).flip(1)[None, None, None]
 
     def filled(features: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def trilinear(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
     contenders = [
         on_features("sparsevox", ours, feats, backward=backward),
         on_features(
-            "grid_sample, with its volume", lambda f: sampled(filled(f)), feats, backward=backward, baseline=True
+            "grid_sample, building the volume", lambda f: sampled(filled(f)), feats, backward=backward, baseline=True
         ),
         on_features(
             "voxel list, 8 searches",
@@ -92,12 +92,12 @@ def trilinear(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
     ]
     if not backward:
         volume = filled(feats)
-        contenders.append(on_features("grid_sample, volume at hand", lambda f: sampled(volume), feats, baseline=True))
+        contenders.append(on_features("grid_sample, cached volume", lambda f: sampled(volume), feats, baseline=True))
     return contenders
 
 
 def splat(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
-    """Values of points, spread over the voxels around."""
+    """Compare splatting values of points to the voxels around them."""
     g, points = grid(coords), points_near(coords)
     values = random(POINTS, CHANNELS, like=points)
     searched = partial(Searches(g.coords).splat, points=points, rows=g.num_voxels)
@@ -112,9 +112,9 @@ def splat(coords: Tensor, *, backward: bool) -> Sequence[Contender]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """100k points around a shell of 50k voxels, whose dense volume takes 270 MB."""
+    """Yield 100k points around a shell of 50k voxels, whose dense volume takes 270 MB."""
     size = 32 if quick else 128
     for backward in (False, True):
         for name, prepare in (("sample_trilinear", trilinear), ("splat_trilinear", splat)):
-            name += ", and back" * backward
+            name += BACKWARD * backward
             yield Case(name, "shell", size, partial(prepare, backward=backward), agree=close(1e-4), dtype="float32")

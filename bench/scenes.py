@@ -1,8 +1,8 @@
-"""The standard scenes: sets of voxels as coordinates int32 [N, 4] = (b, i, j, k), distinct, in a shuffled order.
+"""The standard scenes: distinct coordinates (b, i, j, k), int32 [N, 4], in random order.
 
-They depend on their size and nothing else, import nothing of sparsevox, and serve the tests as independent inputs too:
-`TINY` holds the size at which a scene has some hundred voxels. Every scene has voxels with negative coordinates.
-N voxels, C columns, R rays, S solids of the LiDAR world.
+They depend only on their size and import nothing from sparsevox, so they also serve as independent inputs of the tests:
+`TINY` holds the sizes at which they have a few hundred voxels. All scenes have negative coordinates.
+N voxels, C columns, R rays, S solids of the LiDAR scene.
 """
 
 import math
@@ -15,7 +15,7 @@ SEED = 2024
 
 
 def scene(name: str, size: int) -> Tensor:
-    """Coordinates int32 [N, 4] of a scene of `SCENES`; what `size` means is said there, scene by scene."""
+    """Generate the coordinates of a scene, int32 [N, 4]. The functions in `SCENES` document the meaning of `size`."""
     if name not in SCENES:
         raise ValueError(f"name must be one of {', '.join(SCENES)}, got {name!r}")
     coords = SCENES[name](size)
@@ -25,10 +25,10 @@ def scene(name: str, size: int) -> Tensor:
 
 
 def shell(size: int, thickness: int = 1) -> Tensor:
-    """A hollow sphere, `size` voxels across: the voxels with size/2 - thickness <= |x| < size/2.
+    """Generate a hollow sphere, `size` voxels across: the voxels with size/2 - thickness <= |x| < size/2.
 
-    Column by column, so that memory follows the surface and not the volume; in doubled coordinates, so that odd sizes
-    stay integer and the square roots exact.
+    It works column by column, so that memory is proportional to the surface and not to the volume, and in doubled
+    coordinates, so that odd sizes stay integers and square roots are exact.
     """
     half = (size - 1) // 2
     x, y = torch.cartesian_prod(torch.arange(-half, half + 1), torch.arange(-half, half + 1)).unbind(1)
@@ -43,16 +43,16 @@ def shell(size: int, thickness: int = 1) -> Tensor:
 
 
 def thick_shell(size: int) -> Tensor:
-    """A hollow sphere, `size` voxels across, with a wall of three voxels."""
+    """Generate a hollow sphere, `size` voxels across, with a wall of three voxels."""
     return shell(size, thickness=3)
 
 
 def terrain(size: int) -> Tensor:
-    """A noisy height field over `size` x `size` columns, one voxel a column: hills in six octaves and jitter."""
+    """Generate a height field of six octaves and noise over `size` x `size` columns, one voxel per column."""
     generator = _generator()
     axis = torch.arange(size) - size // 2
     x, y = torch.cartesian_prod(axis, axis).unbind(1)
-    height = torch.randn(len(x), generator=generator)  # the jitter
+    height = torch.randn(len(x), generator=generator)  # noise
     for octave in range(6):
         wavelength = max(size, 32) / 2**octave
         angle, phase = (2 * math.pi * torch.rand(2, generator=generator)).tolist()
@@ -62,10 +62,10 @@ def terrain(size: int) -> Tensor:
 
 
 def lidar(size: int) -> Tensor:
-    """One sweep of a 64-beam scanner, `size` directions a ring, in voxels of 0.1 m.
+    """Generate a sweep of a 64-beam LiDAR, `size` directions per ring, in voxels of 0.1 m.
 
-    The rays are cast from 1.8 m above a ground plane at boxes (cars, walls) and upright cylinders (poles, trunks), the
-    range has 2 cm of noise, and what is farther than 80 m is lost.
+    Rays start 1.8 m above a ground plane with boxes (cars, walls) and upright cylinders (poles, trunks). The range has
+    noise of 2 cm, and returns beyond 80 m are lost.
     """
     generator = _generator()
     azimuth = torch.arange(size) * (2 * math.pi / size)
@@ -80,13 +80,13 @@ def lidar(size: int) -> Tensor:
 
 
 def scatter(size: int) -> Tensor:
-    """About `size` single voxels, anywhere in a cube of which they fill one percent."""
+    """Generate about `size` random voxels, which fill one percent of a cube."""
     side = math.ceil((100 * size) ** (1 / 3))
     return _distinct(torch.randint(-side // 2, side // 2, (size, 3), generator=_generator()))
 
 
 def curves(size: int) -> Tensor:
-    """Sixteen smooth closed curves, one voxel thin, in a cube `size` voxels across."""
+    """Generate sixteen smooth closed curves, one voxel thick, in a cube `size` voxels across."""
     generator = _generator()
     time = torch.arange(32 * size) * (2 * math.pi / (32 * size))
     frequency = torch.randint(1, 6, (16, 1, 3), generator=generator)
@@ -96,13 +96,13 @@ def curves(size: int) -> Tensor:
 
 
 def block(size: int) -> Tensor:
-    """A solid cube of `size` voxels a side, off the brick boundaries."""
+    """Generate a solid cube of `size` voxels per side, not aligned with bricks."""
     axis = torch.arange(size) - size // 2 - 1
     return torch.cartesian_prod(axis, axis, axis)
 
 
 def batch(size: int) -> Tensor:
-    """64 small grids: shells of `size` to `size` + 3 voxels across, each moved elsewhere."""
+    """Generate 64 small grids: shells of `size` to `size` + 3 voxels across, each at a random place."""
     moves = torch.randint(-1000, 1000, (64, 3), generator=_generator())
     items = []
     for item, move in enumerate(moves):
@@ -135,9 +135,9 @@ TINY = {
 
 
 def tile_batch(coords: Tensor) -> Tensor:
-    """The items of a batch side by side as one grid: the same number of voxels and of bricks, far enough to not touch.
+    """Place the items of a batch next to each other in a single grid, with the same number of voxels and bricks.
 
-    The distance is a multiple of 16, so that every voxel keeps its place in its brick and coarsening commutes with it.
+    They do not touch, and their distance is a multiple of 16, so that voxels keep their place in the brick.
     """
     item, ijk = coords[:, :1].long(), coords[:, 1:].long()
     batch_size = int(item.max()) + 1
@@ -151,7 +151,7 @@ def tile_batch(coords: Tensor) -> Tensor:
 
 
 def sphere_mesh(radius: float, rings: int) -> tuple[Tensor, Tensor]:
-    """Vertices float64 [V, 3] and faces int64 [F, 3] of a sphere of `rings` x 2 `rings` quads, two triangles each."""
+    """Generate a sphere of `rings` x 2 `rings` quads of two triangles: vertices float64 [V, 3], faces int64 [F, 3]."""
     theta = torch.linspace(0, math.pi, rings + 1, dtype=torch.float64)
     phi = torch.arange(2 * rings, dtype=torch.float64) * (math.pi / rings)
     theta, phi = torch.cartesian_prod(theta, phi).unbind(1)
@@ -172,13 +172,13 @@ def _distinct(ijk: Tensor) -> Tensor:
 
 
 def _root_above(doubled: Tensor) -> Tensor:
-    """The smallest integer z >= 0 with (2 z)^2 >= `doubled`."""
+    """Compute the smallest integer z >= 0 with (2 z)^2 >= `doubled`."""
     root = (doubled.double() / 4).sqrt().ceil().long()
     return root - (root > 0).long() * (4 * (root - 1).clamp(min=0) ** 2 >= doubled).long()
 
 
 def _ranges(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """All integers of the ranges [first, last), one after the other, and the range that each belongs to."""
+    """Concatenate the integers of the ranges [first, last), and return the range that each belongs to."""
     counts = (last - first).clamp(min=0)
     owner = torch.repeat_interleave(counts)
     start = counts.cumsum(0) - counts
@@ -189,12 +189,12 @@ GROUND = -1.8  # m below the scanner
 
 
 def _hit_ground(rays: Tensor) -> Tensor:
-    """Distance [R] to the ground, infinite for rays that rise."""
+    """Compute the distance [R] to the ground, infinite for rays that point upward."""
     return torch.where(rays[:, 2] < -1e-3, GROUND / rays[:, 2], math.inf)
 
 
 def _hit_boxes(rays: Tensor) -> Tensor:
-    """Distance [R] to the nearest of 60 upright boxes that stand on the ground, by the slab test."""
+    """Compute the distance [R] to the nearest of 60 boxes on the ground, by the slab test."""
     generator = _generator()
     half = torch.tensor([4.0, 4.0, 2.0]) * (0.25 + 0.75 * torch.rand(60, 3, generator=generator))
     center = _around_the_scanner(60, nearest=8, generator=generator)
@@ -209,7 +209,7 @@ def _hit_boxes(rays: Tensor) -> Tensor:
 
 
 def _hit_cylinders(rays: Tensor) -> Tensor:
-    """Distance [R] to the nearest of 40 upright cylinders, 0.1 to 0.5 m thick and up to 6 m high."""
+    """Compute the distance [R] to the nearest of 40 upright cylinders, with radii of 0.1 to 0.5 m, up to 6 m high."""
     generator = _generator()
     radius = (0.1 + 0.4 * torch.rand(40, generator=generator)).tolist()
     top = (GROUND + 2 + 4 * torch.rand(40, generator=generator)).tolist()
@@ -225,7 +225,7 @@ def _hit_cylinders(rays: Tensor) -> Tensor:
 
 
 def _around_the_scanner(count: int, nearest: float, generator: torch.Generator) -> Tensor:
-    """Places float32 [count, 2] on the ground, between `nearest` and 60 m away."""
+    """Draw places float32 [count, 2] on the ground, between `nearest` and 60 m away."""
     distance, angle = torch.rand(2, count, generator=generator)
     distance, angle = nearest + (60 - nearest) * distance, 2 * math.pi * angle
     return torch.stack([distance * angle.cos(), distance * angle.sin()], 1)

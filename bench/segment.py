@@ -1,4 +1,4 @@
-"""Features reduced over the grids of a batch, and spread over them."""
+"""Reduction of features over batch items, and broadcasting to their voxels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -7,33 +7,33 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
-from bench.contenders import grid, on_features, random
+from bench.contenders import BACKWARD, grid, on_features, random
 from bench.harness import Case, Contender, close
 
 CHANNELS = 64
 
 
 def by_scatter(feats: Tensor, item: Tensor, count: int, reduce: str) -> Tensor:
-    """Rows [count, C] by the one call of torch that knows all reductions."""
+    """Reduce features to [count, C] with `scatter_reduce`."""
     name = {"sum": "sum", "mean": "mean", "max": "amax"}[reduce]
     out = feats.new_zeros(count, feats.shape[1])
     return out.scatter_reduce(0, item[:, None].expand_as(feats), feats, name, include_self=False)
 
 
 def by_index_add(feats: Tensor, item: Tensor, count: int, reduce: str) -> Tensor:
-    """Rows [count, C] by adding; the mean divides."""
+    """Reduce features to [count, C] with `index_add`, followed by a division for the mean."""
     out = feats.new_zeros(count, feats.shape[1]).index_add(0, item, feats)
     return out if reduce == "sum" else out / torch.bincount(item, minlength=count).clamp(min=1)[:, None].to(feats.dtype)
 
 
 def by_loop(feats: Tensor, sizes: Sequence[int], reduce: str) -> Tensor:
-    """Rows [count, C], one grid after the other."""
+    """Reduce features to [count, C], one batch item at a time."""
     functions: dict[str, Callable[..., Tensor]] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}
     return torch.stack([functions[reduce](part, 0) for part in feats.split(list(sizes))])
 
 
 def global_pool(coords: Tensor, *, reduce: str, backward: bool) -> Sequence[Contender]:
-    """One row a grid, of a batch."""
+    """Compare reductions to one row per batch item."""
     g = grid(coords)
     feats, item, count = random(g.num_voxels, CHANNELS, like=torch.empty(0, device=g.device)), g.batch, g.batch_size
     sizes = g.offsets.diff().tolist()
@@ -61,7 +61,7 @@ def global_pool(coords: Tensor, *, reduce: str, backward: bool) -> Sequence[Cont
 
 
 def broadcast(coords: Tensor) -> Sequence[Contender]:
-    """The row of each grid for all of its voxels, and back."""
+    """Compare broadcasting a row per batch item to its voxels, forward and backward."""
     g = grid(coords)
     values, item = random(g.batch_size, CHANNELS, like=torch.empty(0, device=g.device)), g.batch
 
@@ -78,11 +78,11 @@ def broadcast(coords: Tensor) -> Sequence[Contender]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A batch of 64 small grids."""
+    """Yield all reductions on a batch of 64 small grids."""
     size = 6 if quick else 44
     for reduce in ("sum", "mean", "max"):
         for backward in (False, True):
             prepare = partial(global_pool, reduce=reduce, backward=backward)
-            name = f"global_pool, {reduce}" + ", and back" * backward
+            name = f"global_pool, {reduce}" + BACKWARD * backward
             yield Case(name, "batch", size, prepare, agree=close(1e-5), dtype="float32")
-    yield Case("broadcast, and back", "batch", size, broadcast, agree=close(1e-5), dtype="float32")
+    yield Case("broadcast, forward and backward", "batch", size, broadcast, agree=close(1e-5), dtype="float32")

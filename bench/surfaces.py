@@ -1,4 +1,4 @@
-"""From voxels and fields to meshes, beside NumPy and scikit-image on dense volumes. What they enclose is compared."""
+"""Meshing of voxels and fields, compared with NumPy and scikit-image on dense volumes by the enclosed volume."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,18 @@ Array = NDArray[Any]
 
 
 def faces(coords: Tensor) -> Sequence[Contender]:
-    """The sides of the voxels, as rectangles or one by one; against differences of a dense volume that is at hand."""
+    """Compare exposed faces, merged into rectangles or not, with differences of a dense volume."""
     g = grid(coords)
     volume = dense_volume(coords).numpy()
     return (
         Contender("sparsevox, merged", lambda: voxel_faces(g), enclosed),
-        Contender("sparsevox, single", lambda: voxel_faces(g, merge=False), enclosed),
-        Contender("NumPy, single", lambda: dense_faces(volume), enclosed, baseline=True),
+        Contender("sparsevox, unmerged", lambda: voxel_faces(g, merge=False), enclosed),
+        Contender("NumPy, unmerged", lambda: dense_faces(volume), enclosed, baseline=True),
     )
 
 
 def dense_volume(coords: Tensor) -> Tensor:
-    """The voxels as a volume with an empty border: bool [X, Y, Z]."""
+    """Convert voxels to a dense volume with an empty border: bool [X, Y, Z]."""
     ijk = coords[:, 1:].cpu().long()
     lower = ijk.amin(0) - 1
     volume = torch.zeros(*(ijk.amax(0) + 2 - lower).tolist(), dtype=torch.bool)
@@ -40,7 +40,7 @@ def dense_volume(coords: Tensor) -> Tensor:
 
 
 def dense_faces(volume: Array) -> tuple[Array, Array]:
-    """Vertices [V, 3] and triangles [F, 3] between the True and the False voxels of a volume."""
+    """Mesh the faces between True and False voxels of a volume: vertices [V, 3] and triangles [F, 3]."""
     shape = np.array(volume.shape) + 1
     quads = []
     for axis in range(3):
@@ -56,7 +56,7 @@ def dense_faces(volume: Array) -> tuple[Array, Array]:
 
 
 def level_set(coords: Tensor) -> Sequence[Contender]:
-    """A ball, whose distance is known around a shell; against scikit-image on the dense volume, masked."""
+    """Compare level sets of the distance to a sphere, known around a shell, with scikit-image on the dense volume."""
     g = grid(coords).dilate(1)
     radius = g.ijk.double().norm(dim=1)
     middle = (radius.max() + radius.min()) / 2
@@ -83,12 +83,12 @@ def level_set(coords: Tensor) -> Sequence[Contender]:
     return [
         *contenders,
         Contender("scikit-image", lambda: march(*dense()), enclosed, baseline=True),
-        Contender("scikit-image, volume at hand", lambda: march(*kept), enclosed),
+        Contender("scikit-image, cached volume", lambda: march(*kept), enclosed),
     ]
 
 
 def enclosed(mesh: Any) -> Tensor:
-    """The volume within a mesh."""
+    """Compute the volume enclosed by a mesh."""
     if isinstance(mesh, sv.Mesh):
         vertices, triangles = mesh.vertices.cpu(), mesh.faces.cpu()
     else:
@@ -98,7 +98,7 @@ def enclosed(mesh: Any) -> Tensor:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A shell of 200k voxels, a terrain, and the level set within a shell five voxels thick."""
+    """Yield the faces of a shell of 200k voxels and of a terrain, and the level set in a shell five voxels thick."""
     yield Case("voxel_faces", "shell", 32 if quick else 256, faces, agree=close(1e-9))
     yield Case("voxel_faces", "terrain", 32 if quick else 256, faces, agree=close(1e-9))
     yield Case(

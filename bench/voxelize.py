@@ -1,4 +1,4 @@
-"""From points and from triangles to grids."""
+"""Voxelization of points and triangles."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from torch import Tensor
 import sparsevox as sv
 from bench import baseline
 from bench.contenders import ours, voxel_list
-from bench.harness import Case, Contender, Wanted
+from bench.harness import Case, Contender, Target
 from bench.scenes import sphere_mesh
 
 
 def from_points(coords: Tensor) -> Sequence[Contender]:
-    """A float point somewhere in every voxel of the scene."""
+    """Compare voxelizing one random point per voxel of the scene."""
     jitter = torch.rand(len(coords), 3, generator=torch.Generator().manual_seed(0)).to(coords.device) - 0.5
     points = 0.1 * (coords[:, 1:] + 0.98 * jitter)
 
@@ -28,7 +28,7 @@ def from_points(coords: Tensor) -> Sequence[Contender]:
 
 
 def from_mesh(coords: Tensor, triangles: int | None = None) -> Sequence[Contender]:
-    """A sphere of triangles, by default half as many as its shell has voxels; against trimesh where it is installed."""
+    """Compare voxelizing a sphere with trimesh, if installed. By default it has a triangle per two voxels."""
     rings = max(4, round(((triangles or len(coords) / 2) / 4) ** 0.5))
     vertices, faces = sphere_mesh(radius=float(coords.max()), rings=rings)
     vertices, faces = vertices.to(coords.device), faces.to(coords.device)
@@ -42,12 +42,12 @@ def from_mesh(coords: Tensor, triangles: int | None = None) -> Sequence[Contende
 
 
 def covers(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether we have all voxels of another list: trimesh splits triangles and rounds corners, which misses some."""
+    """Check that `ours` has all voxels of `theirs`. trimesh splits triangles and rounds corners, so it misses some."""
     return bool(baseline.contains(ours, theirs).all())
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """The points of 1M voxels, and sphere meshes: as large as the shell of 100k voxels, and 70k triangles at 512^3."""
+    """Yield points of 1M voxels, a sphere with a shell of 100k voxels, and one of 70k triangles at 512^3."""
     yield Case("from_points", "shell", 32 if quick else 565, from_points, dtype="float32")
     yield Case("from_points", "lidar", 64 if quick else 2048, from_points, dtype="float32")
     yield Case("from_mesh", "shell", 32 if quick else 180, from_mesh, agree=covers, dtype="float64")
@@ -59,7 +59,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         agree=covers,
         dtype="float64",
         rounds=3,
-        wanted=Wanted("ratio", ">=", 10),
+        target=Target("ratio", ">=", 10),
     )
 
 

@@ -240,10 +240,10 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         return Case(f"XCube, {name}", "shell", size, run, agree=close(TOLERANCE), dtype="float32", rounds=rounds)
 
     two, eight = (24, 44) if quick else (58, 116)
-    yield case("VAE, step, batch of 2", training, two, 3, pieces=2)
-    yield case("VAE, step, batch of 8", training, eight, 3, pieces=8, alone=device.type == "cpu")
+    yield case("VAE, training step, batch of 2", training, two, 3, pieces=2)
+    yield case("VAE, training step, batch of 8", training, eight, 3, pieces=8, alone=device.type == "cpu")
     yield case("VAE, encode, batch of 2", encoding, two, 3, pieces=2)
     yield case("VAE, decode, batch of 2", decoding, two, 3, pieces=2)
-    yield case("refiner, step, batch of 2", refining, two, 3, pieces=2)
+    yield case("refiner, training step, batch of 2", refining, two, 3, pieces=2)
     for size in (32,) if quick else (128, 512) if device.type == "cuda" else (128,):
-        yield case("official fine VAE, step", official, size, 1)
+        yield case("official fine VAE, training step", official, size, 1)

@@ -142,7 +142,7 @@ def balls(count: int, box: Box) -> list[Source]:
         (["--minutes", "0"], "minutes must be positive, got 0"),
         (["--preset", "none"], "preset must be a folder, or one of demo, objaverse, "),
         (["--seed", "-1"], "seed must not be negative, got -1"),
-        (["--preset", "bench/single"], "a VAE and a denoiser for each of two levels or more, got one"),
+        (["--preset", "bench/single_level"], "a VAE and a denoiser for each of two levels or more, got one"),
         (["--preset", "shapenet-chair"], "preset must have train.minutes in every part, got vae-0, denoiser-0, vae-1"),
         (["--mesh", "nowhere.obj"], "nowhere.obj: there is no such file"),
     ],

@@ -1,7 +1,7 @@
-"""What the refinement network is worth: `python -m bench.refine --data parts --vae runs/vae --refine runs/refine`.
+"""The refiner compared with filters that need no training: `python -m bench.refiner --data D --vae V --refiner R`.
 
-A bench of its own, because it needs trained networks. Held-out shapes are encoded, their latents noised at the steps of
-training, and decoded; then the decode is repaired by the network, or by filters that need no training.
+Held-out shapes are encoded, their latents noised as in training, and decoded. The decoded voxels are then improved by
+the refiner or by a filter, and compared with the shape. This is a separate command, because it needs trained networks.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from xcube.training.modules import latent_scale, noisy_decode
 
 CROSS = torch.zeros(3, 3, 3, dtype=torch.bool)
 CROSS[1, 1] = CROSS[1, :, 1] = CROSS[:, 1, 1] = True
-CRUMB = 0.02  # a connected component with less than this share of the voxels
+SMALL = 0.02  # maximum fraction of the voxels of a small component
 
 
 def majority(grid: Grid, least: int) -> Grid:
-    """The voxels, of the grid and around it, of whose 27 neighbors, themselves included, at least `least` exist."""
+    """Apply a majority filter: keep or add voxels with at least `least` of 27 neighbors, including themselves."""
     candidates = grid.dilate(1)
-    table = candidates.kernel_map(3, target=candidates).up.table  # rows of neighbors, -1 where there is none
-    there = torch.cat([grid.contains(candidates.coords), torch.zeros(1, dtype=torch.bool)])
-    return candidates.prune(there[table.long()].sum(0) >= least)
+    table = candidates.kernel_map(3, target=candidates).up.table  # rows of neighbors, -1 if absent: [27, N]
+    exists = torch.cat([grid.contains(candidates.coords), torch.zeros(1, dtype=torch.bool)])
+    return candidates.prune(exists[table.long()].sum(0) >= least)
 
 
 FILTERS: dict[str, Callable[[Grid], Grid]] = {
-    "decode": lambda grid: grid,
+    "decoded": lambda grid: grid,
     **{f"majority of {least}": partial(majority, least=least) for least in (4, 6, 8, 10, 12, 14)},
     "opening": lambda grid: grid.erode(1).dilate(1),
     "closing": lambda grid: grid.dilate(1).erode(1),
@@ -47,16 +47,16 @@ FILTERS: dict[str, Callable[[Grid], Grid]] = {
 }
 
 
-def count_parts(grid: Grid) -> tuple[int, int]:
-    """How many connected parts one grid has, and how many of them are min_component."""
+def count_components(grid: Grid) -> tuple[int, int]:
+    """Count the connected components of a single grid, and the small ones among them."""
     sizes = component_sizes(grid)
-    return len(sizes), int((sizes < CRUMB * grid.num_voxels).sum())
+    return len(sizes), int((sizes < SMALL * grid.num_voxels).sum())
 
 
 def rough_shapes(
     shapes: ShapeFolder[Voxels], vae: VAE, count: int, scale: float, first: int, last: int
 ) -> Iterator[tuple[Voxels, Voxels]]:
-    """Held-out shapes, evenly spread over the split, and what their noised latents decode to."""
+    """Yield shapes, evenly spread over the split, and the voxels decoded from their noised latents."""
     generator = torch.Generator().manual_seed(0)
     for item in torch.linspace(0, len(shapes) - 1, min(count, len(shapes))).round().long().tolist():
         voxels = shapes[item]
@@ -65,39 +65,40 @@ def rough_shapes(
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser("python -m bench.refine", description="Measure what refinement is worth.")
+    """Parse the command line."""
+    about = "Compare the refiner with filters that need no training."
+    parser = argparse.ArgumentParser("python -m bench.refiner", description=about)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of a data set")
+    add("--data", type=Path, required=True, help="folder of a dataset")
     add("--vae", type=Path, required=True, help="folder of a trained VAE")
-    add("--refine", type=Path, required=True, help="folder of a trained refinement network")
-    add("--split", default="val", help="of the data set (default: val)")
-    add("--level", type=int, default=-1, help="of the data set (default: -1, the finest)")
-    add("--shapes", type=int, default=64, help="how many (default: 64)")
-    add("--first", type=int, default=200, help="least step of the noise (default: 200)")
-    add("--last", type=int, default=400, help="largest step of the noise (default: 400)")
-    add("--picture", type=Path, help="PNG for input, decode and refined decode of six shapes")
+    add("--refiner", type=Path, required=True, help="folder of a trained refiner")
+    add("--split", default="val", help="split of the dataset (default: val)")
+    add("--level", type=int, default=-1, help="level of the dataset (default: -1, the finest)")
+    add("--shapes", type=int, default=64, help="number of shapes (default: 64)")
+    add("--first", type=int, default=200, help="first step of the noise (default: 200)")
+    add("--last", type=int, default=400, help="last step of the noise (default: 400)")
+    add("--picture", type=Path, help="PNG file to write, of input, decoded and refined voxels of six shapes")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     options = parse(arguments)
-    vae, refiner = from_pretrained(options.vae, VAE), from_pretrained(options.refine, Refiner)
+    vae, refiner = from_pretrained(options.vae, VAE), from_pretrained(options.refiner, Refiner)
     shapes = ShapeFolder[Voxels](options.data, options.split, level=options.level)
-    scale = read_config(options.refine)["metadata"].get("latent_scale")
+    scale = read_config(options.refiner)["metadata"].get("latent_scale")
     if scale is None:
         scale = latent_scale(vae, (shapes[item] for item in range(len(shapes))))
     found: dict[str, list[tuple[float, int, int]]] = {}
-    angles: dict[str, list[float]] = {"decode": [], "refined": []}
+    angles: dict[str, list[float]] = {"decoded": [], "refined": []}
     seen: list[tuple[Voxels, Voxels, Voxels]] = []
     for real, rough in rough_shapes(shapes, vae, options.shapes, scale, options.first, options.last):
         with torch.no_grad():
             refined = refiner.refine(rough)
-        grids = {name: repair(rough.grid) for name, repair in FILTERS.items()} | {"refined": refined.grid}
+        grids = {name: improve(rough.grid) for name, improve in FILTERS.items()} | {"refined": refined.grid}
         for name, grid in grids.items():
-            found.setdefault(name, []).append((float(voxel_iou(grid, real.grid)), *count_parts(grid)))
-        for name, voxels in (("decode", rough), ("refined", refined)):
+            found.setdefault(name, []).append((float(voxel_iou(grid, real.grid)), *count_components(grid)))
+        for name, voxels in (("decoded", rough), ("refined", refined)):
             angles[name].append(angle(voxels, real))
         seen.append((real, rough, refined))
     report(found, angles)
@@ -107,31 +108,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def angle(voxels: Voxels, real: Voxels) -> float:
-    """Between predicted and true normals, in degrees."""
+    """Compute the mean angle between predicted and true normals in degrees."""
     target: Tensor = true_attributes(real, voxels.grid, ["normal"])["normal"]
     return float(normal_angle(voxels.attributes["normal"], target))
 
 
 def report(found: dict[str, list[tuple[float, int, int]]], angles: dict[str, list[float]]) -> None:
-    """A row for each way to repair."""
-    print(f"{'':>16} {'IoU':>6} {'worst':>6} {'components':>11} {'min_component':>7} {'normals':>8}")
+    """Print a row per filter and one for the refiner."""
+    print(f"{'':>16} {'IoU':>6} {'worst':>6} {'components':>11} {'small':>7} {'normals':>8}")
     means: dict[str, float] = {}
     for name, rows in found.items():
-        iou, parts, min_component = (statistics.mean(column) for column in zip(*rows, strict=True))
+        iou, count, small = (statistics.mean(column) for column in zip(*rows, strict=True))
         means[name] = iou
-        turned = f"{statistics.mean(angles[name]):7.1f}°" if name in angles else ""
-        print(
-            f"{name:>16} {iou:6.3f} {min(row[0] for row in rows):6.3f} {parts:11.2f} {min_component:7.2f} {turned:>8}"
-        )
+        degrees = f"{statistics.mean(angles[name]):7.1f}°" if name in angles else ""
+        print(f"{name:>16} {iou:6.3f} {min(row[0] for row in rows):6.3f} {count:11.2f} {small:7.2f} {degrees:>8}")
     refined = means.pop("refined")
     best = max(means, key=lambda name: means[name])
-    print(f"refined is {100 * (refined - means[best]):.1f} points above the best filter, {best!r}")
+    print(f"the refiner is {100 * (refined - means[best]):.1f} points of IoU above the best filter, {best!r}")
 
 
 def draw(shapes: list[tuple[Voxels, Voxels, Voxels]], path: Path) -> None:
-    """Input, decode and refined decode: a row of each, a column a shape."""
+    """Draw a row each of input, decoded and refined voxels, with one column per shape."""
     rows: list[Image.Image] = []
-    for title, pieces in zip(("input", "decode of noised latents", "refined"), zip(*shapes, strict=True), strict=True):
+    titles = ("input", "decoded from noised latents", "refined")
+    for title, pieces in zip(titles, zip(*shapes, strict=True), strict=True):
         colors: list[Tensor | None] = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 for v in pieces]
         render_row([v.grid for v in pieces], path, titles=[title] + [""] * (len(pieces) - 1), colors=colors)
         with Image.open(path) as picture:

@@ -1,6 +1,6 @@
-"""The picture of samples for a README: `python -m bench.gallery demo/samples --out assets/samples.png`.
+"""Picture of samples for the README: `python -m bench.samples_picture demo/samples --out assets/samples.png`.
 
-The first sixteen as they came, small and in few colors.
+It shows the first sixteen samples, without selection, in a small picture of few colors.
 """
 
 import argparse
@@ -16,10 +16,10 @@ SHOWN, WIDTH, COLORS = 16, 900, 96
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Paint and write."""
-    parser = argparse.ArgumentParser("python -m bench.gallery", description="A small picture of sixteen samples.")
-    parser.add_argument("samples", type=Path, help="folder that xcube sample has written")
-    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
+    """Draw the samples and write the picture."""
+    parser = argparse.ArgumentParser("python -m bench.samples_picture", description="Draw the first sixteen samples.")
+    parser.add_argument("samples", type=Path, help="folder written by xcube sample")
+    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     options = parser.parse_args(arguments)
     folder = SampleFolder(options.samples)
     shapes = {str(n): folder.levels(n)[-1] for n in range(SHOWN) if folder.file(n).is_file()}

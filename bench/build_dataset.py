@@ -1,7 +1,7 @@
-"""Building a data set with one worker and with several: `python -m bench.dataset --workers 1 2`.
+"""Building a dataset with one and with several worker processes: `python -m bench.build_dataset --workers 1 2`.
 
-A bench of its own, because it runs processes and not calls: it has no scene, and what it needs of memory is the peak of
-each worker. Every worker count builds the same data set, which is compared byte by byte before anything is printed.
+All numbers of workers build the same dataset, which is compared byte by byte. This is a separate command, because it
+runs processes and measures the peak memory of each.
 """
 
 import argparse
@@ -23,15 +23,16 @@ from xcube.data import Box, build, file_sources
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser("python -m bench.dataset", description="Measure how building a data set scales.")
+    """Parse the command line."""
+    about = "Measure how building a dataset scales with the number of worker processes."
+    parser = argparse.ArgumentParser("python -m bench.build_dataset", description=about)
     add = parser.add_argument
-    add("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes (default: 1 2)")
-    add("--shapes", type=int, default=24, help="how many meshes (default: 24)")
-    add("--faces", type=int, default=20_000, help="triangles of each (default: 20000)")
-    add("--levels", type=int, nargs="+", default=[16, 128, 512], help="of the box (default: 16 128 512)")
-    add("--samples", type=int, default=1_000_000, help="points on each surface (default: 1000000)")
-    add("--rounds", type=int, default=1, help="rounds; the fastest counts (default: 1)")
+    add("--workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes (default: 1 2)")
+    add("--shapes", type=int, default=24, help="number of meshes (default: 24)")
+    add("--faces", type=int, default=20_000, help="triangles per mesh (default: 20000)")
+    add("--levels", type=int, nargs="+", default=[16, 128, 512], help="resolutions of the levels (default: 16 128 512)")
+    add("--samples", type=int, default=1_000_000, help="points sampled per mesh (default: 1000000)")
+    add("--rounds", type=int, default=1, help="number of rounds, of which the fastest counts (default: 1)")
     options = parser.parse_args(arguments)
     if min(*options.workers, options.shapes, options.rounds) < 1:
         parser.error("--workers, --shapes and --rounds must be at least 1")
@@ -39,20 +40,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build, compare and print; the exit status is 1 if results differ."""
+    """Build, compare and print. The exit status is 1 if the datasets differ."""
     options = parse(arguments)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_meshes(root / "meshes", options.shapes, options.faces)
-        once(root, argparse.Namespace(**vars(options) | {"levels": [2], "samples": 1}), 1)  # starts what forks workers
+        once(root, argparse.Namespace(**vars(options) | {"levels": [2], "samples": 1}), 1)  # start the fork server
         measured = [once(root, options, count) for _ in range(options.rounds) for count in options.workers]
         if len({made for _, _, made in measured}) > 1:
-            print("FAILED: the data sets differ", file=sys.stderr)
+            print("FAILED: the datasets differ", file=sys.stderr)
             return 1
     print(
         f"{options.shapes} meshes of {options.faces:,} triangles, levels {options.levels}, {options.samples:,} samples"
     )
-    print(f"{'workers':>8} {'seconds':>8} {'shapes/s':>9} {'speed':>6} {'MB a worker':>12}")
+    print(f"{'workers':>8} {'seconds':>8} {'shapes/s':>9} {'speed':>6} {'MB/worker':>12}")
     best = {count: min(measured[n :: len(options.workers)]) for n, count in enumerate(options.workers)}
     first = best[options.workers[0]][0]
     for count, (seconds, peak, _) in best.items():
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def once(root: Path, options: argparse.Namespace, workers: int) -> tuple[float, int, tuple[bytes, ...]]:
-    """Seconds and the largest worker's peak memory in bytes of one build, and what it wrote."""
+    """Build once; return the seconds, the peak memory of the largest worker in bytes, and the contents of all files."""
     box = Box(tuple(options.levels))
     with tempfile.TemporaryDirectory(dir=root) as out, peak_memory() as peaks:
         start = time.perf_counter()
@@ -74,7 +75,7 @@ def once(root: Path, options: argparse.Namespace, workers: int) -> tuple[float, 
 
 
 def write_meshes(folder: Path, count: int, faces: int) -> None:
-    """Spheres with different bumps."""
+    """Write spheres with different bumps."""
     folder.mkdir()
     vertices, triangles = sphere_mesh(radius=1.0, rings=max(4, round((faces / 4) ** 0.5)))
     for number in range(count):
@@ -85,13 +86,13 @@ def write_meshes(folder: Path, count: int, faces: int) -> None:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[dict[int, int]]:
-    """High-water marks of the resident sets of processes below this one, by id (Linux only): bytes."""
+    """Watch the peak memory in bytes of all descendant processes, by id (Linux only)."""
     peaks: dict[int, int] = {}
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.05):
-            for pid in below(os.getpid()):
+            for pid in descendants(os.getpid()):
                 with contextlib.suppress(OSError, StopIteration):
                     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
                     peaks[pid] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
@@ -105,14 +106,14 @@ def peak_memory() -> Iterator[dict[int, int]]:
         thread.join()
 
 
-def below(parent: int) -> set[int]:
-    """Processes that a process started, and those that these started."""
+def descendants(parent: int) -> set[int]:
+    """List all descendant processes of a process."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
     found = {parent}
-    while new := {pid for pid, above in parents.items() if above in found} - found:
+    while new := {pid for pid, owner in parents.items() if owner in found} - found:
         found |= new
     return found - {parent}
 

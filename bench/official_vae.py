@@ -1,34 +1,35 @@
-"""One training step of the released fine VAE of ShapeNet on a real shape: `python -m bench.fine bunny.obj`.
+"""A training step of the official fine VAE of ShapeNet on a real shape: `python -m bench.official_vae bunny.obj`.
 
-A bench of its own, because what counts is the peak of the whole process, which `make bench` shares among its cases.
-Weights are random, so the truth guides what the decoder goes on with, as in a network that has learned.
+The weights are random, so the decoder keeps the voxels of the ground truth, as if it were trained. This is a separate
+command, because it measures the peak memory of the whole process, which `make bench` shares among its cases.
 """
 
 import argparse
-import resource
 import sys
 import time
 
 import torch
 
+from bench.harness import process_peak
 from sparsevox.io import load_mesh
 from xcube.data.hierarchy import as_box, build_hierarchy
 from xcube.networks.configs import VAEConfig
 from xcube.networks.losses import LossConfig, vae_losses
 from xcube.networks.vae import VAE
 
-EDGE = 1.28  # of the box of ShapeNet
+EDGE = 1.28  # edge of the box of ShapeNet
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser("python -m bench.fine", description="Measure a training step on a mesh.")
+    """Parse the command line."""
+    about = "Measure a training step of the official fine VAE on a mesh."
+    parser = argparse.ArgumentParser("python -m bench.official_vae", description=about)
     add = parser.add_argument
-    add("mesh", help="any file that trimesh reads; it is scaled to the box")
+    add("mesh", help="mesh file, which is scaled to the box")
     add("--resolution", type=int, default=512, help="voxels along the box (default: 512)")
-    add("--checkpointing", action="store_true", help="compute activations again in the backward pass")
-    add("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (default: cpu)")
-    add("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    add("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
+    add("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
     return parser.parse_args(arguments)
 
 
@@ -56,16 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = time.perf_counter() - start
     candidates = sum(decision.candidates.num_voxels for decision in decoded.structure)
     print(f"{voxels.num_voxels:,} voxels, {candidates:,} candidates, loss {loss.item():.2f}")
-    print(f"{forward:.1f} s forward, {seconds:.1f} s in all, {voxels.num_voxels / seconds:,.0f} voxels/s")
-    print(f"peak of {peak(options.device) / 2**30:.2f} GiB")
+    print(f"{forward:.1f} s forward, {seconds:.1f} s in total, {voxels.num_voxels / seconds:,.0f} voxels/s")
+    print(f"peak memory {process_peak(options.device) / 2**30:.2f} GiB")
     return 0
-
-
-def peak(device: str) -> int:
-    """Bytes: of the process, or of torch on a GPU."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Steps a second and memory of every stage of a cascade: `python -m bench.stages`, of the demo.
+"""Speed and memory of each network of a cascade, in training and sampling: `python -m bench.networks`.
 
-A bench of its own, because what counts is the peak of a process that does nothing else: each stage trains in one
-process, and samples in another. A step of training is what `xcube train` does with a batch, but for loading it and for
-the average of weights; batches are procedural shapes. In sampling sixteen shapes are decoded, repaired, or denoised a
-step. Weights are random, so the shapes lead what decoders go on with, as in networks that have learned.
+A training step is that of `xcube train`, without loading the batch and averaging the weights. In sampling, sixteen
+shapes are decoded, refined, or denoised by some steps. Batches are procedural shapes, and weights are random, so the
+decoders keep the voxels of the ground truth, as if they were trained. This is a separate command, because it measures
+the peak memory of a process that does nothing else: one process per network and kind of work.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.cascade import BETWEEN, CERTAIN, Led, Meter, box_around, guided
+from bench.cascade import BETWEEN, CERTAIN, Meter, TeacherForcedVAE, box_around, teacher_forced
 from sparsevox import SparseTensor, Voxels
 from xcube.data.hierarchy import build_hierarchy
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
@@ -34,33 +34,27 @@ from xcube.training.latents import NUMBER, Whole
 from xcube.training.modules import Trained, TrainRefiner, TrainVAE
 
 WORK = ("training", "sampling")
-SHAPES = 16  # of a batch, in sampling
-HEAD = "       stage      work  shapes    voxels  ms a step  steps/s  peak MB  at rest"
-STEPS = 10  # of the sampler; maps of neighbors are made once for all of them
+SHAPES = 16  # per batch in sampling
+HEAD = "     network      work  shapes    voxels    ms/step  steps/s  peak MB  idle MB"
+STEPS = 10  # sampler steps per call, which share the kernel maps
 
 
 class Work(NamedTuple):
-    """Something to measure.
-
-    run: A call.
-    steps: That it makes.
-    shapes: Of its batch.
-    rows: Voxels that it begins with: of the latents in sampling and for a denoiser.
-    """
+    """A call to measure."""
 
     run: Callable[[], object]
-    steps: int
-    shapes: int
-    rows: int
+    steps: int  # per call
+    shapes: int  # in the batch
+    rows: int  # input voxels: latent voxels in sampling and for a denoiser
 
 
-def called(number: int) -> str:
-    """Of a procedural shape: families take turns."""
+def name_of(number: int) -> str:
+    """Name a procedural shape, with all families in turn."""
     return f"{FAMILIES[number % len(FAMILIES)]}-{number // len(FAMILIES):06d}"
 
 
-class Stage:
-    """A part of a preset, and batches of shapes for it."""
+class Network:
+    """A network of a preset, and batches of shapes for it."""
 
     def __init__(self, preset: str, name: str, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -70,14 +64,14 @@ class Stage:
         self.diffusion = self.part.options.get("diffusion", DiffusionConfig())
 
     def shapes(self, count: int) -> Voxels:
-        """So many procedural shapes, at the level of the part."""
+        """Generate procedural shapes at the level of the network."""
         vaes = [part.options["model"] for part in self.parts.values() if part.kind == "vae"]
         box = box_around(vaes)
-        made = [build_hierarchy(make(called(number), box), box)[self.part.level] for number in range(count)]
+        made = [build_hierarchy(make(name_of(number), box), box)[self.part.level] for number in range(count)]
         return Voxels.stack(made).to(self.device)
 
     def training(self) -> Work:
-        """A step, with the search for neighbors."""
+        """Prepare a training step, including the kernel maps."""
         batch = self.shapes(self.part.train.batch_size)
         module = self.trained(batch).to(self.device).train()
         if isinstance(module, TrainDenoiser):
@@ -95,27 +89,27 @@ class Stage:
         return Work(run, 1, batch.batch_size, batch.num_voxels)
 
     def trained(self, batch: Voxels) -> Trained:
-        """What trains the part, for as long as it takes: only a trainer has a clock."""
+        """Create the training module, without a time limit."""
         part, options = self.part, self.part.options
         train = replace(part.train, minutes=None)
         if part.kind == "vae":
-            return TrainVAE(VAE(guided(self.vae)), train, options.get("loss", LossConfig()))
+            return TrainVAE(VAE(teacher_forced(self.vae)), train, options.get("loss", LossConfig()))
         if part.kind == "denoiser":
-            names = [called(number) for number in range(batch.batch_size)]
+            names = [name_of(number) for number in range(batch.batch_size)]
             whole = {"train": Whole(names, options.get("categories", ()))}
-            told: dict[str, Any] = {"diffusion": self.diffusion, "whole": whole}
-            return TrainDenoiser(UNet(options["model"]), train, VAE(self.vae), scale=1.0, **told)
+            net, vae = UNet(options["model"]), VAE(self.vae)
+            return TrainDenoiser(net, train, vae, scale=1.0, diffusion=self.diffusion, whole=whole)
         steps = {name: options[name] for name in ("first", "last") if name in options}
-        led = Led(self.vae, batch.grid)
-        return TrainRefiner(Refiner(options["model"]), train, led, scale=1.0, **steps)
+        vae = TeacherForcedVAE(self.vae, batch.grid)
+        return TrainRefiner(Refiner(options["model"]), train, vae, scale=1.0, **steps)
 
     @torch.no_grad()
     def sampling(self) -> Work:
-        """A decode, some steps of the sampler, or a repair, each with the search for neighbors."""
+        """Prepare a decoder call, some sampler steps, or a refiner call, including the kernel maps."""
         batch = self.shapes(SHAPES)
         if self.part.kind == "refiner":
-            return self.repair(batch)
-        vae = Led(self.vae, batch.grid).to(self.device).eval()
+            return self.refine(batch)
+        vae = TeacherForcedVAE(self.vae, batch.grid).to(self.device).eval()
         grid, channels = vae.latent_grid(batch.grid), self.vae.latent_channels
         noise = Noise(0, range(SHAPES))
         if self.part.kind == "denoiser":
@@ -131,26 +125,26 @@ class Stage:
         return Work(run, 1, SHAPES, grid.num_voxels)
 
     def denoise(self, module: TrainDenoiser, batch: Voxels) -> Work:
-        """Steps of the sampler: the network, then the scheduler."""
+        """Prepare sampler steps, each a call of the network and of the scheduler."""
         module.to(self.device).eval()
-        told = module.encode(batch)
+        latents = module.encode(batch)
         config = module.net.config
-        category = told.grid.ijk.new_zeros(told.grid.batch_size) if config.categories else None
-        conditions = Conditions.from_voxels(told, config, category=category)
+        category = latents.grid.ijk.new_zeros(latents.grid.batch_size) if config.categories else None
+        conditions = Conditions.from_voxels(latents, config, category=category)
         diffusion = Diffusion(self.diffusion)
         sampler = SamplerConfig(sampler="flow" if diffusion.is_flow else "ddim", steps=STEPS)
 
         def run() -> None:
-            told.grid.clear_cache()
+            latents.grid.clear_cache()
             noise, channels = Noise(0, range(SHAPES)), config.latent_channels
             sample_latents(
-                module.net, told.grid, channels, noise, diffusion=diffusion, sampler=sampler, conditions=conditions
+                module.net, latents.grid, channels, noise, diffusion=diffusion, sampler=sampler, conditions=conditions
             )
 
-        return Work(run, STEPS, SHAPES, told.num_voxels)
+        return Work(run, STEPS, SHAPES, latents.num_voxels)
 
-    def repair(self, batch: Voxels) -> Work:
-        """A call of the refinement network."""
+    def refine(self, batch: Voxels) -> Work:
+        """Prepare a call of the refiner."""
         net = Refiner(self.part.options["model"]).to(self.device).eval()
         torch.nn.init.constant_(net.prior, CERTAIN)
 
@@ -163,68 +157,69 @@ class Stage:
 
 
 def measure(work: Work, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Seconds a step, the median of some calls, and MB: those of the process at rest, and at its peak."""
+    """Measure the median seconds per step over some calls, and the memory of the process in MB, idle and peak."""
     meter = Meter(device)
     meter.turn(BETWEEN)
-    rest = meter.parts[BETWEEN].peak
+    idle = meter.parts[BETWEEN].peak
     for _ in range(rounds):
         meter.turn("call")
         work.run()
         meter.turn(BETWEEN)
     cost = meter.parts["call"]
-    found = {"seconds": statistics.median(cost.seconds) / work.steps, "peak": cost.peak / 1e6, "rest": rest / 1e6}
+    found = {"seconds": statistics.median(cost.seconds) / work.steps, "peak": cost.peak / 1e6, "idle": idle / 1e6}
     return {"shapes": work.shapes, "rows": work.rows} | found
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser("python -m bench.stages", description="Measure every stage of a cascade.")
+    """Parse the command line."""
+    about = "Measure speed and memory of each network of a cascade, in training and sampling."
+    parser = argparse.ArgumentParser("python -m bench.networks", description=about)
     add = parser.add_argument
-    add("--preset", default="demo", choices=whole_presets(), help="whose networks (default: demo)")
-    add("--rounds", type=int, default=5, help="calls of which the median is taken (default: 5)")
-    add("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (default: cpu)")
-    add("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    add("--alone", nargs=2, metavar=("STAGE", "WORK"), help="one stage, and training or sampling: print JSON")
+    add("--preset", default="demo", choices=whole_presets(), help="preset of the networks (default: demo)")
+    add("--rounds", type=int, default=5, help="number of calls, of which the median is taken (default: 5)")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
+    add("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
+    add("--one", nargs=2, metavar=("NETWORK", "WORK"), help="measure one network, in training or sampling; print JSON")
     options = parser.parse_args(arguments)
     names = [part.name for part in read_preset(options.preset)]
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if options.alone and (options.alone[0] not in names or options.alone[1] not in WORK):
-        parser.error(f"--alone must be one of {', '.join(names)}, and one of {', '.join(WORK)}")
+    if options.one and (options.one[0] not in names or options.one[1] not in WORK):
+        parser.error(f"--one must be one of {', '.join(names)}, and one of {', '.join(WORK)}, got {options.one}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     options = parse(arguments)
-    if options.alone:
-        name, work = options.alone
+    if options.one:
+        name, work = options.one
         torch.set_num_threads(options.threads)
-        stage = Stage(options.preset, name, torch.device(options.device))
-        chosen = {"training": stage.training, "sampling": stage.sampling}[work]
-        print(json.dumps(measure(chosen(), options.rounds, stage.device)))
+        network = Network(options.preset, name, torch.device(options.device))
+        prepare = {"training": network.training, "sampling": network.sampling}[work]
+        print(json.dumps(measure(prepare(), options.rounds, network.device)))
         return 0
     print(HEAD)
     for work in WORK:
         for part in read_preset(options.preset):
-            print(row(part, work, alone(part, work, options)), flush=True)
+            print(row(part, work, measure_in_process(part, work, options)), flush=True)
     return 0
 
 
-def alone(part: Part, work: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What a process of its own finds."""
-    told = {name: str(getattr(options, name)) for name in ("preset", "rounds", "device", "threads")}
-    words = [word for name, value in told.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "bench.stages", "--alone", part.name, work, *words]
+def measure_in_process(part: Part, work: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a network in a new process."""
+    values = {name: str(getattr(options, name)) for name in ("preset", "rounds", "device", "threads")}
+    words = [word for name, value in values.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "bench.networks", "--one", part.name, work, *words]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
 
 
 def row(part: Part, work: str, found: dict[str, Any]) -> str:
-    """A line of the table."""
-    seconds, peak, rest = found["seconds"], found["peak"], found["rest"]
+    """Format a row of the table."""
+    seconds, peak, idle = found["seconds"], found["peak"], found["idle"]
     size = f"{found['shapes']:>8}{found['rows']:>10,}"
-    return f"{part.name:>12}{work:>10}{size}{1e3 * seconds:>11.1f}{1 / seconds:>9.2f}{peak:>9.0f}{rest:>9.0f}"
+    return f"{part.name:>12}{work:>10}{size}{1e3 * seconds:>11.1f}{1 / seconds:>9.2f}{peak:>9.0f}{idle:>9.0f}"
 
 
 if __name__ == "__main__":

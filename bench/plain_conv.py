@@ -1,6 +1,6 @@
-"""Convolution in plain torch, as people write it who have no library: tap by tap, gather, multiply, add.
+"""Sparse convolution in plain PyTorch: for each kernel offset (tap), gather, multiply, scatter-add.
 
-N fine voxels, M coarse voxels, K taps, C input and D output channels.
+N fine voxels, M coarse voxels, K taps, C input channels, D output channels.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ Pairs = Sequence[tuple[Tensor, Tensor]]  # input and output rows int64 of each t
 
 
 def pairs(table: Tensor) -> Pairs:
-    """The pairs of each tap of a table [K, M] of input rows, -1 where there is none."""
+    """List the pairs of input and output rows of each tap, from a table [K, M] of input rows, -1 where absent."""
     found = []
     for rows in table:
-        there = (rows >= 0).nonzero().flatten()
-        found.append((rows[there].long(), there))
+        targets = (rows >= 0).nonzero().flatten()
+        found.append((rows[targets].long(), targets))
     return found
 
 
 def conv(feats: Tensor, weight: Tensor, the_pairs: Pairs, rows: int) -> Tensor:
-    """Features [M, D] of features [N, C] and a weight [K, C, D]."""
+    """Convolve features [N, C] with a weight [K, C, D]: [M, D]."""
     out = feats.new_zeros(rows, weight.shape[2])
     for matrix, (src, dst) in zip(weight, the_pairs, strict=True):
         out.index_add_(0, dst, feats.index_select(0, src) @ matrix)
@@ -28,7 +28,7 @@ def conv(feats: Tensor, weight: Tensor, the_pairs: Pairs, rows: int) -> Tensor:
 
 
 def conv_within(feats: Tensor, weight: Tensor, the_pairs: Pairs) -> Tensor:
-    """The same in one grid, where the middle tap needs no gathering."""
+    """Convolve on a single grid (submanifold convolution), where the center tap needs no gather."""
     middle = len(weight) // 2
     out = feats @ weight[middle]
     for tap, (src, dst) in enumerate(the_pairs):

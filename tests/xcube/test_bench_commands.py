@@ -1,0 +1,85 @@
+"""A smoke test of each benchmark that is a separate command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bench import build_dataset, cascade, cascade_vs_single, networks, official_vae, samples_picture
+from bench import refiner as refiner_bench
+from bench.scenes import sphere_mesh
+from sparsevox import Grid, Voxels
+from sparsevox.io import save_mesh, save_voxels
+from sparsevox.shapes import Mesh
+from tests.xcube.cascades import refiner, vae
+from xcube.data import Box, build, file_sources
+from xcube.networks.pretrained import save_pretrained
+from xcube.pipeline.output import SampleFolder
+
+for package in ("jsonargparse", "lightning", "yaml"):
+    pytest.importorskip(package, reason="training from the command line")
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("mesh") / "sphere.obj"
+    save_mesh(Mesh(*sphere_mesh(0.3, 16)), path)
+    return str(path)
+
+
+def test_cascade(mesh: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cascade.main([mesh, "--preset", "demo", "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "denoise 1" in printed
+    assert "target 12 GiB: met" in printed
+
+
+def test_official_vae(mesh: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert official_vae.main([mesh, "--resolution", "32"]) == 0
+    assert "peak memory" in capsys.readouterr().out
+
+
+def test_networks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(networks, "SHAPES", 2)
+    for work in networks.WORK:
+        assert networks.main(["--one", "denoiser-0", work, "--rounds", "1"]) == 0
+        assert json.loads(capsys.readouterr().out)["seconds"] > 0
+
+
+def test_build_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--shapes", "1", "--faces", "64", "--levels", "4", "8", "--samples", "100"]
+    assert build_dataset.main(["--workers", "1", *options]) == 0
+    assert "shapes/s" in capsys.readouterr().out
+
+
+def test_refiner(mesh: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(file_sources([Path(mesh).parent]), tmp_path / "data", Box((8,)), samples=1000)
+    save_pretrained(vae(0), tmp_path / "vae")
+    save_pretrained(refiner(0), tmp_path / "refiner", latent_scale=1.0)
+    folders = [word for name in ("data", "vae", "refiner") for word in (f"--{name}", str(tmp_path / name))]
+    assert refiner_bench.main([*folders, "--split", "train", "--shapes", "1"]) == 0
+    assert "above the best filter" in capsys.readouterr().out
+
+
+def test_cascade_vs_single(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "cascade-0" / "samples"
+    folder.mkdir(parents=True)
+    row = dict.fromkeys(cascade_vs_single.METRICS, 0.5)
+    (folder / "evaluation.json").write_text(json.dumps({"rows": {"samples": row}}))
+    (folder.parent / "budget.json").write_text(json.dumps({"minutes": 23.0, "shapes": 1400}))
+    assert cascade_vs_single.main(["--out", str(tmp_path), "--seeds", "0", "--models", "cascade"]) == 0
+    assert "cascade, mean" in capsys.readouterr().out
+
+
+def test_samples_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures")
+    folder = SampleFolder(tmp_path / "samples", {"seed": 0})
+    for number, size in enumerate((3, 0, 4)):
+        ijk = torch.cartesian_prod(*[torch.arange(size)] * 3)
+        voxels = Voxels(Grid.from_coords(ijk, voxel_size=0.1), {"normal": torch.zeros(len(ijk), 3)})
+        save_voxels(voxels, folder.file(number), half=True)
+    assert samples_picture.main([str(tmp_path / "samples"), "--out", str(tmp_path / "small.png")]) == 0
+    with Image.open(tmp_path / "small.png") as picture:
+        assert picture.width == samples_picture.WIDTH
