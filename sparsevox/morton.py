@@ -1,11 +1,11 @@
-"""Codes, keys and masks: the one place that knows the order of the bits.
+"""Codes, keys and masks: Z-order (Morton order) and bricks as integer arithmetic. Only this file knows the bit layout.
 
-The *code* of a voxel is one int64: its batch index above the 54-bit Morton (Z-order) code of its coordinates, 18 bits
-an axis, x above y above z in every group of three. Batch and coordinates are biased, so that the signed order of the
-codes is the order of the rows. The *key* of a brick, a 4x4x4 block, is the code of its voxels without the last six
-bits; those six bits say which bit of the 64-bit *mask* stands for the voxel.
+The *code* of a voxel is one int64: its batch index above the 54-bit Morton code of its coordinates, 18 bits per axis, x
+above y above z in every group of three. Batch and coordinates are biased, so that the signed order of the codes is the
+order of the rows. A brick is a 4x4x4 block of voxels. Its *key* is the code of its voxels without the last six bits;
+those six bits are the number of the voxel's bit in the 64-bit *mask* of the brick.
 
-Everything here is elementwise integer arithmetic on int64 tensors of any shape and device.
+All functions are elementwise, on int64 tensors of any shape and device. `kernels/_bits.py` is the same in Triton.
 N voxels, M other voxels, B grids, L bricks.
 """
 
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 AXIS_BITS = 18
-CODE_BITS = 3 * AXIS_BITS  # of one batch item
+CODE_BITS = 3 * AXIS_BITS  # without the batch index
 KEY_BITS = CODE_BITS - 6
 COORD_MIN = -(1 << (AXIS_BITS - 1))
 COORD_MAX = (1 << (AXIS_BITS - 1)) - 1
 MAX_BATCH = 1024
 BATCH_BIAS = 512
 MAX_VOXELS = (1 << 31) - 1  # rows are int32
-NONE = 1 << 62  # a key that no brick has; sorts after all others
+NONE = 1 << 62  # no brick has this key; it sorts after all others
 GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd: Fibonacci hashing
 
-# Bits of an axis (x, y, z) in a key, and the lowest of them.
+# Bits of each axis (x, y, z) in a key, and the lowest of them.
 AXIS_MASKS = tuple(sum(1 << (3 * i + 2 - axis) for i in range(AXIS_BITS - 2)) for axis in range(3))
 AXIS_UNITS = (4, 2, 1)
 
@@ -35,7 +35,7 @@ def _signed(word: int) -> int:
 
 
 def _plane(axis: int, position: int) -> int:
-    """Bits of a mask whose voxel lies at `position` (0 to 3) along `axis`."""
+    """The bits of a mask whose voxels are at `position` (0 to 3) along `axis`."""
     high, low = position >> 1, position & 1
     bits = (b for b in range(64) if (b >> (5 - axis)) & 1 == high and (b >> (2 - axis)) & 1 == low)
     return sum(1 << b for b in bits)
@@ -43,19 +43,19 @@ def _plane(axis: int, position: int) -> int:
 
 # PLANES[axis][position], as signed 64-bit words.
 PLANES = tuple(tuple(_signed(_plane(axis, p)) for p in range(4)) for axis in range(3))
-# RANGES[axis][p]: the planes below position p, for p in 0..4.
+# RANGES[axis][p]: all planes below position p, for p in 0..4.
 RANGES = tuple(tuple(_signed(sum(_plane(axis, q) for q in range(p))) for p in range(5)) for axis in range(3))
 
 
 class Bricks(NamedTuple):
-    """The topology of a batch of grids: the arrays that every op reads and returns.
+    """The topology of a batch of grids: the arrays that ops read and return.
 
-    keys:    int64 [L], sorted, distinct.
-    masks:   int64 [L], occupancy bits, none zero.
+    keys:    int64 [L], sorted and distinct.
+    masks:   int64 [L], occupancy bits, none of them zero.
     starts:  int32 [L], row of the first voxel of each brick.
     offsets: int64 [B + 1], first row of each batch item, then N.
-    rows:    bool [N, 0]. It holds nothing but its length: the number of voxels is a *shape*, which costs no memory
-             and which `torch.compile` tracks where it could not track a number.
+    rows:    bool [N, 0]. It holds no data, only its length: the number of voxels is a *shape*, which takes no memory
+             and which `torch.compile` can track, unlike a number.
     """
 
     keys: Tensor
@@ -66,10 +66,10 @@ class Bricks(NamedTuple):
 
 
 class VoxelError(ValueError):
-    """Row `index` of an input cannot become a voxel. Ops catch it and say which input that was."""
+    """Row `index` of an input is out of the range of voxels. Ops catch this and name the input."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"row {index} lies outside the range of voxels")
+        super().__init__(f"row {index} is out of the range of voxels")
         self.index = index
 
 
@@ -107,7 +107,7 @@ def decode(codes: Tensor) -> Tensor:
 
 
 def in_range(coords: Tensor) -> Tensor:
-    """Whether coordinates [..., 4] have a code: bool [...]. Any integer dtype."""
+    """Whether coordinates [..., 4] of any integer dtype have a code: bool [...]."""
     batch, ijk = coords[..., 0], coords[..., 1:]
     inside = ((ijk >= COORD_MIN) & (ijk <= COORD_MAX)).all(-1)
     return inside & (batch >= 0) & (batch < MAX_BATCH)
@@ -123,30 +123,30 @@ def coarsen_codes(codes: Tensor) -> Tensor:
 
 
 def coarsen_keys(keys: Tensor) -> Tensor:
-    """Keys of the bricks that hold the halved voxels of each brick. Sorted keys stay sorted."""
+    """Keys of the bricks that hold the voxels of each brick after coarsening by 2. Sorted keys stay sorted."""
     halved = (keys >> 3).bitwise_and_(_low(KEY_BITS - 3)).bitwise_xor_(7 << (KEY_BITS - 6))
     return halved.bitwise_or_(keys & ~_low(KEY_BITS - 3))
 
 
 def key_as_code(keys: Tensor) -> Tensor:
-    """Codes of the bricks seen as voxels of the grid that is four times as coarse. Sorted keys stay sorted."""
+    """Codes of bricks as voxels of a grid that is coarser by 4. Sorted keys stay sorted."""
     return coarsen_codes(coarsen_codes(keys << 6))
 
 
 def subdivide_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of the first of the eight children of each voxel (ijk * 2), and whether they are in range."""
+    """Codes of the first of the eight children (ijk * 2) of each voxel, and whether they are in range."""
     children = (codes & ~_low(CODE_BITS - 3)) | (codes & _low(CODE_BITS - 6)) << 3
     return children, ((codes >> (CODE_BITS - 3)) ^ (codes >> (CODE_BITS - 6))) & 7 == 7
 
 
 def subdivide_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys of the first of the eight bricks that hold the children of each brick's voxels, and if they are in range."""
+    """Keys of the first of the eight bricks with the children of each brick, and whether they are in range."""
     children = (keys & ~_low(KEY_BITS - 3)) | (keys & _low(KEY_BITS - 6)) << 3
     return children, ((keys >> (KEY_BITS - 3)) ^ (keys >> (KEY_BITS - 6))) & 7 == 7
 
 
 def step_keys(keys: Tensor, axis: int, step: int) -> Tensor:
-    """Keys of the next (`step=1`) or previous (`step=-1`) brick along an axis; NONE beyond the range."""
+    """Keys of the next (`step=1`) or previous (`step=-1`) brick along an axis; NONE if that is out of range."""
     mask, unit = AXIS_MASKS[axis], AXIS_UNITS[axis]
     if step == 0:
         return keys
@@ -161,7 +161,7 @@ def step_keys(keys: Tensor, axis: int, step: int) -> Tensor:
 def shift_masks(masks: Tensor, axis: int, shift: int) -> tuple[Tensor, Tensor]:
     """Move every voxel by `shift` (-4 to 4) along an axis.
 
-    Returns the bits that stay in the brick and those that arrive in the brick one step away in the shift's direction.
+    Returns the voxels that stay in the brick, and those that enter the next brick in the direction of the shift.
     """
     weight = AXIS_UNITS[axis]
     stays, leaves = torch.zeros_like(masks), torch.zeros_like(masks)
@@ -195,7 +195,7 @@ def popcount(words: Tensor) -> Tensor:
 
 
 def octant_bytes(masks: Tensor) -> Tensor:
-    """Eight bits a mask: bit i tells whether octant i (byte i, one voxel of the grid coarsened by 2) has a voxel."""
+    """Eight bits per mask: bit i says whether octant i (byte i, one voxel after coarsening by 2) has a voxel."""
     words = (masks >> 4).bitwise_and_(0x0F0F0F0F0F0F0F0F).bitwise_or_(masks)
     words.bitwise_or_(words >> 2)
     words.bitwise_or_(words >> 1).bitwise_and_(0x0101010101010101)
@@ -203,22 +203,22 @@ def octant_bytes(masks: Tensor) -> Tensor:
 
 
 def table_capacity(num_bricks: int) -> int:
-    """Slots of the hash table of that many bricks: a power of two, at most half of them in use."""
+    """Number of slots of a hash table of bricks: a power of two, at most half of them in use."""
     return max(16, 1 << max(2 * num_bricks - 1, 0).bit_length())
 
 
 def first_slots(keys: Tensor, capacity: int) -> Tensor:
-    """Where the search for a key begins. The batch index reaches only the highest bits of the product: fold them in."""
+    """First slot in the search for a key. Fold in the highest bits, the only ones that depend on the batch index."""
     product = keys * GOLDEN
     return (product >> 32 ^ product >> 48) & (capacity - 1)
 
 
 def check_total(num_voxels: int) -> None:
-    """Rows are int32."""
+    """Raise a ValueError if rows do not fit in int32."""
     if num_voxels > MAX_VOXELS:
-        raise ValueError(f"a grid holds at most {MAX_VOXELS} voxels, this one would have {num_voxels}")
+        raise ValueError(f"a grid holds at most {MAX_VOXELS} voxels, got {num_voxels}")
 
 
 def batch_keys(batch_size: int, device: torch.device) -> Tensor:
-    """Lowest key of each batch item and of the one after the last: int64 [B + 1]."""
+    """Lowest possible key of each batch item, and of the one after the last: int64 [B + 1]."""
     return (torch.arange(batch_size + 1, device=device) - BATCH_BIAS) << KEY_BITS

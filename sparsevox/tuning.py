@@ -1,7 +1,7 @@
-"""`sv.tune`: measure how a model's own convolutions are best cut into tiles on this GPU.
+"""Autotuning, `sv.tune`: measure which tile shapes are fastest for the convolutions of a model on this GPU.
 
-Nothing is ever tuned unasked: without this call defaults by channels, dtype and architecture serve, and nothing stalls
-at first touch. What tuning may choose does not change a bit of any result, and a candidate that does is refused.
+Autotuning runs only on request. Without it, defaults by channels, dtype and architecture apply, and the first call of a
+layer does not stall. Tuning chooses only what does not change the bits of a result; a candidate that does is refused.
 """
 
 import logging
@@ -26,7 +26,7 @@ STAGES = (2, 3, 4, 5)
 
 
 class Tuned(NamedTuple):
-    """What came of one kind of convolution: "conv" or "conv_weight", its channels of a group, and milliseconds."""
+    """Result for one kind of convolution: op "conv" or "conv_weight", channels per group, times in milliseconds."""
 
     op: str
     in_channels: int
@@ -43,7 +43,7 @@ Call = tuple[Callable[..., Tensor], tuple[Any, ...]]
 
 
 class _Calls(TorchDispatchMode):
-    """Keeps the arguments of the first convolution of each kind, and lets all of them happen."""
+    """Records the arguments of the first convolution of each kind, and executes all of them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -56,20 +56,19 @@ class _Calls(TorchDispatchMode):
 
 
 def tune(model: torch.nn.Module, *sample: Any, budget_s: float = 60.0) -> list[Tuned]:
-    """Find the fastest tiles for the convolutions of a model, and use them from now on in this process.
+    """Autotune the convolutions of a model: find their fastest tiles, and use them from now on in this process.
 
-    Runs `model(*sample)` once, and if the model is in training mode the backward of the sum of what it returns, and
-    measures the convolutions that it meets. Parameters, their gradients and buffers stay as they are. A tile that
-    changes a bit of what a convolution gives on the sample is refused. Where no Triton kernel runs, as on a CPU, there
-    is nothing to tune.
+    `model(*sample)` runs once, and in training mode also the backward of the sum of its outputs; then every kind of
+    convolution that ran is measured. Parameters, gradients and buffers are left unchanged. A tile that changes a bit of
+    the result on the sample is refused. Where no Triton kernel runs, as on a CPU, there is nothing to tune.
 
     Args:
         model: Any module.
-        sample: What it takes; of the size that it will meet.
+        sample: Inputs of the model, of a typical size.
         budget_s: Seconds after which no more candidates are tried.
 
     Returns:
-        What was measured, one entry a kind of convolution.
+        The measurements, one entry per kind of convolution.
 
     Raises:
         ValueError: If the budget is negative.
@@ -87,7 +86,7 @@ def tune(model: torch.nn.Module, *sample: Any, budget_s: float = 60.0) -> list[T
     seen = [item for item in calls.seen.items() if _library.uses_kernels(item[1][1][0])]
     results = [_tune_one(kind, call, deadline) for kind, call in seen]
     gain = sum(r.default_ms for r in results) / max(sum(r.best_ms for r in results), 1e-9)
-    log.info("tuned %d convolutions, %.2fx as fast", len(results), gain if results else 1.0)
+    log.info("tuned %d convolutions, speed-up %.2fx", len(results), gain if results else 1.0)
     return results
 
 
@@ -141,7 +140,7 @@ def _candidates(op: str) -> Iterator[Any]:
 
 
 def _try(run: Callable[[], Tensor], expected: Tensor) -> float | None:
-    """Milliseconds of a candidate; None if it does not fit the device or gives other bits."""
+    """Milliseconds of a candidate; None if it does not fit on the device or changes the bits of the result."""
     from triton.errors import TritonError
 
     try:
@@ -163,7 +162,7 @@ def _milliseconds(run: Callable[[], Tensor]) -> float:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers, and in objects with features."""
+    """All tensors in nested containers and in objects with features."""
     if isinstance(output, Tensor):
         yield output
     elif hasattr(output, "feats"):

@@ -369,7 +369,7 @@ def test_a_dilation_out_of_range_is_refused_before_the_work() -> None:
         ("mask must be on the device of the grid, cpu, got cuda", "prune", (bools(3),)),
         ("mask must be on the device of the grid, cpu, got cuda", "subdivide", (2, bools(3))),
         ("points must be on the device of the grid, cpu, got cuda", "nearest", (POINTS,)),
-        ("must be on one device, got cpu and cuda", "__or__", (GRID,)),
+        ("must be on the same device, got cpu and cuda", "__or__", (GRID,)),
     ],
 )
 def test_two_devices_are_named(message: str, method: str, args: tuple[Any, ...]) -> None:
@@ -384,5 +384,5 @@ def test_inputs_on_two_devices_are_named() -> None:
         Grid.from_mesh(VERTICES, FACES.cuda(), voxel_size=1.0)
     with pytest.raises(ValueError, match="batch must be on the device of points"):
         Grid.from_points(POINTS.cuda(), torch.zeros(2).long(), voxel_size=1.0)
-    with pytest.raises(ValueError, match=r"grids\[0\] and grids\[1\] must be on one device"):
+    with pytest.raises(ValueError, match=r"grids\[0\] and grids\[1\] must be on the same device"):
         Grid.stack([GRID, GRID.cuda()])

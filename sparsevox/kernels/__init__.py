@@ -1,4 +1,7 @@
-"""The Triton kernels. A module is imported when it is first used, so that `import sparsevox` works without Triton."""
+"""Triton kernels and their launchers; stems, names and signatures are those of `sparsevox.reference`.
+
+A module is imported when it is first used, so that `import sparsevox` works without Triton.
+"""
 
 from importlib import import_module
 from types import ModuleType

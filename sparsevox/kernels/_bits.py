@@ -1,6 +1,6 @@
-"""Device functions: `morton.py` as Triton sees it, and the look-up of bricks.
+"""Device functions: `morton.py` in Triton, and the look-up of bricks.
 
-Words (codes, keys, masks) are int64, so `>>` is arithmetic and literals have to fit the signed type.
+Codes, keys and masks are int64, so `>>` is arithmetic and literals must fit in the signed type.
 """
 
 import triton
@@ -111,7 +111,7 @@ def popcount(words):
 
 @triton.jit
 def octant_bytes(masks):
-    """Eight bits a mask: bit i tells whether octant i (byte i) has a voxel."""
+    """Eight bits per mask: bit i says whether octant i (byte i) has a voxel."""
     words = masks | (masks >> 4 & 0x0F0F0F0F0F0F0F0F)
     words = words | (words >> 2)
     words = (words | (words >> 1)) & 0x0101010101010101
@@ -120,27 +120,27 @@ def octant_bytes(masks):
 
 @triton.jit
 def octant_words(masks):
-    """Masks of the children of the first octants: byte i is full where bit i of the low byte is set."""
-    # The product of all eight bits at once would carry: bit 7 goes its own way.
+    """Masks of the children of the first octants: byte i is 0xFF where bit i of the low byte is set."""
+    # The product with all eight bits would carry, so bit 7 is handled separately.
     words = ((masks & 0x7F) * 0x0002040810204081 & 0x0101010101010101) | (masks & 0x80) << 49
     return (words << 8) - words
 
 
 @triton.jit
 def rank(masks, bit):
-    """Number of voxels in front of that of `bit` (int64) in its brick."""
+    """Number of voxels before that of `bit` (int64) in its brick."""
     return popcount(masks & ((1 << bit) - 1))
 
 
 @triton.jit
 def local(bit, AXIS: tl.constexpr):
-    """Coordinate (0 to 3) in the brick of a bit, along an axis."""
+    """Coordinate (0 to 3) along an axis, within the brick, of the voxel of a bit."""
     return (bit >> (5 - AXIS) & 1) << 1 | (bit >> (2 - AXIS) & 1)
 
 
 @triton.jit
 def bit_at(x, y, z):
-    """The bit of the voxel at coordinates 0 to 3 in the brick: the inverse of `local`."""
+    """Bit of the voxel at coordinates 0 to 3 within the brick: the inverse of `local`."""
     high = (x >> 1) * 4 + (y >> 1) * 2 + (z >> 1)
     return high << 3 | (x & 1) * 4 + (y & 1) * 2 + (z & 1)
 
@@ -191,7 +191,7 @@ def items(BLOCK: tl.constexpr):
 
 @triton.jit
 def voxels(masks, starts):
-    """Lanes [BLOCK, 64] of bricks [BLOCK]: the bits [1, 64], which of them are occupied, and their rows."""
+    """Lanes [BLOCK, 64] of bricks [BLOCK]: the bits [1, 64], whether they are occupied, and their rows."""
     bit = tl.arange(0, 64).to(tl.int64)[None, :]
     occupied = (masks[:, None] >> bit & 1) != 0
     return bit, occupied, starts.to(tl.int64)[:, None] + rank(masks[:, None], bit)
@@ -205,9 +205,9 @@ def as_mask(occupied, bit):
 
 @triton.jit
 def first_slot(keys, capacity):
-    """Where the search for a key begins. `capacity` is a power of two.
+    """First slot in the search for a key. `capacity` is a power of two.
 
-    The batch index reaches only the highest bits of the product: fold them in.
+    Fold in the highest bits, the only ones that depend on the batch index.
     """
     product = keys * GOLDEN
     return (product >> 32 ^ product >> 48) & (capacity - 1)
@@ -215,10 +215,10 @@ def first_slot(keys, capacity):
 
 @triton.jit
 def find_bricks(keys, wanted, keys_ptr, table_ptr, capacity):
-    """Rows int64 of the bricks with these keys; -1 for the absent and for those not wanted.
+    """Rows int64 of the bricks with these keys; -1 for absent keys and for lanes that are not `wanted`.
 
-    A table is never more than half full, so every search meets an empty slot. All lanes wait for the slowest:
-    launch with one warp and small blocks.
+    A table is at most half full, so every search reaches an empty slot. All lanes wait for the slowest one: launch with
+    one warp and small blocks.
     """
     slot = first_slot(keys, capacity)
     found = tl.full(keys.shape, -1, tl.int64)

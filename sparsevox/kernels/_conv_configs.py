@@ -1,7 +1,7 @@
-"""How convolutions are cut into tiles: defaults by channels, dtype and device, and what `sv.tune` put in their place.
+"""Tile shapes of convolutions: defaults by channels, dtype and device, and the results of autotuning (`sv.tune`).
 
-What decides the order in which floats are added (input channels of a step, pairs of a step, splits) follows from shapes
-and dtype alone. A `Config` holds the rest: whatever it says, the results are the same bits.
+Whatever decides the order in which floats are added (input channels per step, pairs per step, splits) follows from
+shapes and dtype alone. A `Config` holds the rest, which does not change the bits of a result.
 C input and D output channels of a group, K taps, T blocks of output rows.
 """
 
@@ -12,13 +12,13 @@ import triton
 
 from sparsevox.plans import TILE_ROWS
 
-AMD = 0  # the architecture of every AMD GPU; those of NVIDIA are 80, 90, ...
-SPLIT_PROGRAMS = 1024  # about as many programs a weight gradient has: some for every processor of a large GPU
-SPLIT_ELEMENTS = 1 << 24  # the most elements that the parts of a weight gradient have together
+AMD = 0  # architecture number of every AMD GPU; those of NVIDIA are 80, 90, ...
+SPLIT_PROGRAMS = 1024  # programs of a weight gradient, about: several per processor of a large GPU
+SPLIT_ELEMENTS = 1 << 24  # elements of all partial sums of a weight gradient, at most
 
 
 class Config(NamedTuple):
-    """What may differ without changing a result.
+    """The part of a tile shape that does not change the bits of a result.
 
     rows: Output rows of a tile (conv), or input channels (conv_weight).
     columns: Output channels of a tile.
@@ -37,7 +37,7 @@ tuned: dict[Key, Config] = {}
 
 
 def arch(device: torch.device) -> int:
-    """The architecture of a GPU; for the interpreter a usual one."""
+    """Architecture number of a GPU; for the interpreter, that of an H100."""
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -45,20 +45,20 @@ def arch(device: torch.device) -> int:
 
 
 def uses_dot(c: int, groups: int, dtype: torch.dtype) -> bool:
-    """Whether matrix units do the work. They take 16 input channels at least, and no float64 on most devices."""
+    """Whether to use tl.dot. It takes at least 16 input channels (padded), and most devices have none for float64."""
     return dtype != torch.float64 and (groups == 1 or c >= 8)
 
 
 def precision(dtype: torch.dtype, architecture: int) -> str:
-    """How float32 is multiplied: as PyTorch multiplies matrices."""
-    # It tells what the older switches say too. Of AMD GPUs, few have it.
+    """Input precision of tl.dot: the one that PyTorch uses for float32 matrix products."""
+    # This setting reflects the older switches too. Few AMD GPUs have TF32.
     if architecture != AMD and dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
 
 
 def step_channels(c: int, dtype: torch.dtype) -> int:
-    """Input channels of a step: a power of two from 16 on, of which few are wasted."""
+    """Input channels per step: a power of two, at least 16, with little padding."""
     widest = 64 if dtype.itemsize == 2 else 32
     sizes = [size for size in (64, 32, 16) if size <= widest]
     least = triton.cdiv(c, 16) * 16
@@ -66,14 +66,14 @@ def step_channels(c: int, dtype: torch.dtype) -> int:
 
 
 def step_pairs(c: int, d: int, dtype: torch.dtype, dot: bool) -> int:
-    """Pairs of a step of the gradient of the weight."""
+    """Pairs per step of the gradient of the weight."""
     if not dot:
         return 16
     return 64 if dtype.itemsize == 2 and not _one_by_one(c, d) else 32
 
 
 def key(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> Key:
-    """What a tile is tuned for."""
+    """Key of the table of tuned tiles."""
     return op, c, d, groups, dtype, precision(dtype, architecture), architecture
 
 
@@ -84,48 +84,48 @@ def config(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architectur
         return known
     if not uses_dot(c, groups, dtype):
         return Config(32 if op == "conv" else 1, _power(d * groups, 16, 64), num_warps=4, num_stages=2)
-    # Products of float32 without a matrix unit take registers; so do channels that are loaded one by one.
+    # Products of float32 without tensor cores need registers; so do channels that are loaded one by one.
     scalar = _one_by_one(c, d)
     exact = dtype == torch.float32 and precision(dtype, architecture) == "ieee"
     widest = 128 >> (scalar + exact + (scalar and op == "conv_weight"))
     columns = _power(d, 16, widest)
     rows = min(widest, TILE_ROWS) if op == "conv" else _power(c, 16, widest)
     warps = 8 if rows * columns > (1 << 11 if scalar else 1 << 13) else 4
-    # A list leads to the table and the table to the rows: of four stages, rows get two.
+    # Loads form a chain, list to table to rows: of four pipeline stages, rows get two.
     return Config(rows, columns, warps, 2 if architecture == AMD else 4 if op == "conv" else 3)
 
 
 def conv_flags(
     c: int, d: int, groups: int, dtype: torch.dtype, bias: bool, architecture: int
 ) -> tuple[int, int, dict[str, Any]]:
-    """Rows of a tile, tiles beside each other, and flags and options of `conv_kernel`."""
-    flags, beside, rows = _common("conv", c, d, groups, dtype, architecture)
+    """Rows of a tile, number of tiles along the output channels, and flags and options of `conv_kernel`."""
+    flags, d_tiles, rows = _common("conv", c, d, groups, dtype, architecture)
     rows = min(rows, TILE_ROWS)
     channels = step_channels(c, dtype) if flags["DOT"] else 1
-    return rows, beside, flags | {"BIAS": bias, "TILE": TILE_ROWS, "ROWS": rows, "CHANNELS": channels}
+    return rows, d_tiles, flags | {"BIAS": bias, "TILE": TILE_ROWS, "ROWS": rows, "CHANNELS": channels}
 
 
 def weight_flags(c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> tuple[int, dict[str, Any]]:
-    """Tiles of the gradient of one tap, and flags and options of `conv_weight_kernel`."""
-    flags, beside, rows = _common("conv_weight", c, d, groups, dtype, architecture)
+    """Number of tiles of the gradient of one tap, and flags and options of `conv_weight_kernel`."""
+    flags, d_tiles, rows = _common("conv_weight", c, d, groups, dtype, architecture)
     channels = rows if flags["DOT"] else 1
     pairs = step_pairs(c, d, dtype, flags["DOT"])
-    return triton.cdiv(c, channels) * beside, flags | {"PAIRS": pairs, "CHANNELS": channels}
+    return triton.cdiv(c, channels) * d_tiles, flags | {"PAIRS": pairs, "CHANNELS": channels}
 
 
 def _common(
     op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int
 ) -> tuple[dict[str, Any], int, int]:
-    """Flags and options that both kernels have, tiles beside each other, and rows."""
+    """Flags and options of both kernels, number of tiles along the output channels, and rows of a tile."""
     rows, columns, warps, stages = config(op, c, d, groups, dtype, architecture)
     dot, how = uses_dot(c, groups, dtype), precision(dtype, architecture)
-    beside = groups * triton.cdiv(d, columns) if dot else triton.cdiv(d * groups, columns)
+    d_tiles = groups * triton.cdiv(d, columns) if dot else triton.cdiv(d * groups, columns)
     flags = {"C": c, "D": d, "GROUPS": groups, "DOT": dot, "PRECISION": how, "COLUMNS": columns}
-    return flags | {"num_warps": warps, "num_stages": stages}, beside, rows
+    return flags | {"num_warps": warps, "num_stages": stages}, d_tiles, rows
 
 
 def split_blocks(blocks: int, taps: int, c: int, d: int, groups: int) -> int:
-    """Blocks of pairs that one program of the gradient of the weight adds up: a function of shapes only."""
+    """Blocks of pairs per program of the gradient of the weight: a function of shapes only."""
     tiles = taps * groups * triton.cdiv(c, 128) * triton.cdiv(d, 128)
     elements = taps * c * d * groups
     splits = max(1, min(SPLIT_PROGRAMS // max(tiles, 1), SPLIT_ELEMENTS // max(elements, 1)))
@@ -133,7 +133,7 @@ def split_blocks(blocks: int, taps: int, c: int, d: int, groups: int) -> int:
 
 
 def _one_by_one(c: int, d: int) -> bool:
-    """Whether the channels of a row are loaded one by one: rows do not begin where vectors may."""
+    """Whether the channels of a row are loaded one by one, since rows are not aligned to vectors."""
     return c % 8 != 0 or d % 8 != 0
 
 

@@ -1,7 +1,7 @@
-"""From candidate bricks to a grid: what every op that builds one ends with.
+"""From candidate bricks to a grid: the last steps of every op that builds one.
 
-Candidates are arrays of keys and masks, int64 [P], as long as the result could become; a mask of 0 means that
-there is no such brick. How many there are is not known on the host until `finish` reads it back.
+Candidates are arrays of keys and masks, int64 [P], of the largest possible length of the result; a mask of 0 means that
+there is no such brick. The host does not know how many there are until `finish` reads the number back.
 
 B grids, L bricks, P candidates.
 """
@@ -46,7 +46,7 @@ def scatter_kernel(
     MERGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write present bricks to their places, from 1 on. MERGE unites those that share a place."""
+    """Write present bricks to their places, which count from 1. MERGE takes the OR of the masks that share a place."""
     i = items(BLOCK)
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
     present = masks != 0
@@ -60,14 +60,14 @@ def scatter_kernel(
 
 @triton.jit(do_not_specialize=["n_pairs", "capacity"])
 def insert_kernel(keys_ptr, masks_ptr, out_keys_ptr, out_masks_ptr, n_pairs, capacity, BLOCK: tl.constexpr):
-    """Insert present bricks in a hash table whose empty slots hold NONE; equal keys share a slot."""
+    """Insert present bricks into a hash table whose empty slots hold NONE; equal keys share a slot."""
     i = items(BLOCK)
     keys = tl.load(keys_ptr + i, mask=i < n_pairs, other=0)
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
     slot = first_slot(keys, capacity)
     pending = masks != 0
     while tl.max(pending.to(tl.int32), axis=0) > 0:
-        # No mask for compare-and-swap: lanes that are done expect a key that no slot ever holds.
+        # Compare-and-swap takes no mask: lanes that are done expect a key that no slot ever holds.
         held = tl.atomic_cas(out_keys_ptr + slot, tl.where(pending, NONE, NONE + 1), keys, sem="relaxed")
         pending = pending & (held != NONE) & (held != keys)
         slot = tl.where(pending, (slot + 1) & (capacity - 1), slot)
@@ -82,14 +82,14 @@ def one_voxel_bricks(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge_sorted(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Candidates with distinct keys: masks of equal keys, which have to be neighbors, are united."""
+    """Make keys distinct: take the OR of the masks of equal keys, which must be consecutive."""
     first = torch.ones(keys.shape, dtype=torch.bool, device=keys.device)
     torch.ne(keys[1:], keys[:-1], out=first[1:])
     return _scatter(keys, masks, first.cumsum(0), merge=True)
 
 
 def merge_hashed(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Candidates with distinct keys, in no order: masks of equal keys are united."""
+    """Make keys distinct, in no particular order: take the OR of the masks of equal keys."""
     capacity = morton.table_capacity(keys.shape[0])
     out_keys = torch.full((capacity,), morton.NONE, device=keys.device)
     out_masks = torch.zeros_like(out_keys)
@@ -104,7 +104,7 @@ def merge_hashed(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack(keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Move present candidates to the front, in order; the masks behind them are 0, the keys undefined."""
+    """Move present candidates to the front, in order; after them masks are 0 and keys undefined."""
     return _scatter(keys, masks, (masks != 0).cumsum(0), merge=False)
 
 
@@ -117,10 +117,10 @@ def finish(
     bad: Tensor | None = None,
     last_batch: Tensor | None = None,
 ) -> Bricks:
-    """The grid of candidates with distinct keys, which unless `sort` are in order.
+    """Build the grid of candidates with distinct keys, which must be in order unless `sort` is given.
 
-    bad: int64 [1], the first row of the input that has no place in the result; NONE if all is well.
-    last_batch: int64 [1], largest batch index, from which an unknown `batch_size` (None) follows.
+    bad: int64 [1], first row of the input that is out of range; NONE if there is none.
+    last_batch: int64 [1], largest batch index, from which `batch_size=None` follows.
     """
     keys, masks = pack(keys, masks)
     counts = count_voxels(masks)
@@ -131,7 +131,7 @@ def finish(
     morton.check_total(n_voxels)
     if batch_size is None:
         batch_size = limits[-1] + 1
-    # Clones, so that the arrays of candidates can go.
+    # Clones free the arrays of candidates.
     keys, masks, counts = keys[:n_bricks].clone(), masks[:n_bricks].clone(), counts[:n_bricks]
     if sort:
         keys, order = torch.sort(keys)
@@ -140,7 +140,7 @@ def finish(
 
 
 def number(keys: Tensor, masks: Tensor, counts: Tensor, n_voxels: int, batch_size: int) -> Bricks:
-    """The grid of sorted bricks, none empty, given the numbers of their voxels: int64 [L], and in all."""
+    """Build the grid of sorted, nonempty bricks from the numbers of their voxels, int64 [L], and the total."""
     ends = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     first_bricks = torch.searchsorted(keys, morton.batch_keys(batch_size, keys.device))
     rows = torch.empty((n_voxels, 0), dtype=torch.bool, device=keys.device)
@@ -155,18 +155,18 @@ def count_voxels(masks: Tensor) -> Tensor:
 
 
 def no_bad(device: torch.device) -> Tensor:
-    """Where kernels leave the first row that has no place in the result: int64 [1]."""
+    """Make the tensor int64 [1] in which kernels report the first row that is out of range; NONE so far."""
     return torch.full((1,), morton.NONE, device=device)
 
 
 def check_bad(index: int) -> None:
-    """Raise for what `no_bad` has become on the device."""
+    """Raise a VoxelError if a kernel has reported a row in `no_bad`."""
     if index != morton.NONE:
         raise VoxelError(index)
 
 
 def _scatter(keys: Tensor, masks: Tensor, places: Tensor, *, merge: bool) -> tuple[Tensor, Tensor]:
-    """Move present candidates to their places, from 1 on. All other masks are 0, other keys undefined."""
+    """Move present candidates to their places, which count from 1. Other masks are 0, other keys undefined."""
     n = keys.shape[0]
     out_keys, out_masks = torch.empty_like(keys), torch.zeros_like(masks)
     launch(scatter_kernel, n, keys, masks, places, out_keys, out_masks, n, MERGE=merge, block=1024)

@@ -1,12 +1,12 @@
-"""How a kernel is launched, and the alphabet of its arguments.
+"""Launching kernels, and the names of their arguments.
 
-A name means the same dtype in every kernel. That is what lets a test compile all of them ahead of time.
+A name means the same dtype in every kernel, so that a test can compile all of them ahead of time.
 """
 
 import torch
 import triton
 
-# What the pointers point at. A launcher may pass another integer dtype where a comment says so.
+# Dtypes of pointers. A launcher may pass another integer dtype where a comment says so.
 POINTEES = {
     "keys_ptr": "*i64",
     "masks_ptr": "*i64",
@@ -16,18 +16,18 @@ POINTEES = {
     "out_masks_ptr": "*i64",
     "codes_ptr": "*i64",
     "counts_ptr": "*i64",  # voxels of each brick
-    "places_ptr": "*i64",  # where each item goes, or stands, in another array
+    "places_ptr": "*i64",  # index of each item in another array
     "starts_ptr": "*i32",
     "table_ptr": "*i32",
     "other_starts_ptr": "*i32",
-    "bricks_ptr": "*i32",  # rows of the bricks at certain places around each brick, [L, places]
+    "bricks_ptr": "*i32",  # rows of the bricks at fixed positions around each brick, [L, places]
     "steps_ptr": "*i64",
     "moves_ptr": "*i64",
     "targets_ptr": "*i32",  # output rows
     "ranks_ptr": "*i64",
     "order_ptr": "*i32",  # output rows in the order of tiles
     "taps_ptr": "*i32",  # taps of each tile
-    "lengths_ptr": "*i32",  # how many
+    "lengths_ptr": "*i32",  # number of taps of each tile
     "coords_ptr": "*i64",  # or int32
     "out_coords_ptr": "*i32",
     "rows_ptr": "*i64",
@@ -42,11 +42,11 @@ POINTEES = {
     "volume_ptr": "*i8",  # bool
     "lower_ptr": "*i64",  # smallest and largest coordinates of each grid, [B, 3]
     "upper_ptr": "*i64",
-    "bad_ptr": "*i64",  # one element: the smallest row that has no place in the result
+    "bad_ptr": "*i64",  # one element: the smallest row that is out of range
     "last_batch_ptr": "*i64",  # one element: the largest batch index
 }
 
-# Run-time numbers, never specialized. Triton passes what fits as i32, so kernels widen before they multiply.
+# Run-time numbers, never specialized. Triton passes small ones as i32, so kernels widen before they multiply.
 SCALARS = {
     "n_bricks": "i64",
     "n_others": "i64",
@@ -68,7 +68,7 @@ SCALARS = {
     "upper": "i32",
 }
 
-# On CPU tensors kernels run in Triton's interpreter, whose cost is the number of programs, hardly their size.
+# On CPU tensors, kernels run in Triton's interpreter. Its time depends on the number of programs, hardly on their size.
 INTERPRETER_LANES = 1 << 16
 
 
@@ -82,9 +82,9 @@ def launch(
     num_warps: int = 4,
     **flags: int | str | bool,
 ) -> None:
-    """Run `kernel` over `n` items, `block` a program, each `lanes` lanes wide. No items, no launch.
+    """Run `kernel` over `n` items, `block` per program, each `lanes` lanes wide. Without items nothing is launched.
 
-    `parts` programs, one after the other, share a block of items.
+    `parts` consecutive programs share a block of items.
     """
     if n * parts == 0:
         return
@@ -99,7 +99,7 @@ def launch(
 def launch_programs(
     kernel: triton.JITFunction, programs: int, *args: torch.Tensor | int, **options: int | str | bool
 ) -> None:
-    """Run `programs` programs of `kernel`, whose flags and sizes depend on the data and do not stand in the source."""
+    """Run `programs` programs of `kernel`. Its flags depend on the arguments and cannot be read from the source."""
     tensor = args[0]
     assert isinstance(tensor, torch.Tensor)
     if programs:

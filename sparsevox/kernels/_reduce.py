@@ -1,4 +1,4 @@
-"""One kernel that reduces rows: by ranges, by lists or by tables, to sums, extremes or the gradients of extremes.
+"""One kernel that reduces rows given by ranges, lists or tables, to sums, extremes or gradients of extremes.
 
 N input rows, M output rows, C channels, K taps.
 """
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparsevox.kernels._launch import launch
 
-NARROW = 8  # channels of a program, where there are no more
-WIDE = 32
+NARROW = 8  # channels of a program if the tensor has no more
+WIDE = 32  # channels of a program otherwise
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_others", "taps"])
@@ -35,11 +35,11 @@ def reduce_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Reduce `n_others` input rows to `n_rows` output rows. A program has COLUMNS channels of a block of output rows.
+    """Reduce `n_others` input rows to `n_rows` output rows. A program computes COLUMNS channels of a block of rows.
 
-    SOURCE says where the input rows of an output row stand: "rows" of a range, "list" entries of a range, or a "table".
-    REDUCE is "sum", "max", "min" or "place": the sum of the elements whose winner is the output row.
-    DIVIDE: each output row has a divisor. WINNERS: write the rows of extremes.
+    SOURCE gives the input rows of an output row: the "rows" of a range, the entries of a range of a "list", or a
+    "table". REDUCE is "sum", "max", "min" or "place": the sum of the elements whose winner is the output row. DIVIDE
+    divides each output row by its divisor. WINNERS writes the rows of extremes.
     """
     exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
     parts = tl.cdiv(channels, COLUMNS)
@@ -76,7 +76,7 @@ def reduce_kernel(
                     value = tl.where(mine, value, 0.0)
                 total += value
             else:
-                # Not worse and not equal: better, or NaN. No NaN is left behind.
+                # Neither worse nor equal: better, or NaN. The first NaN stays.
                 worse = value <= total if REDUCE == "max" else value >= total
                 better = (winner < 0) | ((worse == 0) & (total == total))
                 number = row.to(tl.int32)[:, None]
@@ -105,9 +105,9 @@ def reduce_rows(
     keep_winners: bool = False,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Reduced rows [M, C] and, if they are to be kept, the winners int32 [M, C], else [0, C].
+    """Reduced rows [M, C] and, with `keep_winners`, the winners int32 [M, C], else [0, C].
 
-    With `ranges`, `sources` is None or a list int32; without, it is a table int32 [K, M].
+    With `ranges`, `sources` is None or a list int32; without them, it is a table int32 [K, M].
     """
     feats = feats.contiguous()
     channels = feats.shape[1]
@@ -119,7 +119,7 @@ def reduce_rows(
     out = torch.empty((n, channels), dtype=dtype or feats.dtype, device=feats.device)
     out_winners = torch.empty((n if keep_winners else 0, channels), dtype=torch.int32, device=feats.device)
     columns = NARROW if channels <= NARROW else WIDE
-    # What a kernel does not read may be anything.
+    # Arguments that the kernel does not read may be any tensor.
     arrays = [feats if a is None else a.contiguous() for a in (sources, ranges, winners, divisors)]
     launch(
         reduce_kernel,

@@ -1,4 +1,4 @@
-"""Building bricks from coordinates, and finding voxels and bricks in them.
+"""Building bricks from coordinates, and looking up voxels and bricks through a hash table.
 
 N voxels, M coordinates, B grids, L bricks.
 """
@@ -34,7 +34,7 @@ MAX_BATCH = tl.constexpr(morton.MAX_BATCH)
 
 @triton.jit(do_not_specialize=["n_rows", "batch_size"])
 def encode_kernel(coords_ptr, codes_ptr, bad_ptr, last_batch_ptr, n_rows, batch_size, BLOCK: tl.constexpr):
-    """Codes of coordinates, the first row out of range, and the largest batch index."""
+    """Compute codes of coordinates, the first row out of range, and the largest batch index."""
     row = items(BLOCK)
     active = row < n_rows
     b = tl.load(coords_ptr + row * 4, mask=active, other=0).to(tl.int64)
@@ -50,7 +50,7 @@ def encode_kernel(coords_ptr, codes_ptr, bad_ptr, last_batch_ptr, n_rows, batch_
 
 @triton.jit(do_not_specialize=["n_bricks"])
 def coords_kernel(keys_ptr, masks_ptr, starts_ptr, out_coords_ptr, n_bricks, BLOCK: tl.constexpr):
-    """Coordinates of all voxels, in row order."""
+    """Write the coordinates of all voxels, in row order."""
     brick = items(BLOCK)
     keys = tl.load(keys_ptr + brick, mask=brick < n_bricks, other=0)
     masks = tl.load(masks_ptr + brick, mask=brick < n_bricks, other=0)
@@ -65,12 +65,12 @@ def coords_kernel(keys_ptr, masks_ptr, starts_ptr, out_coords_ptr, n_bricks, BLO
 
 @triton.jit(do_not_specialize=["n_bricks", "capacity"])
 def table_kernel(keys_ptr, table_ptr, n_bricks, capacity, BLOCK: tl.constexpr):
-    """Insert the rows of distinct keys in a hash table whose empty slots hold -1."""
+    """Insert the rows of distinct keys into a hash table whose empty slots hold -1: open addressing, linear probing."""
     row = items(BLOCK)
     pending = row < n_bricks
     slot = first_slot(tl.load(keys_ptr + row, mask=pending, other=0), capacity)
     while tl.max(pending.to(tl.int32), axis=0) > 0:
-        # No mask for compare-and-swap: lanes that are done expect a row that no slot ever holds.
+        # Compare-and-swap takes no mask: lanes that are done expect a row that no slot ever holds.
         held = tl.atomic_cas(table_ptr + slot, tl.where(pending, -1, -2), row.to(tl.int32), sem="relaxed")
         pending = pending & (held != -1)
         slot = tl.where(pending, (slot + 1) & (capacity - 1), slot)
@@ -80,7 +80,7 @@ def table_kernel(keys_ptr, table_ptr, n_bricks, capacity, BLOCK: tl.constexpr):
 def rows_kernel(
     coords_ptr, keys_ptr, masks_ptr, starts_ptr, table_ptr, rows_ptr, n_rows, capacity, BLOCK: tl.constexpr
 ):
-    """Row of the voxel at each coordinate, or -1."""
+    """Look up the row of the voxel at each coordinate, or -1."""
     i = items(BLOCK)
     active = i < n_rows
     b = tl.load(coords_ptr + i * 4, mask=active, other=-1).to(tl.int64)
@@ -97,7 +97,7 @@ def rows_kernel(
 
 @triton.jit(do_not_specialize=["n_pairs", "capacity"])
 def around_kernel(keys_ptr, table_ptr, bricks_ptr, n_pairs, capacity, BLOCK: tl.constexpr):
-    """Row of the brick at each of the 27 places around each brick, or -1. One lane for each pair."""
+    """Look up the row of the brick at each of the 27 places around each brick, or -1. One lane per pair."""
     i = items(BLOCK)
     active = i < n_pairs
     brick, place = i // 27, i % 27
@@ -123,7 +123,7 @@ def bounds_kernel(keys_ptr, masks_ptr, lower_ptr, upper_ptr, n_bricks, BLOCK: tl
         corner = x if axis == 0 else (y if axis == 1 else z)
         first, last = planes(masks, axis)
         if alone:
-            # Most programs see one item only: one pair of atomics instead of a crowd of them at one address.
+            # Most programs see a single item: two atomics instead of many at one address.
             lower = tl.min(tl.where(active, corner + first, COORD_MAX), axis=0)
             upper = tl.max(tl.where(active, corner + last, COORD_MIN), axis=0)
             tl.atomic_min(lower_ptr + first_item * 3 + axis, lower, sem="relaxed")
@@ -136,7 +136,7 @@ def bounds_kernel(keys_ptr, masks_ptr, lower_ptr, upper_ptr, n_bricks, BLOCK: tl
 def build_bricks(coords: Tensor, batch_size: int | None, method: str = "sort") -> Bricks:
     """Bricks of coordinates [M, 4] in any order, duplicates allowed.
 
-    "sort" sorts the codes of all coordinates; "hash" inserts the bricks in a hash table and sorts those.
+    "sort" sorts the codes of all coordinates; "hash" inserts the bricks into a hash table and sorts those.
     """
     n, device = coords.shape[0], coords.device
     codes = torch.empty(n, dtype=torch.int64, device=device)
@@ -160,7 +160,7 @@ def brick_coords(keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor) -> T
 
 
 def brick_bounds(keys: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest ijk of each batch item: two int64 [B, 3]; largest < smallest in empty ones."""
+    """Smallest and largest ijk of each batch item: two int64 [B, 3]; largest < smallest in empty items."""
     n, shape = keys.shape[0], (offsets.shape[0] - 1, 3)
     lower = torch.full(shape, morton.COORD_MAX, device=keys.device)
     upper = torch.full(shape, morton.COORD_MIN, device=keys.device)
@@ -192,7 +192,7 @@ def find_rows(coords: Tensor, keys: Tensor, masks: Tensor, starts: Tensor, table
 
 
 def neighbor_bricks(keys: Tensor, table: Tensor | None) -> Tensor:
-    """Rows of the 27 bricks around each one, -1 if absent: int32 [L, 27], z fastest, its own in column 13."""
+    """Rows of the 27 bricks around each brick, -1 if absent: int32 [L, 27], z fastest, its own in column 13."""
     table = brick_table(keys) if table is None else table
     bricks = torch.empty((keys.shape[0], 27), dtype=torch.int32, device=keys.device)
     n = bricks.numel()

@@ -1,7 +1,7 @@
-"""Convolution as implicit matrix products: gathered rows times the weight of a tap, tile by tile of output rows.
+"""Convolution as an implicit GEMM: gathered rows times the weight of a tap, one tile of output rows after the other.
 
 N input rows, M output rows, K taps, P pairs, T blocks of output rows. Tensors have C input and D output channels in G
-groups; the flags of kernels are the channels of one group.
+groups; the flags C and D of kernels are the channels of one group.
 """
 
 import os
@@ -16,7 +16,7 @@ from sparsevox.kernels._conv_configs import arch, conv_flags, split_blocks, weig
 from sparsevox.kernels._launch import launch_programs
 from sparsevox.plans import PairLists, RowPlan
 
-# The interpreter multiplies the bits of bfloat16 as if they were integers.
+# The interpreter would multiply the bits of bfloat16 as if they were integers.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -52,26 +52,27 @@ def conv_kernel(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """ROWS output rows times COLUMNS output channels: of one group (DOT), or of all (else one product at a time).
+    """Compute ROWS output rows times COLUMNS output channels: of one group with tl.dot (DOT), else of all groups.
 
-    One loop runs over the taps of the plan's tile and the input channels, CHANNELS a step. No branch breaks the
-    pipeline. TILE rows share a list of taps.
+    One loop runs over the taps of the plan's tile and over the input channels, CHANNELS per step, without branches that
+    would break the software pipeline. TILE rows share a list of taps.
     """
     exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
     wide: tl.constexpr = D if DOT else D * GROUPS
-    beside: tl.constexpr = (wide + COLUMNS - 1) // COLUMNS
+    d_tiles: tl.constexpr = (wide + COLUMNS - 1) // COLUMNS
     steps: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
-    programs: tl.constexpr = beside * GROUPS if DOT else beside
-    # Programs that share rows run side by side.
-    group = tl.program_id(0) % programs // beside
+    programs: tl.constexpr = d_tiles * GROUPS if DOT else d_tiles
+    # 1. Find the output rows and channels of this program. Programs that share rows have consecutive numbers.
+    group = tl.program_id(0) % programs // d_tiles
     tile = (tl.program_id(0) // programs).to(tl.int64)
     place = tile * ROWS + tl.arange(0, ROWS)
     row = tl.load(order_ptr + place, mask=place < n_rows, other=0).to(tl.int64)
     plan = tile * ROWS // TILE
     length = tl.load(lengths_ptr + plan)
-    d = tl.program_id(0) % beside * COLUMNS + tl.arange(0, COLUMNS)
+    d = tl.program_id(0) % d_tiles * COLUMNS + tl.arange(0, COLUMNS)
     out_channel = group * D + d
     acc = tl.zeros([ROWS, COLUMNS], exact)
+    # 2. Gather the input rows of each tap and multiply them by its weight.
     for step in range(length * steps):
         tap = tl.load(taps_ptr + plan * taps + step // steps).to(tl.int64)
         source = tl.load(table_ptr + tap * n_rows + row, mask=place < n_rows, other=-1).to(tl.int64)
@@ -82,6 +83,7 @@ def conv_kernel(
             a_mask = present
             if C % CHANNELS != 0:
                 a_mask = present & (c < C)[None, :]
+            # [ROWS, CHANNELS] times [CHANNELS, COLUMNS]
             a = tl.load(feats_ptr + source[:, None] * (C * GROUPS) + (group * C + c)[None, :], mask=a_mask, other=0.0)
             b_ptr = weight_row + c[:, None] * (D * GROUPS) + out_channel[None, :]
             if C % CHANNELS != 0 or D % COLUMNS != 0:
@@ -96,6 +98,7 @@ def conv_kernel(
             a = tl.load(a_ptr, mask=present & inside[None, :], other=0.0)
             b = tl.load(weight_row + c * (D * GROUPS) + d, mask=inside, other=0.0)
             acc += a.to(exact) * b.to(exact)[None, :]
+    # 3. Add the bias and write the rows.
     if BIAS:
         acc += tl.load(bias_ptr + out_channel, mask=d < wide, other=0.0).to(exact)[None, :]
     out_ptr = out_feats_ptr + row[:, None] * (D * GROUPS) + out_channel[None, :]
@@ -123,28 +126,29 @@ def conv_weight_kernel(
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """CHANNELS input channels times COLUMNS output channels of one tap, summed over the pairs of `length` blocks.
+    """Compute CHANNELS input times COLUMNS output channels of one tap, summed over the pairs of `length` blocks.
 
-    `places_ptr` tells where the pairs of each of `n_items` blocks and each tap start. Without DOT, CHANNELS is 1.
+    `places_ptr` holds the start of the pairs of each of `n_items` blocks and each tap. Without DOT, CHANNELS is 1.
     """
     exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
     wide: tl.constexpr = D if DOT else D * GROUPS
-    beside: tl.constexpr = (wide + COLUMNS - 1) // COLUMNS
-    below: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
-    programs: tl.constexpr = beside * below * (GROUPS if DOT else 1)
-    # Taps of the same blocks run side by side.
+    d_tiles: tl.constexpr = (wide + COLUMNS - 1) // COLUMNS
+    c_tiles: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
+    programs: tl.constexpr = d_tiles * c_tiles * (GROUPS if DOT else 1)
+    # 1. Find the tap, the blocks and the channels of this program. Taps of the same blocks run concurrently.
     tile = tl.program_id(0) % programs
     tap = (tl.program_id(0) // programs % taps).to(tl.int64)
     split = (tl.program_id(0) // programs // taps).to(tl.int64)
-    group = tile // (beside * below)
-    c = tile // beside % below * CHANNELS + tl.arange(0, CHANNELS)
-    d = tile % beside * COLUMNS + tl.arange(0, COLUMNS)
+    group = tile // (d_tiles * c_tiles)
+    c = tile // d_tiles % c_tiles * CHANNELS + tl.arange(0, CHANNELS)
+    d = tile % d_tiles * COLUMNS + tl.arange(0, COLUMNS)
     channel, out_channel = group * C + c, group * D + d
     if DOT:
         acc = tl.zeros([CHANNELS, COLUMNS], exact)
     else:
         acc = tl.zeros([PAIRS, COLUMNS], exact)
-        channel = d // D * C + tile // beside
+        channel = d // D * C + tile // d_tiles
+    # 2. Sum the outer products of all pairs.
     for block in range(split * length, tl.minimum((split + 1) * length, n_items)):
         first = tl.load(places_ptr + block * taps + tap)
         last = tl.load(places_ptr + block * taps + tap + 1)
@@ -163,6 +167,7 @@ def conv_weight_kernel(
                 a_ptr = feats_ptr + source[:, None] * (C * GROUPS) + channel[None, :]
                 a = tl.load(a_ptr, mask=active[:, None] & (d < wide)[None, :], other=0.0)
                 acc += a.to(exact) * b.to(exact)
+    # 3. Write the partial sum of these blocks.
     out_ptr = partials_ptr + (split * taps + tap) * (C * D * GROUPS)
     mask = (c < C)[:, None] & (d < wide)[None, :]
     if DOT == 0:
@@ -189,10 +194,10 @@ def conv(
     out = feats.new_empty((n, wide))
     if c == 0:
         return out.zero_() if bias is None else out.copy_(bias)
-    rows, beside, flags = conv_flags(c, wide // groups, groups, feats.dtype, bias is not None, arch(feats.device))
+    rows, d_tiles, flags = conv_flags(c, wide // groups, groups, feats.dtype, bias is not None, arch(feats.device))
     launch_programs(
         conv_kernel,
-        triton.cdiv(n, rows) * beside,
+        triton.cdiv(n, rows) * d_tiles,
         *(feats.contiguous(), weight.to(feats.dtype).contiguous(), lengths if bias is None else bias.contiguous()),
         *(table, order, lists, lengths, out, n, taps),
         **flags,
@@ -220,7 +225,7 @@ def conv_weight(
     blocks = (starts.shape[0] - 1) // taps
     length = split_blocks(blocks, taps, c, wide // groups, groups)
     exact = torch.float64 if feats.dtype == torch.float64 else torch.float32
-    # No blocks, no pairs: the sum of no parts.
+    # Without blocks there are no pairs, and the sum is over no parts.
     partials = feats.new_empty((triton.cdiv(blocks, length), taps, c, wide), dtype=exact)
     tiles, flags = weight_flags(c, wide // groups, groups, feats.dtype, arch(feats.device))
     launch_programs(

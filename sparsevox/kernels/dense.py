@@ -1,4 +1,7 @@
-"""Dense volumes, their voxels and their features. B grids, N voxels, C channels, X Y Z voxels an axis."""
+"""Dense volumes to bricks, and features to volumes and back.
+
+B grids, N voxels, C channels, X Y Z voxels per axis.
+"""
 
 from collections.abc import Sequence
 
@@ -41,11 +44,11 @@ def dense_kernel(
     lower_z,
     BLOCK: tl.constexpr,
 ):
-    """Keys and masks of all bricks that a volume touches, and its first voxel out of range."""
+    """Compute keys and masks of all bricks that a volume touches, and its first voxel out of range."""
     i = items(BLOCK)
     bit = tl.arange(0, 64).to(tl.int64)[None, :]
     item = i // bricks_z // bricks_y // bricks_x
-    # Coordinates of the first voxel of each brick; those of a volume begin anywhere in a brick.
+    # Coordinates of the first voxel of each brick; the volume may begin anywhere within a brick.
     corner_x = (i // bricks_z // bricks_y % bricks_x + (lower_x >> 2)) * 4
     corner_y = (i // bricks_z % bricks_y + (lower_y >> 2)) * 4
     corner_z = (i % bricks_z + (lower_z >> 2)) * 4
@@ -77,7 +80,7 @@ def cells_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows to elements of a volume, or with GATHER back, where 0 stands for no element; an item is COLUMNS channels."""
+    """Copy rows to cells of a volume, or with GATHER back, 0 where there is no cell. An item is COLUMNS channels."""
     i = items(BLOCK)
     blocks = tl.cdiv(channels, COLUMNS)
     row = i // blocks
@@ -94,7 +97,7 @@ def cells_kernel(
 
 
 def dense_bricks(mask: Tensor, lower: list[int]) -> Bricks:
-    """Bricks of the True voxels of `mask` bool [B, X, Y, Z], whose first voxel is `lower`."""
+    """Bricks of the True voxels of `mask` bool [B, X, Y, Z], whose first voxel has the coordinates `lower`."""
     volume = mask.contiguous().view(torch.int8)
     batch_size, *size = mask.shape
     bricks = [((low + length - 1) >> 2) - (low >> 2) + 1 for low, length in zip(lower, size, strict=True)]
@@ -106,19 +109,19 @@ def dense_bricks(mask: Tensor, lower: list[int]) -> Bricks:
     try:
         return finish(keys, masks, batch_size, sort=True, bad=bad)
     except VoxelError as error:
-        # Rows are those of `mask.nonzero()`.
+        # The index of a voxel is its row in `mask.nonzero()`.
         raise VoxelError(read_back(volume.flatten()[: error.index].sum())[0]) from None
 
 
 def scatter_dense(feats: Tensor, cells: Tensor, batch_size: int, size: Sequence[int]) -> Tensor:
-    """Volume [B, C, X, Y, Z] of rows [N, C] whose elements of [B, X, Y, Z] are `cells`, -1 for none; 0 elsewhere."""
+    """Write rows [N, C] to the cells [N] of a volume [B, C, X, Y, Z] of 0; rows with cell -1 are dropped."""
     out = feats.new_zeros((batch_size, feats.shape[1], *size))
     _move(feats, cells, out, size, feats.shape[1], False)
     return out
 
 
 def gather_dense(volume: Tensor, cells: Tensor) -> Tensor:
-    """Rows [N, C] of a volume [B, C, X, Y, Z] at elements of [B, X, Y, Z], 0 where that is -1."""
+    """Read rows [N, C] from the cells [N] of a volume [B, C, X, Y, Z]; 0 where the cell is -1."""
     out = volume.new_empty((cells.shape[0], volume.shape[1]))
     _move(volume, cells, out, volume.shape[2:], volume.shape[1], True)
     return out

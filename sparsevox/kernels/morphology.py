@@ -1,6 +1,6 @@
-"""Dilation and erosion by a box, one axis after the other, as shifts of the masks.
+"""Dilation and erosion by a box, axis by axis, as shifts of the masks.
 
-L bricks, B grids. All bounds lie within [-4, 4], so that a voxel moves by one brick at most.
+L bricks, B grids. All bounds lie within [-4, 4], so that a voxel moves by at most one brick.
 """
 
 import torch
@@ -46,7 +46,7 @@ def dilate_kernel(
     AXIS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Three bricks for each one, along the axis: the previous, the same, the next. Key NONE where empty."""
+    """Dilate each brick along an axis to three: the previous, the same, the next. Empty ones get the key NONE."""
     i = items(BLOCK)
     keys = tl.load(keys_ptr + i, mask=i < n_pairs, other=NONE)
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
@@ -84,7 +84,7 @@ def erode_kernel(
     AXIS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Masks of the voxels x for which x + shift is a voxel, for all shifts along the axis."""
+    """Erode along an axis: keep the voxels x for which x + shift is a voxel, for all shifts."""
     i = items(BLOCK)
     active = i < n_bricks
     keys = tl.load(keys_ptr + i, mask=active, other=NONE)
@@ -96,7 +96,7 @@ def erode_kernel(
     above = tl.where(upper > 0, step_key(keys, step, AXIS), NONE)
     row = find_bricks(above, above != NONE, keys_ptr, table_ptr, capacity)
     following = tl.load(masks_ptr + row, mask=row >= 0, other=0)
-    # The voxel at x + shift has to arrive at x, for all shifts.
+    # The voxel at x + shift must arrive at x, for all shifts.
     eroded, own = masks, masks
     for _ in range(upper):
         _, own, following = move_down(own, own, following, AXIS)
@@ -109,7 +109,7 @@ def erode_kernel(
 
 
 def dilate_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, lower: list[int], upper: list[int]) -> Bricks:
-    """Bricks of {a + s}: a voxel, s in the box from lower to upper inclusive."""
+    """Bricks of {a + s}: a is a voxel, s is in the box from lower to upper inclusive."""
     bad = no_bad(keys.device)
     for axis in range(3):
         n = keys.shape[0]
@@ -125,7 +125,7 @@ def dilate_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, lower: list[int]
 def erode_bricks(
     keys: Tensor, masks: Tensor, offsets: Tensor, table: Tensor | None, lower: list[int], upper: list[int]
 ) -> Bricks:
-    """Bricks of {x : x + s is a voxel for all s in the box}, lower <= 0 <= upper: no new brick can arise."""
+    """Bricks of {x : x + s is a voxel for all s in the box}. As lower <= 0 <= upper, there are no new bricks."""
     table = brick_table(keys) if table is None else table
     n = keys.shape[0]
     for axis in range(3):

@@ -1,6 +1,6 @@
 """Kernel tables: which fine voxel each coarse voxel meets at each tap of a convolution.
 
-M coarse voxels, L coarse bricks, R fine bricks that a coarse brick meets, K taps.
+M coarse voxels, L coarse bricks, R fine bricks around a coarse brick, K taps.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def meet_kernel(
     stride_z,
     BLOCK: tl.constexpr,
 ):
-    """Row of the fine brick at each place of each coarse brick (`other_keys_ptr`), or -1. One lane for each pair."""
+    """Look up the fine brick at each place around each coarse brick (`other_...`): its row or -1. One lane per pair."""
     i = items(BLOCK)
     active = i < n_pairs
     place = i % places
@@ -63,10 +63,10 @@ def kernel_table_kernel(
     size_z,
     BLOCK: tl.constexpr,
 ):
-    """Row of the fine voxel at each tap of each voxel of the coarse bricks (`other_...`), or -1.
+    """Write the row of the fine voxel at each tap of each voxel of the coarse bricks (`other_...`), or -1.
 
-    No look-ups are left, only bits and popcounts. `moves_ptr` holds a word for each axis, tap and position in a coarse
-    brick; the sum of the three that belong to a tap of a voxel is place * 64 + bit of the fine voxel.
+    No hash look-ups are left, only bit tests and popcounts. `moves_ptr` holds a word for each axis, tap and position in
+    a coarse brick; the sum of the three words of a tap and a voxel is place * 64 + bit of the fine voxel.
     """
     brick = items(BLOCK)
     masks = tl.load(other_masks_ptr + brick, mask=brick < n_bricks, other=0)
@@ -108,7 +108,7 @@ def kernel_table(
     table = brick_table(keys) if table is None else table
     n, device = coarse_keys.shape[0], keys.device
     steps, moves = _moves(kernel_size, stride, dilation, padding)
-    # 4 * R bytes a coarse brick (108 for neighbors), gone when this function returns.
+    # 4 * R bytes per coarse brick (108 for a 3x3x3 kernel in one grid), freed when this function returns.
     bricks = torch.empty((n, len(steps) // 3), dtype=torch.int32, device=device)
     launch(
         meet_kernel,
@@ -134,9 +134,9 @@ def kernel_table(
 def _moves(
     kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], padding: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """The places of a coarse brick, as steps (x, y, z) in bricks; and the words that `kernel_table_kernel` adds up.
+    """The places around a coarse brick, as steps (x, y, z) in fine bricks; and the words of `kernel_table_kernel`.
 
-    The corner of a coarse brick at B lies at the corner of the fine brick stride * B.
+    The corner of a coarse brick at B is at the corner of the fine brick stride * B.
     """
     axes = [
         [s * position + tap * d - p for tap in range(k) for position in range(4)]

@@ -1,7 +1,7 @@
-"""Group norm over the rows of each item of a batch: moments of chunks, moments of items, normalized rows.
+"""Group norm over the rows of each item of a batch: moments of chunks, statistics of items, normalized rows.
 
-A chunk has up to CHUNK rows of one item. Item b has room for its chunks from number `offsets[b] // CHUNK + b` on: that
-is always enough, and nobody has to count them. Chunks without a row are the last of an item.
+A chunk has up to CHUNK rows of one item. The chunks of item b are numbered from `offsets[b] // CHUNK + b` on: that
+leaves enough numbers for every item, and the host need not count chunks. Numbers without rows are the last of an item.
 
 N voxels, B grids, C channels, G groups, T chunks.
 """
@@ -15,15 +15,15 @@ from sparsevox.kernels._launch import INTERPRETER_LANES, launch
 from sparsevox.kernels.segment import sum_ranges
 
 CHUNK = tl.constexpr(512)
-ROWS = tl.constexpr(32)  # that a program looks at together
+ROWS = tl.constexpr(32)  # rows that a program processes at once
 COLUMNS = 32
 
 
 @triton.jit
 def find_chunk(number, offsets_ptr, batch_size):
-    """Item of a chunk, its first row and the row after its last one."""
+    """Find the item of a chunk, its first row and the row after its last one, by binary search."""
     item = number * 0
-    for step in tl.static_range(11):  # as many as there may be items, 2^10
+    for step in tl.static_range(11):  # a batch has up to 2^10 items
         further = item + (1024 >> step)
         start = tl.load(offsets_ptr + further, mask=further < batch_size, other=0)
         item = tl.where((further < batch_size) & (start // CHUNK + further <= number), further, item)
@@ -47,9 +47,10 @@ def moments_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Two numbers for each chunk and channel; a program is COLUMNS channels of one chunk, BLOCK is 1.
+    """Write two numbers per chunk and channel. A program computes COLUMNS channels of one chunk; BLOCK is 1.
 
-    Mean and sum of squared deviations from it, float64; or, with GRADIENT, sums of g and of g * (x - mean of its item).
+    They are the mean and the sum of squared deviations from it, float64; or, with GRADIENT, the sums of g and of
+    g * (x - mean of its item).
     """
     exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
     wide: tl.constexpr = out_parts_ptr.dtype.element_ty
@@ -61,6 +62,7 @@ def moments_kernel(
     item, first, last = find_chunk(number, offsets_ptr, batch_size)
     left = tl.zeros([COLUMNS], exact)
     right = tl.zeros([COLUMNS], exact)
+    # 1. Take the mean of the chunk (of the item, for gradients).
     if GRADIENT:
         center = tl.load(means_ptr + item * groups + column // (channels // groups), mask=wanted, other=0)
     else:
@@ -70,10 +72,11 @@ def moments_kernel(
             x = tl.load(feats_ptr + row[:, None] * channels + column[None, :], mask=met, other=0)
             left += tl.sum(x.to(exact), axis=0)
         length = tl.maximum(last - first, 1).to(wide)
-        share = 1.0 / length  # the only division: sm_80 calls a function for it, which wants a stack
-        center = left * share.to(exact)
+        inverse = 1.0 / length  # a single division: on sm_80 it is a function call, which needs a stack
+        center = left * inverse.to(exact)
         left = tl.zeros([COLUMNS], exact)
-    for start in range(0, last - first, ROWS):  # the same rows again, which the caches still hold
+    # 2. Sum over the same rows again, which are still in the caches.
+    for start in range(0, last - first, ROWS):
         row = first + start + tl.arange(0, ROWS)
         met = (row < last)[:, None] & wanted[None, :]
         place = row[:, None] * channels + column[None, :]
@@ -88,7 +91,7 @@ def moments_kernel(
         left = left.to(wide)
         right = right.to(wide)
     else:
-        off = left.to(wide) * share  # by rounding, which counts where the mean is large
+        off = left.to(wide) * inverse  # rounding error of the mean, which matters if the mean is large
         left = center.to(wide) + off
         right = right.to(wide) - off * off * length
     out = number * 2 * channels + column
@@ -108,7 +111,7 @@ def statistics_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Mean and variance of an item and group, of the moments of its chunks; 0 and inf without a row. BLOCK is 1."""
+    """Compute mean and variance of an item and group from the moments of its chunks; 0 and inf if empty. BLOCK is 1."""
     program = tl.program_id(0).to(tl.int64)
     item = program // groups
     wide = channels // groups
@@ -117,6 +120,7 @@ def statistics_kernel(
     number = start // CHUNK + item
     chunks = tl.cdiv(length, CHUNK)
     size = tl.maximum(length * wide, 1).to(tl.float64)
+    # 1. The mean is the weighted mean of the means of chunks.
     total = tl.zeros([ROWS, COLUMNS], tl.float64)
     for first in range(0, chunks, ROWS):
         chunk = first + tl.arange(0, ROWS)
@@ -127,6 +131,7 @@ def statistics_kernel(
             place = (number + chunk)[:, None] * 2 * channels + ((program % groups) * wide + column)[None, :]
             total += tl.load(parts_ptr + place, mask=met, other=0) * count[:, None]
     mean = tl.sum(tl.sum(total, axis=1), axis=0) / size
+    # 2. The variance has a part within chunks and a part between chunks.
     square = tl.zeros([ROWS, COLUMNS], tl.float64)
     for first in range(0, chunks, ROWS):
         chunk = first + tl.arange(0, ROWS)
@@ -162,7 +167,7 @@ def affine_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows `(x - mean) * slope + shift`, with GRADIENT plus `g * factor`; programs as in `moments_kernel`."""
+    """Write rows `(x - mean) * slope + shift`, with GRADIENT plus `g * factor`; programs as in `moments_kernel`."""
     exact: tl.constexpr = means_ptr.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, COLUMNS)
@@ -189,7 +194,7 @@ def affine_kernel(
 def group_norm(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalized features [N, C], and mean and 1 / deviation of each item and group [B, G]; 0 in empty items."""
+    """Normalized features [N, C], and mean and 1 / standard deviation [B, G], 0 in empty items."""
     feats, items, channels = feats.contiguous(), offsets.shape[0] - 1, feats.shape[1]
     exact = torch.float64 if feats.dtype == torch.float64 else torch.float32
     mean = torch.zeros((items, num_groups), dtype=exact, device=feats.device)
@@ -208,7 +213,7 @@ def group_norm(
 def group_norm_backward(
     grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the features [N, C], and of weight and bias, in the dtype of the statistics [C]."""
+    """Gradients of the features [N, C], and of weight and bias [C] in the dtype of the statistics."""
     feats, grad, channels = feats.contiguous(), grad.contiguous(), feats.shape[1]
     wide = channels // mean.shape[1]
     items = torch.arange(offsets.shape[0], device=feats.device)
@@ -218,7 +223,7 @@ def group_norm_backward(
     scale = rstd.repeat_interleave(wide, 1)
     total, product = sums[:, :channels], sums[:, channels:] * scale
     factor = scale if weight is None else (scale * weight).to(scale.dtype)
-    # Means, over the item and group, of the gradient of the normalized features and of its product with them.
+    # Means, over item and group, of the gradient of the normalized features and of its product with those features.
     size = offsets.diff()[:, None].clamp(min=1) * wide
     ours = torch.ones_like(total) if weight is None else weight.to(scale.dtype).expand_as(total)
     shift, slope = (
@@ -230,7 +235,7 @@ def group_norm_backward(
 
 
 def _moments(feats: Tensor, grad: Tensor | None, offsets: Tensor, mean: Tensor) -> Tensor:
-    """What `moments_kernel` says of every chunk: [T, 2, C]."""
+    """Run `moments_kernel`: two numbers per chunk and channel, [T, 2, C]."""
     items, channels = offsets.shape[0] - 1, feats.shape[1]
     chunks = feats.shape[0] // CHUNK.value + items
     dtype = torch.float64 if grad is None else mean.dtype
@@ -245,7 +250,7 @@ def _moments(feats: Tensor, grad: Tensor | None, offsets: Tensor, mean: Tensor) 
 def _affine(
     feats: Tensor, grad: Tensor | None, offsets: Tensor, mean: Tensor, slope: Tensor, shift: Tensor, factor: Tensor
 ) -> Tensor:
-    """Rows [N, C] of `(feats - mean) * slope + shift`, plus `grad * factor` if there are gradients."""
+    """Rows [N, C]: `(feats - mean) * slope + shift`, plus `grad * factor` if there are gradients."""
     out = torch.empty_like(feats)
     items, channels = offsets.shape[0] - 1, feats.shape[1]
     n = (feats.shape[0] // CHUNK.value + items) * triton.cdiv(channels, COLUMNS)

@@ -1,4 +1,4 @@
-"""Plans: a kernel table in the orders in which convolutions run through it.
+"""Plans: the pairs of a kernel table in the orders in which convolutions visit them.
 
 M output rows, N input rows, K taps, P pairs, T blocks of output rows.
 """
@@ -17,7 +17,7 @@ from sparsevox.plans import MASK_TAPS, TILE_ROWS, WINDOW_ROWS
 
 @triton.jit(do_not_specialize=["n_rows", "n_others", "taps"])
 def adjoint_kernel(table_ptr, sources_ptr, n_rows, n_others, taps, BLOCK: tl.constexpr):
-    """Turn the table [taps, n_rows] around: the result [taps, n_others] holds -1 already."""
+    """Turn the table [taps, n_rows] around; the result [taps, n_others] is filled with -1 before."""
     row = items(BLOCK)
     for tap in range(taps):
         tap = tl.cast(tap, tl.int64)
@@ -39,9 +39,9 @@ def pairs_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Count the pairs of each (block of `length` output rows, tap), or write them to where `places_ptr` says.
+    """Count the pairs of each segment, or WRITE them from its start in `places_ptr` on.
 
-    An item is one such segment, and there are `n_pairs` of them.
+    A segment is a (block of `length` output rows, tap); there are `n_pairs` of them, and an item is one segment.
     """
     segment = items(BLOCK)
     active = segment < n_pairs
@@ -67,9 +67,10 @@ def pairs_kernel(
 
 @triton.jit(do_not_specialize=["n_rows", "taps"])
 def tap_masks_kernel(table_ptr, ranks_ptr, masks_ptr, n_rows, taps, BLOCK: tl.constexpr):
-    """A word for each output row, by which tiles sort them: those with the same taps together, similar ones close.
+    """Sort key of each output row: rows with the same taps get equal keys, rows with similar taps close ones.
 
-    Bit `ranks[t]` of a Gray code tells whether tap t has an input row; the word is its place in the Gray sequence.
+    Bit `ranks[t]` of a Gray code says whether tap t has an input row; the key is the place of the Gray code in the Gray
+    sequence.
     """
     row = items(BLOCK)
     words = tl.zeros([BLOCK], tl.int64)
@@ -85,7 +86,7 @@ def tap_masks_kernel(table_ptr, ranks_ptr, masks_ptr, n_rows, taps, BLOCK: tl.co
 def tile_taps_kernel(
     table_ptr, order_ptr, taps_ptr, lengths_ptr, n_items, n_rows, taps, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The taps that any of the ROWS rows of a tile has, ascending, and how many. The lists hold 0 already."""
+    """List the taps that any of the ROWS rows of a tile has, ascending, and count them. The lists are filled with 0."""
     tile = items(BLOCK)
     place = tile[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
     row = tl.load(order_ptr + place, mask=place < n_rows, other=0)
@@ -100,7 +101,7 @@ def tile_taps_kernel(
 
 
 def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
-    """The table int32 [K, N] of the other direction: entry n of tap t is m where entry m of `table` is n."""
+    """Table int32 [K, N] of the other direction: entry n of tap t is m where entry m of tap t in `table` is n."""
     (taps, n), count = table.shape, rows.shape[0]
     adjoint = torch.full((taps, count), -1, dtype=torch.int32, device=table.device)
     launch(adjoint_kernel, n, table, adjoint, n, count, taps, block=256)
@@ -108,7 +109,7 @@ def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Input and output rows of all pairs, int32 [P], and where those of each (block, tap) start, int64 [T * K + 1].
+    """Input and output rows of all pairs, int32 [P], and the start of each (block, tap), int64 [T * K + 1].
 
     Pairs are sorted by block of output rows, then tap, then output row.
     """
@@ -120,13 +121,13 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     launch(pairs_kernel, segments, table, counts, table, table, *sizes, WRITE=False, ROWS=1024, block=1, lanes=1024)
     counts.cumsum_(0)
     (total,) = read_back(starts[-1])
-    src, dst = table.new_empty(total), table.new_empty(total)
-    launch(pairs_kernel, segments, table, starts, src, dst, *sizes, WRITE=True, ROWS=1024, block=1, lanes=1024)
-    return src, dst, starts
+    sources, targets = table.new_empty(total), table.new_empty(total)
+    launch(pairs_kernel, segments, table, starts, sources, targets, *sizes, WRITE=True, ROWS=1024, block=1, lanes=1024)
+    return sources, targets, starts
 
 
 def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows in the order of tiles, int32 [M]; the taps of each tile, int32 [tiles, K]; and how many, int32 [tiles]."""
+    """Rows in the order of tiles, int32 [M]; taps of each tile, int32 [tiles, K]; their number, int32 [tiles]."""
     taps, n = table.shape
     tiles = triton.cdiv(n, TILE_ROWS)
     order = _order(table)
@@ -149,7 +150,7 @@ def _order(table: Tensor) -> Tensor:
         return torch.arange(n, dtype=torch.int32, device=table.device)
     rarest_first = torch.sort((table >= 0).sum(1), stable=True).indices
     ranks = taps - 1 - torch.sort(rarest_first).indices
-    # Behind the last row stand words that no row has.
+    # Padding sorts after all rows.
     windows = triton.cdiv(n, WINDOW_ROWS)
     masks = torch.full((windows, WINDOW_ROWS), morton.NONE, device=table.device)
     launch(tap_masks_kernel, n, table, ranks, masks, n, taps, block=256)

@@ -1,4 +1,4 @@
-"""Pooling through tables, its gradients, and the children of coarse voxels.
+"""Pooling through tables, its gradients, and the parents and children of voxels.
 
 N input rows, M output rows, C channels, K taps, L bricks.
 """
@@ -15,7 +15,7 @@ from sparsevox.kernels._reduce import reduce_rows
 
 @triton.jit(do_not_specialize=["n_bricks", "level"])
 def runs_kernel(keys_ptr, masks_ptr, counts_ptr, n_bricks, level, HALF: tl.constexpr, BLOCK: tl.constexpr):
-    """Coarse voxels that begin in each brick: its octants if HALF (level 1), else one where the block is a new one."""
+    """Count the coarse voxels that begin in each brick: its octants if HALF (level 1), else 1 if a block begins."""
     brick = items(BLOCK)
     active = brick < n_bricks
     if HALF:
@@ -40,7 +40,7 @@ def parents_kernel(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Parent of each voxel and first voxel of each parent; `places_ptr` sums up the counts of `runs_kernel`."""
+    """Parent of each voxel, and first voxel of each parent; `places_ptr` holds the running sum of `runs_kernel`."""
     brick = items(BLOCK)
     active = brick < n_bricks
     masks = tl.load(masks_ptr + brick, mask=active, other=0)
@@ -63,7 +63,7 @@ def parents_kernel(
 def child_ranges(
     keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor, coarse_rows: Tensor, level: int
 ) -> tuple[Tensor, Tensor]:
-    """Parent of each voxel in the grid coarsened by 2^level, int32 [N], and the first child of each, int32 [M + 1]."""
+    """Parent of each voxel in the grid coarsened by 2^level, int32 [N]; first child of each parent, int32 [M + 1]."""
     n, device = keys.shape[0], keys.device
     if level == 0:
         ranges = torch.arange(rows.shape[0] + 1, dtype=torch.int32, device=device)
@@ -87,18 +87,18 @@ def sum_table(
     before: bool,
     longest: int,
 ) -> Tensor:
-    """Sum over taps of the rows in the table; `divisors` divide the input rows if `before`, else the sums: [M, C]."""
+    """Sum over taps of the rows in the table, [M, C]; `divisors` divide the input rows if `before`, else the sums."""
     values = feats
-    if divisors is not None and before:  # once a row, not once a tap
+    if divisors is not None and before:  # once per row, not once per tap
         values, divisors = feats / divisors[:, None].to(torch.promote_types(feats.dtype, torch.float32)), None
     return reduce_rows(values, "sum", sources=table, divisors=divisors, dtype=feats.dtype)[0]
 
 
 def max_table(feats: Tensor, table: Tensor, adjoint: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Largest element over taps, 0 where all are absent, and its row, the lowest of equals; NaN wins: two [M, C]."""
+    """Largest element over taps, 0 where all are absent, and its row, the lowest of equals: two [M, C]. NaN wins."""
     return reduce_rows(feats, "max", sources=table, keep_winners=adjoint is not None)
 
 
 def place_rows(values: Tensor, winners: Tensor, table: Tensor) -> Tensor:
-    """Sum over taps of the elements whose winner is the output row: [table.shape[1], C]."""
+    """Sum over taps of the values whose winner is the output row: [table.shape[1], C]."""
     return reduce_rows(values, "place", sources=table, winners=winners)[0]

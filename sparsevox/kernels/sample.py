@@ -1,6 +1,6 @@
-"""Rows gathered, summed and multiplied along a list of (point, row) pairs with weights.
+"""Rows gathered, summed and multiplied along weighted (point, row) pairs.
 
-N voxels, P points, C channels, T corners a point.
+N voxels, P points, C channels, T corners per point.
 """
 
 import torch
@@ -12,9 +12,9 @@ from sparsevox.kernels._bits import items
 from sparsevox.kernels._launch import launch
 from sparsevox.kernels.segment import _cut, sum_ranges
 
-NARROW = 8  # channels of a program, where there are no more
-WIDE = 32
-MAX_PAIRS = (1 << 31) - 1  # whose numbers fit into an int32
+NARROW = 8  # channels of a program if the tensor has no more
+WIDE = 32  # channels of a program otherwise
+MAX_PAIRS = (1 << 31) - 1  # their numbers are int32
 
 
 @triton.jit(do_not_specialize=["n_pairs", "taps"])
@@ -32,10 +32,10 @@ def weighted_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Weighted sums of rows; an item is COLUMNS channels of one output row.
+    """Compute weighted sums of rows; an item is COLUMNS channels of one output row.
 
-    An output row is a point and its pairs those of its corners, whose rows are `sources`; or, with SUM, it is a range
-    of `places`, a list of pairs, and the rows are those of the points.
+    An output row is a point, and sums the rows `sources` of its corners. With SUM, an output row is a range of
+    `places`, a list of pairs, and sums the rows of their points.
     """
     exact: tl.constexpr = weights_ptr.dtype.element_ty
     i = items(BLOCK)
@@ -83,7 +83,7 @@ def dot_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Scalar products of the value of a point and the features of a row, for every pair."""
+    """Compute the dot product of the value of the point and the features of the row, for every pair."""
     exact: tl.constexpr = weights_ptr.dtype.element_ty
     pair = items(BLOCK)
     row = tl.load(sources_ptr + pair, mask=pair < n_pairs, other=-1).to(tl.int64)
@@ -106,12 +106,13 @@ def gather_rows(feats: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def sum_rows(values: Tensor, rows: Tensor, weights: Tensor, count: int) -> Tensor:
-    """Features [count, C]: sums, in the order of points, of `weights[p, t] * values[p]` over pairs of one row.
+    """Features [count, C]: the sum of `weights[p, t] * values[p]` over the pairs of each row, ordered by point.
 
-    Those of a row are cut in pieces, as many as there may be, so that nothing has to wait for the longest list.
+    The pairs of a row are cut into pieces. There is room for the largest possible number of pieces, so that the host
+    need not wait for the length of the longest list.
     """
     if rows.numel() > MAX_PAIRS:
-        raise ValueError(f"points and corners must make at most {MAX_PAIRS} pairs, got {rows.numel()}")
+        raise ValueError(f"points must have at most {MAX_PAIRS} corners in all, got {rows.numel()}")
     values, weights = values.contiguous(), weights.contiguous()
     if rows.numel() == 0 or count == 0:
         return values.new_zeros((count, values.shape[1]))
@@ -124,7 +125,7 @@ def sum_rows(values: Tensor, rows: Tensor, weights: Tensor, count: int) -> Tenso
 
 
 def dot_rows(feats: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """Weights [P, T]: the scalar products of `values[p]` and `feats[rows[p, t]]`, 0 for rows of -1."""
+    """Weights [P, T]: the dot products of `values[p]` and `feats[rows[p, t]]`, 0 for rows of -1."""
     feats, rows, values = feats.contiguous(), rows.contiguous(), values.contiguous()
     dtype = torch.float64 if feats.dtype == torch.float64 else torch.float32
     out = torch.empty(rows.shape, dtype=dtype, device=rows.device)
@@ -144,7 +145,7 @@ def _weighted(
     taps: int,
     summing: bool,
 ) -> None:
-    """Write the weighted sums to `out`. What a kernel does not read may be anything."""
+    """Write the weighted sums to `out`. Arguments that the kernel does not read may be any tensor."""
     columns, channels = _columns(feats), feats.shape[1]
     n = out.shape[0] * triton.cdiv(channels, columns)
     arguments = (feats, sources, places, ranges, weights, out, n, channels, taps)

@@ -1,7 +1,7 @@
-"""Ranges of rows, reduced to one row each. Long ranges are cut in pieces, whose results are reduced in their turn.
+"""Ranges of rows, each reduced to one row. Long ranges are cut into pieces, whose results are reduced in turn.
 
-How long ranges are only the device knows. But M ranges of N rows have at most N // PIECE + M pieces of PIECE rows: with
-room for as many, the empty ones at the end, nothing waits. N input rows, M output rows, C channels.
+Only the device knows the lengths of ranges. But M ranges of N rows have at most N // PIECE + M pieces of PIECE rows.
+With room for that many pieces, empty ones at the end, the host need not wait. N input rows, M output rows, C channels.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsevox.kernels._reduce import reduce_rows
 
-DIRECT = 512  # rows that one lane may go through where ranges are known to be short
+DIRECT = 512  # ranges known to have at most this many rows are not cut
 PIECE = 32  # rows of a piece
 
 
@@ -21,7 +21,7 @@ def sum_ranges(
     divisors: Tensor | None,
     longest: int,
 ) -> Tensor:
-    """Sum of each range over its rows of `feats`, or those that `children` lists, over the divisor: [M, C]."""
+    """Sum of the rows of each range, or of those that `children` lists, divided by its divisor: [M, C]."""
     exact = torch.promote_types(feats.dtype, torch.float32)
     values, sources = feats, children
     for pieces, groups in _rounds(ranges, feats.shape[0], longest):
@@ -33,7 +33,7 @@ def sum_ranges(
 def extreme_ranges(
     feats: Tensor, ranges: Tensor, children: Tensor | None, parents: Tensor | None, largest: bool, longest: int
 ) -> tuple[Tensor, Tensor]:
-    """Largest or smallest element of each range and its row, the first of equals; NaN wins: [M, C] and int32 [M, C]."""
+    """Largest or smallest element [M, C] of each range, and its row int32 [M, C], the first of equals. NaN wins."""
     word, keep = "max" if largest else "min", parents is not None
     values, sources = feats, children
     winners: Tensor | None = None
@@ -45,14 +45,14 @@ def extreme_ranges(
 
 
 def _trace(winners: Tensor | None, found: Tensor) -> Tensor:
-    """Rows of the features, where `found` are rows of the round before."""
+    """Convert rows of the previous round to rows of the features."""
     if winners is None or found.numel() == 0:
         return found
     return torch.where(found < 0, -1, winners.gather(0, found.clamp(min=0).long()))
 
 
 def _rounds(ranges: Tensor, rows: int, longest: int) -> list[tuple[Tensor, Tensor]]:
-    """Pieces and, for each range, its range of pieces, round by round, until ranges are short enough."""
+    """Pieces, and the range of pieces of each range, round by round, until ranges are short enough."""
     rounds: list[tuple[Tensor, Tensor]] = []
     longest = min(longest or rows, rows)
     if ranges.shape[0] == 1 or longest <= DIRECT:

@@ -1,4 +1,4 @@
-"""Coarsening, subdivision, set operations, pruning and cropping, as arithmetic on the words of the bricks.
+"""Coarsening, subdivision, set operations, pruning and cropping, as arithmetic on keys and masks of bricks.
 
 N voxels, B grids, L bricks.
 """
@@ -34,7 +34,7 @@ from sparsevox.morton import Bricks
 def coarsen_kernel(
     keys_ptr, masks_ptr, out_keys_ptr, out_masks_ptr, n_bricks, level, HALF: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """What each brick becomes in the coarse grid: an octant if HALF (level 1), else a single voxel."""
+    """Turn each brick into a part of a coarse brick: into an octant if HALF (level 1), else into a single voxel."""
     brick = items(BLOCK)
     keys = tl.load(keys_ptr + brick, mask=brick < n_bricks, other=0)
     if HALF:
@@ -64,9 +64,9 @@ def children_kernel(
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The brick that each octant of each brick becomes; one item for each of these pairs.
+    """Turn each octant of each brick into a brick of its children. An item is a (brick, octant) pair.
 
-    KEEP is the number of flags a voxel has: none, one for all of its children, or one for each of the eight.
+    KEEP is the number of flags per voxel: none, one for all of its children, or one for each of the eight.
     """
     i = items(BLOCK)
     brick, octant = i >> 3, i & 7
@@ -109,7 +109,7 @@ def blocks_kernel(
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """First of the bricks that the voxel of each row becomes at `level` 2 or more; mask 0 for rows not kept."""
+    """Write the first of the bricks into which each voxel is subdivided at `level` >= 2; mask 0 for rows not kept."""
     brick = items(BLOCK)
     keys = tl.load(keys_ptr + brick, mask=brick < n_bricks, other=0)
     masks = tl.load(masks_ptr + brick, mask=brick < n_bricks, other=0)
@@ -145,10 +145,10 @@ def combine_kernel(
     PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Bricks of one of two operands, sorted, at their places among the bricks of both.
+    """Write the bricks of one of two sorted operands to their places among the bricks of both.
 
-    `places_ptr` counts the bricks of the other operand that come before. PART "first" combines the masks, and
-    comes before the equal key of the second operand; "second" only adds bricks that the first does not have.
+    `places_ptr` holds the number of bricks of the other operand that come before. PART "first" combines the masks and
+    precedes the equal key of the second operand; "second" only adds bricks that the first does not have.
     """
     i = items(BLOCK)
     active = i < n_bricks
@@ -177,7 +177,7 @@ def combine_kernel(
 
 @triton.jit(do_not_specialize=["n_bricks"])
 def prune_kernel(masks_ptr, starts_ptr, keep_ptr, out_masks_ptr, n_bricks, BLOCK: tl.constexpr):
-    """Masks without the voxels that are not kept."""
+    """Clear the bits of voxels that are not kept."""
     brick = items(BLOCK)
     masks = tl.load(masks_ptr + brick, mask=brick < n_bricks, other=0)
     starts = tl.load(starts_ptr + brick, mask=brick < n_bricks, other=0)
@@ -200,7 +200,7 @@ def crop_kernel(
     upper_z,
     BLOCK: tl.constexpr,
 ):
-    """Masks without the voxels outside of a box."""
+    """Clear the bits of voxels outside of a box."""
     brick = items(BLOCK)
     keys = tl.load(keys_ptr + brick, mask=brick < n_bricks, other=0)
     masks = tl.load(masks_ptr + brick, mask=brick < n_bricks, other=0)
@@ -229,7 +229,7 @@ def subdivide_bricks(
     keep: Tensor | None,
 ) -> Bricks:
     """Bricks of the 8^level children of voxels with `keep` [N], or (level 1) of children with `keep` [N, 8]."""
-    flags = masks if keep is None else keep.contiguous().view(torch.int8)  # never read where there is no keep
+    flags = masks if keep is None else keep.contiguous().view(torch.int8)  # not read if there is no keep
     bad = no_bad(keys.device)
     if level == 1:
         n = 8 * keys.shape[0]
@@ -250,7 +250,7 @@ def subdivide_bricks(
 
 
 def _full_bricks(first_keys: Tensor, masks: Tensor, bad: Tensor, batch_size: int, level: int) -> Bricks:
-    """Full bricks, 8^level of them from each first key on; the masks tell how many first keys there are."""
+    """Full bricks, 8^level of them from each first key on; the number of first keys is that of nonzero masks."""
     n, first_bad = read_back((masks != 0).sum(), bad)
     check_bad(first_bad)
     morton.check_total(n * 64 << 3 * level)
@@ -268,7 +268,7 @@ def combine_bricks(
     with_b = op in ("or", "xor")
     out_keys = torch.empty(n_a + n_b * with_b, dtype=torch.int64, device=keys_a.device)
     out_masks = torch.empty_like(out_keys)
-    # Both operands are sorted: the number of smaller keys in the other says where a brick goes.
+    # Both operands are sorted: the place of a brick follows from the number of smaller keys in the other operand.
     places = torch.searchsorted(keys_b, keys_a)
     arrays = (keys_a, masks_a, keys_b, masks_b, places, out_keys, out_masks)
     launch(combine_kernel, n_a, *arrays, n_a, n_b, OP=op, PART="first", block=512)

@@ -1,1 +1,1 @@
-"""Plain PyTorch: the definition of every op, the backend of the CPU, and the oracle of the kernels."""
+"""Plain PyTorch: the definition of every op, the CPU backend, and the oracle for the kernels."""

@@ -1,7 +1,7 @@
-"""Neighbors of voxels and of bricks: the same question, asked of two grids of which one is four times as coarse.
+"""Neighbors of voxels and of bricks: one algorithm, since bricks are the voxels of a grid that is coarser by 4.
 
 N fine voxels, M coarse voxels, L bricks, K taps. At tap t of an axis, coarse voxel c meets the fine voxel
-`stride * c + t * dilation - padding`; a neighbor is the special case of stride 1 in one grid.
+`stride * c + t * dilation - padding`; a neighbor is the special case of stride 1 within one grid.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from torch import Tensor
 from sparsevox import morton
 from sparsevox.reference._runs import from_sorted_codes, lanes, search
 
-SEARCH_LIMIT = 256  # bricks; so few are searched for one by one
-CHUNK = 1 << 16  # voxels whose addresses stay in the cache of a CPU core
+SEARCH_LIMIT = 256  # with up to this many bricks, each neighbor is searched
+CHUNK = 1 << 16  # voxels whose addresses fit in the cache of a CPU core
 
 
 class Moves(NamedTuple):
-    """Where the taps of one axis lead, for each of the four positions in a coarse brick."""
+    """Fine bricks and bits that the taps of one axis reach, for each of the four positions in a coarse brick."""
 
-    steps: tuple[int, ...]  # to the fine bricks that are met, from the one at the coarse brick's corner; ascending
-    bricks: Tensor  # int64 [k, 64], by bit of the coarse voxel: which of those bricks
-    bits: Tensor  # int64 [k, 64]: the share of this axis in the bit of the fine voxel
+    steps: tuple[int, ...]  # from the fine brick at the corner of the coarse brick to those reached; ascending
+    bricks: Tensor  # int64 [k, 64], by tap and bit of the coarse voxel: index in `steps`
+    bits: Tensor  # int64 [k, 64]: contribution of this axis to the bit of the fine voxel
 
 
 @cache
 def moves(axis: int, size: int, stride: int, dilation: int, padding: int, device: torch.device) -> Moves:
-    """The taps of one axis. The corner 4 * B of a coarse brick lies at the corner of the fine brick stride * B."""
+    """Moves of one axis. The corner 4 * B of a coarse brick is at the corner of the fine brick stride * B."""
     bit = torch.arange(64, device=device)
     position = (bit >> (5 - axis) & 1) << 1 | (bit >> (2 - axis) & 1)
     taps = torch.arange(size, device=device)[:, None]
@@ -42,15 +42,15 @@ def fill(out: Tensor, lane: Tensor, near: Tensor, fine_masks: Tensor, fine_count
     """Write the table int32 [K, M] of fine rows, -1 where there is no voxel.
 
     Args:
-        out: What is written to.
+        out: The table to write to.
         lane: Brick row * 64 + bit of each coarse voxel, int64 [M].
-        near: Rows of the fine bricks that each coarse brick meets, -1 where there is none: integers [R, L].
+        near: Rows of the fine bricks around each coarse brick, -1 where there is none: integers [R, L].
         fine_masks: Masks of the fine bricks.
         fine_count: N.
-        axes: The taps of the three axes.
+        axes: Moves of the three axes.
     """
     bricks, device = fine_masks.shape[0], lane.device
-    # Addresses take half the bytes where they fit. Absent bricks become an extra one without voxels.
+    # Addresses are int32 where they fit. Absent bricks become an extra brick without voxels.
     dtype = torch.int32 if max(64 * (bricks + 1), near.numel()) < 1 << 31 else torch.int64
     row_of_lane = torch.full((64 * (bricks + 1),), -1, dtype=torch.int32, device=device)
     row_of_lane.index_copy_(0, lanes(fine_masks), torch.arange(fine_count, dtype=torch.int32, device=device))
@@ -86,9 +86,9 @@ def _fill_chunk(
 
 def bricks_around(keys: Tensor) -> Tensor:
     """Row of the brick at each of the 27 taps around each brick, -1 where there is none: int32 [27, L]."""
-    if keys.shape[0] > SEARCH_LIMIT:  # a brick is a voxel of the grid four times as coarse, in the same order
+    if keys.shape[0] > SEARCH_LIMIT:  # bricks are the voxels of a grid that is coarser by 4, in the same order
         coarse_keys, coarse_masks = from_sorted_codes(morton.key_as_code(keys))
-        if 2 * coarse_keys.shape[0] <= keys.shape[0]:  # scattered bricks would never become fewer
+        if 2 * coarse_keys.shape[0] <= keys.shape[0]:  # the recursion ends only if bricks become fewer
             out = torch.empty((27, keys.shape[0]), dtype=torch.int32, device=keys.device)
             axes = [moves(axis, 3, 1, 1, 1, keys.device) for axis in range(3)]
             fill(out, lanes(coarse_masks), bricks_around(coarse_keys), coarse_masks, keys.shape[0], axes)

@@ -1,4 +1,4 @@
-"""Sorted arrays and the runs of equal values in them: what topology on bricks is made of."""
+"""Sorted arrays and their runs of equal values: the building blocks of topology on bricks."""
 
 from functools import cache
 
@@ -26,7 +26,7 @@ def run_starts(values: Tensor) -> Tensor:
 
 
 def sum_runs(values: Tensor, starts: Tensor) -> Tensor:
-    """Sum of int64 `values` [M] over the runs that begin at `starts`, modulo 2^64: OR, where no bit comes twice."""
+    """Sum of int64 `values` [M] over the runs that begin at `starts`, modulo 2^64. It is OR if no bit occurs twice."""
     if starts.shape[0] == 0:
         return values.new_empty(0)
     if values.device.type == "cpu":
@@ -43,7 +43,7 @@ def popcount(words: Tensor) -> Tensor:
 
 
 def search(sorted_keys: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of each key in `sorted_keys` (0 where it is not there), and whether it is there."""
+    """Index of each key in `sorted_keys` (0 if absent), and whether it is present."""
     if sorted_keys.shape[0] == 0:
         return torch.zeros_like(keys), torch.zeros_like(keys, dtype=torch.bool)
     index = torch.searchsorted(sorted_keys, keys)
@@ -58,7 +58,7 @@ def _spread_table(device: torch.device) -> Tensor:
 
 
 def encode(coords: Tensor) -> Tensor:
-    """As `morton.encode`, three times as fast: 2^18 table entries stay in the cache of a CPU core."""
+    """Compute `morton.encode` three times faster, by a table of 2^18 entries that stays in the cache of a CPU core."""
     table = _spread_table(coords.device)
     codes = (coords[:, 0].long() - morton.BATCH_BIAS) << morton.CODE_BITS
     for axis in (1, 2, 3):
@@ -77,7 +77,7 @@ def lanes(masks: Tensor) -> Tensor:
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Masks int64 [L] of flags bool [L, 64], the first of them the lowest bit."""
+    """Masks int64 [L] of flags bool [L, 64]; the first flag is the lowest bit."""
     if bits.device.type == "cpu":
         words = np.packbits(bits.numpy(), axis=1, bitorder="little").view("<i8").squeeze(1)
         return torch.from_numpy(words.astype(np.int64, copy=False))
@@ -85,12 +85,12 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 
 def single_bits(lane: Tensor) -> Tensor:
-    """The word whose only bit is that of each voxel."""
+    """The word with only the bit of each voxel set."""
     return torch.ones_like(lane, dtype=torch.int64) << (lane & 63)
 
 
 def assemble(keys: Tensor, masks: Tensor, batch_size: int) -> Bricks:
-    """Number the voxels of bricks with sorted, distinct keys. Bricks without a voxel are dropped."""
+    """Number the voxels of bricks, whose keys are sorted and distinct. Bricks without a voxel are dropped."""
     counts = popcount(masks)
     if not counts.all():
         kept = true_indices(counts != 0)
@@ -114,7 +114,7 @@ def from_sorted_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def insert(keys: Tensor, masks: Tensor, new_keys: Tensor, new_masks: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Bricks of two lists with sorted keys, none in both, as one such list; `place` = searchsorted(keys, new_keys)."""
+    """Merge two brick lists with sorted, disjoint keys; `place` is searchsorted(keys, new_keys)."""
     total = keys.shape[0] + new_keys.shape[0]
     new = place + torch.arange(new_keys.shape[0], device=keys.device)
     is_old = torch.ones(total, dtype=torch.bool, device=keys.device).index_fill_(0, new, False)
@@ -124,7 +124,7 @@ def insert(keys: Tensor, masks: Tensor, new_keys: Tensor, new_masks: Tensor, pla
 
 
 def unite(keys: Tensor, masks: Tensor, *others: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Union of brick lists, each with distinct keys; only the first has to be sorted."""
+    """Union of brick lists, each with distinct keys; only the first must be sorted."""
     masks = masks.clone()
     missing = []
     for more_keys, more_masks in others:
@@ -143,7 +143,7 @@ def unite(keys: Tensor, masks: Tensor, *others: tuple[Tensor, Tensor]) -> tuple[
 
 
 def or_runs(words: Tensor, starts: Tensor, longest: int) -> Tensor:
-    """OR of int64 `words` over the runs that begin at `starts`, none longer than `longest`."""
+    """OR of int64 `words` over the runs that begin at `starts`; no run is longer than `longest`."""
     ends = torch.cat([starts[1:], starts.new_tensor([words.shape[0]])])
     total = words[starts]
     for step in range(1, longest):

@@ -1,10 +1,10 @@
-"""Attention within the items of a ragged batch: PyTorch's own attention, on few dense pieces.
+"""Attention within the items of a ragged batch: PyTorch's own attention, on a few dense pieces.
 
-Long items go alone. Short ones, where a call costs more than its work, are padded to the longest of those of about the
-same lengths, under a mask. No item without queries or keys takes part, so no row of a mask is empty.
+Long items are a piece each. Short items, where a call costs more than its work, are grouped by length, padded and
+masked. Items without queries or keys are left out, so no row of a mask is empty.
 
-N query rows, M key rows, B items, H heads, D and E channels of keys and values; S items of a piece, I and J their most
-query and key rows.
+N query rows, M key rows, B items, H heads, D and E channels of keys and values; S items of a piece, I and J their
+largest numbers of query and key rows.
 """
 
 from collections.abc import Sequence
@@ -19,26 +19,26 @@ from sparsevox._readback import read_back
 
 Ints = NDArray[np.int64]
 
-ALONE = 1 << 9  # pairs of queries and keys from which on an item goes alone, on a CPU
-SCORES = 1 << 22  # of a block of queries in the backward pass
-FLASH_CHANNELS = 256  # that flash attention takes
+ALONE = 1 << 9  # on a CPU, items with more (query, key) pairs are a piece each
+SCORES = 1 << 22  # scores of a block of queries in the backward pass, at most
+FLASH_CHANNELS = 256  # channels that flash attention supports
 
 
 class Piece(NamedTuple):
-    """Query and key rows [S, I] and [S, J] of the items of a piece, N and M where an item has no more."""
+    """Query rows [S, I] and key rows [S, J] of the items of a piece, padded with N and M."""
 
     q_rows: Ints
     k_rows: Ints
 
 
 class Plan(NamedTuple):
-    """The pieces of a batch, and the rows of all of them, one after the other."""
+    """The pieces of a batch, and the concatenated rows of all pieces."""
 
     pieces: list[Piece]
     q_rows: Ints
     k_rows: Ints
     q_count: int  # N
-    k_count: int
+    k_count: int  # M
 
     def queries(self, rows: Tensor) -> list[Tensor]:
         """Rows [N, H, C], piece by piece: [S, H, I, C]."""
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, scale: float) -> Tensor:
-    """Softmax over the keys of an item of `scale * q @ k`, times v: [N, H, E]; differentiable, 0 without keys."""
+    """`softmax(scale * q @ k.T) @ v` over the keys of each item: [N, H, E]; 0 without keys. Differentiable once."""
     edges = _edges(q_offsets, k_offsets, q.shape[0], k.shape[0])
     if _has_varlen(q, v):
         return _varlen(q, k, v, edges, scale)
@@ -66,7 +66,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor
 
 
 def ragged_attention(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, scale: float) -> Tensor:
-    """As `attend`, as an op."""
+    """Compute `attend`, with a contiguous result, as ops require."""
     return attend(q, k, v, q_offsets, k_offsets, scale).contiguous()
 
 
@@ -97,17 +97,17 @@ def _dense_backward(
     for first in range(0, q.shape[2], block):
         queries, grads = q[:, :, first : first + block], grad[:, :, first : first + block]
         scores = queries @ k.transpose(2, 3) * scale
-        share = (scores if mask is None else scores.masked_fill_(~mask, -torch.inf)).softmax(3)
-        d_v += share.transpose(2, 3) @ grads
-        d_share = grads @ v.transpose(2, 3)
-        d_scores = share * (d_share - (share * d_share).sum(3, keepdim=True)) * scale
+        weights = (scores if mask is None else scores.masked_fill_(~mask, -torch.inf)).softmax(3)  # [S, H, block, J]
+        d_v += weights.transpose(2, 3) @ grads
+        d_weights = grads @ v.transpose(2, 3)
+        d_scores = weights * (d_weights - (weights * d_weights).sum(3, keepdim=True)) * scale
         d_k += d_scores.transpose(2, 3) @ queries
         d_q[:, :, first : first + block] = d_scores @ k
     return d_q, d_k, d_v
 
 
 def _edges(q_offsets: Tensor, k_offsets: Tensor, q_count: int, k_count: int) -> tuple[Ints, Ints]:
-    """Both offsets on the host."""
+    """Copy both offsets to the host and check them."""
     numbers = np.array(read_back(q_offsets, k_offsets), dtype=np.int64)
     edges = numbers[: q_offsets.shape[0]], numbers[q_offsets.shape[0] :]
     for name, values, count in zip(("q_offsets", "k_offsets"), edges, (q_count, k_count), strict=True):
@@ -117,12 +117,12 @@ def _edges(q_offsets: Tensor, k_offsets: Tensor, q_count: int, k_count: int) -> 
 
 
 def _plan(edges: tuple[Ints, Ints], q: Tensor, k: Tensor) -> Plan:
-    """Which items go together."""
+    """Group the items into pieces."""
     q_lengths, k_lengths = np.diff(edges[0]), np.diff(edges[1])
     live = np.flatnonzero(q_lengths * k_lengths)
     long = (q_lengths * k_lengths)[live] > (ALONE if q.device.type == "cpu" else np.inf)
     alone, short = live[long], live[~long]
-    # Lengths of as many bits are at most a factor of two apart.
+    # Lengths with the same number of bits are less than a factor of two apart.
     bits = [np.frexp(lengths[short])[1].astype(np.int64) for lengths in (q_lengths, k_lengths)]
     codes, kinds = np.unique(bits[0] << 6 | bits[1], return_inverse=True)
     groups = [*alone[:, None], *(short[kinds == kind] for kind in range(codes.shape[0]))]
@@ -140,14 +140,14 @@ def _plan(edges: tuple[Ints, Ints], q: Tensor, k: Tensor) -> Plan:
 
 
 def _rows(starts: Ints, lengths: Ints, nothing: int) -> Ints:
-    """The rows of each item, one after the other, and `nothing` behind the last."""
+    """The rows of each item, padded with `nothing`."""
     steps = np.arange(lengths.max())
     rows: Ints = np.where(steps < lengths[:, None], starts[:, None] + steps, nothing)
     return rows
 
 
 def _take(rows: Tensor, numbers: Ints, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """Rows [N, H, C] of these numbers, piece by piece: [S, H, I, C]; N is a row of 0. Gradients have a fixed order."""
+    """Gather rows [N, H, C] by number, piece by piece: [S, H, I, C]; number N is a row of 0. Gradients are ordered."""
     if not _in_order(numbers, rows.shape[0]):
         if (numbers == rows.shape[0]).any():
             rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, 1))
@@ -157,7 +157,7 @@ def _take(rows: Tensor, numbers: Ints, shapes: list[tuple[int, ...]]) -> list[Te
 
 
 def _place(parts: list[Tensor], numbers: Ints, count: int, zero: Tensor) -> Tensor:
-    """The inverse of `_take`: rows [count, H, C]; those without a number are `zero` [1, H, C]."""
+    """Invert `_take`: rows [count, H, C]; rows without a number are `zero` [1, H, C]."""
     rows = [part.transpose(1, 2).flatten(0, 1) for part in parts]
     if rows and _in_order(numbers, count):
         return torch.cat(rows)
@@ -167,18 +167,18 @@ def _place(parts: list[Tensor], numbers: Ints, count: int, zero: Tensor) -> Tens
 
 
 def _in_order(numbers: Ints, count: int) -> bool:
-    """Whether the numbers are those of all rows, one after the other."""
+    """Whether the numbers are 0 to count - 1 in order."""
     return numbers.shape[0] == count and bool((numbers == np.arange(count)).all())
 
 
 def _zero(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What a query without keys gets, [1, H, E]: it gives every input a gradient."""
+    """Result of a query without keys, [1, H, E]; it depends on every input, so that all of them get gradients."""
     nothing = q[:0].sum() + k[:0].sum() + v[:0].sum()
     return nothing.expand(1, q.shape[1], v.shape[2])
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """PyTorch's attention on [S, H, I, D], [S, H, J, D] and [S, H, J, E]. Fused kernels want D = E; 0 adds nothing."""
+    """PyTorch's attention on [S, H, I, D], [S, H, J, D] and [S, H, J, E]. Fused kernels need D = E: pad with 0."""
     wide = max(q.shape[3], v.shape[3])
     q, k, padded = (torch.nn.functional.pad(x, (0, wide - x.shape[3])) for x in (q, k, v))
     out = torch.nn.functional.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=scale)
@@ -186,13 +186,13 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
 
 
 def _has_varlen(q: Tensor, v: Tensor) -> bool:
-    """Whether flash attention takes ragged rows as they are."""
+    """Whether PyTorch has ragged flash attention for these tensors."""
     half = q.dtype in (torch.float16, torch.bfloat16)
     return q.is_cuda and torch.version.hip is None and half and max(q.shape[2], v.shape[2]) <= FLASH_CHANNELS
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, edges: Sequence[Ints], scale: float) -> Tensor:
-    """Attention by the ragged flash attention of PyTorch: one launch."""
+    """Call the ragged flash attention of PyTorch: one launch."""
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = [np.diff(e) for e in edges]
@@ -200,10 +200,10 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, edges: Sequence[Ints], scale: float
     if not used.any():
         return _zero(q, k, v).expand(q.shape[0], -1, -1)
     wide = -(-max(q.shape[2], v.shape[2]) // 8) * 8
-    # The default scale is that of the padded width; queries take the difference, so that every version will do.
+    # The default scale follows the padded width. Scaling the queries corrects that in every version of PyTorch.
     rows = [torch.nn.functional.pad(x, (0, wide - x.shape[2])) for x in (q * (scale * wide**0.5), k, v)]
     if not used.all() or any(e[0] > 0 or e[-1] < x.shape[0] for e, x in zip(edges, (q, k), strict=True)):
-        # What it writes to rows that take no part, forward and backward, is anybody's guess.
+        # The kernel leaves rows outside of all items undefined, forward and backward.
         masks = [_part(e, used, x) for e, x in zip(edges, (q, k), strict=True)]
         rows = [torch.where(masks[i], x, 0) for i, x in zip((0, 1, 1), rows, strict=True)]
     bounds = [torch.from_numpy(e.astype(np.int32)).to(q.device) for e in edges]
@@ -214,7 +214,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, edges: Sequence[Ints], scale: float
 
 
 def _part(edges: Ints, used: NDArray[np.bool_], rows: Tensor) -> Tensor:
-    """Which rows belong to an item that is used: bool [N, 1, 1]."""
+    """Whether each row belongs to a used item: bool [N, 1, 1]."""
     part = np.zeros(rows.shape[0], dtype=bool)
     part[edges[0] : edges[-1]] = np.repeat(used, np.diff(edges))
     return torch.from_numpy(part[:, None, None]).to(rows.device)

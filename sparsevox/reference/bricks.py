@@ -1,4 +1,4 @@
-"""Building bricks from coordinates, and finding voxels and bricks in them.
+"""Building bricks from coordinates, and looking up voxels and bricks.
 
 N voxels, M queries, B grids, L bricks.
 """
@@ -26,7 +26,7 @@ MAX_BLOCKS = 1 << 16
 
 
 def build_bricks(coords: Tensor, batch_size: int | None, method: str = "sort") -> Bricks:
-    """Bricks of coordinates [M, 4] in any order, duplicates allowed. Both methods are one here: a sort of the codes."""
+    """Bricks of coordinates [M, 4] in any order, duplicates allowed. Here both methods sort the codes."""
     lower, upper = _extent(coords, batch_size)
     if batch_size is None:
         batch_size = upper[0] + 1
@@ -40,7 +40,7 @@ def build_bricks(coords: Tensor, batch_size: int | None, method: str = "sort") -
 
 
 def _extent(coords: Tensor, batch_size: int | None) -> tuple[list[int], list[int]]:
-    """Smallest and largest row of coordinates, once they are known to be in range."""
+    """Smallest and largest coordinates, once all are known to be in range."""
     if coords.shape[0] == 0:
         return [0, 0, 0, 0], [-1, 0, 0, 0]
     limits = torch.aminmax(coords, dim=0)
@@ -54,10 +54,10 @@ def _extent(coords: Tensor, batch_size: int | None) -> tuple[list[int], list[int
 
 
 class _Blocks:
-    """Codes of 31 bits for coordinates in a small box, which sort in less than half the time of 64 bits.
+    """Codes of 31 bits for coordinates in a small box, which sort more than twice as fast as 64 bits.
 
-    Space is cut in aligned blocks of 2^level voxels an axis. A narrow code is the number of the block, in row-major
-    order, above the Morton code inside the block.
+    Space is cut into aligned blocks of 2^level voxels per axis. A narrow code is the number of the block, in row-major
+    order, above the Morton code within the block.
     """
 
     def __init__(self, level: int, lower: list[int], upper: list[int]) -> None:
@@ -69,7 +69,7 @@ class _Blocks:
 
     @classmethod
     def largest(cls, lower: list[int], upper: list[int]) -> "_Blocks | None":
-        """The largest blocks, a brick at least, whose codes fit."""
+        """The largest blocks (at least one brick) whose codes fit, or None."""
         for level in range(NARROW_BITS // 3, 1, -1):
             blocks = cls(level, lower, upper)
             if (blocks.count - 1).bit_length() + 3 * level <= NARROW_BITS and blocks.count <= MAX_BLOCKS:
@@ -77,7 +77,7 @@ class _Blocks:
         return None
 
     def encode(self, coords: Tensor) -> Tensor:
-        """Narrow codes, int32 [M]: the sum of one table entry an axis."""
+        """Narrow codes, int32 [M]: the sum of one table entry per axis."""
         codes = torch.zeros(coords.shape[0], dtype=torch.int32, device=coords.device)
         stride = 1 << 3 * self.level
         for axis in (3, 2, 1, 0):
@@ -92,7 +92,7 @@ class _Blocks:
         return codes
 
     def widen(self, keys: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Brick keys, int64, of narrow codes without their last six bits; sorted, with their masks."""
+        """Brick keys int64, sorted, with their masks, from narrow codes without their last six bits."""
         inner = 3 * self.level - 6
         axes = [torch.arange(n, device=keys.device) + a for n, a in zip(self.shape, self.first, strict=True)]
         axes[1:] = [a << self.level for a in axes[1:]]
@@ -113,7 +113,7 @@ def brick_coords(keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor) -> T
 
 
 def brick_bounds(keys: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest ijk of each batch item: two int64 [B, 3]; largest < smallest in empty ones."""
+    """Smallest and largest ijk of each batch item: two int64 [B, 3]; largest < smallest in empty items."""
     corners = morton.decode(keys << 6)
     item = corners[:, :1].expand(-1, 3)
     first, last = [], []
@@ -134,8 +134,8 @@ def brick_bounds(keys: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, 
 def brick_table(keys: Tensor) -> Tensor:
     """Hash table int32 [capacity] of brick rows: open addressing, linear probing, -1 where empty.
 
-    Keys that come in the order of their first slots go to that slot or, where it is taken, to the one behind the key
-    before. Two rounds through the table let the last keys push on the first ones.
+    Keys, in the order of their first slots, go to that slot or, if it is taken, to the slot after the previous key. The
+    keys are placed twice in a row, so that the last ones of the first round displace the first ones of the second.
     """
     count, capacity = keys.shape[0], morton.table_capacity(keys.shape[0])
     first, order = torch.sort(morton.first_slots(keys, capacity), stable=True)
@@ -157,10 +157,10 @@ def find_bricks(keys: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
             return rows
         row = table.index_select(0, slots).long()
         hit = (row < 0) | (keys.index_select(0, row.clamp(min=0)) == wanted)
-        rows[pending] = row  # of those that go on, for now
+        rows[pending] = row  # preliminary for keys that are still pending
         left = true_indices(~hit)
         pending, wanted, slots = pending[left], wanted[left], slots[left] + 1 & (table.shape[0] - 1)
-    # Keys made to collide cost a binary search, not a walk through all of them.
+    # Adversarial keys that all collide cost a binary search, not a scan.
     index, found = search(keys, wanted)
     rows[pending] = torch.where(found, index, -1)
     return rows
@@ -181,5 +181,5 @@ def find_rows(coords: Tensor, keys: Tensor, masks: Tensor, starts: Tensor, table
 
 
 def neighbor_bricks(keys: Tensor, table: Tensor | None) -> Tensor:
-    """Rows of the 27 bricks around each one, -1 where there is none: int32 [L, 27], z fastest, its own in column 13."""
+    """Rows of the 27 bricks around each brick, -1 if absent: int32 [L, 27], z fastest, its own in column 13."""
     return bricks_around(keys).t().contiguous()

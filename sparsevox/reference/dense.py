@@ -1,4 +1,7 @@
-"""Dense volumes, their voxels and their features. B grids, N voxels, C channels, X Y Z voxels an axis."""
+"""Dense volumes to bricks, and features to volumes and back.
+
+B grids, N voxels, C channels, X Y Z voxels per axis.
+"""
 
 from collections.abc import Sequence
 
@@ -11,13 +14,13 @@ from sparsevox.reference.bricks import build_bricks
 
 
 def dense_bricks(mask: Tensor, lower: list[int]) -> Bricks:
-    """Bricks of the True voxels of `mask` bool [B, X, Y, Z], whose first voxel is `lower`."""
+    """Bricks of the True voxels of `mask` bool [B, X, Y, Z], whose first voxel has the coordinates `lower`."""
     coords = mask.nonzero() + torch.tensor([0, *lower], device=mask.device)
     return build_bricks(coords, mask.shape[0])
 
 
 def scatter_dense(feats: Tensor, cells: Tensor, batch_size: int, size: Sequence[int]) -> Tensor:
-    """Volume [B, C, X, Y, Z] of rows [N, C] whose elements of [B, X, Y, Z] are `cells`, -1 for none; 0 elsewhere."""
+    """Write rows [N, C] to the cells [N] of a volume [B, C, X, Y, Z] of 0; rows with cell -1 are dropped."""
     out = feats.new_zeros((batch_size, feats.shape[1], *size))
     kept = true_indices(cells >= 0)
     if kept.shape[0]:
@@ -27,7 +30,7 @@ def scatter_dense(feats: Tensor, cells: Tensor, batch_size: int, size: Sequence[
 
 
 def gather_dense(volume: Tensor, cells: Tensor) -> Tensor:
-    """Rows [N, C] of a volume [B, C, X, Y, Z] at elements of [B, X, Y, Z], 0 where that is -1."""
+    """Read rows [N, C] from the cells [N] of a volume [B, C, X, Y, Z]; 0 where the cell is -1."""
     out = volume.new_zeros((cells.shape[0], volume.shape[1]))
     kept = true_indices(cells >= 0)
     if kept.shape[0]:

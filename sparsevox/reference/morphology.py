@@ -1,6 +1,6 @@
-"""Dilation and erosion by a box, one axis after the other, as shifts of the masks.
+"""Dilation and erosion by a box, axis by axis, as shifts of the masks.
 
-L bricks, B grids. All bounds lie within [-4, 4], so that a voxel moves by one brick at most.
+L bricks, B grids. All bounds lie within [-4, 4], so that a voxel moves by at most one brick.
 """
 
 import torch
@@ -12,7 +12,7 @@ from sparsevox.reference._runs import assemble, search, true_indices, unite
 
 
 def dilate_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, lower: list[int], upper: list[int]) -> Bricks:
-    """Bricks of {a + s}: a voxel, s in the box from lower to upper inclusive."""
+    """Bricks of {a + s}: a is a voxel, s is in the box from lower to upper inclusive."""
     for axis in range(3):
         keys, masks = _dilate_axis(keys, masks, axis, lower[axis], upper[axis])
     return assemble(keys, masks, offsets.shape[0] - 1)
@@ -39,7 +39,7 @@ def _dilate_axis(keys: Tensor, masks: Tensor, axis: int, lower: int, upper: int)
 def erode_bricks(
     keys: Tensor, masks: Tensor, offsets: Tensor, table: Tensor | None, lower: list[int], upper: list[int]
 ) -> Bricks:
-    """Bricks of {x : x + s is a voxel for all s in the box}, lower <= 0 <= upper: no new brick can arise."""
+    """Bricks of {x : x + s is a voxel for all s in the box}. As lower <= 0 <= upper, there are no new bricks."""
     for axis in range(3):
         masks = _erode_axis(keys, masks, axis, lower[axis], upper[axis])
     return assemble(keys.clone(), masks, offsets.shape[0] - 1)
@@ -52,6 +52,6 @@ def _erode_axis(keys: Tensor, masks: Tensor, axis: int, lower: int, upper: int) 
             continue
         index, found = search(keys, morton.step_keys(keys, axis, step))
         near = torch.where(found, masks[index], 0)
-        for shift in shifts:  # the voxel at x + shift has to arrive at x
+        for shift in shifts:  # the voxel at x + shift must arrive at x
             out &= morton.shift_masks(masks, axis, -shift)[0] | morton.shift_masks(near, axis, -shift)[1]
     return out

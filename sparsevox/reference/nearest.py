@@ -1,7 +1,7 @@
-"""The nearest voxel of a point: branch and bound over the tree that sorted bricks are.
+"""The nearest voxel of a point: branch and bound over the octree that sorted bricks imply.
 
-P points, B grids, L bricks, N voxels, n nodes of a level, Q (point, node) pairs. Level 0 of the tree are the bricks,
-and each further level joins the eight cubes of a cube of twice the size. The children of a node are neighboring rows.
+Level 0 of the tree are the bricks; each further level merges eight cubes into one of twice the size. The children of a
+node are consecutive rows. P points, B grids, L bricks, N voxels, n nodes of a level, Q (point, node) pairs.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from sparsevox import morton
 from sparsevox.reference._runs import encode, popcount, run_starts, true_indices
 
-PAIRS = 1 << 13  # (point, node) pairs expanded at once; their 64 numbers each should stay in a processor's cache
+PAIRS = 1 << 13  # (point, node) pairs expanded at once; 64 numbers per pair should fit in the cache of a CPU core
 POINTS = 1 << 14  # points that descend together
-GPU_FACTOR = 16  # a GPU takes that many times more at once
+GPU_FACTOR = 16  # on a GPU, how many times more at once
 NO_ROW = torch.iinfo(torch.int64).max
 INFINITY = 0x7FF << 52  # as a float64
 
@@ -23,27 +23,27 @@ INFINITY = 0x7FF << 52  # as a float64
 class _Level(NamedTuple):
     """Nodes of one size, in row order."""
 
-    first: Tensor  # int64 [n + 1], row of each node's first child in the level below; then the number of its nodes
+    first: Tensor  # int64 [n + 1], row of each node's first child in the level below, and the end
     lower: Tensor  # int32 [3, n], smallest coordinates of the node's voxels
     upper: Tensor  # int32 [3, n], largest
 
 
 class _Best:
-    """What is known of the nearest voxel of each point."""
+    """The best candidate for the nearest voxel of each point so far."""
 
     def __init__(self, num_points: int, device: torch.device) -> None:
-        # No smaller than the squared distance of the nearest voxel.
+        # Upper bound of the squared distance of the nearest voxel.
         self.bound = torch.full((num_points,), torch.inf, dtype=torch.float64, device=device)
-        # The smallest squared distance of a voxel met so far, and the lowest row that has it.
+        # Smallest squared distance of a voxel so far, and the lowest row with that distance.
         self.distance = self.bound.clone()
         self.row = torch.full((num_points,), NO_ROW, device=device)
 
     def bound_by(self, point: Tensor, bound: Tensor) -> None:
-        """Take note of squared distances within which there is a voxel."""
+        """Record squared distances within which there is a voxel."""
         self.bound.scatter_reduce_(0, point, bound, "amin")
 
     def meet(self, point: Tensor, distance: Tensor) -> Tensor:
-        """Take note of squared distances of voxels. Returns the indices of those which are the smallest so far."""
+        """Record squared distances of voxels. Returns the indices of those which are the smallest so far."""
         nearest = self.distance.scatter_reduce(0, point, distance, "amin")
         self.row.masked_fill_(nearest < self.distance, NO_ROW)
         self.distance = nearest
@@ -51,7 +51,7 @@ class _Best:
         return true_indices(distance == nearest[point])
 
     def claim(self, point: Tensor, row: Tensor) -> None:
-        """Take note of the rows of smallest distances."""
+        """Record the rows of smallest distances."""
         self.row.scatter_reduce_(0, point, row, "amin")
 
 
@@ -68,14 +68,14 @@ def nearest_rows(
     """Row of the nearest voxel center of each point's batch item, in world distance.
 
     Voxels are compared by d^2 = (s_x dx)^2 + (s_y dy)^2 + (s_z dz)^2 in float64, summed from left to right; among
-    equals the lowest row wins. Branch and bound with the bounds of Roussopoulos, Kelley and Vincent, "Nearest Neighbor
-    Queries", 1995. They hold in floating point too: every rounded operation in them is monotonic, so that no box is
-    farther than its nearest voxel, nor its upper bound nearer, not even by a rounding error.
+    equal distances the lowest row wins. The bounds are those of Roussopoulos, Kelley and Vincent, "Nearest Neighbor
+    Queries", 1995. They hold in floating point too: every rounded operation is monotonic, so the lower bound of a box
+    never exceeds the distance of its nearest voxel, and the upper bound is never below it.
 
     Args:
         points: float64 [P, 3], in grid coordinates (voxel (i, j, k) has its center at (i, j, k)), at any distance.
         batch: int64 [P], batch item of each point.
-        keys: int64 [L], as the next four a part of `Bricks`.
+        keys: int64 [L]; this and the next four are the arrays of `Bricks`.
         masks: int64 [L].
         starts: int32 [L].
         offsets: int64 [B + 1].
@@ -88,8 +88,8 @@ def nearest_rows(
     Raises:
         VoxelError: For the first point that is not finite.
 
-    Memory: about 100 bytes for each brick, and some 30 MB for PAIRS and POINTS, whatever is asked.
-    The time of a point grows with the logarithm of N, except for points in the midst of voxels all equally far.
+    Memory: about 100 bytes per brick, and about 30 MB for PAIRS and POINTS. The time per point grows with the logarithm
+    of N, except for points that are equally far from very many voxels.
     """
     finite = points.isfinite().all(1)
     if not finite.all():
@@ -109,7 +109,7 @@ def nearest_rows(
 
 
 class _Bricks(NamedTuple):
-    """What is asked of the bricks themselves."""
+    """The arrays of bricks that the search reads."""
 
     keys: Tensor
     masks: Tensor
@@ -125,7 +125,7 @@ class _Bricks(NamedTuple):
 
 
 def _build_tree(bricks: _Bricks, num_items: int) -> list[_Level]:
-    """Levels from the bricks up to one with at most eight nodes in each batch item, and above it the items."""
+    """Levels from the bricks up to one with at most eight nodes per batch item, and then the items themselves."""
     keys, items = bricks.keys, bricks.first
     tree = [_Level(items.new_empty(0), *_brick_boxes(bricks))]
     while (items[1:] - items[:-1]).max() > 8:
@@ -159,7 +159,7 @@ def _joined_boxes(below: _Level, first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _brick_before(place: Tensor, batch: Tensor, bricks: _Bricks) -> Tensor:
-    """A brick of the point's item, its own or one that comes before it in Z-order and is often near: int64 [P]."""
+    """A brick of the point's item that contains the point or precedes it in Z-order, so it is often near: int64 [P]."""
     nearest = place.clamp(morton.COORD_MIN, morton.COORD_MAX).round().long()
     code = encode(torch.stack([batch, *nearest], 1))
     brick = torch.searchsorted(bricks.keys, code >> 6, right=True) - 1
@@ -169,8 +169,8 @@ def _brick_before(place: Tensor, batch: Tensor, bricks: _Bricks) -> Tensor:
 def _descend(place: Tensor, batch: Tensor, bricks: _Bricks, tree: list[_Level], scale: Tensor) -> Tensor:
     """Rows of the nearest voxels of points [3, P].
 
-    Depth first with chunks of pairs, so that at most eight chunks wait on every level. First comes a brick near each
-    point, whose voxels give a bound that cuts off most of the tree.
+    The search is depth first with chunks of pairs, so that at most eight chunks wait on every level. It begins with a
+    brick near each point, whose voxels give a bound that prunes most of the tree.
     """
     most_pairs = PAIRS * (GPU_FACTOR if place.is_cuda else 1)
     best = _Best(place.shape[1], place.device)
@@ -182,7 +182,7 @@ def _descend(place: Tensor, batch: Tensor, bricks: _Bricks, tree: list[_Level], 
         if point.shape[0] > most_pairs:
             stack.append((level, point[most_pairs:], node[most_pairs:], least[most_pairs:]))
             point, node, least = point[:most_pairs], node[:most_pairs], least[:most_pairs]
-        # The bound may have come down since the pair was put here.
+        # The bound may have decreased since the pair was pushed.
         kept = true_indices(least <= best.bound[point])
         point, node = point[kept], node[kept]
         if level == 0:
@@ -206,10 +206,10 @@ def _children(point: Tensor, node: Tensor, first: Tensor) -> tuple[Tensor, Tenso
 def _near_enough(
     place: Tensor, point: Tensor, node: Tensor, nodes: _Level, scale: Tensor, best: _Best
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs whose node may have the nearest voxel, with the lower bounds [Q] of the squared distances.
+    """The pairs whose node may contain the nearest voxel, with lower bounds [Q] of the squared distances.
 
-    The lower bound is the distance of the node's box. The upper: each face of the box has a voxel, at worst in the
-    far corner of the nearer of two opposite faces.
+    The lower bound is the distance of the node's box. For the upper bound: each face of the box has a voxel, at worst
+    at the far corner of the nearer of two opposite faces.
     """
     own = place.index_select(1, point)
     below = nodes.lower.index_select(1, node) - own
@@ -228,14 +228,15 @@ def _near_enough(
 
 
 def _meet_voxels(place: Tensor, point: Tensor, brick: Tensor, bricks: _Bricks, scale: Tensor, best: _Best) -> None:
-    """Compare each point with all voxels of a brick: all 64 places at once, in the order of the bits of the mask."""
+    """Compare each point with all 64 positions of a brick at once, in the order of the bits of the mask."""
     steps = torch.arange(4, dtype=torch.int32, device=place.device)[:, None]
     planes = bricks.corners.index_select(1, brick)[:, None] + steps  # [3, 4, Q]
     x, y, z = _squares(place.index_select(1, point)[:, None] - planes, scale[:, None])
     high_low = [(2, 1, 1, 2, 1, 1, -1), (1, 2, 1, 1, 2, 1, -1), (1, 1, 2, 1, 1, 2, -1)]
     squares = _sum([a.view(shape) for a, shape in zip((x, y, z), high_low, strict=True)]).view(64, -1)
     bit = torch.arange(64, device=place.device)[:, None]
-    # Infinity where there is no voxel, 0 where there is one: as words, several times as fast as masked_fill.
+    # Infinity where there is no voxel, else 0; built from integer words, which is several times faster than
+    # masked_fill.
     nowhere = (~bricks.masks[brick] << 63 - bit).bitwise_right_shift_(63).bitwise_and_(INFINITY)
     nearest = torch.maximum(squares, nowhere.view(torch.float64), out=squares).amin(0)
 

@@ -1,6 +1,6 @@
 """Kernel tables: which fine voxel each coarse voxel meets at each tap of a convolution.
 
-N fine voxels, M coarse voxels, L bricks, R bricks that a coarse brick meets, K taps.
+N fine voxels, M coarse voxels, L bricks, R fine bricks around a coarse brick, K taps.
 """
 
 from collections.abc import Sequence

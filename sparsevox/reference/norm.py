@@ -1,6 +1,6 @@
-"""Group norm over the rows of each item of a batch: sums over chunks of rows, block by block.
+"""Group norm over the rows of each item of a batch, from sums over chunks of rows, block by block.
 
-N voxels, B grids, C channels, G groups, T chunks: up to CHUNK rows of one item.
+N voxels, B grids, C channels, G groups, T chunks (up to CHUNK rows of one item).
 """
 
 from collections.abc import Iterator
@@ -9,25 +9,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 128  # rows that one sum adds up, where a block has several items
-BLOCK = 32 * CHUNK  # rows that are looked at together: what a CPU core keeps in its cache
+CHUNK = 128  # rows of one sum, where a block has several items
+BLOCK = 32 * CHUNK  # rows that are processed together: they fit in the cache of a CPU core
 
 
 class Block(NamedTuple):
-    """Rows from first to last, exclusive. Those of one item are one chunk."""
+    """Rows from first to last, exclusive, with their chunks. A block of a single item is one chunk."""
 
     first: int
     last: int
-    items: Tensor  # of the chunks
-    lengths: Tensor  # of the chunks
-    owners: Tensor | None  # chunks of the rows, where there are several
+    items: Tensor  # item of each chunk
+    lengths: Tensor  # number of rows of each chunk
+    owners: Tensor | None  # chunk of each row; None if there is one chunk
 
     def spread_chunks(self, values: Tensor) -> Tensor:
-        """The row of [chunks, C] of every row of the block: [rows, C], or [1, C] if it is the same for all."""
+        """Copy values [chunks, C] to the rows of the block: [rows, C], or [1, C] if there is one chunk."""
         return values if self.owners is None else values.index_select(0, self.owners)
 
     def spread(self, values: Tensor) -> Tensor:
-        """The row of [B, C], or of [1, C], of every row of the block."""
+        """Copy values [B, C], or [1, C], to the rows of the block."""
         return values if values.shape[0] == 1 else self.spread_chunks(values.index_select(0, self.items))
 
     def sums(self, rows: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 def group_norm(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalized features [N, C], and mean and 1 / deviation of each item and group [B, G]; 0 in empty items."""
+    """Normalized features [N, C], and mean and 1 / standard deviation [B, G], 0 in empty items."""
     exact, channels = _exact(feats), feats.shape[1]
     mean, rstd = (part.to(exact) for part in _statistics(feats, offsets, num_groups, eps))
     scale = _by_channel(rstd, channels)
@@ -52,7 +52,7 @@ def group_norm(
 def group_norm_backward(
     grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the features [N, C], and of weight and bias, in the dtype of the statistics [C]."""
+    """Gradients of the features [N, C], and of weight and bias [C] in the dtype of the statistics."""
     channels, num_groups = feats.shape[1], mean.shape[1]
     size = offsets.diff()[:, None].clamp(min=1) * (channels // num_groups)
     center, scale = _by_channel(mean, channels), _by_channel(rstd, channels)
@@ -67,7 +67,7 @@ def group_norm_backward(
 
 
 def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation float64 [B, G]: those of chunks, centered, and then of the chunks of an item."""
+    """Mean and 1 / standard deviation float64 [B, G], from means and centered squares of the chunks of each item."""
     counts, means, squares, items = [], [], [], [offsets[:0]]
     buffer = _buffer(feats)
     for block in _blocks(offsets, feats.shape[0]):
@@ -75,7 +75,7 @@ def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> 
         length = block.lengths[:, None]
         rough = block.sums(x) / length
         centered = torch.sub(x, block.spread_chunks(rough), out=buffer[: x.shape[0]])
-        off = block.sums(centered).double() / length  # by rounding, which counts where the mean is large
+        off = block.sums(centered).double() / length  # rounding error of the mean, which matters if the mean is large
         means.append(rough.double() + off)
         squares.append(block.sums(centered.mul_(centered)).double() - off * off * length)
         counts.append(length)
@@ -93,7 +93,7 @@ def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> 
 
 
 def _gradient_sums(grad: Tensor, feats: Tensor, center: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums float64 [B, C] over the rows of each item of the gradients g, and of `g * (x - center)`."""
+    """Sums float64 [B, C] over the rows of each item: of the gradients g, and of `g * (x - center)`."""
     totals, products, items = [], [], [offsets[:0]]
     buffer = _buffer(feats)
     for block in _blocks(offsets, feats.shape[0]):
@@ -114,7 +114,7 @@ def _affine(
     center: Tensor,
     coefficients: tuple[Tensor | None, Tensor, Tensor | None],
 ) -> Tensor:
-    """Rows [N, C] of `grad * factor + (feats - center) * slope + shift`, all of these [B, C] or [1, C]."""
+    """Rows [N, C]: `grad * factor + (feats - center) * slope + shift`, where all coefficients are [B, C] or [1, C]."""
     factor, slope, shift = coefficients
     out = torch.empty(feats.shape, dtype=feats.dtype, device=feats.device)
     buffer = _buffer(feats)
@@ -134,7 +134,7 @@ def _affine(
 
 
 def _blocks(offsets: Tensor, rows: int) -> Iterator[Block]:
-    """The rows in blocks, and the chunks of each: those between multiples of CHUNK and the bounds of items."""
+    """Cut the rows into blocks, and blocks into chunks: at multiples of CHUNK and at the bounds of items."""
     starts = torch.arange(0, rows, BLOCK, device=offsets.device)
     bounds = torch.cat([torch.arange(0, rows, CHUNK, device=offsets.device), offsets]).unique()
     items = torch.searchsorted(offsets, bounds[:-1], right=True) - 1
@@ -156,22 +156,22 @@ def _bags(values: Tensor, bounds: Tensor) -> Tensor:
 
 
 def _ranges(items: Tensor, offsets: Tensor) -> Tensor:
-    """The first chunk of each item, and the end, of the ascending items of the chunks: [B + 1]."""
+    """First chunk of each item, and the end, from the ascending items of the chunks: [B + 1]."""
     return torch.searchsorted(items, torch.arange(offsets.shape[0], device=offsets.device))
 
 
 def _buffer(feats: Tensor) -> Tensor:
-    """Room for the rows of a block."""
+    """Buffer for the rows of a block."""
     return torch.empty((min(BLOCK, feats.shape[0]), feats.shape[1]), dtype=_exact(feats), device=feats.device)
 
 
 def _group_sums(sums: Tensor, num_groups: int) -> Tensor:
-    """Sums [B, G] of [B, C]."""
+    """Sums [B, G] over the channels of each group of [B, C]."""
     return sums.unflatten(1, (num_groups, -1)).sum(2)
 
 
 def _by_channel(values: Tensor, channels: int) -> Tensor:
-    """Values [B, C] of [B, G]."""
+    """Values [B, C]: those [B, G] of the group of each channel."""
     return values.repeat_interleave(channels // values.shape[1], 1)
 
 

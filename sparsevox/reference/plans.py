@@ -1,4 +1,4 @@
-"""Plans: a kernel table in the orders in which convolutions run through it.
+"""Plans: the pairs of a kernel table in the orders in which convolutions visit them.
 
 M output rows, N input rows, K taps, P pairs, T blocks of output rows.
 """
@@ -14,7 +14,7 @@ from sparsevox.reference._runs import true_indices
 
 
 def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
-    """The table int32 [K, N] of the other direction: entry n of tap t is m where entry m of `table` is n."""
+    """Table int32 [K, N] of the other direction: entry n of tap t is m where entry m of tap t in `table` is n."""
     taps, count = table.shape[0], rows.shape[0]
     pair = true_indices(table.flatten() >= 0)
     tap, row = pair // max(table.shape[1], 1), pair % max(table.shape[1], 1)
@@ -24,7 +24,7 @@ def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Input and output rows of all pairs, int32 [P], and where those of each (block, tap) start, int64 [T * K + 1].
+    """Input and output rows of all pairs, int32 [P], and the start of each (block, tap), int64 [T * K + 1].
 
     Pairs are sorted by block of output rows, then tap, then output row.
     """
@@ -63,23 +63,23 @@ def pair_bags(targets: Tensor, starts: Tensor, table: Tensor, block: int) -> tup
 
 
 def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows in the order of tiles, int32 [M]; the taps of each tile, int32 [tiles, K]; and how many, int32 [tiles].
+    """Rows in the order of tiles, int32 [M]; taps of each tile, int32 [tiles, K]; their number, int32 [tiles].
 
-    In windows of rows, those with similar taps come together: they are sorted by their place in the Gray sequence,
-    where the rarest tap has the highest bit, and equal ones stay in order.
+    Within windows, rows with similar taps come together: they are sorted by the place of their set of taps in the Gray
+    sequence, where the rarest tap is the highest bit. Equal ones stay in order.
     """
     has = table >= 0
     (taps, count), device = has.shape, table.device
     order = torch.arange(count, device=device)
     if taps <= MASK_TAPS:
         words = torch.zeros(count, dtype=torch.int64, device=device)
-        for tap in torch.sort(has.sum(1), stable=True).indices.tolist():  # the next digit of a Gray code is a parity
+        for tap in torch.sort(has.sum(1), stable=True).indices.tolist():  # decode the Gray code: prefix parities
             words = words << 1 | ((words & 1) ^ has[tap])
         windows = [torch.sort(part, stable=True).indices for part in words.split(WINDOW_ROWS)]
         order = torch.cat([part + i * WINDOW_ROWS for i, part in enumerate(windows)])
     padded = torch.nn.functional.pad(has[:, order], (0, -count % TILE_ROWS))
-    active = padded.unflatten(1, (padded.shape[1] // TILE_ROWS, TILE_ROWS)).any(2).t()
-    # Stable: the taps of a tile come first, and stay in order.
+    active = padded.unflatten(1, (padded.shape[1] // TILE_ROWS, TILE_ROWS)).any(2).t()  # [tiles, K]
+    # A stable sort puts the taps of a tile first, in ascending order.
     lists, lengths = torch.sort((~active).int(), dim=1, stable=True).indices, active.sum(1)
     lists[torch.arange(taps, device=device) >= lengths[:, None]] = 0
     return order.int(), lists.int().contiguous(), lengths.int()

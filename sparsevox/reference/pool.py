@@ -1,4 +1,4 @@
-"""Pooling through tables, its gradients, and the children of coarse voxels.
+"""Pooling through tables, its gradients, and the parents and children of voxels.
 
 N input rows, M output rows, C channels, K taps.
 """
@@ -14,9 +14,10 @@ from sparsevox.reference._runs import lanes, run_starts, true_indices
 def child_ranges(
     keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor, coarse_rows: Tensor, level: int
 ) -> tuple[Tensor, Tensor]:
-    """Parent of each voxel in the grid coarsened by 2^level, int32 [N], and the first child of each, int32 [M + 1]."""
+    """Parent of each voxel in the grid coarsened by 2^level, int32 [N]; first child of each parent, int32 [M + 1]."""
     lane = lanes(masks)
-    # A brick is 2^2 voxels wide. Coordinates are biased by 2^17: blocks of codes are those of floor(ijk / 2^n).
+    # A brick is 2^2 voxels wide. As coordinates are biased by 2^17, equal high bits of codes mean equal floor(ijk /
+    # 2^n).
     blocks = lane >> 3 * level if level <= 2 else (keys >> 3 * (level - 2))[lane >> 6]
     first = run_starts(blocks)
     opens = torch.zeros(rows.shape[0], dtype=torch.int32, device=keys.device).index_fill_(0, first, 1)
@@ -33,7 +34,7 @@ def sum_table(
     before: bool,
     longest: int,
 ) -> Tensor:
-    """Sum over taps of the rows in the table; `divisors` divide the input rows if `before`, else the sums: [M, C]."""
+    """Sum over taps of the rows in the table, [M, C]; `divisors` divide the input rows if `before`, else the sums."""
     exact = torch.promote_types(feats.dtype, torch.float32)
     values = feats / divisors[:, None].to(exact) if divisors is not None and before else feats
     if table.shape[0] == 1 and feats.shape[0]:
@@ -49,7 +50,7 @@ def sum_table(
 
 
 def max_table(feats: Tensor, table: Tensor, adjoint: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Largest element over taps, 0 where all are absent, and its row, the lowest of equals; NaN wins: two [M, C]."""
+    """Largest element over taps, 0 where all are absent, and its row, the lowest of equals: two [M, C]. NaN wins."""
     out = feats.new_zeros((table.shape[1], feats.shape[1]))
     winners = torch.full(out.shape, -1, dtype=torch.int32, device=feats.device)
     for rows, sources in _taps(table):
@@ -64,10 +65,10 @@ def max_table(feats: Tensor, table: Tensor, adjoint: Tensor | None) -> tuple[Ten
 
 
 def place_rows(values: Tensor, winners: Tensor, table: Tensor) -> Tensor:
-    """Sum over taps of the elements whose winner is the output row: [table.shape[1], C]."""
+    """Sum over taps of the values whose winner is the output row: [table.shape[1], C]."""
     exact = torch.promote_types(values.dtype, torch.float32)
     out = values.new_zeros((table.shape[1], values.shape[1]), dtype=exact)
-    if table.shape[0] == 1 and table.shape[1]:  # no element has two winners: there is nothing to add up
+    if table.shape[0] == 1 and table.shape[1]:  # every value has one winner: nothing collides
         out.scatter_add_(0, winners.clamp(min=0).long(), values.to(exact).masked_fill(winners < 0, 0))
         return out.to(values.dtype)
     for rows, sources in _taps(table):

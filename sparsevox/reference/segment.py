@@ -1,4 +1,4 @@
-"""Ranges of rows, reduced to one row each. Long ranges are cut in pieces, whose results are reduced in their turn.
+"""Ranges of rows, each reduced to one row. Long ranges are cut into pieces, whose results are reduced in turn.
 
 N input rows, M output rows, C channels.
 """
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sparsevox.reference._runs import true_indices
 
-SUM_PIECE = 64  # rows that one sum adds up at most
-EXTREME_PIECE = 8  # steps of one loop over the rows of ranges at most
-BLOCK = 1 << 12  # ranges that are looked through together: what the CPU keeps in its cache
+SUM_PIECE = 64  # rows of one sum, at most
+EXTREME_PIECE = 8  # steps of one loop over the rows of ranges, at most
+BLOCK = 1 << 12  # ranges that are searched together: they fit in the cache of a CPU core
 
 
 def sum_ranges(
@@ -21,8 +21,8 @@ def sum_ranges(
     divisors: Tensor | None,
     longest: int,
 ) -> Tensor:
-    """Sum of each range over its rows of `feats`, or those that `children` lists, over the divisor: [M, C]."""
-    # A bag has to begin at 0, and the last one to end with the list.
+    """Sum of the rows of each range, or of those that `children` lists, divided by its divisor: [M, C]."""
+    # The first bag must begin at 0, and the last one must end with the list.
     rows = _listed(feats, ranges, children)[int(ranges[0]) : int(ranges[-1])]
     ranges = ranges - ranges[0]
     sums = feats.to(torch.promote_types(feats.dtype, torch.float32))
@@ -38,14 +38,14 @@ def sum_ranges(
 def extreme_ranges(
     feats: Tensor, ranges: Tensor, children: Tensor | None, parents: Tensor | None, largest: bool, longest: int
 ) -> tuple[Tensor, Tensor]:
-    """Largest or smallest element of each range and its row, the first of equals; NaN wins: [M, C] and int32 [M, C]."""
+    """Largest or smallest element [M, C] of each range, and its row int32 [M, C], the first of equals. NaN wins."""
     if parents is None:
         return _extremes(feats, ranges, children, largest), feats.new_empty((0, feats.shape[1]), dtype=torch.int32)
     rows, values, winners = _listed(feats, ranges, children), feats, None
     while True:
         pieces, groups = _cut(ranges, EXTREME_PIECE)
         values, found = _first_extremes(values, rows, pieces, largest)
-        # Rows of the features, where `found` are pieces of the round before.
+        # Rows of the features; `found` are pieces of the previous round.
         known = found if winners is None else winners.gather(0, found.clamp(min=0).long())
         winners = torch.where(found < 0, -1, known)
         if groups is None:
@@ -58,7 +58,7 @@ def _listed(feats: Tensor, ranges: Tensor, children: Tensor | None) -> Tensor:
 
 
 def _cut(ranges: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
-    """Ranges in pieces of at most `length` rows: their bounds, and the ranges of pieces; None if nothing is cut."""
+    """Cut ranges into pieces of at most `length` rows: their bounds, and the ranges of pieces; None if none was cut."""
     lengths = ranges.diff()
     if lengths.numel() == 0 or lengths.max() <= length:
         return ranges, None
@@ -70,7 +70,7 @@ def _cut(ranges: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _extremes(feats: Tensor, ranges: Tensor, children: Tensor | None, largest: bool) -> Tensor:
-    """The values alone."""
+    """The values without their rows."""
     if feats.numel() == 0 or ranges.shape[0] == 1:
         return feats.new_zeros((ranges.shape[0] - 1, feats.shape[1]))
     values, empty = feats if children is None else feats.index_select(0, children), ranges.diff() == 0
@@ -95,13 +95,13 @@ def _first_extremes(feats: Tensor, rows: Tensor, ranges: Tensor, largest: bool) 
 
 
 def _look_through(feats: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Step by step through ranges that are not empty; those that end before the longest see their last row again."""
+    """Scan nonempty ranges step by step, in parallel; a range that is over repeats its last row."""
     best = feats.index_select(0, rows[starts])
     winners = rows[starts][:, None].expand(best.shape).contiguous()
     for step in range(1, int(lengths.max())):
         row = rows[starts + (lengths - 1).clamp(max=step)]
         value = feats.index_select(0, row)
-        # Not worse and not equal: larger, or NaN.
+        # Neither worse nor equal: better, or NaN.
         better = ((value <= best) if largest else (value >= best)).logical_not_().logical_and_(best == best)
         torch.where(better, value, best, out=best)
         torch.where(better, row[:, None], winners, out=winners)

@@ -1,4 +1,4 @@
-"""Coarsening, subdivision, set operations, pruning and cropping, as arithmetic on the words of the bricks.
+"""Coarsening, subdivision, set operations, pruning and cropping, as arithmetic on keys and masks of bricks.
 
 N voxels, B grids, L bricks.
 """
@@ -27,7 +27,7 @@ from sparsevox.reference._runs import (
 def coarsen_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, level: int) -> Bricks:
     """Bricks of the voxels floor(ijk / 2^level)."""
     batch_size = offsets.shape[0] - 1
-    if level > 1:  # a brick is one voxel of level 2
+    if level > 1:  # a brick becomes one voxel at level 2
         codes = morton.key_as_code(keys)
         for _ in range(level - 2):
             codes = morton.coarsen_codes(codes)
@@ -69,7 +69,7 @@ def subdivide_bricks(
 
 
 def _check_children(keys: Tensor, masks: Tensor, starts: Tensor, level: int, voxels: Tensor | None) -> None:
-    """Raise for the first voxel whose children lie outside the range; the border of the range is one of bricks."""
+    """Raise for the first voxel whose children are out of range; the border of the range is a border of bricks."""
     legal = torch.ones_like(keys, dtype=torch.bool)
     codes = keys << 6
     for _ in range(level):
@@ -85,13 +85,13 @@ def _check_children(keys: Tensor, masks: Tensor, starts: Tensor, level: int, vox
 
 
 def _octants(first: Tensor) -> Tensor:
-    """Eight keys, or codes, for each first one."""
+    """The eight consecutive keys, or codes, from each first one on."""
     return (first[:, None] + torch.arange(8, device=first.device)).flatten()
 
 
 @cache
 def _bit_to_byte(device: torch.device) -> Tensor:
-    """For each byte, the word in which byte i is full where bit i of the byte is set: the children of one octant."""
+    """For each byte, the word whose byte i is 0xFF where bit i of the byte is set: the children of one octant."""
     values = torch.arange(256, device=device)
     bits = values[:, None] >> torch.arange(8, device=device) & 1
     return (bits * (255 << 8 * torch.arange(8, device=device))).sum(1)

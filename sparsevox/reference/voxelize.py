@@ -1,7 +1,7 @@
-"""Triangles to voxels: which unit boxes a mesh touches.
+"""Voxels of a mesh: which unit boxes its triangles touch.
 
 V vertices, F faces, T triangles of a block of faces, Q (triangle, cube) pairs, n cells per axis of a cube, M voxels.
-Tensors of pairs have the pair in their last axis, so that every elementwise loop runs over contiguous memory.
+Tensors of pairs have the pairs on their last axis, so that every elementwise loop runs over contiguous memory.
 """
 
 from collections.abc import Iterator
@@ -12,40 +12,42 @@ from torch import Tensor
 from sparsevox import morton
 from sparsevox.reference._runs import run_starts, true_indices
 
-CHUNK = 1 << 18  # cells tested at once; their intermediate results should stay in a processor's cache
-GPU_FACTOR = 16  # a GPU takes that many times more cells at once
-FACES = 1 << 17  # faces looked at at once
-MERGE = 1 << 24  # voxels collected before duplicates are dropped
+CHUNK = 1 << 18  # cells tested at once; their intermediate results should fit in the cache of a CPU
+GPU_FACTOR = 16  # on a GPU, how many times more cells at once
+FACES = 1 << 17  # faces processed at once
+MERGE = 1 << 24  # voxels collected before duplicates are removed
 
-# Rounding errors shift a test by less than this times the largest coordinate, and by less than half a unit of the
-# last place of short dyadic numbers, with which there are no errors: a test that allows for it is right about both.
+# Tolerance of a test, relative to the largest coordinate. It exceeds all rounding errors, and it is less than half a
+# unit in the last place of short dyadic numbers, which are computed without errors: so the tests are right for both.
 SLACK = 2.0**-47
 
 
 def mesh_voxels(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Coordinates of every voxel whose closed box [i - 0.5, i + 0.5]^3 a triangle touches.
+    """Coordinates of every voxel whose closed box [i - 0.5, i + 0.5]^3 touches a triangle.
 
-    The overlap test of a triangle and a box by their 13 separating axes (Akenine-Moeller, "Fast 3D Triangle-Box Overlap
+    A triangle and a box are tested on their 13 separating axes (Akenine-Moeller, "Fast 3D Triangle-Box Overlap
     Testing", 2001), with one range per edge and coordinate plane (Schwarz and Seidel, "Fast Parallel Surface and Solid
-    Voxelization on GPUs", 2010), on the cells of cubes that shrink by four a step: a triangle starts with the smallest
-    cube of 2^k voxels an axis that holds it. There are no divisions and no normalized vectors, so that
-    degenerate triangles (segments, points) need no care: the axes that they lack are zero and separate nothing.
+    Voxelization on GPUs", 2010). The boxes are cells of cubes: a triangle starts with the smallest cube of 2^k voxels
+    per axis that contains it, and each step divides the edge of its cells by four. There are no divisions and no
+    normalized vectors, so degenerate triangles (segments, points) need no special case: their missing axes are zero and
+    separate nothing.
 
-    No touched voxel is ever missed. A voxel is returned in error only if it is nearer to its triangle than rounding
-    errors: about 1e-14 of the triangle's extent, more only for needles. The result is exact where coordinates are
-    multiples of 2^-f and no triangle extends over more than 2^(14 - f) voxels an axis.
+    No touched voxel is ever missed. A voxel is returned in error only if its distance to the triangle is a rounding
+    error: about 1e-14 of the triangle's extent, more only for needles. The result is exact if coordinates are multiples
+    of 2^-f and no triangle extends over more than 2^(14 - f) voxels per axis.
 
     Args:
         vertices: float64 [V, 3], finite, in grid coordinates (voxel (i, j, k) has its center at (i, j, k)).
-        faces: int64 [F, 3], rows of `vertices`; an index may come twice in a face.
+        faces: int64 [F, 3], rows of `vertices`; an index may occur twice in a face.
 
     Returns:
         int32 [M, 3] in no particular order, with duplicates where triangles share voxels. The order depends on the
         order of the faces, the set does not.
 
-    Memory: some 100 MB for CHUNK cells and FACES faces, whatever the mesh; then 24 bytes for each row of the result, or
-    60 where duplicates are dropped. They are whenever more than MERGE rows, and more than twice as many as the last
-    time were left, have come together: the result has at most MERGE rows, or twice as many as there are voxels.
+    Memory: about 100 MB for CHUNK cells and FACES faces, for any mesh, and 24 bytes per row of the result, or 60 where
+    duplicates are removed. That happens whenever there are more than MERGE rows, and more than twice as many as were
+    left
+    the last time: the result has at most MERGE rows, or twice as many as there are voxels.
     """
     parts: list[Tensor] = []
     count, limit = 0, MERGE
@@ -62,13 +64,12 @@ def mesh_voxels(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def _all_parts(vertices: Tensor, faces: Tensor) -> Iterator[Tensor]:
-    """Voxels int32 [3, ...], batch of triangles by batch of triangles."""
+    """Voxels int32 [3, ...], for one batch of triangles after the other."""
     for block in faces.split(FACES):
         corners = vertices[block].permute(1, 2, 0)  # [3 corners, 3 axes, T]
-        # First voxel that the triangle's bounding box touches: the largest i with i + 0.5 < x, or, as the boxes are
-        # closed, the one below where there is equality.
+        # First voxel that the triangle's bounding box touches: the smallest i with x <= i + 0.5, as boxes are closed.
         base = torch.ceil(corners.amin(0) + 0.5) - 1
-        # First to the vicinity of the origin, then to boxes [i, i + 1]: errors are relative to the triangle's extent.
+        # Move near the origin, then to boxes [i, i + 1]: errors become relative to the triangle's extent.
         corners = corners - base + 0.5
         _, bits = torch.frexp(corners.amax(0).floor().amax(0))  # extent <= 2^bits voxels
         for size in torch.unique(bits).tolist():
@@ -77,9 +78,9 @@ def _all_parts(vertices: Tensor, faces: Tensor) -> Iterator[Tensor]:
 
 
 def _descend(corners: Tensor, base: Tensor, bits: int) -> Iterator[Tensor]:
-    """Voxels of triangles that fit into a cube of 2^bits voxels an axis.
+    """Voxels of triangles that fit into a cube of 2^bits voxels per axis.
 
-    Depth first with chunks of pairs, so that at most 64 chunks wait on every one of the nine levels.
+    The search is depth first with chunks of pairs, so that at most 64 chunks wait on each of the nine levels.
     """
     chunk = CHUNK * (GPU_FACTOR if corners.is_cuda else 1)
     owner = torch.arange(corners.shape[2], device=corners.device)
@@ -106,7 +107,7 @@ def _descend(corners: Tensor, base: Tensor, bits: int) -> Iterator[Tensor]:
 
 
 def _cells(bits: int, device: torch.device) -> Tensor:
-    """Places of the cells of a cube, in the order of its rows: int32 [3, 8^bits]."""
+    """Positions of the cells of a cube, in row-major order: int32 [3, 8^bits]."""
     cell = torch.arange(8**bits, dtype=torch.int32, device=device)
     return torch.stack([cell >> 2 * bits, cell >> bits, cell]) & (1 << bits) - 1
 
@@ -119,7 +120,7 @@ def _touched_cells(corners: Tensor, cube: Tensor, n: int, edge: int, slack: floa
         cube: int32 [3, Q], the cube's lowest corner.
         n: number of cells per axis.
         edge: edge length of a cell.
-        slack: bound of the shift of a corner, or of a cell, that explains the rounding errors.
+        slack: bound of the rounding errors, as a shift of a corner or a cell.
     """
     sides = corners.roll(-1, 0) - corners
     steps = edge * torch.arange(n, dtype=torch.int32, device=cube.device)
@@ -141,7 +142,7 @@ def _plane_meets(corner: Tensor, sides: Tensor, places: Tensor, edge: int, slack
     half = 0.5 * edge
     normal = torch.linalg.cross(sides[0], sides[1], dim=0)  # [3, Q]
     middle = (normal * (half - corner)).sum(0)
-    # A needle's normal may be all rounding error, which is in proportion to the products and not to their difference.
+    # The normal of a needle may be all rounding error, which scales with the products, not with their difference.
     doubt = slack * sides[0].abs().sum(0) * sides[1].abs().sum(0)
     radius = (half + slack) * normal.abs().sum(0) + doubt
     x, y, z = normal[:, None] * places  # [n, Q] each
@@ -152,9 +153,9 @@ def _plane_meets(corner: Tensor, sides: Tensor, places: Tensor, edge: int, slack
 def _projections_meet(corners: Tensor, sides: Tensor, places: Tensor, edge: int, slack: float) -> Tensor:
     """Whether no side of the triangle, projected along an axis, separates it from a cell: bool [n, n, Q].
 
-    The function f(p) = s_a (p_b - c_b) - s_b (p_a - c_a) of a side s from corner c is 0 along the side and `area` at
-    the third corner; over a cell it varies by half the edge times |s_a| + |s_b| around the value at the center.
-    All arguments have the two other axes, a and b, only.
+    For a side s from corner c, the function f(p) = s_a (p_b - c_b) - s_b (p_a - c_a) is 0 along the side and `area` at
+    the third corner; over a cell it varies by half the edge times |s_a| + |s_b| around the value at the center. All
+    arguments have only the two other axes, a and b.
     """
     half = 0.5 * edge
     side_a, side_b = sides.unbind(1)  # [3 sides, Q]
@@ -169,7 +170,7 @@ def _projections_meet(corners: Tensor, sides: Tensor, places: Tensor, edge: int,
 
 def _distinct(voxels: Tensor) -> Tensor:
     """Each of the voxels [3, M] once."""
-    # Boxes of vertices at the very limits of the range reach one voxel beyond, where codes would wrap around.
+    # Boxes of vertices at the limits of the range reach one voxel beyond, where codes would wrap around.
     shift, bits = -morton.COORD_MIN + 1, morton.AXIS_BITS + 2
     code = torch.zeros_like(voxels[0], dtype=torch.int64)
     for axis in voxels:
