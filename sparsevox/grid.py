@@ -616,9 +616,9 @@ class Grid:
         _check_grid("target", target)
         if self.device != target.device:
             raise ValueError(f"target must be on the device of this grid, {self.device}, got {target.device}")
-        if self.batch_size != target.batch_size:
-            sizes = f"{self.batch_size}, got {target.batch_size}"
-            raise ValueError(f"target must have the batch size of this grid, {sizes}")
+        size, other = self.batch_size, target.batch_size
+        if size != other:
+            raise ValueError(f"target must have the batch size of this grid, {size}, got {other}")
         for fine, coarse, step in zip(self.voxel_size, target.voxel_size, stride, strict=True):
             if abs(coarse / (fine * step) - 1) > RATIO_TOLERANCE:
                 raise ValueError(

@@ -80,8 +80,7 @@ def attention(
         raise ValueError(f"k_offsets must have shape {list(q_edges.shape)}, got {list(k_edges.shape)}")
     factor = 1 / math.sqrt(max(q.shape[2], 1)) if scale is None else checks.float_triple("scale", scale)[0]
     run = _ragged_attention if torch.compiler.is_compiling() else reference.attend
-    result: Tensor = run(q, k, v, q_edges, k_edges, factor)
-    return result
+    return run(q, k, v, q_edges, k_edges, factor)
 
 
 def _check_rows(q: object, k: object, v: object) -> tuple[Tensor, Tensor, Tensor]:

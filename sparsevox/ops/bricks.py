@@ -123,8 +123,7 @@ def full_box(
 
 def coords(bricks: Bricks) -> Tensor:
     """Coordinates int32 [N, 4] = (b, i, j, k) in row order."""
-    result: Tensor = _brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
-    return result
+    return _brick_coords(bricks.keys, bricks.masks, bricks.starts, bricks.rows)
 
 
 def bounds(bricks: Bricks) -> tuple[Tensor, Tensor]:
@@ -136,8 +135,7 @@ def bounds(bricks: Bricks) -> tuple[Tensor, Tensor]:
 
 def table(bricks: Bricks) -> Tensor:
     """Build the hash table int32 [capacity] from brick keys to brick rows: open addressing, at most half full."""
-    result: Tensor = _brick_table(bricks.keys)
-    return result
+    return _brick_table(bricks.keys)
 
 
 class HasBricks(Protocol):
@@ -166,14 +164,12 @@ def find_rows(bricks: Bricks, table: Tensor | None, coords: Tensor) -> Tensor:
     """Look up the row of each of the coordinates [M, 4] or [M, 3], -1 where there is no voxel: int64 [M]."""
     rows = _as_rows("coords", coords)
     checks.same_device("coords", rows, "the grid", bricks.keys.device)
-    result: Tensor = _find_rows(rows, bricks.keys, bricks.masks, bricks.starts, table)
-    return result
+    return _find_rows(rows, bricks.keys, bricks.masks, bricks.starts, table)
 
 
 def neighbor_bricks(bricks: Bricks, table: Tensor | None) -> Tensor:
     """Look up the rows of the 27 bricks around each brick, -1 where there is none: int32 [L, 27], z fastest."""
-    result: Tensor = _neighbor_bricks(bricks.keys, table)
-    return result
+    return _neighbor_bricks(bricks.keys, table)
 
 
 def stack(parts: Sequence[Bricks]) -> Bricks:

@@ -202,8 +202,7 @@ def _run(
     if training and feats.requires_grad and not kernel_map.symmetric:
         adjoint = (kernel_map.down if up else kernel_map.up).plan
     route = _Route(list(here.plan), list(adjoint), list(pairs), kernel_map.symmetric, groups)
-    result: Tensor = _conv(_library.autocast(feats), matrices, bias, *route)
-    return result
+    return _conv(_library.autocast(feats), matrices, bias, *route)
 
 
 def _check(
@@ -217,7 +216,7 @@ def _check(
     transposed: bool,
 ) -> None:
     """Check all arguments. The first axis of the weight holds output channels; if transposed, input channels."""
-    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+    x = checks.rows("feats", feats, rows, "voxel of the input grid", kernel_map.device)
     w = checks.floats("weight", checks.tensor("weight", weight))
     size = kernel_map.geometry.kernel_size
     if w.ndim != 5 or tuple(w.shape[2:]) != size:
@@ -230,11 +229,7 @@ def _check(
         outputs, inputs = inputs, outputs
     if x.shape[1] != inputs:
         raise ValueError(f"feats must have {inputs} channels for weight {list(w.shape)}, got {list(x.shape)}")
-    if x.shape[0] != rows:
-        raise ValueError(f"feats must have {rows} rows, one per voxel of the input grid, got {list(x.shape)}")
-    device = kernel_map.device
-    checks.same_device("feats", x, "the grid", device)
-    checks.same_device("weight", w, "the grid", device)
+    checks.same_device("weight", w, "the grid", x.device)
     if bias is not None:
         b = checks.floats("bias", checks.shape("bias", bias, outputs))
-        checks.same_device("bias", b, "the grid", device)
+        checks.same_device("bias", b, "the grid", x.device)

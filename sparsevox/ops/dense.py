@@ -118,8 +118,7 @@ def to_dense(
     x = checks.rows("feats", feats, grid.bricks.rows.shape[0], "voxel of the grid", grid.bricks.keys.device)
     low, up = _box(grid, lower, upper)
     size = [b - a for a, b in zip(low, up, strict=True)]
-    result: Tensor = _scatter_dense(x, _cells(grid, low, size), grid.bricks.offsets.shape[0] - 1, size)
-    return result
+    return _scatter_dense(x, _cells(grid, low, size), grid.bricks.offsets.shape[0] - 1, size)
 
 
 def from_dense(volume: Tensor, grid: HasCoords, lower: int | Sequence[int] = (0, 0, 0)) -> Tensor:
@@ -144,8 +143,7 @@ def from_dense(volume: Tensor, grid: HasCoords, lower: int | Sequence[int] = (0,
     checks.same_device("volume", v, "the grid", grid.bricks.keys.device)
     low = checks.int_triple("lower", lower)
     _check_near(low, low)
-    result: Tensor = _gather_dense(v, _cells(grid, low, v.shape[2:]))
-    return result
+    return _gather_dense(v, _cells(grid, low, v.shape[2:]))
 
 
 def _box(grid: HasCoords, lower: object, upper: object) -> tuple[list[int], list[int]]:

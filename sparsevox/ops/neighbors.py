@@ -28,11 +28,10 @@ def kernel_table(fine: HasBricks, coarse: HasBricks, geometry: Geometry) -> Tens
     bricks, others = fine.bricks, coarse.bricks
     # The reference searches the sorted keys instead of the hash table.
     table = fine.table if _library.uses_kernels(bricks.keys) else None
-    result: Tensor = _kernel_table(
+    return _kernel_table(
         *(bricks.keys, bricks.masks, bricks.starts, bricks.rows, table),
         *(others.keys, others.masks, others.starts, others.rows, *geometry),
     )
-    return result
 
 
 def neighbor_table(grid: HasBricks) -> Tensor:

@@ -17,20 +17,17 @@ from sparsevox.reference import norm as reference
 Gradients = tuple[Tensor | None, ...]
 
 
-def _exact(feats: Tensor) -> torch.dtype:
-    return torch.float64 if feats.dtype == torch.float64 else torch.float32
-
-
 def _fake(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = (offsets.shape[0] - 1, num_groups)
-    mean, rstd = (feats.new_empty(statistics, dtype=_exact(feats)) for _ in range(2))
+    exact = torch.promote_types(feats.dtype, torch.float32)
+    mean, rstd = (feats.new_empty((offsets.shape[0] - 1, num_groups), dtype=exact) for _ in range(2))
     return feats.new_empty(feats.shape), mean, rstd
 
 
 def _fake_backward(grad: Tensor, feats: Tensor, offsets: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
-    d_weight, d_bias = (feats.new_empty(feats.shape[1], dtype=_exact(feats)) for _ in range(2))
+    exact = torch.promote_types(feats.dtype, torch.float32)
+    d_weight, d_bias = (feats.new_empty(feats.shape[1], dtype=exact) for _ in range(2))
     return feats.new_empty(feats.shape), d_weight, d_bias
 
 
@@ -136,15 +133,15 @@ def _normalize(
     (epsilon, _, _) = checks.float_triple("eps", eps)
     if epsilon < 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    out: Tensor = _group_norm(feats, offsets, weight, bias, groups, epsilon)[0]
-    return out
+    return _group_norm(feats, offsets, weight, bias, groups, epsilon)[0]
 
 
 def _differentiable(
     grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `group_norm_backward` with differentiable ops."""
-    g, x = grad.to(_exact(feats)), feats.to(_exact(feats))
+    exact = torch.promote_types(feats.dtype, torch.float32)
+    g, x = grad.to(exact), feats.to(exact)
     ranges = offsets.int()
     parents = segment_of_rows(ranges, feats)
     group = feats.shape[1] // num_groups
@@ -154,8 +151,7 @@ def _differentiable(
         """Replace each element of [N, C] by the mean over its grid and group."""
         sums = _reduce.sum_ranges(rows, ranges, None, parents, None, 0).unflatten(1, (num_groups, group)).sum(2)
         means = (sums / size).repeat_interleave(group, 1)  # [B, C]
-        spread: Tensor = _reduce.sum_table(means, parents[None], ranges, None, None, False, 0)
-        return spread
+        return _reduce.sum_table(means, parents[None], ranges, None, None, False, 0)
 
     centered = x - mean(x)
     rstd = (mean(centered.square()) + eps).rsqrt()

@@ -60,8 +60,7 @@ def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
             at one tap.
         rows: Any tensor [N, ...]; only its length counts.
     """
-    result: Tensor = _adjoint_table(table, rows)
-    return result
+    return _adjoint_table(table, rows)
 
 
 def pair_lists(table: Tensor) -> PairLists:

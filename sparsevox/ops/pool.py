@@ -116,8 +116,7 @@ def upsample(feats: Tensor, child_map: ChildMap) -> Tensor:
     x = checks.floats("feats", checks.shape("feats", feats, "M", "C"))
     _check_rows(x, child_map.num_coarse, "coarse", child_map.device)
     adjoint = (child_map.ranges, child_map.children) if _reduce.needs_gradient(x) else (None, None)
-    result: Tensor = _reduce.sum_table(x, child_map.parents[None], *adjoint, None, False, math.prod(child_map.factor))
-    return result
+    return _reduce.sum_table(x, child_map.parents[None], *adjoint, None, False, math.prod(child_map.factor))
 
 
 def _checked(feats: object, window: Window) -> Tensor:

@@ -124,8 +124,7 @@ def sample_trilinear(
         present = weights.masked_fill(rows < 0, 0)
         total = present.sum(1, keepdim=True)
         weights = present / torch.where(total > 0, total, 1)
-    result: Tensor = _gather_rows(x, rows, weights.to(_weight_dtype(x)))
-    return result
+    return _gather_rows(x, rows, weights.to(_weight_dtype(x)))
 
 
 def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor | None = None) -> Tensor:
@@ -150,8 +149,7 @@ def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor
     positions, items = _check_points(points, batch, grid)
     voxels, _ = _voxels((grid.to_ijk(positions.detach()) + 0.5).floor())
     rows = grid.index(torch.cat([items[:, None], voxels], 1)).int()[:, None]
-    result: Tensor = _gather_rows(x, rows, torch.ones(rows.shape, dtype=_weight_dtype(x), device=x.device))
-    return result
+    return _gather_rows(x, rows, torch.ones(rows.shape, dtype=_weight_dtype(x), device=x.device))
 
 
 def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tensor | None = None) -> Tensor:
@@ -176,8 +174,7 @@ def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tens
     positions, items = _check_points(points, batch, grid)
     v = checks.rows("values", values, positions.shape[0], "point", grid.bricks.keys.device, "P")
     rows, weights = _corners(grid, positions, items)
-    result: Tensor = _sum_rows(v, rows, weights.to(_weight_dtype(v)), grid.bricks.rows.shape[0])
-    return result
+    return _sum_rows(v, rows, weights.to(_weight_dtype(v)), grid.bricks.rows.shape[0])
 
 
 def _corners(grid: HasVoxels, points: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:

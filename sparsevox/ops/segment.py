@@ -62,8 +62,7 @@ def broadcast(values: Tensor, grid: HasBricks) -> Tensor:
     ranges = offsets.int()
     parents = segment_of_rows(ranges, grid.bricks.rows)[None]
     adjoint = ranges if _reduce.needs_gradient(x) else None
-    result: Tensor = _reduce.sum_table(x, parents, adjoint, None, None, False, 0)
-    return result
+    return _reduce.sum_table(x, parents, adjoint, None, None, False, 0)
 
 
 def global_pool(feats: Tensor, grid: HasBricks, reduce: str = "mean") -> Tensor:
@@ -107,8 +106,6 @@ def _check_ascending(offsets: Tensor, rows: int) -> None:
 def _reduce_segments(feats: Tensor, ranges: Tensor, reduce: str) -> Tensor:
     parents = segment_of_rows(ranges, feats) if _reduce.needs_gradient(feats) else None
     if reduce in ("max", "min"):
-        extremes: Tensor = _reduce.extreme_ranges(feats, ranges, None, parents, reduce == "max", 0)[0]
-        return extremes
+        return _reduce.extreme_ranges(feats, ranges, None, parents, reduce == "max", 0)[0]
     divisors = ranges.diff().clamp(min=1).long() if reduce == "mean" else None
-    result: Tensor = _reduce.sum_ranges(feats, ranges, None, parents, divisors, 0)
-    return result
+    return _reduce.sum_ranges(feats, ranges, None, parents, divisors, 0)

@@ -28,7 +28,7 @@ def conv(
     `plan` holds the tensors of `Bags`.
     """
     table, sources, starts, order, row_starts = Bags(*plan)
-    dtype = _accumulator(feats.dtype)
+    dtype = torch.promote_types(feats.dtype, torch.float32)
     matrices = _by_group(weight.to(feats.dtype).to(dtype), groups)  # [K, G, C / G, D / G]
     block = pair_block(table.shape[0])
     out = feats.new_empty((table.shape[1], weight.shape[2]))
@@ -66,7 +66,7 @@ def conv_weight(
     `pairs` holds the tensors of `PairLists`.
     """
     sources, targets, starts = PairLists(*pairs)
-    taps, exact = plan[0].shape[0], _accumulator(feats.dtype)
+    taps, exact = plan[0].shape[0], torch.promote_types(feats.dtype, torch.float32)
     out = feats.new_zeros((taps, groups, feats.shape[1] // groups, grads.shape[1] // groups), dtype=exact)
     left_rows = feats.new_empty((pair_block(taps), feats.shape[1]))
     right_rows = grads.new_empty((pair_block(taps), grads.shape[1]))
@@ -83,10 +83,6 @@ def conv_weight(
                 else:
                     out[tap].baddbmm_(_split(left, groups).transpose(1, 2), _split(right, groups))
     return out.transpose(1, 2).flatten(2).to(dtype)  # [K, G, C / G, D / G] -> [K, C / G, D]
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _blocks(starts: Tensor, taps: int, block: int) -> Iterator[tuple[int, list[int]]]:

@@ -41,7 +41,7 @@ def group_norm(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalized features [N, C], and mean and 1 / standard deviation [B, G], 0 in empty items."""
-    exact, channels = _exact(feats), feats.shape[1]
+    exact, channels = torch.promote_types(feats.dtype, torch.float32), feats.shape[1]
     mean, rstd = (part.to(exact) for part in _statistics(feats, offsets, num_groups, eps))
     scale = _by_channel(rstd, channels)
     scale = scale if weight is None else scale * weight
@@ -162,7 +162,8 @@ def _ranges(items: Tensor, offsets: Tensor) -> Tensor:
 
 def _buffer(feats: Tensor) -> Tensor:
     """Buffer for the rows of a block."""
-    return torch.empty((min(BLOCK, feats.shape[0]), feats.shape[1]), dtype=_exact(feats), device=feats.device)
+    exact = torch.promote_types(feats.dtype, torch.float32)
+    return torch.empty((min(BLOCK, feats.shape[0]), feats.shape[1]), dtype=exact, device=feats.device)
 
 
 def _group_sums(sums: Tensor, num_groups: int) -> Tensor:
@@ -173,7 +174,3 @@ def _group_sums(sums: Tensor, num_groups: int) -> Tensor:
 def _by_channel(values: Tensor, channels: int) -> Tensor:
     """Values [B, C]: those [B, G] of the group of each channel."""
     return values.repeat_interleave(channels // values.shape[1], 1)
-
-
-def _exact(feats: Tensor) -> torch.dtype:
-    return torch.float64 if feats.dtype == torch.float64 else torch.float32
