@@ -35,18 +35,7 @@ TARGET = 12  # maximum memory in GiB
 BETWEEN = "between"  # name of the time between parts
 CERTAIN = 1e6  # logit with which a refiner keeps the voxels as they are, despite its random weights
 
-# The official denoisers of ShapeNet, for presets without them.
-COARSE = UNetConfig.official(True, latent_channels=16, channels=192, multipliers=(1, 2, 4, 4), attention=(1, 2, 4))
-FINE = UNetConfig.official(
-    False, latent_channels=8, channels=128, multipliers=(1, 2, 2, 4), attention=(4, 8), position="ijk", normal=True
-)
-RELEASED: dict[str, tuple[UNetConfig, UNetConfig]] = {
-    "shapenet-car": (COARSE, FINE),
-    "shapenet-chair": (COARSE, replace(FINE, channels=64)),
-    "shapenet-plane": (COARSE, FINE),
-}
-
-Networks = tuple[VAEConfig, UNetConfig, RefinerConfig]  # of a level
+Networks = tuple[VAEConfig, UNetConfig, RefinerConfig]  # of one level
 
 
 def teacher_forced(config: VAEConfig) -> VAEConfig:
@@ -145,8 +134,7 @@ def configs(name: str) -> list[Networks]:
     parts = {part.name: part.options["model"] for part in read_preset(name)}
     made = []
     for level in range(2):
-        vae = parts[f"vae-{level}"]
-        unet = parts[f"denoiser-{level}"] if f"denoiser-{level}" in parts else RELEASED[name][level]
+        vae, unet = parts[f"vae-{level}"], parts[f"denoiser-{level}"]
         refiner = replace(parts["refiner-1"], voxel_size=vae.voxel_sizes[0])
         made.append((vae, replace(unet, categories=1), refiner))
     return made
@@ -194,8 +182,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench.cascade", description=about)
     add = parser.add_argument
     add("mesh", help="mesh file, which is scaled to the box")
-    choices = sorted({*RELEASED, *whole_presets()})
-    add("--preset", default="shapenet-car", choices=choices, help="preset of the networks (default: shapenet-car)")
+    add(
+        "--preset",
+        default="shapenet-car",
+        choices=whole_presets(),
+        help="preset of the networks (default: shapenet-car)",
+    )
     add("--steps", type=int, default=2, help="sampler steps per level, of two calls each (default: 2)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
     add("--threads", type=int, default=1, help="number of CPU threads (default: 1)")

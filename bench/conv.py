@@ -1,4 +1,4 @@
-"""Convolution of features: with the kernel map at hand, with the search for it, and a step of training."""
+"""Submanifold convolution: with a cached kernel map, with the search for it, and forward and backward."""
 
 import contextlib
 import functools
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 import sparsevox as sv
@@ -16,13 +17,13 @@ from bench.contenders import grid
 from bench.harness import Case, Contender, Target, close
 
 CHANNELS = (32, 64)
-# How far sums of some hundred to some thousand products may lie apart, of the largest of them.
+# Tolerances of sums of a few hundred to a few thousand products, relative to the largest.
 TOLERANCES = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A 3x3x3 convolution within a grid. `dtype` is a torch dtype, or "tf32"."""
+    """Operands of a 3x3x3 convolution on a grid."""
 
     grid: sv.Grid
     feats: Tensor  # [N, C]
@@ -32,7 +33,7 @@ class Problem:
 
     @classmethod
     def on(cls, coords: Tensor, channels: int, dtype: str) -> "Problem":
-        """Random features, weights and gradients of about 1 on a scene."""
+        """Draw features, weight and gradients of about 1 on a scene, in a dtype of torch or "tf32"."""
         generator = torch.Generator().manual_seed(0)
         g = grid(coords)
         kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
@@ -46,11 +47,11 @@ class Problem:
 
     @property
     def matrices(self) -> Tensor:
-        """The weight as plain torch has it: [27, C, C]."""
-        return self.weight.flatten(2).permute(2, 1, 0).contiguous()
+        """The weight in the layout of plain torch: [27, C, C]."""
+        return rearrange(self.weight, "d c i j k -> (i j k) c d").contiguous()
 
     def precisely(self, run: Callable[..., Any], *operands: Any) -> Callable[[], Any]:
-        """A call with the precision of float32 products that is asked for."""
+        """Wrap a call so that float32 products have the precision of the problem."""
 
         def call() -> Any:
             with products("tf32" if self.tf32 else "ieee"):
@@ -59,17 +60,17 @@ class Problem:
         return call if self.grid.device.type == "cuda" else functools.partial(run, *operands)
 
     def flat(self, result: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The results of a step, of about the same size each, the gradient of the weight in our layout."""
+        """Concatenate output and gradients, scaled to about the same size, with the weight in our layout."""
         output, d_feats, d_weight = result
         if d_weight.ndim == 3:
-            d_weight = d_weight.permute(2, 1, 0).unflatten(2, (3, 3, 3))
+            d_weight = rearrange(d_weight, "(i j k) c d -> d c i j k", i=3, j=3)
         parts = (output, d_feats, d_weight / math.sqrt(len(self.feats)))
         return torch.cat([part.float().flatten() for part in parts])
 
 
 @contextlib.contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Set how float32 is multiplied on a GPU."""
+    """Set the precision of float32 products on a GPU."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = precision
     try:
@@ -79,7 +80,7 @@ def products(precision: str) -> Iterator[None]:
 
 
 def forward(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender]:
-    """Everybody has their map at hand."""
+    """Compare the forward pass with cached kernel maps."""
     p = Problem.on(coords, channels, dtype)
     the_map = p.grid.kernel_map(3)
     pairs = plain_conv.pairs(the_map.table)
@@ -106,10 +107,10 @@ def forward(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender]
 
 
 def with_map(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender]:
-    """From a grid, or its sorted keys, and features."""
+    """Compare the forward pass including the search for the kernel map."""
     p = Problem.on(coords, channels, dtype)
     g, keys = p.grid, baseline.keys_of(p.grid)
-    rows = g.index(baseline.decode(keys))  # the list has another order
+    rows = g.index(baseline.decode(keys))  # the voxel list has a different order
     listed = p.feats[rows]
 
     @no_grad
@@ -136,7 +137,7 @@ def with_map(coords: Tensor, *, channels: int, dtype: str) -> Sequence[Contender
 def step(
     coords: Tensor, *, channels: int, dtype: str, speed: Target | None = None, memory: Target | None = None
 ) -> Sequence[Contender]:
-    """Forward and backward, with the gradients of features and weight; everybody has their map at hand."""
+    """Compare forward and backward, with the gradients of features and weight, with cached kernel maps."""
     p = Problem.on(coords, channels, dtype)
     the_map = p.grid.kernel_map(3)
     pairs = plain_conv.pairs(the_map.table)
@@ -164,12 +165,12 @@ def step(
 
 
 def no_grad(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same without a graph."""
+    """Wrap a function so that it builds no autograd graph."""
     return torch.no_grad()(run)
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A shell of 100k voxels and a LiDAR sweep; the memory of a step on 1M voxels; on a GPU, all dtypes and more."""
+    """Yield a shell of 100k voxels, a LiDAR sweep, and memory on 1M voxels; on a GPU all dtypes and larger scenes."""
 
     def case(name: str, prepare: Callable[..., Sequence[Contender]], scene: str, size: int, **options: Any) -> Case:
         channels, dtype, rounds = options["channels"], options["dtype"], options.pop("rounds", None)

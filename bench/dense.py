@@ -1,4 +1,4 @@
-"""From a dense mask to a grid, and features between rows and dense volumes."""
+"""Conversion of a dense mask to a grid, and of features to and from dense volumes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ CHANNELS = 16
 
 
 def from_mask(coords: Tensor) -> Sequence[Contender]:
-    """The scene in its bounding box, a bool a voxel."""
+    """Compare building a grid from a bool mask of the bounding box."""
     ijk = (coords[:, 1:] - coords[:, 1:].amin(0)).long()
     mask = torch.zeros(1, *(ijk.amax(0) + 1).tolist(), dtype=torch.bool, device=coords.device)
     mask[0, ijk[:, 0], ijk[:, 1], ijk[:, 2]] = True
@@ -24,7 +24,7 @@ def from_mask(coords: Tensor) -> Sequence[Contender]:
 
 
 def features(coords: Tensor, *, out: bool, backward: bool) -> Sequence[Contender]:
-    """Features into the volume [1, C, X, Y, Z] around the scene (`out`), or out of it; plain torch knows its place."""
+    """Compare writing features to a volume [1, C, X, Y, Z] (`out`) or reading them, with indexing in plain torch."""
     g = grid(coords)
     lower, upper = (bound[0].tolist() for bound in g.bounds())
     shape = [CHANNELS, *(last - first for first, last in zip(lower, upper, strict=True))]
@@ -32,9 +32,8 @@ def features(coords: Tensor, *, out: bool, backward: bool) -> Sequence[Contender
     like = torch.empty(0, device=g.device)
 
     def scatter(feats: Tensor) -> Tensor:
-        return feats.new_zeros(shape).index_put((torch.arange(CHANNELS, device=g.device)[:, None], x, y, z), feats.t())[
-            None
-        ]
+        channel = torch.arange(CHANNELS, device=g.device)[:, None]
+        return feats.new_zeros(shape).index_put((channel, x, y, z), feats.t())[None]
 
     def gather(volume: Tensor) -> Tensor:
         return volume[0, :, x, y, z].t()
@@ -54,7 +53,7 @@ def features(coords: Tensor, *, out: bool, backward: bool) -> Sequence[Contender
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A volume that is almost empty and one that is full."""
+    """Yield a volume that is almost empty and one that is full."""
     yield Case("from_dense", "shell", 32 if quick else 256, from_mask, dtype="bool")
     yield Case("from_dense", "block", 12 if quick else 128, from_mask, dtype="bool")
     for scene, size in (("shell", 32 if quick else 128), ("block", 12 if quick else 64)):

@@ -1,6 +1,6 @@
-"""Kernel tables in the orders of convolutions: pairs, bags, the other direction, and rows by the taps that they have.
+"""Plans that convolutions derive from kernel tables: pairs, bags, the adjoint table, and the order of rows.
 
-The last one has no time to beat but work to save: a tile of rows executes every tap that one of its rows has.
+The order of rows determines the work of a GPU: a tile of rows executes every tap that one of its rows has.
 M output rows, K taps, P pairs.
 """
 
@@ -19,12 +19,12 @@ from sparsevox.plans import TILE_ROWS, Bags, PairLists, pair_block
 
 
 def strided_map(coords: Tensor) -> KernelMap:
-    """3x3x3 by 2, whose two directions differ."""
+    """Create a kernel map of size 3 and stride 2, whose two directions differ."""
     return grid(coords).kernel_map(3, stride=2)
 
 
 def lists(coords: Tensor) -> Sequence[Contender]:
-    """The pairs of all taps; plain torch has them tap by tap, without blocks."""
+    """Compare listing the pairs of all taps. Plain torch lists them tap by tap, without blocks."""
     table = grid(coords).kernel_map(3).table
     taps, block = len(table), pair_block(len(table))
 
@@ -49,7 +49,7 @@ def lists(coords: Tensor) -> Sequence[Contender]:
 
 
 def bags(coords: Tensor) -> Sequence[Contender]:
-    """The pairs of each output row."""
+    """Compare grouping the pairs by output row."""
     the_map = grid(coords).kernel_map(3)
     pairs = the_map.down.pairs
     block, count = pair_block(the_map.geometry.taps), the_map.num_coarse
@@ -69,7 +69,7 @@ def bags(coords: Tensor) -> Sequence[Contender]:
 
 
 def adjoint(coords: Tensor) -> Sequence[Contender]:
-    """The table of the way back."""
+    """Compare computing the table of the opposite direction."""
     the_map = strided_map(coords)
     fine = torch.empty(the_map.num_fine, device=coords.device)
 
@@ -86,10 +86,11 @@ def adjoint(coords: Tensor) -> Sequence[Contender]:
 
 
 def order(coords: Tensor) -> Sequence[Contender]:
-    """Rows in the order in which tiles take them, and the taps that each tile executes.
+    """Compare orders of rows by the number of taps that a tile executes.
 
-    Beside ours: no sorting, one sort of all masks, one of their places in the Gray sequence (as FlexGEMM does), and a
-    sort for each plane of nine taps, whose three passes add up. The ideal would be a tile of one row.
+    The alternatives are the Z-order, rows sorted by their mask of taps (as in spconv) or by its position in the Gray
+    sequence (as in FlexGEMM), and a separate sort for each plane of nine taps, whose three passes add up. Ideal would
+    be a tile of one row.
     """
     table = grid(coords).kernel_map(3).table
     has = table >= 0
@@ -117,26 +118,26 @@ def order(coords: Tensor) -> Sequence[Contender]:
 
 
 def masks(has: Tensor) -> Tensor:
-    """The taps of each row as bits: int64 [M], of bool [K, M]."""
+    """Pack the taps of each row, bool [K, M], into bits: int64 [M]."""
     bits = 1 << torch.arange(len(has), device=has.device)
     return (has * bits[:, None]).sum(0)
 
 
 def tile_masks(has: Tensor) -> Tensor:
-    """Whether some row of a tile has a tap: bool [K, tiles], of bool [K, M] in the order of the tiles."""
+    """Reduce taps of rows in tile order, bool [K, M], to those that any row of a tile has: bool [K, tiles]."""
     padded = torch.nn.functional.pad(has, (0, -has.shape[1] % TILE_ROWS))
     return padded.unflatten(1, (-1, TILE_ROWS)).any(2)
 
 
 def gray(words: Tensor) -> Tensor:
-    """The place of each mask of 27 bits in the Gray sequence."""
+    """Compute the position of each mask of 27 bits in the Gray sequence."""
     for shift in (1, 2, 4, 8, 16):
         words = words ^ words >> shift
     return words
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A shell of 100k voxels, a LiDAR sweep and a height field."""
+    """Yield a shell of 100k voxels, a LiDAR sweep and a height field."""
     scenes = [("shell", 32), ("lidar", 64)] if quick else [("shell", 180), ("lidar", 2048)]
     for scene, size in scenes:
         yield Case("pair_lists", scene, size, lists)

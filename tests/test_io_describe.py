@@ -44,19 +44,19 @@ def test_counts_match_dictionaries(faces):
     assert found.closed == (found.faces > 0 and found.boundary_edges == 0)
 
 
-def facts(faces: list[Any], corners: list[Any] = CORNERS) -> MeshInfo:
+def described(faces: list[Any], corners: list[Any] = CORNERS) -> MeshInfo:
     return describe(Mesh(torch.tensor(corners), torch.tensor(faces)))
 
 
 def test_closed_open_crowded_and_flipped():
-    whole = facts(FACES)
+    whole = described(FACES)
     assert (whole.closed, whole.edge_manifold, whole.oriented) == (True, True, True)
     soup = [CORNERS[corner] for face in FACES for corner in face]  # three vertices for every triangle
-    assert facts([(3 * n, 3 * n + 1, 3 * n + 2) for n in range(4)], soup) == whole
-    assert not facts(FACES[:3]).closed
-    flipped = facts([FACES[0][::-1], *FACES[1:]])
+    assert described([(3 * n, 3 * n + 1, 3 * n + 2) for n in range(4)], soup) == whole
+    assert not described(FACES[:3]).closed
+    flipped = described([FACES[0][::-1], *FACES[1:]])
     assert (flipped.closed, flipped.edge_manifold, flipped.oriented) == (True, True, False)
-    doubled = facts([*FACES, FACES[0]])
+    doubled = described([*FACES, FACES[0]])
     assert (doubled.closed, doubled.edge_manifold, doubled.oriented) == (True, False, False)
 
 
@@ -80,8 +80,8 @@ def test_real_meshes(name, tmp_path):
     corners = np.array([words[1:4] for words in lines if words[:1] == ["v"]], np.float64)
     assert np.array_equal(plain.vertices.numpy(), corners)
     assert torch.equal(mesh.vertices[mesh.faces], plain.vertices[plain.faces])  # texture coordinates repeat vertices
-    facts = describe(mesh)
-    assert (facts.closed, facts.edge_manifold) == REAL[name]
+    info = describe(mesh)
+    assert (info.closed, info.edge_manifold) == REAL[name]
     save_mesh(mesh, tmp_path / "a.ply")
     back = load_mesh(tmp_path / "a.ply")
     assert torch.equal(back.vertices, mesh.vertices.float().double())

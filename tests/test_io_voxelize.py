@@ -101,10 +101,10 @@ def test_means_of_floats(scene, splat, seed):
         source = nearest_row(coords, row, reached)
         mean = [0.0] * 4
         if source is not None:
-            share = around[tuple(coords[source])]
-            total = sum(w for _, w in share)
+            nearby = around[tuple(coords[source])]
+            total = sum(w for _, w in nearby)
             values = [color[:, 0], color[:, 1], color[:, 2], flat]
-            mean = [float(sum(Fraction(v[n].item()) * w for n, w in share) / total) for v in values]
+            mean = [float(sum(Fraction(v[n].item()) * w for n, w in nearby) / total) for v in values]
         assert made.attributes["color"][row].tolist() == pytest.approx(mean[:3], abs=1e-12)
         assert made.attributes["flat"][row].item() == pytest.approx(mean[3], rel=1e-6)
 
@@ -117,8 +117,8 @@ def test_sums_of_normals(scene, splat, seed):
     made = splat_attributes(Points(positions, {"normal": normal}), grid, batch, splat=splat).attributes["normal"]
     around = weights(positions, batch, splat)
     for row, voxel in enumerate(grid.coords.tolist()):
-        share = around.get(tuple(voxel), [])
-        total = [float(sum(Fraction(normal[n, c].item()) * w for n, w in share)) for c in range(3)]
+        nearby = around.get(tuple(voxel), [])
+        total = [float(sum(Fraction(normal[n, c].item()) * w for n, w in nearby)) for c in range(3)]
         expected = [t / (math.hypot(*total) + 1e-6) for t in total]
         assert made[row].tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -255,8 +255,8 @@ def test_attributes_of_samples():
     assert torch.equal(a["tint"], torch.eye(2)[(~first).long()])
     for n in range(500):
         x, y = xy[n].tolist()
-        share = {0: 1 - x, 1: x - y, 2: y} if x > y else {0: 1 - y, 2: x, 3: y - x}
-        assert a["corner"][n].item() == max(share, key=lambda corner: share[corner])
+        weights = {0: 1 - x, 1: x - y, 2: y} if x > y else {0: 1 - y, 2: x, 3: y - x}
+        assert a["corner"][n].item() == max(weights, key=lambda corner: weights[corner])
 
 
 def test_normals_of_small_and_thin_triangles():
@@ -303,8 +303,8 @@ def test_a_shape_fills_a_box(make, lower, upper):
     bounds = fit(make(positions), lower, upper).bounds
     low, high = (torch.tensor(lower).expand(3).float(), torch.tensor(upper).expand(3).float())
     assert torch.allclose(bounds.mean(0), (low + high) / 2, atol=1e-4)
-    share = (bounds[1] - bounds[0]) / (high - low)
-    assert share.max().item() == pytest.approx(1, abs=1e-4)
+    fraction = (bounds[1] - bounds[0]) / (high - low)
+    assert fraction.max().item() == pytest.approx(1, abs=1e-4)
     ratio = (bounds[1] - bounds[0]) / (positions.amax(0) - positions.amin(0))
     assert torch.allclose(ratio, ratio[0].expand(3), rtol=1e-4)
 

@@ -162,7 +162,7 @@ def test_attributes(tmp_path) -> None:
         assert ((codes == 255) == np.isnan(given_)).all()
         finite = codes < 255
         assert np.abs(low + codes / 254 * (high - low) - given_)[finite].max() <= (high - low) / 508 * 1.001
-    assert colors["density"]["range"][1] == 100, "all levels share one range"
+    assert colors["density"]["range"][1] == 100, "all levels have the same range"
     assert page.level(0, 0)[3]["density"].tolist() == [[254]]
 
 
@@ -342,8 +342,8 @@ def picture(path: Path, address: str) -> tuple[np.ndarray, list[str]]:
     return np.asarray(image.open(shot).convert("RGB")).astype(int), said
 
 
-def share(picture: np.ndarray, color: tuple[int, int, int]) -> float:
-    """Of the pixels, how many have that color or one step beside it."""
+def fraction(picture: np.ndarray, color: tuple[int, int, int]) -> float:
+    """Fraction of the pixels that have a color, within one step of 255."""
     return float((np.abs(picture - color).max(2) <= 1).mean())
 
 
@@ -365,9 +365,9 @@ def plates(tmp_path_factory) -> Path:
 def test_a_browser_shows_a_level(plates) -> None:
     """From above, and upper sides are in full light: pixels have the colors of voxels, but for lines and words."""
     shown, said = picture(plates, "shape=plate&level=1&color=color&view=0,89.9")
-    assert share(shown, (255, 255, 255)) > 0.3
-    assert 0.05 < share(shown, (255, 0, 0)) == pytest.approx(share(shown, (0, 255, 0)), rel=0.2)
-    assert share(shown, (0, 0, 255)) == 0
+    assert fraction(shown, (255, 255, 255)) > 0.3
+    assert 0.05 < fraction(shown, (255, 0, 0)) == pytest.approx(fraction(shown, (0, 255, 0)), rel=0.2)
+    assert fraction(shown, (0, 0, 255)) == 0
     rows, _ = np.nonzero(np.abs(shown - (255, 0, 0)).max(2) <= 1)
     below, _ = np.nonzero(np.abs(shown - (0, 255, 0)).max(2) <= 1)
     assert rows.max() < below.min(), "axis i points down where azimuth is 0"
@@ -378,7 +378,7 @@ def test_a_browser_shows_a_level(plates) -> None:
 def test_a_browser_shows_another_level_in_other_colors(plates) -> None:
     """A normal that points up is (0.5, 0.5, 1) as a color; half of the plate is left."""
     shown, said = picture(plates, "shape=plate&level=0&color=normal&background=dark&view=0,89.9")
-    assert share(shown, (0x16, 0x18, 0x1C)) > 0.4
-    assert share(shown, (128, 128, 255)) > 0.05
-    assert share(shown, (255, 0, 0)) == share(shown, (0, 255, 0)) == share(shown, (255, 255, 255)) == 0
+    assert fraction(shown, (0x16, 0x18, 0x1C)) > 0.4
+    assert fraction(shown, (128, 128, 255)) > 0.05
+    assert fraction(shown, (255, 0, 0)) == fraction(shown, (0, 255, 0)) == fraction(shown, (255, 255, 255)) == 0
     assert len(said) == 1

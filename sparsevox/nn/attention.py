@@ -60,7 +60,6 @@ class Attention(Module):
         self.proj = Linear(channels, channels, bias, device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
-        """Describe the arguments."""
         windowed = "" if self.window is None else f", window={self.window}, shift={self.shift}"
         return f"{self.channels}, num_heads={self.num_heads}{windowed}"
 

@@ -54,7 +54,6 @@ class GroupNorm(Module):
         _make_affine(self, num_channels, affine, device, dtype)
 
     def extra_repr(self) -> str:
-        """Describe the arguments."""
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -97,7 +96,6 @@ class InstanceNorm(Module):
         _make_affine(self, num_channels, affine, device, dtype)
 
     def extra_repr(self) -> str:
-        """Describe the arguments."""
         return f"{self.num_channels}, eps={self.eps}, affine={self.weight is not None}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:

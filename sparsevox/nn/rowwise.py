@@ -68,7 +68,6 @@ class Linear(Module):
         self.weight, self.bias = inner.weight, inner.bias
 
     def extra_repr(self) -> str:
-        """Describe the arguments."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
