@@ -27,7 +27,7 @@ from xcube.networks.losses import LossConfig
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.procedural.shapes import FAMILIES, make
+from xcube.procedural.shapes import FAMILIES, shape_voxels
 from xcube.training.denoiser import TrainDenoiser
 from xcube.training.jobs import Part, read_preset, whole_presets
 from xcube.training.latents import NUMBER, Whole
@@ -67,7 +67,7 @@ class Network:
         """Generate procedural shapes at the level of the network."""
         vaes = [part.options["model"] for part in self.parts.values() if part.kind == "vae"]
         box = box_around(vaes)
-        made = [build_hierarchy(make(name_of(number), box), box)[self.part.level] for number in range(count)]
+        made = [build_hierarchy(shape_voxels(name_of(number), box), box)[self.part.level] for number in range(count)]
         return Voxels.stack(made).to(self.device)
 
     def training(self) -> Work:

@@ -74,7 +74,7 @@ class Links(HTMLParser):
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One test, because training takes seconds."""
     torch.manual_seed(0)
-    monkeypatch.setattr(command, "part_sources", balls)  # shapes by rule do not fit into so few voxels
+    monkeypatch.setattr(command, "procedural_sources", balls)  # shapes by rule do not fit into so few voxels
     monkeypatch.setattr(command, "SAMPLES", SAMPLES)
     monkeypatch.setattr(demo_page, "build_hierarchy", partial(build_hierarchy, samples=10_000))
     here = partial(train_all, processes=1)

@@ -13,8 +13,8 @@ from xcube.procedural.families.draw import Draw
 from xcube.procedural.ground import CURB, ROAD, SIDEWALK, TERRAIN, Ground, draw_ground
 from xcube.procedural.lidar import REFLECTANCE, Scanner, first_hits, sweep
 from xcube.procedural.poses import Pose
-from xcube.procedural.primitives import Ellipsoid, block
-from xcube.procedural.scenes import CLASSES, Scene, make, make_scene
+from xcube.procedural.primitives import Ellipsoid, cuboid
+from xcube.procedural.scenes import CLASSES, Scene, make_scene, scene_voxels
 from xcube.procedural.solids import Union
 
 SMALL = (25.6, 25.6, 6.4)
@@ -30,7 +30,7 @@ def scene() -> Scene:
 def test_scenes_hold_every_class() -> None:
     seen: set[int] = set()
     for seed in range(4):
-        voxels = make(f"scene-{seed:06}", Box((32, 128), (51.2, 51.2, 12.8)))
+        voxels = scene_voxels(f"scene-{seed:06}", Box((32, 128), (51.2, 51.2, 12.8)))
         labels = set(voxels.attributes["label"].tolist())
         assert {1, 2, 3, 4, 6, 9, 10, 11} <= labels
         assert labels <= set(CLASSES) - {0}
@@ -51,7 +51,7 @@ def test_voxels_are_those_of_the_whole_volume(scene: Scene) -> None:
     crossed = (eight.any(0) & ~eight.all(0)).nonzero() - torch.tensor(shape) // 2
     reach = torch.tensor([edge / 2 - BOX.margin for edge in SMALL])
     kept = crossed[((crossed + 0.5) * size).abs().lt(reach).all(1)]
-    made = make("scene-000003", BOX)
+    made = scene_voxels("scene-000003", BOX)
     assert {tuple(row) for row in made.grid.ijk.tolist()} == {tuple(row) for row in kept.tolist()}
     assert [level.num_voxels > 0 for level in build_hierarchy(made, BOX)] == [True, True]
 
@@ -120,7 +120,7 @@ def test_the_ground_moves_up_and_down_only() -> None:
     ground = grounds()[0]
     assert ground.placed(Pose(translation=(0.0, 0.0, 1.5))).level == -0.5
     assert ground.bounds[0] == (-math.inf,) * 3
-    with pytest.raises(ValueError, match="pose of the ground must only move it along z"):
+    with pytest.raises(ValueError, match="pose of the ground must be a translation along z"):
         ground.turned("z", 10)
 
 
@@ -128,7 +128,7 @@ def test_the_ground_moves_up_and_down_only() -> None:
 
 
 def test_rays_meet_what_lies_first() -> None:
-    near, far = Ellipsoid((1.0, 1.0, 1.0), pose=Pose(translation=(5.0, 0.0, 0.0))), block((9, -9, -9), (10, 9, 9))
+    near, far = Ellipsoid((1.0, 1.0, 1.0), pose=Pose(translation=(5.0, 0.0, 0.0))), cuboid((9, -9, -9), (10, 9, 9))
     ways = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [0.8, 0.6, 0], [-1, 0, 0], [0, 0, 1]], dtype=torch.float64)
     ranges, part = first_hits(Union((far, near)), torch.zeros(3, dtype=torch.float64), ways, 11.5)
     torch.testing.assert_close(ranges[[0, 2]], torch.tensor([4, 11.25]).double(), atol=0.01, rtol=0)
@@ -198,8 +198,8 @@ def test_a_scanner_looks_around() -> None:
     [
         (lambda: make_scene(-1), "seed must not be negative"),
         (lambda: make_scene(0, (10.0, 30.0, 6.0)), "size must be at least"),
-        (lambda: make("scene-1", BOX), "name must be 'scene-'"),
-        (lambda: make("chair-000001", BOX), "name must be 'scene-'"),
+        (lambda: scene_voxels("scene-1", BOX), "name must be 'scene-'"),
+        (lambda: scene_voxels("chair-000001", BOX), "name must be 'scene-'"),
         (lambda: Scanner(beams=0), "beams must be at least 1"),
         (lambda: Scanner(azimuths=0), "azimuths must be at least 1"),
         (lambda: Scanner(lowest=10, highest=0), "lowest and highest must rise"),

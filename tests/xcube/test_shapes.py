@@ -8,19 +8,19 @@ import torch
 from scipy import ndimage
 
 from xcube.data.hierarchy import Box, build_hierarchy
-from xcube.procedural.families.draw import PARTS, THIN, Draw, labels
+from xcube.procedural.families.draw import PARTS, THIN, Draw, part_labels
 from xcube.procedural.poses import Lattice
 from xcube.procedural.shapes import (
     FAMILIES,
     LABELS,
-    LIMIT,
+    MAX_EXTENT,
     SEEDS,
-    make,
     make_shape,
-    part_sources,
     procedural_dataset,
+    procedural_sources,
     shape_names,
-    split_of,
+    shape_voxels,
+    split_of_seed,
 )
 from xcube.procedural.solids import Solid
 
@@ -35,13 +35,13 @@ def occupancy(solid: Solid, resolution: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shapes_are_of_one_piece_and_keep_the_margin(family: str) -> None:
+def test_shapes_are_connected_and_keep_the_margin(family: str) -> None:
     parts = set()
     for seed in range(8):
         shape = make_shape(family, seed)
         assert ndimage.label(occupancy(shape.solid, 64))[1] == 1, shape.name
-        assert np.abs(shape.solid.bounds).max() <= LIMIT + 1e-9, shape.name
-        voxels = make(shape.name, BOX)
+        assert np.abs(shape.solid.bounds).max() <= MAX_EXTENT + 1e-9, shape.name
+        voxels = shape_voxels(shape.name, BOX)
         assert [level.num_voxels > 0 for level in build_hierarchy(voxels, BOX)] == [True, True]
         normal = torch.linalg.vector_norm(voxels.attributes["normal"], dim=1)
         assert float((normal - 1).abs().max()) < 1e-5
@@ -82,7 +82,7 @@ def test_upright_and_looking_along_x() -> None:
         solid = make_shape("sofa", seed).solid
         (a, b, _c), (d, e, _f) = solid.bounds
         assert e - b > d - a  # longer than deep
-        voxels = make(f"sofa-{seed:06}", BOX)
+        voxels = shape_voxels(f"sofa-{seed:06}", BOX)
         back = voxels.attributes["label"] == next(k for k, name in LABELS.items() if name == "sofa.back")
         if bool(back.any()):
             ijk = voxels.grid.ijk.double()
@@ -94,7 +94,7 @@ def test_equal_seeds_make_equal_shapes() -> None:
     assert make_shape("chair", 5) == make_shape("chair", 5)
     assert make_shape("chair", 5) != make_shape("chair", 6)
     assert make_shape("chair", 5).solid != make_shape("table", 5).solid
-    first, again = make("car-000003", BOX), make("car-000003", BOX)
+    first, again = shape_voxels("car-000003", BOX), shape_voxels("car-000003", BOX)
     assert first.grid.same_voxels(again.grid)
     assert torch.equal(first.attributes["label"], again.attributes["label"])
     shape = make_shape("lamp", 850_000)
@@ -110,14 +110,14 @@ def test_choices_are_the_same_on_every_machine() -> None:
 
 
 def test_labels_count_through_the_families() -> None:
-    assert [label for family in FAMILIES for label in labels(family)] == list(range(1, len(LABELS)))
+    assert [label for family in FAMILIES for label in part_labels(family)] == list(range(1, len(LABELS)))
     assert LABELS[0] == "none"
-    assert LABELS[labels("lamp")[1]] == "lamp.pole"
+    assert LABELS[part_labels("lamp")[1]] == "lamp.pole"
     assert make_shape("table", 0).labels == {k: v for k, v in LABELS.items() if v.startswith("table.")}
     assert set(PARTS) == set(FAMILIES)
 
 
-def test_data_sets_have_splits_of_their_own_seeds() -> None:
+def test_datasets_have_splits_of_their_own_seeds() -> None:
     listed = shape_names(604)
     assert len(listed) == 604 == len(set(listed))
     families = [name.split("-")[0] for name, _ in listed]
@@ -133,20 +133,20 @@ def test_data_sets_have_splits_of_their_own_seeds() -> None:
     assert set(shape_names(60)) <= set(listed)
 
 
-def test_a_data_set_is_made_shape_by_shape() -> None:
+def test_a_dataset_is_made_shape_by_shape() -> None:
     made = list(procedural_dataset({"chair": 20}, Box((32,))))
     assert [name for name, _, _ in made] == [name for name, _ in shape_names({"chair": 20})]
     assert {split for _, split, _ in made} == {"train", "val", "test"}
-    sources = part_sources({"chair": 20}, Box((32,)))
+    sources = procedural_sources({"chair": 20}, Box((32,)))
     assert [(source.name, source.split) for source in sources] == shape_names({"chair": 20})
     loaded = pickle.loads(pickle.dumps(sources[-1])).load()
     assert loaded.grid.same_voxels(made[-1][2].grid)
 
 
 def test_shapes_grow_with_the_box() -> None:
-    large = make("table-000001", Box((16, 64), (4.0, 4.0, 4.0)))
+    large = shape_voxels("table-000001", Box((16, 64), (4.0, 4.0, 4.0)))
     assert large.grid.voxel_size == (4 / 64,) * 3
-    assert torch.equal(large.grid.ijk, make("table-000001", BOX).grid.ijk)
+    assert torch.equal(large.grid.ijk, shape_voxels("table-000001", BOX).grid.ijk)
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_shapes_grow_with_the_box() -> None:
     [
         (lambda: make_shape("boat", 0), "family must be one of"),
         (lambda: make_shape("car", -1), "seed must be between"),
-        (lambda: split_of(1_000_000), "seed must be between"),
-        (lambda: make("chair-12", BOX), "name must be a family"),
-        (lambda: make("boat-000001", BOX), "family must be one of"),
-        (lambda: shape_names({"boat": 1}), "counts must be of families"),
+        (lambda: split_of_seed(1_000_000), "seed must be between"),
+        (lambda: shape_voxels("chair-12", BOX), "name must be a family"),
+        (lambda: shape_voxels("boat-000001", BOX), "family must be one of"),
+        (lambda: shape_names({"boat": 1}), "the families in counts must be among"),
         (lambda: shape_names({"car": -1}), "counts must be between"),
         (lambda: shape_names({"car": 800_001}), "counts must be between"),
-        (lambda: labels("boat"), "family must be one of"),
+        (lambda: part_labels("boat"), "family must be one of"),
     ],
 )
 def test_bad_arguments_are_named(call, match: str) -> None:

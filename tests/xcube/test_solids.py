@@ -16,20 +16,20 @@ from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.procedural import surface
 from xcube.procedural.poses import Lattice, Pose, rotation
 from xcube.procedural.primitives import (
-    Block,
+    Capsule,
+    Cuboid,
     Ellipsoid,
     Extrusion,
     Frustum,
     Lathe,
-    Segment,
     Torus,
-    block,
     capsule,
+    cuboid,
     prism,
     rod,
 )
 from xcube.procedural.solids import Difference, Intersection, Labeled, Solid, Union, union
-from xcube.procedural.surface import voxels_of
+from xcube.procedural.surface import voxelize_solid
 
 STEP = 0.05
 C20, S20 = math.cos(math.radians(20)), math.sin(math.radians(20))
@@ -48,10 +48,10 @@ def radius(p):
 
 # Each primitive, and whether points are inside of it.
 CASES: dict[str, tuple[Solid, Callable[[np.ndarray], Any]]] = {
-    "block": (Block((0.7, 0.4, 0.5)), lambda p: (abs(p) < (0.7, 0.4, 0.5)).all(1)),
+    "block": (Cuboid((0.7, 0.4, 0.5)), lambda p: (abs(p) < (0.7, 0.4, 0.5)).all(1)),
     "ball": (Ellipsoid((0.8, 0.8, 0.8)), lambda p: (p**2).sum(1) < 0.64),
     "capsule": (
-        Segment(0.5, radius=0.4),
+        Capsule(0.5, radius=0.4),
         lambda p: radius(p) ** 2 + np.maximum(abs(p[:, 2]) - 0.5, 0) ** 2 < 0.16,
     ),
     "cylinder": (Frustum(0.6, 0.6, 0.5), lambda p: (radius(p) < 0.6) & (abs(p[:, 2]) < 0.5)),
@@ -136,8 +136,8 @@ def test_a_placed_solid_is_the_same_solid_elsewhere(name: str, angles, shift, fa
 
 def bored() -> Solid:
     """A block with a bore, a ball on it, and a corner cut off."""
-    body = block((-0.6, -0.5, -0.4), (0.6, 0.5, 0.4), 1, radius=0.05) - rod((0, 0, -1), (0, 0, 1), 0.2, None, 2)
-    rest = block((-0.5, -9, -9), (9, 9, 9), 4).turned("z", 20)
+    body = cuboid((-0.6, -0.5, -0.4), (0.6, 0.5, 0.4), 1, radius=0.05) - rod((0, 0, -1), (0, 0, 1), 0.2, None, 2)
+    rest = cuboid((-0.5, -9, -9), (9, 9, 9), 4).turned("z", 20)
     return (body | Ellipsoid((0.3, 0.3, 0.3), part=3, pose=Pose(translation=(0.6, 0.5, 0.4)))) & rest
 
 
@@ -180,7 +180,7 @@ def test_normals_look_away_from_the_surface() -> None:
     away = points - torch.tensor([0.1, 0.2, 0.3])
     expected = away / torch.linalg.vector_norm(away, dim=1, keepdim=True)
     torch.testing.assert_close(ball.normal(points), expected, atol=1e-6, rtol=0)
-    leaning = Block((0.5, 0.2, 0.9)).turned("x", 30)
+    leaning = Cuboid((0.5, 0.2, 0.9)).turned("x", 30)
     face = torch.tensor([[0.1, 0.2 * math.cos(math.pi / 6), 0.2 * math.sin(math.pi / 6)]])
     torch.testing.assert_close(leaning.normal(face), torch.tensor([[0, 0.8660254, 0.5]]).double(), atol=1e-6, rtol=0)
     exact = torch.linalg.vector_norm(CASES["lathe"][0].normal(points), dim=1)
@@ -208,7 +208,7 @@ def test_a_clipped_solid_is_the_same_in_its_box() -> None:
     clipped = solid.clipped(((0.3, 0.3, 0.3), (0.7, 0.7, 0.7)))
     assert clipped is not None
     assert torch.equal(clipped.distance(points) < 0, solid.distance(points) < 0)
-    parts = Union((block((0, 0, 0), (1, 1, 1)), block((5, 0, 0), (6, 1, 1))))
+    parts = Union((cuboid((0, 0, 0), (1, 1, 1)), cuboid((5, 0, 0), (6, 1, 1))))
     assert parts.clipped(((4, 0, 0), (7, 1, 1))) == parts.parts[1]
     assert parts.clipped(((2, 0, 0), (3, 1, 1))) is None
     cut = parts.parts[0] - parts.parts[1]
@@ -230,7 +230,7 @@ def test_builders_put_primitives_where_they_say() -> None:
         expected = in_ell(GRID[:, u], GRID[:, v]) & (GRID[:, w] > 0.1) & (GRID[:, w] < 0.83)
         clear = drawn.distance(points).abs() > 1e-9
         assert bool(((drawn.distance(points) < 0).numpy() == expected)[clear].all())
-    low, high = block((0, 0, 0), (1, 2, 3), radius=0.2).bounds
+    low, high = cuboid((0, 0, 0), (1, 2, 3), radius=0.2).bounds
     assert [*low, *high] == pytest.approx([0, 0, 0, 1, 2, 3])
 
 
@@ -258,7 +258,7 @@ def test_voxels_are_those_of_the_whole_volume(tile: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(surface, "TILE", tile)
     box = Box((8, 32), (1.0, 1.0, 0.75))
     for solid in (bored().scaled(0.5), bored().turned("x", 40).scaled(0.8), CASES["ring"][0].scaled(0.4)):
-        made = voxels_of(solid, box)
+        made = voxelize_solid(solid, box)
         assert {tuple(row) for row in made.grid.ijk.tolist()} == dense(solid, box)
         centers = made.grid.to_world(made.grid.ijk)
         assert torch.equal(made.attributes["label"], solid.label(centers))
@@ -267,24 +267,24 @@ def test_voxels_are_those_of_the_whole_volume(tile: int, monkeypatch: pytest.Mon
 
 def test_normals_of_voxels_are_those_of_the_solid() -> None:
     ball = Ellipsoid((0.4, 0.4, 0.4))
-    made = voxels_of(ball, Box((64,)))
+    made = voxelize_solid(ball, Box((64,)))
     normal = ball.normal(made.grid.to_world(made.grid.ijk)).float()
     assert float((made.attributes["normal"] * normal).sum(1).min()) > 0.999
     # Between two walls in one voxel the distance has no slope over the voxel, and still there is a normal.
-    sheet = block((-0.3, -0.3, 0.249), (0.3, 0.3, 0.251))
-    assert voxels_of(sheet, Box((32,))).num_voxels > 0
-    thin = voxels_of(sheet.moved(z=0.001), Box((32,)))
+    sheet = cuboid((-0.3, -0.3, 0.249), (0.3, 0.3, 0.251))
+    assert voxelize_solid(sheet, Box((32,))).num_voxels > 0
+    thin = voxelize_solid(sheet.moved(z=0.001), Box((32,)))
     assert bool(torch.isfinite(thin.attributes["normal"]).all())
 
 
 def test_levels_tiles_and_hierarchies_fit_together() -> None:
     box = Box((16, 128))
     solid = bored().scaled(0.5)
-    coarse = voxels_of(solid, box, level=0)
+    coarse = voxelize_solid(solid, box, level=0)
     assert coarse.grid.voxel_size == (1 / 16,) * 3
-    levels = build_hierarchy(voxels_of(solid, box), box)
+    levels = build_hierarchy(voxelize_solid(solid, box), box)
     assert bool(levels[0].grid.contains(coarse.grid.ijk).all())
-    nothing = voxels_of(solid.moved(5, 0, 0), box)
+    nothing = voxelize_solid(solid.moved(5, 0, 0), box)
     assert nothing.num_voxels == 0
     assert nothing.attributes["normal"].shape == (0, 3)
 
@@ -301,8 +301,8 @@ def test_levels_tiles_and_hierarchies_fit_together() -> None:
         (lambda: Extrusion(((0, 0), (1, 0)), 1), "three vertices"),
         (lambda: Extrusion(((0, 0), (1, 0), (1, 0), (0, 1)), 1), "twice in a row"),
         (lambda: Lathe(((-1, 0), (1, 1), (0, 2))), "negative radius"),
-        (lambda: block((0, 0, 0), (1, 0, 1)), "upper must be more than"),
-        (lambda: block((0, 0, 0), (1, 1, 1), radius=0.5), "upper must be more than 1.0 above"),
+        (lambda: cuboid((0, 0, 0), (1, 0, 1)), "upper must be more than"),
+        (lambda: cuboid((0, 0, 0), (1, 1, 1), radius=0.5), "upper must be more than 1.0 above"),
         (lambda: prism(ELL, "w", 0, 1), "axis must be"),
         (lambda: prism(ELL, "z", 1, 1), "high must be more than"),
         (lambda: capsule((1, 1, 1), (1, 1, 1), 1), "end must differ"),

@@ -21,9 +21,8 @@ from xcube.data.build import Engine
 from xcube.data.engines import cores
 from xcube.data.hierarchy import Box, Outside, as_box
 from xcube.data.sources import SPLITS
-from xcube.procedural.scenes import CLASSES
-from xcube.procedural.scenes import make as make_scene
-from xcube.procedural.shapes import part_sources
+from xcube.procedural.scenes import CLASSES, scene_voxels
+from xcube.procedural.shapes import procedural_sources
 
 Layout = Literal["files", "shapenet", "semantic-kitti", "voxels"]
 
@@ -130,7 +129,7 @@ def build_parts(
         overwrite: remove the data set that is there first
     """
     box = as_box(levels)
-    return _by_rule(part_sources(count, box), out, box, attributes, "xcube.procedural.shapes", workers, overwrite)
+    return _by_rule(procedural_sources(count, box), out, box, attributes, "xcube.procedural.shapes", workers, overwrite)
 
 
 def build_scenes(
@@ -157,7 +156,7 @@ def build_scenes(
     """
     box = as_box(levels, size[0] if len(size) == 1 else size)
     names = [f"scene-{seed:06}" for seed in range(count)]
-    sources = [Source(name, partial(make_scene, name, box)) for name in names]
+    sources = [Source(name, partial(scene_voxels, name, box)) for name in names]
     about = f"xcube.procedural.scenes, {len(CLASSES)} classes"
     return _by_rule(sources, out, box, attributes, about, workers, overwrite)
 

@@ -18,7 +18,7 @@ from xcube.data.engines import cores
 from xcube.data.hierarchy import Box
 from xcube.networks.pretrained import digest
 from xcube.pipeline.options import SampleOptions
-from xcube.procedural.shapes import part_sources
+from xcube.procedural.shapes import procedural_sources
 from xcube.training.jobs import Part, box_of_parts, read_preset
 
 OPTIONS = "demo.json"
@@ -126,7 +126,7 @@ def _categories(parts: Sequence[Part]) -> Names | None:
 def _sources(count: int, box: Box, mesh: Sequence[Path]) -> list[Source]:
     """Shapes by rule, and files, all of which are learned from."""
     own = [replace(source, name=f"{OWN}/{source.name}", split="train") for source in file_sources(mesh)] if mesh else []
-    return [*part_sources(count, box), *own]
+    return [*procedural_sources(count, box), *own]
 
 
 def _own(sources: Sequence[Source]) -> list[tuple[Source, Path]]:

@@ -1,1 +1,1 @@
-"""Procedural shapes and scenes: furniture, lamps, cars, airplanes, and streets with a LiDAR scanner."""
+"""Procedural shapes and scenes: furniture, lamps, cars, airplanes, and streets with a simulated LiDAR scanner."""

@@ -1,4 +1,4 @@
-"""The ground of a scene: rolling terrain, a road through it, another one across, curbs and sidewalks.
+"""The ground of a scene: rolling terrain, a winding road, at times a crossing road, curbs and sidewalks.
 
 P points.
 """
@@ -18,10 +18,11 @@ from xcube.procedural.solids import Label, Solid
 
 ROAD, LANE_MARKING, SIDEWALK, TERRAIN, PARKING = 1, 2, 3, 4, 5
 
-CURB = 0.16  # meters
-RAMP = 5.0  # meters behind the sidewalk over which the terrain begins to roll
-LANE = 3.1
-BAY = 2.3  # width of a row of parked cars
+# In meters.
+CURB = 0.16  # height of a sidewalk above the road
+RAMP = 5.0  # distance behind the sidewalk over which the terrain begins to roll
+LANE = 3.1  # width of a lane
+BAY = 2.3  # width of a row of parking bays
 
 
 class Wave(NamedTuple):
@@ -34,24 +35,24 @@ class Wave(NamedTuple):
 
     @property
     def slope(self) -> float:
-        """The steepest."""
+        """The largest slope of the wave."""
         return self.height * math.hypot(self.u, self.v)
 
 
 @dataclass(frozen=True)
 class Ground(Solid):
-    """Everything below the surface of the ground, without end to the sides.
+    """The half-space below the surface of the ground, unbounded to the sides. Lengths are in meters.
 
-    The road winds along x; with `crossing`, another one runs along y.
+    The main road winds along x; with `crossing`, a second road runs along y.
 
-    level: Height of the road where the waves are zero, meters.
+    level: Height of the road where the waves are zero.
     gentle: Waves of the whole ground.
-    rough: Waves of the terrain away from the roads.
-    bend: How the middle of the road lies: y = bend(x).
-    middle: y of the road where its wave is zero.
-    half: Half the width of the road, with a row of parking bays on either side.
+    rough: Waves of the terrain, which fade out toward the roads.
+    bend: Center line of the main road: y = middle + bend(x).
+    middle: y of the center line where its wave is zero.
+    half: Half width of the main road, including its parking bays.
     sidewalk: Width of the sidewalks.
-    crossing: x of the middle of the other road, or None.
+    crossing: x of the center line of the second road, or None.
     """
 
     level: float
@@ -71,31 +72,31 @@ class Ground(Solid):
 
     @cached_property
     def _steep(self) -> float:
-        """A bound of the slope of the terrain."""
+        """An upper bound of the slope of the terrain."""
         return sum(w.slope for w in (*self.gentle, *self.rough)) + sum(w.height for w in self.rough) * 1.5 / RAMP
 
     def edge(self, x: Tensor, y: Tensor) -> Tensor:
-        """How far from the edge of the nearest road, at most, in meters; negative on a road."""
+        """A lower bound of the distance to the edge of the nearest road; negative on a road."""
         return torch.minimum(self._main(x, y).abs() - self.half, self._cross(x, y))
 
     def _main(self, x: Tensor, y: Tensor) -> Tensor:
-        """To the left of the middle of the road, at most so far."""
+        """Signed lower bound of the distance to the center line of the main road, positive on its left."""
         return (y - self.middle - _height((self.bend,), x, x)) / math.hypot(1, self.bend.slope)
 
     def _cross(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance to the edge of the other road."""
+        """Distance to the edge of the second road."""
         if self.crossing is None:
             return torch.full_like(x, math.inf)
         return (x - self.crossing).abs() - LANE
 
     def height(self, x: Tensor, y: Tensor) -> Tensor:
-        """Height of the terrain, without curbs."""
+        """Height of the terrain, not counting curbs."""
         rise = ((self.edge(x, y) - self.sidewalk) / RAMP).clamp(0, 1)
         rise = rise * rise * (3 - 2 * rise)
         return self.level + _height(self.gentle, x, y) + _height(self.rough, x, y) * rise
 
     def top(self, x: float, y: float) -> float:
-        """Height of the surface at one place, on the sidewalk too."""
+        """Height of the surface at one place, including the sidewalks."""
         u, v = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
         raised = 0 <= float(self.edge(u, v)) < self.sidewalk
         return float(self.height(u, v)) + CURB * raised
@@ -127,9 +128,9 @@ class Ground(Solid):
         return self.field(x, y, z), label
 
     def placed(self, pose: Pose) -> Self:
-        """The ground, raised or lowered. Raises ValueError for any other pose: the rest of a scene stands on it."""
+        """Raise or lower the ground. Raises ValueError for any other pose, since the objects of a scene stand on it."""
         if pose != Pose(translation=(0.0, 0.0, pose.translation[2])):
-            raise ValueError(f"pose of the ground must only move it along z, got {pose}")
+            raise ValueError(f"pose of the ground must be a translation along z, got {pose}")
         return replace(self, level=self.level + pose.translation[2])
 
 
@@ -141,7 +142,7 @@ def _height(waves: tuple[Wave, ...], x: Tensor, y: Tensor) -> Tensor:
 
 
 def draw_ground(draw: Draw, level: float) -> Ground:
-    """A ground by chance."""
+    """Draw a random ground."""
     gentle = tuple(_wave(draw, draw.between(0.1, 0.3), draw.between(60, 120)) for _ in range(2))
     rough = [_wave(draw, draw.between(0.15, 0.4), draw.between(18, 40)) for _ in range(3)]
     rough += [_wave(draw, draw.between(0.03, 0.07), draw.between(4, 9)) for _ in range(3)]

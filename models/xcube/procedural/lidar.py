@@ -1,4 +1,4 @@
-"""Simulated sweeps of a spinning LiDAR through a scene, by sphere tracing of its solids.
+"""Simulated sweeps of a spinning LiDAR through a scene, by sphere tracing.
 
 R rays, P returns.
 """
@@ -17,10 +17,10 @@ from xcube.procedural.poses import Triple
 from xcube.procedural.scenes import Scene
 from xcube.procedural.solids import Solid, Union
 
-HIT = 0.004  # meters from a surface at which a ray has met it
-STEPS = 200
+HIT_DISTANCE = 0.004  # meters from a surface at which a ray hits it
+MAX_STEPS = 200  # of sphere tracing
 
-# How much of the light a class sends back at normal incidence. 0 is anything else.
+# Fraction of the light that a class reflects at normal incidence. Class 0 stands for any other label.
 REFLECTANCE: Mapping[int, float] = MappingProxyType(
     {0: 0.3, 1: 0.22, 2: 0.75, 3: 0.35, 4: 0.32, 5: 0.24, 6: 0.45, 7: 0.35}
     | {8: 0.4, 9: 0.42, 10: 0.3, 11: 0.5, 12: 0.95, 13: 0.5, 14: 0.45, 15: 0.4}
@@ -31,13 +31,13 @@ REFLECTANCE: Mapping[int, float] = MappingProxyType(
 class Scanner:
     """A spinning LiDAR.
 
-    beams: Rays above each other.
-    azimuths: Rays in a turn.
-    lowest: Elevation of the lowest beam, degrees.
-    highest: Elevation of the highest.
-    reach: Meters beyond which nothing comes back.
-    noise: Standard deviation of the range, meters.
-    drop: Share of the returns that get lost, for no reason; weak ones get lost besides.
+    beams: Number of beams, one above the other.
+    azimuths: Number of rays per beam and turn.
+    lowest: Elevation of the lowest beam, in degrees.
+    highest: Elevation of the highest beam, in degrees.
+    reach: Maximum range in meters.
+    noise: Standard deviation of the range, in meters.
+    drop: Fraction of the returns that are lost at random, in addition to weak returns.
 
     Raises:
         ValueError: If a number is out of range.
@@ -64,7 +64,7 @@ class Scanner:
             )
 
     def directions(self) -> Tensor:
-        """Unit vectors, beam after beam from the lowest: float64 [R, 3]."""
+        """Unit vectors of the rays, beam by beam from the lowest: float64 [R, 3]."""
         up = torch.deg2rad(torch.linspace(self.lowest, self.highest, self.beams, dtype=torch.float64))[:, None]
         around = torch.arange(self.azimuths, dtype=torch.float64)[None] * (2 * torch.pi / self.azimuths)
         parts = (up.cos() * around.cos(), up.cos() * around.sin(), up.sin().expand(-1, self.azimuths))
@@ -79,22 +79,21 @@ def sweep(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Points:
-    """One turn of a scanner in a scene.
+    """Simulate one turn of a scanner in a scene.
 
     Args:
-        scene: Its ground goes on beyond its box.
-        scanner: 64 beams of 1024 rays by default.
-        position: World position of the scanner; on the roof of a car in the right lane by default.
-        seed: Of noise and losses.
-        device: Where to work, and where the result lies.
+        scene: The scene.
+        scanner: The scanner, by default with 64 beams of 1024 rays.
+        position: World position of the scanner, by default `scene.sensor`.
+        seed: Seed of noise and losses.
+        device: Device of the computation and of the result.
 
     Returns:
-        Points in the world, float64 [P, 3], with "normal" float32 [P, 3], toward the scanner's side of the surface;
-        "intensity" float32 [P, 1] in [0, 1], of the material, the incidence and the range; "label" int64 [P], of
-        `xcube.procedural.scenes.CLASSES`.
+        Points in world coordinates, float64 [P, 3], with "normal" float32 [P, 3], out of the surface; "intensity"
+        float32 [P, 1] in [0, 1], from material, incidence and range; and "label" int64 [P], of `scenes.CLASSES`.
 
     Raises:
-        ValueError: If the position lies inside of something.
+        ValueError: If the position lies inside of an object.
     """
     scanner = Scanner() if scanner is None else scanner
     origin = torch.tensor(scene.sensor if position is None else position, dtype=torch.float64, device=device)
@@ -107,7 +106,7 @@ def sweep(
     positions = origin + ranges[:, None] * directions
     normal, label = _surfaces(scene.solid, part, positions)
     facing = -(normal * directions).sum(1)
-    # Surfaces are rough: what meets them at a flat angle still sends something back.
+    # Surfaces are rough, so they reflect some light at grazing angles too.
     returned = _reflectance(label) * facing.clamp(0.01, 1).sqrt() * (1 - 0.5 * ranges / scanner.reach)
     # NumPy's generator is the same on every device and platform.
     chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, scene.seed])))
@@ -131,19 +130,19 @@ def _reflectance(label: Tensor) -> Tensor:
 
 
 def first_hits(solid: Solid, origin: Tensor, directions: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Where rays first meet a solid.
+    """Find the first hits of rays with a solid.
 
-    The parts of a union are met one by one, the nearest bounds first, by those rays only that pass through the bounds
-    before they meet anything else.
+    The parts of a union are traced one by one, by the distance of their bounds, and only by the rays that enter these
+    bounds before their closest hit so far.
 
     Args:
-        solid: Any.
-        origin: Where the rays begin, float64 [3].
+        solid: Any solid.
+        origin: Common origin of the rays, float64 [3].
         directions: Unit vectors, float64 [R, 3].
-        reach: How far they go.
+        reach: Maximum range.
 
     Returns:
-        The range, float64 [R], infinite where there is nothing; and which part of the union is met, int64 [R].
+        The range of each hit, float64 [R], infinite for a miss; and the index of the part of the union, int64 [R].
     """
     parts = solid.parts if isinstance(solid, Union) else (solid,)
     ranges = torch.full_like(directions[:, 0], torch.inf)
@@ -159,14 +158,14 @@ def first_hits(solid: Solid, origin: Tensor, directions: Tensor, reach: float) -
 
 
 def _by_distance(parts: tuple[Solid, ...], origin: Tensor) -> list[int]:
-    """Rows of the parts, those with the nearest bounds first."""
+    """Indices of the parts, sorted by the distance of their bounds from the origin."""
     lower, upper = (torch.tensor([part.bounds[i] for part in parts], dtype=torch.float64) for i in (0, 1))
     outside = torch.maximum(lower - origin.cpu(), origin.cpu() - upper).clamp_min(0)
     return torch.linalg.vector_norm(outside, dim=1).argsort(stable=True).tolist()
 
 
 def _through(solid: Solid, origin: Tensor, directions: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Ranges at which rays enter and leave the bounds of a solid; the second is the smaller if they do not."""
+    """Ranges at which rays enter and leave the bounds of a solid; for rays that miss, the second is smaller."""
     lower, upper = (directions.new_tensor(corner) for corner in solid.bounds)
     safe = torch.where(directions.abs() < 1e-12, 1e-12, directions)
     a, b = (lower - origin) / safe, (upper - origin) / safe
@@ -175,12 +174,12 @@ def _through(solid: Solid, origin: Tensor, directions: Tensor, reach: float) -> 
 
 
 def _traced(solid: Solid, origin: Tensor, directions: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Range at which each ray meets a solid between two ranges, infinite where it does not."""
+    """Range at which each ray hits a solid between two ranges, infinite for a miss."""
     met = torch.full_like(start, torch.inf)
     row, ranges = torch.arange(len(start), device=start.device), start.clone()
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         distance = solid.distance(origin + ranges[:, None] * directions[row])
-        hit = distance < HIT
+        hit = distance < HIT_DISTANCE
         met[row[hit]] = ranges[hit]
         ranges = ranges + distance
         going = ~hit & (ranges < end[row])
@@ -191,7 +190,7 @@ def _traced(solid: Solid, origin: Tensor, directions: Tensor, start: Tensor, end
 
 
 def _surfaces(solid: Solid, part: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Normals and labels of points on the parts of a union."""
+    """Normals and labels of points on the surfaces of the parts of a union."""
     parts = solid.parts if isinstance(solid, Union) else (solid,)
     normal, label = torch.zeros_like(positions), torch.zeros_like(part)
     for number, each in enumerate(parts):

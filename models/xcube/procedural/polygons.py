@@ -1,4 +1,4 @@
-"""Polygons in the plane, which extrusions and lathes make solid.
+"""Signed distances to polygons in the plane, for extrusions and solids of revolution.
 
 V vertices.
 """
@@ -10,11 +10,11 @@ from torch import Tensor
 
 Polygon = Sequence[tuple[float, float]]
 
-EDGES = 1 << 18  # numbers at a time, so that polygons of many vertices need no more memory
+EDGES = 1 << 18  # pairs of a point and an edge evaluated at a time, which bounds the memory
 
 
 def polygon_distance(u: Tensor, v: Tensor, polygon: Polygon) -> Tensor:
-    """Signed distance to a polygon without self-intersections, its vertices in either order."""
+    """Signed distance to a polygon without self-intersections, whose vertices run in either direction."""
     a = torch.tensor(polygon, dtype=u.dtype, device=u.device)
     edges = a.roll(-1, 0) - a
     scaled = edges / (edges * edges).sum(1, keepdim=True)
@@ -41,9 +41,9 @@ def _edges(u: Tensor, v: Tensor, a: Tensor, edges: Tensor, scaled: Tensor) -> tu
 
 
 def check_polygon(name: str, vertices: Polygon) -> None:
-    """Raise ValueError for fewer than three vertices, or for one that comes twice in a row."""
+    """Raise ValueError for fewer than three vertices, or for two successive equal ones."""
     if len(vertices) < 3:
-        raise ValueError(f"{name} must have three vertices at least, got {len(vertices)}")
+        raise ValueError(f"{name} must have at least three vertices, got {len(vertices)}")
     for index, vertex in enumerate(vertices):
         if vertex == vertices[index - 1]:
             raise ValueError(f"{name} must not have a vertex twice in a row, got {vertex} again in row {index}")

@@ -1,4 +1,4 @@
-"""Where solids and the points that ask about them lie.
+"""Poses of solids, bounding boxes, and lattices of points to evaluate solids at.
 
 X, Y, Z points along the axes of a lattice.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 Triple = tuple[float, float, float]
 Bounds = tuple[Triple, Triple]
 
-REACH = 2.0  # in steps of a lattice: so near to its surface, a solid has a say in the distance
+REACH = 2.0  # lattice steps around the bounds of a part within which its distance is evaluated
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class Pose(NamedTuple):
-    """How a primitive lies in the world: turned, then scaled, then moved.
+    """Map from local to world coordinates: a rotation, then a uniform scale, then a translation.
 
-    rotation: Rows of the matrix from own to world coordinates.
+    rotation: Row-major 3x3 matrix.
     """
 
     rotation: tuple[float, ...] = IDENTITY
@@ -29,19 +29,19 @@ class Pose(NamedTuple):
     scale: float = 1.0
 
     def after(self, first: "Pose") -> "Pose":
-        """The pose of what lies in pose `first` inside of what lies in this one."""
+        """Compose two poses: `first`, then this one."""
         a, b = self.rotation, first.rotation
         turned = tuple(sum(a[3 * i + k] * b[3 * k + j] for k in range(3)) for i in range(3) for j in range(3))
         return Pose(turned, self.to_world(first.translation), self.scale * first.scale)
 
     def to_world(self, p: Triple) -> Triple:
-        """World position of a point in own coordinates."""
+        """Map a point from local to world coordinates."""
         r, t, s = self.rotation, self.translation, self.scale
         x, y, z = (s * (r[3 * i] * p[0] + r[3 * i + 1] * p[1] + r[3 * i + 2] * p[2]) + t[i] for i in range(3))
         return x, y, z
 
-    def to_own(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Own coordinates of world positions."""
+    def to_local(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map positions from world to local coordinates."""
         moved = [v - t if t else v for v, t in zip((x, y, z), self.translation, strict=True)]
         if self.scale != 1:
             moved = [v / self.scale for v in moved]
@@ -52,17 +52,17 @@ class Pose(NamedTuple):
 
 
 def _combined(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Sum of products. A factor of zero is left out: on a lattice, its axis then need not be spread out."""
+    """Sum of products without the zero factors, so that a lattice is not expanded along their axes."""
     terms = [value if factor == 1 else value * factor for factor, value in zip(factors, values, strict=True) if factor]
     return sum(terms[1:], terms[0])
 
 
 def rotation(axis: str, degrees: float) -> Pose:
-    """The pose that turns around an axis, "x", "y" or "z", against the clock as seen from its tip."""
+    """Rotation around an axis, "x", "y" or "z", counterclockwise as seen from its tip."""
     if axis not in ("x", "y", "z"):
         raise ValueError(f"axis must be 'x', 'y' or 'z', got {axis!r}")
     quarter = degrees % 360 / 90
-    if quarter == int(quarter):  # exact zeros
+    if quarter == int(quarter):  # exact zeros for quarter turns
         c, s = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))[int(quarter) % 4]
     else:
         c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -75,10 +75,10 @@ def rotation(axis: str, degrees: float) -> Pose:
 
 @dataclass(frozen=True)
 class Lattice:
-    """Points at whole multiples of a step along each axis.
+    """Points at integer multiples of a step along each axis.
 
-    start: The first multiple along each axis.
-    step: World units.
+    start: First multiple along each axis.
+    step: Distance between neighboring points, in world units.
     axes: World coordinates, float64 [X, 1, 1], [1, Y, 1] and [1, 1, Z].
     """
 
@@ -88,7 +88,7 @@ class Lattice:
 
     @classmethod
     def of(cls, start: Sequence[int], shape: Sequence[int], step: float, device: torch.device) -> "Lattice":
-        """The lattice of so many points along each axis."""
+        """Make a lattice from its first multiples and its number of points along each axis."""
         x, y, z = (
             torch.arange(first, first + count, device=device, dtype=torch.float64) * step
             for first, count in zip(start, shape, strict=True)
@@ -97,19 +97,18 @@ class Lattice:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Points along each axis."""
+        """Number of points along each axis."""
         return self.axes[0].shape[0], self.axes[1].shape[1], self.axes[2].shape[2]
 
     @property
     def device(self) -> torch.device:
-        """Where the coordinates lie."""
         return self.axes[0].device
 
-    def part(self, bounds: Bounds) -> "tuple[Lattice, tuple[slice, slice, slice]] | None":
-        """The points in a box and up to `REACH` around it, and where they are in the lattice; None without any."""
+    def crop(self, bounds: Bounds) -> "tuple[Lattice, tuple[slice, slice, slice]] | None":
+        """The points in a box and up to `REACH` steps around it, and their slices of the lattice; None without any."""
         slices = []
         for low, high, start, count in zip(*bounds, self.start, self.shape, strict=True):
-            # Bounds may be infinite, so they are cut before they become whole numbers.
+            # Bounds may be infinite, so they are clamped before they are rounded.
             first = math.ceil(max(low / self.step - REACH, start))
             end = math.floor(min(high / self.step + REACH, start + count - 1)) + 1
             if first >= end:
@@ -122,12 +121,12 @@ class Lattice:
 
 
 def overlap(a: Bounds, b: Bounds) -> bool:
-    """Whether two boxes have a point in common."""
+    """Return whether two boxes have a point in common."""
     return all(max(a[0][i], b[0][i]) <= min(a[1][i], b[1][i]) for i in range(3))
 
 
 def hull(boxes: Sequence[Bounds]) -> Bounds:
-    """The smallest box around boxes."""
+    """Return the smallest box that contains all boxes."""
     lower = [min(box[0][i] for box in boxes) for i in range(3)]
     upper = [max(box[1][i] for box in boxes) for i in range(3)]
     return (lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2])

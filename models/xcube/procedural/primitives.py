@@ -1,8 +1,8 @@
-"""Primitives: boxes, balls, capsules, frusta, tori, and polygons extruded or turned on a lathe.
+"""Primitives: cuboids, ellipsoids, capsules, frusta, tori, extruded polygons and solids of revolution.
 
-Each is given in its own coordinates around the origin, has a label, and may be grown by a radius, which rounds its
-edges. Distances of all but the ellipsoid are exact, inside and outside. The functions at the end place primitives as
-builders of shapes think of them: from corner to corner, from point to point.
+A primitive is defined in local coordinates around the origin, has a label, and may be grown by a radius, which rounds
+its edges. All distances but those of ellipsoids are exact, inside and outside. The functions at the end build
+primitives from corner to corner, or from point to point.
 """
 
 import math
@@ -27,22 +27,22 @@ UNMOVED = Pose()
 class Primitive(Solid):
     """A solid in a pose, with one label."""
 
-    part: int = 0  # its label
-    radius: float = 0.0  # how far it is grown
+    part: int = 0  # label
+    radius: float = 0.0  # distance by which the primitive is grown
     pose: Pose = UNMOVED
 
     @abstractmethod
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Distance in own coordinates, before it is grown."""
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """Signed distance in local coordinates, before growing."""
 
     @property
     @abstractmethod
     def extent(self) -> Bounds:
-        """A box in own coordinates, before it is grown."""
+        """Bounds in local coordinates, before growing."""
 
     @override
     def field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        distance = self.own_field(*self.pose.to_own(x, y, z))
+        distance = self.local_field(*self.pose.to_local(x, y, z))
         if self.radius:
             distance = distance - self.radius
         return distance * self.pose.scale if self.pose.scale != 1 else distance
@@ -77,7 +77,7 @@ def _length(*parts: Tensor) -> Tensor:
 
 
 def _corner(*outside: Tensor) -> Tensor:
-    """Distance to what several distances, at right angles to each other, bound together."""
+    """Distance to the intersection of solids whose surfaces meet at right angles."""
     deepest = outside[0]
     for each in outside[1:]:
         deepest = torch.maximum(deepest, each)
@@ -85,13 +85,13 @@ def _corner(*outside: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Block(Primitive):
-    """A box with half its edges given."""
+class Cuboid(Primitive):
+    """A cuboid, given by half its edges."""
 
     half: Triple
 
     @override
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return _corner(*(v.abs() - half for v, half in zip((x, y, z), self.half, strict=True)))
 
     @property
@@ -102,12 +102,12 @@ class Block(Primitive):
 
 @dataclass(frozen=True)
 class Ellipsoid(Primitive):
-    """An ellipsoid. Exact for a ball; else too small by up to the ratio of the radii."""
+    """An ellipsoid. The distance is exact for a ball, and else too small by up to the ratio of the radii."""
 
     radii: Triple
 
     @override
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         scaled = [v / radius for v, radius in zip((x, y, z), self.radii, strict=True)]
         return (_length(*scaled) - 1) * min(self.radii)
 
@@ -118,13 +118,13 @@ class Ellipsoid(Primitive):
 
 
 @dataclass(frozen=True)
-class Segment(Primitive):
-    """A line along z, which a radius makes a capsule."""
+class Capsule(Primitive):
+    """A line segment along z, which its radius makes a capsule."""
 
     half: float
 
     @override
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return _length(x, y, (z.abs() - self.half).clamp_min(0))
 
     @property
@@ -135,12 +135,12 @@ class Segment(Primitive):
 
 @dataclass(frozen=True)
 class Torus(Primitive):
-    """A circle around z, which a radius makes a torus."""
+    """A circle around z, which its radius makes a torus."""
 
     ring: float
 
     @override
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return _length(_length(x, y) - self.ring, z)
 
     @property
@@ -151,18 +151,18 @@ class Torus(Primitive):
 
 @dataclass(frozen=True)
 class Frustum(Primitive):
-    """A cylinder or a cone around z, from -half to half, cut off flat, with a radius at either end."""
+    """A cylinder or truncated cone around z, from -half to half, with a radius at each end."""
 
     low: float
     high: float
     half: float
 
     @override
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         r = _length(x, y)
         if self.low == self.high:
             return _corner(r - self.low, z.abs() - self.half)
-        # In the half-plane of r and z: the nearer of the two ends and the slope.
+        # In the half-plane of r and z: the nearest point of either flat end and of the slanted side.
         end = _length((r - torch.where(z < 0, self.low, self.high)).clamp_min(0), z.abs() - self.half)
         lean, height = self.high - self.low, 2 * self.half
         along = ((r - self.low) * lean + (z + self.half) * height) / (lean * lean + height * height)
@@ -181,10 +181,10 @@ class Frustum(Primitive):
 
 @dataclass(frozen=True)
 class Extrusion(Primitive):
-    """A simple polygon in x and y, drawn along z from -half to half.
+    """A simple polygon in x and y, extruded along z from -half to half.
 
     Raises:
-        ValueError: If there are fewer than three vertices, or one comes twice in a row.
+        ValueError: If there are fewer than three vertices, or two successive ones are equal.
     """
 
     polygon: tuple[tuple[float, float], ...]
@@ -194,7 +194,7 @@ class Extrusion(Primitive):
         check_polygon("polygon", self.polygon)
 
     @override
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return _corner(polygon_distance(x, y, self.polygon), z.abs() - self.half)
 
     @property
@@ -206,13 +206,13 @@ class Extrusion(Primitive):
 
 @dataclass(frozen=True)
 class Lathe(Primitive):
-    """A profile of points (r, z) turned around z: an open line from the axis to the axis, or a closed ring.
+    """A solid of revolution around z, from a profile of points (r, z).
 
-    Where the first or the last point lies off the axis, a flat disc closes the solid. With `ring`, the profile is a
-    polygon beside the axis, and the solid has a hole.
+    The profile is a line from the axis to the axis; where it begins or ends off the axis, a flat disc closes the solid.
+    With `ring`, it is a closed polygon at a distance from the axis, and the solid has a hole.
 
     Raises:
-        ValueError: If a radius is negative, or the profile makes no simple outline.
+        ValueError: If a radius is negative, or the outline has fewer than three vertices or two successive equal ones.
     """
 
     profile: tuple[tuple[float, float], ...]
@@ -220,18 +220,18 @@ class Lathe(Primitive):
 
     def __post_init__(self) -> None:
         if min(r for r, _ in self.profile) < 0:
-            raise ValueError(f"profile must have no negative radius, got {self.profile}")
+            raise ValueError(f"profile must not have a negative radius, got {self.profile}")
         check_polygon("profile", self.outline)
 
     @cached_property
     def outline(self) -> tuple[tuple[float, float], ...]:
-        """What is turned: the profile itself, or the profile and its mirror image."""
+        """The polygon that is rotated: the profile, and its mirror image unless it is a ring."""
         if self.ring:
             return self.profile
         return self.profile + tuple((-r, z) for r, z in reversed(self.profile) if r > 0)
 
     @override
-    def own_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def local_field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return polygon_distance(_length(x, y), z, self.outline)
 
     @property
@@ -241,32 +241,32 @@ class Lathe(Primitive):
         return (-max(rs), -max(rs), min(zs)), (max(rs), max(rs), max(zs))
 
 
-def block(lower: Triple, upper: Triple, label: int = 0, *, radius: float = 0.0) -> Block:
-    """A box from corner to corner; `radius` rounds its edges and leaves its size."""
+def cuboid(lower: Triple, upper: Triple, label: int = 0, *, radius: float = 0.0) -> Cuboid:
+    """Make a cuboid from corner to corner; `radius` rounds its edges without changing its size."""
     edges = [b - a for a, b in zip(lower, upper, strict=True)]
     if min(edges) <= 2 * radius:
         raise ValueError(f"upper must be more than {2 * radius} above lower, got {lower} and {upper}")
     x, y, z = (edge / 2 - radius for edge in edges)
     a, b, c = ((a + b) / 2 for a, b in zip(lower, upper, strict=True))
-    return Block((x, y, z), part=label, radius=radius, pose=Pose(translation=(a, b, c)))
+    return Cuboid((x, y, z), part=label, radius=radius, pose=Pose(translation=(a, b, c)))
 
 
 def rod(start: Triple, end: Triple, low: float, high: float | None = None, label: int = 0) -> Frustum:
-    """A frustum from point to point with its radius at either end; one radius makes a cylinder."""
+    """Make a frustum from point to point with a radius at each end; with one radius, a cylinder."""
     half, pose = _from_to(start, end)
     return Frustum(low, low if high is None else high, half, part=label, pose=pose)
 
 
-def capsule(start: Triple, end: Triple, radius: float, label: int = 0) -> Segment:
-    """All points within a radius of the line from point to point."""
+def capsule(start: Triple, end: Triple, radius: float, label: int = 0) -> Capsule:
+    """Make the capsule of all points within a radius of a line segment."""
     half, pose = _from_to(start, end)
-    return Segment(half, part=label, radius=radius, pose=pose)
+    return Capsule(half, part=label, radius=radius, pose=pose)
 
 
 def prism(polygon: Polygon, axis: str, low: float, high: float, label: int = 0, *, radius: float = 0.0) -> Extrusion:
-    """A polygon drawn along an axis from low to high: (x, y) along "z", (x, z) along "y", or (y, z) along "x".
+    """Extrude a polygon along an axis from low to high: (x, y) along "z", (x, z) along "y", or (y, z) along "x".
 
-    `radius` rounds it and makes it larger than the polygon, but not longer.
+    `radius` rounds the edges and grows the polygon; the length along the axis stays.
     """
     turn = {"z": Pose(), "y": rotation("x", 90), "x": rotation("z", 90).after(rotation("x", 90))}
     if axis not in turn:
@@ -280,7 +280,7 @@ def prism(polygon: Polygon, axis: str, low: float, high: float, label: int = 0, 
 
 
 def _from_to(start: Triple, end: Triple) -> tuple[float, Pose]:
-    """Half the distance of two points, and the pose in which z runs from one to the other."""
+    """Half the distance between two points, and the pose that maps the z axis onto the line between them."""
     x, y, z = (b - a for a, b in zip(start, end, strict=True))
     length = math.sqrt(x * x + y * y + z * z)
     if not length > 0:

@@ -1,4 +1,4 @@
-"""Outdoor scenes by rule: a street with houses, gardens, trees, vehicles and people, every surface with a class.
+"""Procedural outdoor scenes: a street with houses, gardens, trees, vehicles and people, with semantic classes.
 
 N voxels.
 """
@@ -22,14 +22,14 @@ from xcube.procedural.families.draw import SIDES, Draw
 from xcube.procedural.ground import BAY, LANE, Ground, draw_ground
 from xcube.procedural.poses import Pose, Triple, rotation
 from xcube.procedural.solids import Labeled, Solid, Union
-from xcube.procedural.surface import voxels_of
+from xcube.procedural.surface import voxelize_solid
 
 
 class SceneClass(NamedTuple):
-    """What a surface is.
+    """A semantic class of surfaces.
 
-    color: Red, green and blue, as 0xRRGGBB.
-    semantic_kitti: The label in files of SemanticKITTI that comes nearest.
+    color: RGB color, 0xRRGGBB.
+    semantic_kitti: The closest label of SemanticKITTI.
     """
 
     name: str
@@ -60,17 +60,17 @@ CLASSES: Mapping[int, SceneClass] = MappingProxyType(
 CAR, TRUCK = 13, 14
 
 SIZE: Triple = (51.2, 51.2, 12.8)
-LOWEST = 1.6  # meters from the underside of the box to the level of the road
+ROAD_HEIGHT = 1.6  # mean height of the road above the bottom of the box, in meters
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A piece of the world, in meters, with z up, around the origin.
+    """An outdoor scene around the origin, in meters, with z up.
 
-    seed: What made it.
-    size: Edges of the box that it fills; the ground goes on beyond it.
-    ground: With the roads.
-    objects: All that stands on it.
+    seed: Seed that it was made from.
+    size: Edges of its box. The ground continues beyond the box.
+    ground: Terrain and roads.
+    objects: Everything that stands on the ground.
     """
 
     seed: int
@@ -80,26 +80,26 @@ class Scene:
 
     @cached_property
     def solid(self) -> Solid:
-        """Everything. Its labels are those of `CLASSES`."""
+        """The whole scene, with labels of `CLASSES`."""
         return Union((self.ground, *self.objects))
 
     @property
     def sensor(self) -> Triple:
-        """Where a scanner on the roof of a car stands, in the right lane."""
+        """Position of a scanner on the roof of a car in the right lane."""
         y, heading = self.ground.along(0.0)
         y -= 0.5 * LANE / math.cos(math.radians(heading))
         return 0.0, y, self.ground.top(0.0, y) + 1.8
 
 
 def make_scene(seed: int, size: Triple = SIZE) -> Scene:
-    """The scene that a seed makes.
+    """Make the scene that a seed and a size determine.
 
     Args:
-        seed: Equal seeds and sizes make equal scenes.
-        size: Edges of its box, meters: at least 20, 20 and 4.
+        seed: Any nonnegative integer.
+        size: Edges of the box in meters, at least (20, 20, 4).
 
     Raises:
-        TypeError: If `seed` is no integer.
+        TypeError: If `seed` is not an integer.
         ValueError: If `seed` is negative or the size is too small.
     """
     if checks.integer("seed", seed) < 0:
@@ -107,33 +107,33 @@ def make_scene(seed: int, size: Triple = SIZE) -> Scene:
     if size[0] < 20 or size[1] < 20 or size[2] < 4:
         raise ValueError(f"size must be at least (20, 20, 4) meters, got {size}")
     draw = Draw(int.from_bytes(b"scene", "big"), seed)
-    plot = _Plot(draw, draw_ground(draw, LOWEST - size[2] / 2), size)
+    plot = _Plot(draw, draw_ground(draw, ROAD_HEIGHT - size[2] / 2), size)
     plot.fill()
     return Scene(seed, size, plot.ground, tuple(plot.objects))
 
 
-def make(name: str, box: Box) -> Voxels:
-    """The voxels of a scene, at the finest level of a box whose size is in meters, from a name like "scene-000012".
+def scene_voxels(name: str, box: Box) -> Voxels:
+    """Voxelize the scene with a name such as "scene-000012" at the finest level of a box, whose size is in meters.
 
-    What is nearer to the border than `box.margin` is left out, so that `build_hierarchy` takes the rest.
+    Voxels in the margin of the box are left out, so that `build_hierarchy` accepts the others.
 
     Returns:
         One grid with "normal", float32 [N, 3], and "label", int64 [N], of `CLASSES`.
 
     Raises:
-        ValueError: If the name is none of a scene, or the box is too small.
+        ValueError: If the name is not that of a scene, or the box is too small.
     """
     found = re.fullmatch(r"scene-([0-9]{6})", name)
     if found is None:
         raise ValueError(f"name must be 'scene-' and six digits, got {name!r}")
-    voxels = voxels_of(make_scene(int(found[1]), box.size).solid, box)
+    voxels = voxelize_solid(make_scene(int(found[1]), box.size).solid, box)
     reach = torch.tensor([edge / 2 - box.margin for edge in box.size], dtype=torch.float64)
     centers = voxels.grid.to_world(voxels.grid.ijk)
     return voxels.prune((centers.abs() < reach).all(1))
 
 
 class _Plot:
-    """A scene in the making: what stands where, so that nothing stands in something else."""
+    """Places objects on the ground so that they do not overlap."""
 
     def __init__(self, draw: Draw, ground: Ground, size: Triple) -> None:
         self.draw, self.ground, self.size = draw, ground, size
@@ -141,7 +141,7 @@ class _Plot:
         self.taken: list[Triple] = []  # x, y and radius
 
     def fill(self) -> None:
-        """Put everything in its place, what needs most room first."""
+        """Place all objects, the largest kinds first."""
         self._vehicles()
         self._houses()
         for make, count, radius, nearest in (
@@ -158,7 +158,7 @@ class _Plot:
         return inside and all(math.hypot(x - a, y - b) > radius + r for a, b, r in self.taken)
 
     def _put(self, solid: Solid, x: float, y: float, radius: float, heading: float = 0.0) -> bool:
-        """Stand something on the ground, turned by its heading in degrees, if there is room."""
+        """Place an object on the ground with a heading in degrees, if there is room; return whether there was."""
         if not self._free(x, y, radius):
             return False
         self._stand(solid, x, y, heading)
@@ -173,8 +173,8 @@ class _Plot:
         at = torch.tensor([x, y], dtype=torch.float64)
         return float(self.ground.edge(at[0], at[1]))
 
-    def _beside(self, x: float, side: float, edge: float) -> tuple[float, float, float]:
-        """A place so far from the edge of the main road, and the heading from there to the road."""
+    def _next_to_road(self, x: float, side: float, edge: float) -> tuple[float, float, float]:
+        """A place at a distance from the edge of the main road, and the heading from it to the road."""
         y, heading = self.ground.along(x)
         off = side * (self.ground.half + edge)
         turn = math.radians(heading)
@@ -182,12 +182,12 @@ class _Plot:
 
     def _anywhere(self, solid: Solid, radius: float, edge: float) -> None:
         for _ in range(12):
-            x, y = (self.draw.between(-0.5, 0.5) * edge_ for edge_ in self.size[:2])
+            x, y = (self.draw.between(-0.5, 0.5) * extent for extent in self.size[:2])
             if self._edge(x, y) > edge and self._put(solid, x, y, radius, self.draw.between(0, 360)):
                 return
 
     def _vehicles(self) -> None:
-        """Cars in both lanes, and parked ones in the bays. Round the sensor, at x = 0, the road is free."""
+        """Cars in both lanes and in the parking bays. The road stays free around the sensor at x = 0."""
         draw, reach = self.draw, self.size[0] / 2
         lanes = [(-0.5 * LANE, 0.0, 0.3), (0.5 * LANE, 180.0, 0.3)]
         if self.ground.half > LANE:
@@ -206,13 +206,13 @@ class _Plot:
     def _vehicle(self, x: float, off: float, turn: float, *, parked: bool) -> None:
         draw = self.draw
         big = not parked and draw.chance(0.25)
-        kind = "lorry" if big else draw.pick(tuple(METERS)[:6])
+        kind = "truck" if big else draw.pick(tuple(METERS)[:6])
         solid = vehicle(draw, kind)
         (low, _, floor), (high, _, _) = solid.bounds
         factor = METERS[kind] / (high - low)
         solid = solid.placed(Pose(scale=factor).after(Pose(translation=(0.0, 0.0, -floor))))
         y, heading = self.ground.along(x)
-        # Three discs along the vehicle say where it is.
+        # Three discs along the vehicle cover its footprint.
         u, v = math.cos(math.radians(heading)), math.sin(math.radians(heading))
         steps = [t * METERS[kind] for t in (-0.36, 0.0, 0.36)]
         discs = [(x + u * t, y + off + v * t, 0.2 * METERS[kind]) for t in steps]
@@ -221,14 +221,14 @@ class _Plot:
             self.taken += discs
 
     def _houses(self) -> None:
-        """Rows on both sides of the road, each house with a hedge or a fence in front."""
+        """Rows of houses on both sides of the road, some with a hedge or a fence in front."""
         draw, reach = self.draw, self.size[0] / 2
         for side in SIDES:
             x = -reach + draw.between(3, 7)
             while x < reach - 4:
                 wide, deep = draw.between(7, 11), draw.between(6.5, 9)
                 setback = self.ground.sidewalk + draw.between(2.5, 5) + deep / 2
-                a, b, heading = self._beside(x, side, setback)
+                a, b, heading = self._next_to_road(x, side, setback)
                 if self._edge(a, b) > self.ground.sidewalk + deep / 2 and draw.chance(0.85):
                     solid = street.house(draw, wide, deep, draw.pick((1, 2, 2)))
                     if self._put(solid, a, b, 0.62 * max(wide, deep), heading):
@@ -239,22 +239,22 @@ class _Plot:
         draw = self.draw
         kind = draw.pick((street.hedge, street.fence, None))
         length = wide * draw.between(0.5, 0.9)
-        a, b, heading = self._beside(x, side, self.ground.sidewalk + 0.7)
+        a, b, heading = self._next_to_road(x, side, self.ground.sidewalk + 0.7)
         if kind is not None and self._edge(a, b) > self.ground.sidewalk:
             self._put(kind(draw, length), a, b, 0.5, heading)
 
     def _sidewalks(self) -> None:
-        """Lamps, signs and people along the road."""
+        """Street lamps, signs and people along the road."""
         draw, reach, walk = self.draw, self.size[0] / 2, self.ground.sidewalk
         for side in SIDES:
             x = -reach + draw.between(2, 8)
             while x < reach - 1:
-                a, b, heading = self._beside(x, side, 0.35)
+                a, b, heading = self._next_to_road(x, side, 0.35)
                 if self._edge(a, b) > 0.2:
                     self._put(street.lamp_post(draw), a, b, 0.3, heading)
                 x += draw.between(13, 18)
             for make, often, edge in ((street.sign, 3, 0.4), (street.person, 5, 0.6 * walk)):
                 for _ in range(often):
-                    a, b, heading = self._beside(draw.between(-0.95, 0.95) * reach, side, edge)
+                    a, b, heading = self._next_to_road(draw.between(-0.95, 0.95) * reach, side, edge)
                     if 0.2 < self._edge(a, b) < walk:
                         self._put(make(draw), a, b, 0.4, heading + draw.pick((90.0, -90.0)))

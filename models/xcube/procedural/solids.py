@@ -1,6 +1,6 @@
-"""Solids by signed distance: primitives, joined, intersected and cut. `primitives.py` has the primitives.
+"""Solids as signed distance functions: unions, intersections and differences of the primitives in `primitives.py`.
 
-A solid is made of Python numbers only. It works on the device of the points it is asked about.
+A solid holds Python numbers only and computes on the device of the points that it is evaluated at.
 
 P points. X, Y, Z points along the axes of a lattice.
 """
@@ -17,55 +17,55 @@ from typing_extensions import override
 from sparsevox import checks
 from xcube.procedural.poses import Bounds, Lattice, Pose, hull, overlap, rotation
 
-Label = Tensor | int  # one number stands for many
+Label = Tensor | int  # an int stands for a tensor of that value
 
-FAR = 1e30  # a distance where nothing is near
-CHUNK = 1 << 16  # points at a time: what they need stays in the cache
+FAR = 1e30  # the distance where there is no solid
+CHUNK = 1 << 16  # points evaluated at a time, so that intermediate results stay in the cache
 
 
 class Solid(ABC):
-    """A set of points, given by how far away its surface is.
+    """A set of points, given by the signed distance to its surface, negative inside.
 
-    The distance is negative inside. Its absolute value is never more than the true distance to the surface, so a ball
-    of this radius holds no surface. Primitives say where it is exact; it stays exact outside of a union.
+    The absolute value never exceeds the true distance, so sphere tracing is safe. The primitives document where the
+    distance is exact; outside of a union of them it stays exact.
     """
 
     @abstractmethod
     def field(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Distance at world positions, float64, given as three tensors that broadcast against each other."""
+        """Signed distance at world positions, float64; x, y and z broadcast against each other."""
 
     @abstractmethod
     def labels(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Label]:
-        """Distance, and the label of the primitive that it comes from, int64; they broadcast against each other."""
+        """Signed distance, and the label int64 of the primitive that it comes from; the two broadcast."""
 
     @abstractmethod
     def placed(self, pose: Pose) -> "Solid":
-        """The solid, moved as a whole."""
+        """Apply a pose to the whole solid."""
 
     @property
     @abstractmethod
     def bounds(self) -> Bounds:
-        """A box, lower and upper corner, which holds the solid. Of an empty solid, lower may exceed upper."""
+        """Lower and upper corner of a box that contains the solid. If the solid is empty, lower may exceed upper."""
 
     def clipped(self, bounds: Bounds) -> "Solid | None":
-        """What matters inside of a box: parts that lie elsewhere are left out. None, if all do."""
+        """Leave out the parts that do not touch a box; None if no part does."""
         return self if overlap(self.bounds, bounds) else None
 
     def lattice(self, lattice: Lattice) -> Tensor:
-        """Distance at the points of a lattice: float64 [X, Y, Z].
+        """Signed distance at the points of a lattice: float64 [X, Y, Z].
 
-        Further than `REACH` steps from a part of the solid, some larger number may stand for the distance to it.
+        More than `REACH` steps away from a part of the solid, a larger number may replace the distance to that part.
         """
         return self.field(*lattice.axes).expand(lattice.shape)
 
     def at(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance, and the label of the primitive that it comes from, of points [3, P]: float64 [P] and int64 [P]."""
+        """Signed distance float64 [P] and label int64 [P] at points [3, P]."""
         distance, label = self.labels(*points)
         count = points.shape[1:]
         return distance.expand(count), torch.as_tensor(label, device=points.device).expand(count)
 
     def distance(self, points: Tensor) -> Tensor:
-        """Distance of points [P, 3]: float64 [P].
+        """Signed distance at points [P, 3]: float64 [P].
 
         Raises:
             TypeError: If points are not floating-point.
@@ -74,7 +74,7 @@ class Solid(ABC):
         return torch.cat([self.at(chunk)[0] for chunk in _positions(points).split(CHUNK, 1)])
 
     def label(self, points: Tensor) -> Tensor:
-        """Label of the primitive whose surface decides the distance of points [P, 3]: int64 [P].
+        """Label of the primitive that the distance comes from, at points [P, 3]: int64 [P].
 
         Raises:
             TypeError: If points are not floating-point.
@@ -83,9 +83,9 @@ class Solid(ABC):
         return torch.cat([self.at(chunk)[1] for chunk in _positions(points).split(CHUNK, 1)])
 
     def normal(self, points: Tensor, *, step: float = 1e-5) -> Tensor:
-        """Direction in which the distance of points [P, 3] grows, unit length: float64 [P, 3].
+        """Unit gradient of the distance at points [P, 3], by central differences: float64 [P, 3].
 
-        By central differences. Zero where the distance has no direction, as on the axis of a cylinder.
+        Zero where the gradient vanishes, as on the axis of a cylinder.
 
         Raises:
             TypeError: If points are not floating-point.
@@ -100,15 +100,15 @@ class Solid(ABC):
         return torch.where(length > 1e-6, slopes / length.clamp_min(1e-6), 0)
 
     def moved(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> "Solid":
-        """The solid, moved."""
+        """Translate the solid."""
         return self.placed(Pose(translation=(x, y, z)))
 
     def turned(self, axis: str, degrees: float) -> "Solid":
-        """The solid, turned around an axis of the world, "x", "y" or "z"."""
+        """Rotate the solid around an axis of the world, "x", "y" or "z"."""
         return self.placed(rotation(axis, degrees))
 
     def scaled(self, factor: float) -> "Solid":
-        """The solid, scaled around the origin."""
+        """Scale the solid around the origin. Raises ValueError unless the factor is positive."""
         if not factor > 0:
             raise ValueError(f"factor must be positive, got {factor}")
         return self.placed(Pose(scale=factor))
@@ -130,17 +130,17 @@ def _positions(points: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Union(Solid):
-    """Everything that lies in at least one part.
+    """The points that lie in at least one part.
 
     Raises:
-        ValueError: If there is no part.
+        ValueError: If there are no parts.
     """
 
     parts: tuple[Solid, ...]
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise ValueError("parts must hold one solid at least, got none")
+            raise ValueError("parts must hold at least one solid, got none")
 
     @cached_property
     @override
@@ -181,7 +181,7 @@ class Union(Solid):
     def lattice(self, lattice: Lattice) -> Tensor:
         made = torch.full(lattice.shape, FAR, dtype=torch.float64, device=lattice.device)
         for part in self.parts:
-            found = lattice.part(part.bounds)
+            found = lattice.crop(part.bounds)
             if found is not None:
                 view = made[found[1]]
                 torch.minimum(view, part.lattice(found[0]), out=view)
@@ -199,17 +199,17 @@ class Union(Solid):
 
 @dataclass(frozen=True)
 class Intersection(Solid):
-    """Everything that lies in all parts.
+    """The points that lie in all parts.
 
     Raises:
-        ValueError: If there is no part.
+        ValueError: If there are no parts.
     """
 
     parts: tuple[Solid, ...]
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise ValueError("parts must hold one solid at least, got none")
+            raise ValueError("parts must hold at least one solid, got none")
 
     @cached_property
     @override
@@ -242,7 +242,7 @@ class Intersection(Solid):
 
 @dataclass(frozen=True)
 class Difference(Solid):
-    """What is left of a solid when a cutter is taken away. The surface of the cut has the label of the cutter."""
+    """A solid minus a cutter. The surface of the cut has the label of the cutter."""
 
     solid: Solid
     cutter: Solid
@@ -265,9 +265,9 @@ class Difference(Solid):
     @override
     def lattice(self, lattice: Lattice) -> Tensor:
         made = self.solid.lattice(lattice)
-        found = lattice.part(self.cutter.bounds)
+        found = lattice.crop(self.cutter.bounds)
         if found is not None:
-            made = made.clone()  # that of a primitive may be one row, seen as many
+            made = made.clone()  # the field of a primitive may be an expanded view
             view = made[found[1]]
             torch.maximum(view, -self.cutter.lattice(found[0]), out=view)
         return made
@@ -284,7 +284,7 @@ class Difference(Solid):
 
 @dataclass(frozen=True)
 class Labeled(Solid):
-    """A solid with one label in place of its own."""
+    """A solid whose labels are replaced by one number."""
 
     solid: Solid
     number: int
@@ -322,5 +322,5 @@ class Labeled(Solid):
 
 
 def union(parts: Sequence[Solid]) -> Solid:
-    """All of some solids; one alone stays itself. Raises ValueError if there is none."""
+    """Unite solids; a single one is returned as it is. Raises ValueError if there are none."""
     return parts[0] if len(parts) == 1 else Union(tuple(parts))

@@ -1,4 +1,4 @@
-"""The voxels that the surface of a solid passes, with normals and labels.
+"""Voxelization of the surface of a solid, with normals and labels.
 
 N voxels, T tiles.
 """
@@ -14,24 +14,25 @@ from xcube.data.hierarchy import Box
 from xcube.procedural.poses import REACH, Bounds, Lattice
 from xcube.procedural.solids import Solid
 
-TILE = 64  # voxels along a tile; one tile at a time is looked at in full
+TILE = 64  # edge of a tile in voxels
 
 
-def voxels_of(solid: Solid, box: Box, *, level: int = -1, device: torch.device | str = "cpu") -> Voxels:
-    """The voxels of a box at whose eight corners the distance of a solid has both signs.
+def voxelize_solid(solid: Solid, box: Box, *, level: int = -1, device: torch.device | str = "cpu") -> Voxels:
+    """Voxelize the surface of a solid: the voxels of a box at whose eight corners the signed distance has both signs.
 
-    Space is cut into tiles. Those that hold no surface, by the distance at their center, are left out; in the others,
-    each primitive is asked only about the points near to it. So memory is that of one tile and of the result.
+    Space is divided into tiles. Tiles that the distance at their center shows to be empty are skipped; in the others,
+    each primitive is evaluated only at points near to it. Memory is that of one tile and of the result.
 
     Args:
-        solid: What lies beyond the box is left out; `build_hierarchy` complains about a shape that reaches its margin.
-        box: Its voxels are those of `build_hierarchy`.
-        level: Of the box; the finest by default.
-        device: Where to work, and where the result lies.
+        solid: The solid; what lies outside of the box is left out. `build_hierarchy` refuses shapes in the margin
+            of the box.
+        box: The box, whose voxels are those of `build_hierarchy`.
+        level: Level of the box; the finest by default.
+        device: Device of the computation and of the result.
 
     Returns:
-        One grid with "normal", float32 [N, 3] of unit length, the slope of the distance over the voxel, and "label",
-        int64 [N], that of the primitive whose surface is nearest to the center.
+        One grid with "normal", float32 [N, 3], the unit gradient of the distance over the voxel, and "label", int64
+        [N], of the primitive whose surface is nearest to the center.
     """
     size, shape = box.voxel_size(level), box.shape(level)
     lower = (-(shape[0] // 2), -(shape[1] // 2), -(shape[2] // 2))
@@ -52,7 +53,7 @@ Int3 = tuple[int, int, int]
 
 
 def _tiles(solid: Solid, lower: Int3, shape: Int3, size: float, device: torch.device) -> list[tuple[Int3, Int3]]:
-    """First voxel and size of each tile that may hold a part of the surface."""
+    """First voxel and size of each tile that may contain a part of the surface."""
     x, y, z = (range(low, low + n, TILE) for low, n in zip(lower, shape, strict=True))
     starts: list[Int3] = list(product(x, y, z))
     if len(starts) == 1:
@@ -68,7 +69,7 @@ def _tiles(solid: Solid, lower: Int3, shape: Int3, size: float, device: torch.de
 
 
 def _tile(solid: Solid, start: Int3, count: Int3, size: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Coordinates, normals and labels of the voxels of a tile that are on the surface."""
+    """Coordinates, normals and labels of the surface voxels of a tile."""
     near = solid.clipped(_around(start, count, size))
     if near is None:
         none = torch.zeros(0, 3, dtype=torch.int64, device=device)
@@ -82,7 +83,7 @@ def _tile(solid: Solid, start: Int3, count: Int3, size: float, device: torch.dev
     ijk = (some & ~every).nonzero()
     at = ijk + torch.tensor(start, device=device)
     centers = (at + 0.5).double() * size
-    return at, _slopes(near, distance, ijk, centers), near.label(centers)
+    return at, _normals(near, distance, ijk, centers), near.label(centers)
 
 
 def _around(start: Int3, count: Int3, size: float) -> Bounds:
@@ -91,7 +92,7 @@ def _around(start: Int3, count: Int3, size: float) -> Bounds:
     return (lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2])
 
 
-def _slopes(solid: Solid, distance: Tensor, ijk: Tensor, centers: Tensor) -> Tensor:
+def _normals(solid: Solid, distance: Tensor, ijk: Tensor, centers: Tensor) -> Tensor:
     """Unit normals from the distances at the eight corners of each voxel."""
     i, j, k = ijk.unbind(1)
     corners = torch.stack([distance[i + a, j + b, k + c] for a, b, c in product((0, 1), repeat=3)])

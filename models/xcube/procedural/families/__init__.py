@@ -1,1 +1,1 @@
-"""Families of objects, made by rule: what `xcube.procedural.shapes` draws from."""
+"""Families of objects, one procedural generator per family, for `xcube.procedural.shapes`."""

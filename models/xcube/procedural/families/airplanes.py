@@ -1,30 +1,30 @@
-"""Airplanes: airliners, jets, propeller planes, gliders and biplanes, their nose along x."""
+"""Airplanes: airliners, jets, propeller planes, gliders and biplanes, with the nose along x."""
 
 from typing import NamedTuple
 
-from xcube.procedural.families.draw import SIDES, THIN, Draw, arc, labels, mirrored
+from xcube.procedural.families.draw import SIDES, THIN, Draw, arc, mirrored, part_labels
 from xcube.procedural.poses import Pose
-from xcube.procedural.primitives import Ellipsoid, Lathe, block, capsule, prism, rod
+from xcube.procedural.primitives import Ellipsoid, Lathe, capsule, cuboid, prism, rod
 from xcube.procedural.solids import Solid, union
 
-FUSELAGE, WING, TAIL, ENGINE, CANOPY, GEAR = labels("airplane")
+FUSELAGE, WING, TAIL, ENGINE, CANOPY, GEAR = part_labels("airplane")
 
 
-class Plan(NamedTuple):
-    """Sizes that the parts of one airplane share. The axis of the fuselage is at zero."""
+class AirplaneSizes(NamedTuple):
+    """Sizes that the parts of an airplane share. The axis of the fuselage is at y = z = 0."""
 
-    length: float  # of the fuselage, half
-    radius: float  # of the fuselage
-    span: float  # of the wings, half
-    chord: float  # of the wings at the root
+    length: float  # half length of the fuselage
+    radius: float  # radius of the fuselage
+    span: float  # half span of the wings
+    chord: float  # chord of the wings at the root
     tip: float  # chord at the tip
-    sweep: float  # how far the leading edge falls back over the span
+    sweep: float  # distance by which the leading edge recedes over the span
     root: float  # x of the leading edge at the root
     high: float  # z of the wings
 
 
 def airplane(draw: Draw) -> Solid:
-    """An airplane."""
+    """Make an airplane of a random kind."""
     kind = draw.pick(("airliner", "fighter", "propeller", "glider", "biplane"), (0.46, 0.2, 0.2, 0.07, 0.07))
     makers = {
         "airliner": _airliner,
@@ -39,30 +39,30 @@ def airplane(draw: Draw) -> Solid:
 # Parts
 
 
-def _fuselage(draw: Draw, p: Plan, nose: float, tail: float) -> Solid:
-    """A round body along x with a blunt nose and a tail that narrows over given lengths."""
+def _fuselage(draw: Draw, p: AirplaneSizes, nose: float, tail: float) -> Solid:
+    """A round body along x with a blunt nose and a narrowing tail, of the given lengths."""
     front = [(p.radius * r, p.length - nose + nose * x) for x, r in arc((0, 0), 1, 0, 90, 6)]
     rear = [(max(0.42 * p.radius, THIN / 2), -p.length), (0.8 * p.radius, -p.length + 0.55 * tail)]
     line = [*rear, (p.radius, -p.length + tail), *reversed(front)]
     return Lathe(tuple((max(r, 0.0), x) for r, x in line), part=FUSELAGE).turned("y", 90)
 
 
-def _wing(p: Plan, s: float, dihedral: float, label: int = WING, thick: float = THIN) -> Solid:
-    """One wing from the middle of the fuselage outwards, as seen from above, then tilted up around x."""
+def _wing(p: AirplaneSizes, s: float, dihedral: float, label: int = WING, thick: float = THIN) -> Solid:
+    """One wing, from the axis of the fuselage outwards, tilted up by the dihedral angle."""
     outline = [(p.root, 0.0), (p.root - p.sweep, p.span), (p.root - p.sweep - p.tip, p.span), (p.root - p.chord, 0.0)]
     flat = prism([(x, s * y) for x, y in outline], "z", -thick / 2, thick / 2, label)
     return flat.turned("x", s * dihedral).moved(z=p.high)
 
 
-def _tail(draw: Draw, p: Plan, kind: str) -> list[Solid]:
-    """Fin and tailplane at the rear: low, on top of the fin, or as a V; or two fins."""
+def _tail(draw: Draw, p: AirplaneSizes, kind: str) -> list[Solid]:
+    """Fin and tailplane: low, on top of the fin ("t"), as a V, or with twin fins."""
     high, span = draw.between(0.15, 0.23), draw.between(0.14, 0.22)
     chord, sweep = draw.between(0.1, 0.15), draw.between(0.03, 0.12)
     x = -p.length + chord * 0.95
     tip = draw.between(THIN, 0.8 * chord)
     fin = [(x, 0.0), (x - sweep, high), (x - sweep - tip, high), (x - chord, 0.0)]
     upright = prism(fin, "y", -THIN / 2, THIN / 2, TAIL)
-    plane = Plan(0, 0, span, chord, max(tip, THIN), sweep, x, 0.01)
+    plane = AirplaneSizes(0, 0, span, chord, max(tip, THIN), sweep, x, 0.01)
     if kind == "v":
         return mirrored(lambda s: _wing(plane, s, 40, TAIL))
     if kind == "twin":
@@ -74,7 +74,7 @@ def _tail(draw: Draw, p: Plan, kind: str) -> list[Solid]:
 
 
 def _nacelle(length: float, radius: float) -> Solid:
-    """A jet engine along x, its mouth hollow."""
+    """A jet engine along x with a hollow intake."""
     outer = ((0.75 * radius, -length / 2), (radius, 0.1 * length), (0.95 * radius, length / 2))
     body = Lathe(outer, part=ENGINE)
     mouth = Lathe(((0.0, 0.3 * length), (0.55 * radius, 0.35 * length), (0.65 * radius, length)), part=ENGINE)
@@ -82,16 +82,16 @@ def _nacelle(length: float, radius: float) -> Solid:
 
 
 def _spinner(x: float, radius: float, blades: int) -> list[Solid]:
-    """A propeller that looks along x."""
+    """A propeller that faces along x."""
     parts: list[Solid] = [Ellipsoid((0.05, 0.035, 0.035), part=ENGINE, pose=Pose(translation=(x, 0, 0)))]
     for i in range(blades):
-        blade = block((x - THIN / 2, -THIN / 2, 0), (x + THIN / 2, THIN / 2, radius), ENGINE, radius=0.01)
+        blade = cuboid((x - THIN / 2, -THIN / 2, 0), (x + THIN / 2, THIN / 2, radius), ENGINE, radius=0.01)
         parts.append(blade.turned("x", 360 * i / blades + 15))
     return parts
 
 
-def _wheels(p: Plan, at: float, spread: float, nose: float) -> list[Solid]:
-    """A wheel under the nose and one on each side, on struts."""
+def _wheels(p: AirplaneSizes, at: float, spread: float, nose: float) -> list[Solid]:
+    """Landing gear: a wheel under the nose and one on each side, on struts."""
     low = -p.radius - 0.075
     spots = [(nose, 0.0), (at, spread), (at, -spread)]
     parts: list[Solid] = []
@@ -110,7 +110,7 @@ def _airliner(draw: Draw) -> list[Solid]:
     span, chord = draw.between(0.34, 0.455), draw.between(0.15, 0.22)
     high = draw.pick((-0.5, 0.8), (0.8, 0.2)) * radius
     sweep = draw.between(0.12, 0.28)
-    p = Plan(length, radius, span, chord, draw.between(THIN, 0.08), sweep, draw.between(0.06, 0.16), high)
+    p = AirplaneSizes(length, radius, span, chord, draw.between(THIN, 0.08), sweep, draw.between(0.06, 0.16), high)
     dihedral = draw.between(0, 6) if high < 0 else draw.between(-3, 1)
     parts = [_fuselage(draw, p, draw.between(0.07, 0.12), draw.between(0.2, 0.32))]
     parts += mirrored(lambda s: _wing(p, s, dihedral))
@@ -121,7 +121,7 @@ def _airliner(draw: Draw) -> list[Solid]:
         x = -length + draw.between(0.2, 0.26)
         parts += mirrored(lambda s: _nacelle(long, size).moved(x, s * (radius + size * 0.9), 0.3 * radius))
         parts += mirrored(
-            lambda s: block(
+            lambda s: cuboid(
                 (x - 0.03, min(0, s * (radius + size)), -0.01), (x + 0.03, max(0, s * (radius + size)), 0.045), ENGINE
             )
         )
@@ -133,16 +133,16 @@ def _airliner(draw: Draw) -> list[Solid]:
     return parts
 
 
-def _hung(p: Plan, s: float, fraction: float, long: float, size: float, dihedral: float) -> Solid:
-    """An engine under the wing, some way along the span, before its leading edge."""
+def _hung(p: AirplaneSizes, s: float, fraction: float, long: float, size: float, dihedral: float) -> Solid:
+    """An engine on a pylon under the wing, at a fraction of the span, ahead of the leading edge."""
     x, y = p.root - p.sweep * fraction, s * p.span * fraction
     z = -size - 0.012
-    pylon = block((x - 0.07, y - THIN / 2, z), (x + 0.02, y + THIN / 2, 0.0), ENGINE)
+    pylon = cuboid((x - 0.07, y - THIN / 2, z), (x + 0.02, y + THIN / 2, 0.0), ENGINE)
     engine = _nacelle(long, size).moved(x + 0.02, y, z)
     return (engine | pylon).turned("x", s * dihedral).moved(z=p.high)
 
 
-def _winglet(p: Plan, s: float, dihedral: float) -> Solid:
+def _winglet(p: AirplaneSizes, s: float, dihedral: float) -> Solid:
     x, y = p.root - p.sweep, p.span - THIN
     fin = [(x - 0.005, 0.0), (x - 0.04, 0.085), (x - 0.04 - THIN, 0.085), (x - p.tip, 0.0)]
     low, high = sorted((s * y, s * p.span))
@@ -156,7 +156,7 @@ def _fighter(draw: Draw) -> list[Solid]:
     span = draw.between(0.22, 0.34)
     sweep = chord - draw.between(THIN, 0.1) if delta else draw.between(0.08, 0.2)
     root = draw.between(0.08, 0.14)
-    p = Plan(length, radius, span, chord, THIN + 0.01, sweep, root, 0.0)
+    p = AirplaneSizes(length, radius, span, chord, THIN + 0.01, sweep, root, 0.0)
     body = _fuselage(draw, p, draw.between(0.2, 0.32), draw.between(0.05, 0.15))
     at = draw.between(0.12, 0.22)
     canopy = Ellipsoid((0.1, 0.036, 0.04), part=CANOPY, pose=Pose(translation=(at, 0.0, radius * 0.8)))
@@ -164,7 +164,7 @@ def _fighter(draw: Draw) -> list[Solid]:
     parts += _tail(draw, p, draw.pick(("twin", "low", "v"), (0.45, 0.35, 0.2)))
     if draw.chance(0.6):
         intake = mirrored(
-            lambda s: block(
+            lambda s: cuboid(
                 (-length + 0.02, min(0, s * 1.75 * radius), -radius),
                 (0.1, max(0, s * 1.75 * radius), radius * 0.5),
                 ENGINE,
@@ -173,7 +173,7 @@ def _fighter(draw: Draw) -> list[Solid]:
         )
         parts += intake
     if delta and draw.chance(0.5):
-        canard = Plan(0, 0, draw.between(0.12, 0.17), 0.1, THIN, 0.06, root + draw.between(0.14, 0.2), 0.01)
+        canard = AirplaneSizes(0, 0, draw.between(0.12, 0.17), 0.1, THIN, 0.06, root + draw.between(0.14, 0.2), 0.01)
         parts += mirrored(lambda s: _wing(canard, s, 0))
     if draw.chance(0.3):
         parts += mirrored(
@@ -191,7 +191,7 @@ def _propeller(draw: Draw) -> list[Solid]:
     length, radius = draw.between(0.3, 0.4), draw.between(0.045, 0.07)
     high = draw.pick((-0.7, 0.9)) * radius
     span, chord = draw.between(0.36, 0.455), draw.between(0.12, 0.17)
-    p = Plan(
+    p = AirplaneSizes(
         length, radius, span, chord, chord * draw.between(0.55, 1), draw.between(0, 0.04), draw.between(0.1, 0.16), high
     )
     parts = [_fuselage(draw, p, draw.between(0.05, 0.1), draw.between(0.25, 0.4))]
@@ -216,7 +216,7 @@ def _propeller(draw: Draw) -> list[Solid]:
 
 def _glider(draw: Draw) -> list[Solid]:
     length = draw.between(0.26, 0.36)
-    p = Plan(
+    p = AirplaneSizes(
         length, 0.044, 0.455, draw.between(0.075, 0.1), THIN, draw.between(0, 0.03), draw.between(0.06, 0.12), 0.01
     )
     dihedral = draw.between(0, 5)
@@ -229,7 +229,9 @@ def _biplane(draw: Draw) -> list[Solid]:
     length, radius = draw.between(0.28, 0.36), draw.between(0.05, 0.065)
     gap = draw.between(0.16, 0.2)
     span, chord = draw.between(0.34, 0.45), draw.between(0.11, 0.15)
-    low = Plan(length, radius, span * draw.between(0.85, 1), chord, chord, draw.between(0, 0.03), 0.14, -0.6 * radius)
+    low = AirplaneSizes(
+        length, radius, span * draw.between(0.85, 1), chord, chord, draw.between(0, 0.03), 0.14, -0.6 * radius
+    )
     top = low._replace(span=span, high=low.high + gap, root=0.14 + draw.between(0, 0.04))
     parts = [_fuselage(draw, low, draw.between(0.04, 0.07), draw.between(0.3, 0.4))]
     for p in (low, top):

@@ -1,22 +1,22 @@
-"""Cars, vans, pick-ups, buses and lorries, their front along x; `coachwork.py` has their parts."""
+"""Cars, vans, pickups, buses and trucks, with the front along x; `car_parts.py` has the parts."""
 
-from xcube.procedural.families.coachwork import (
-    Plan,
+from xcube.procedural.families.car_parts import (
+    CarSizes,
     cabin_on,
-    draw_plan,
+    draw_sizes,
     extras_of,
     lights_of,
     lower_body,
     upper_line,
     wheels_of,
 )
-from xcube.procedural.families.draw import THIN, Draw, labels, mirrored
-from xcube.procedural.primitives import block, prism, rod
+from xcube.procedural.families.draw import THIN, Draw, mirrored, part_labels
+from xcube.procedural.primitives import cuboid, prism, rod
 from xcube.procedural.solids import Solid, union
 
-BODY, CABIN, WINDOW, WHEEL, LIGHT, TRIM = labels("car")
+BODY, CABIN, WINDOW, WHEEL, LIGHT, TRIM = part_labels("car")
 
-# Kinds, and how long they are in the world.
+# Kinds of vehicles, and their length in meters.
 METERS = {
     "sedan": 4.7,
     "hatchback": 4.1,
@@ -25,17 +25,17 @@ METERS = {
     "pickup": 5.3,
     "sports": 4.4,
     "bus": 11.5,
-    "lorry": 8.0,
+    "truck": 8.0,
 }
 
 
 def car(draw: Draw) -> Solid:
-    """A car of any kind."""
+    """Make a vehicle of a random kind."""
     return vehicle(draw, draw.pick(tuple(METERS), (0.22, 0.17, 0.17, 0.12, 0.1, 0.1, 0.06, 0.06)))
 
 
 def vehicle(draw: Draw, kind: str) -> Solid:
-    """A car of a kind among `METERS`."""
+    """Make a vehicle of a kind among `METERS`."""
     makers = {
         "sedan": _sedan,
         "hatchback": _hatchback,
@@ -44,13 +44,13 @@ def vehicle(draw: Draw, kind: str) -> Solid:
         "pickup": _pickup,
         "sports": _sports,
         "bus": _bus,
-        "lorry": _lorry,
+        "truck": _truck,
     }
     return union(makers[kind](draw))
 
 
 def _sedan(draw: Draw) -> list[Solid]:
-    p = draw_plan(draw, (0.42, 0.455), (0.16, 0.195), (0.105, 0.135), (0.085, 0.115))
+    p = draw_sizes(draw, (0.42, 0.455), (0.16, 0.195), (0.105, 0.135), (0.085, 0.115))
     scuttle, deck = draw.between(0.14, 0.2), -draw.between(0.24, 0.31)
     roof = (deck + draw.between(0.07, 0.13), scuttle - draw.between(0.1, 0.16))
     body = lower_body(
@@ -61,7 +61,7 @@ def _sedan(draw: Draw) -> list[Solid]:
 
 
 def _hatchback(draw: Draw) -> list[Solid]:
-    p = draw_plan(draw, (0.36, 0.43), (0.165, 0.2), (0.115, 0.15), (0.1, 0.14))
+    p = draw_sizes(draw, (0.36, 0.43), (0.165, 0.2), (0.115, 0.15), (0.1, 0.14))
     scuttle, rear = p.length * draw.between(0.42, 0.55), -p.length + draw.between(0.005, 0.03)
     roof = (rear + draw.between(0.02, 0.12), scuttle - draw.between(0.1, 0.15))
     body = lower_body(p, upper_line(p, p.belt - draw.between(0.02, 0.05), scuttle, p.belt, rear + 0.03))
@@ -70,7 +70,7 @@ def _hatchback(draw: Draw) -> list[Solid]:
 
 
 def _suv(draw: Draw) -> list[Solid]:
-    p = draw_plan(draw, (0.4, 0.455), (0.175, 0.21), (0.14, 0.175), (0.11, 0.14), (0.085, 0.105))
+    p = draw_sizes(draw, (0.4, 0.455), (0.175, 0.21), (0.14, 0.175), (0.11, 0.14), (0.085, 0.105))
     scuttle, rear = p.length * draw.between(0.42, 0.52), -p.length + draw.between(0.005, 0.02)
     roof = (rear + draw.between(0.01, 0.06), scuttle - draw.between(0.06, 0.13))
     body = lower_body(p, upper_line(p, p.belt - draw.between(0.005, 0.03), scuttle, p.belt, rear + 0.03))
@@ -83,7 +83,7 @@ def _suv(draw: Draw) -> list[Solid]:
 
 
 def _van(draw: Draw) -> list[Solid]:
-    p = draw_plan(draw, (0.4, 0.455), (0.17, 0.2), (0.15, 0.18), (0.15, 0.2), (0.068, 0.08))
+    p = draw_sizes(draw, (0.4, 0.455), (0.17, 0.2), (0.15, 0.18), (0.15, 0.2), (0.068, 0.08))
     nose, glazed = draw.between(0.02, 0.12), draw.chance(0.5)
     scuttle, rear = p.length - nose, -p.length + 0.005
     roof = (rear + 0.01, scuttle - draw.between(0.07, 0.13))
@@ -92,17 +92,17 @@ def _van(draw: Draw) -> list[Solid]:
     parts = [body, cabin_on(p, (rear, scuttle), roof, pillars=pillars, tuck=0.012)]
     if not glazed:  # a closed box behind the driver
         parts.append(
-            block((rear, -p.width + 0.006, p.belt - 0.03), (0.12, p.width - 0.006, p.roof), CABIN, radius=0.015)
+            cuboid((rear, -p.width + 0.006, p.belt - 0.03), (0.12, p.width - 0.006, p.roof), CABIN, radius=0.015)
         )
     return [*parts, *wheels_of(p), *lights_of(p, p.belt - 0.08), *extras_of(draw, p, roof)]
 
 
 def _pickup(draw: Draw) -> list[Solid]:
-    p = draw_plan(draw, (0.43, 0.455), (0.17, 0.2), (0.125, 0.155), (0.1, 0.125), (0.085, 0.1))
+    p = draw_sizes(draw, (0.43, 0.455), (0.17, 0.2), (0.125, 0.155), (0.1, 0.125), (0.085, 0.1))
     scuttle, rear = draw.between(0.17, 0.23), -draw.between(0.02, 0.14)
     roof = (rear + draw.between(0.0, 0.03), scuttle - draw.between(0.08, 0.13))
     body = lower_body(p, upper_line(p, p.belt - draw.between(0.01, 0.03), scuttle, p.belt, -p.length + 0.04))
-    bed = block(
+    bed = cuboid(
         (-p.length + THIN, -p.width + THIN, p.belt - draw.between(0.06, 0.085)), (rear - 0.04, p.width - THIN, 1), BODY
     )
     cabin = cabin_on(p, (rear, scuttle), roof, pillars=(0.06,) if rear < -0.08 else ())
@@ -110,13 +110,13 @@ def _pickup(draw: Draw) -> list[Solid]:
 
 
 def _sports(draw: Draw) -> list[Solid]:
-    p = draw_plan(draw, (0.42, 0.455), (0.18, 0.21), (0.085, 0.11), (0.075, 0.09), (0.075, 0.09))
+    p = draw_sizes(draw, (0.42, 0.455), (0.18, 0.21), (0.085, 0.11), (0.075, 0.09), (0.075, 0.09))
     scuttle, deck = draw.between(0.08, 0.16), -p.length + draw.between(0.05, 0.16)
     roof = (deck + draw.between(0.14, 0.24), scuttle - draw.between(0.12, 0.18))
     body = lower_body(p, upper_line(p, p.belt - draw.between(0.03, 0.05), scuttle, p.belt - 0.005, deck))
     parts = [body, *wheels_of(p, 0.085), *lights_of(p, p.belt - 0.05)]
-    if draw.chance(0.25):  # open: a windscreen frame and seats
-        opening = block((deck + 0.12, -p.width + 0.06, p.belt - 0.05), (scuttle - 0.09, p.width - 0.06, 1), TRIM)
+    if draw.chance(0.25):  # a convertible, with a windshield frame and seats
+        opening = cuboid((deck + 0.12, -p.width + 0.06, p.belt - 0.05), (scuttle - 0.09, p.width - 0.06, 1), TRIM)
         screen = prism(
             [
                 (scuttle - 0.03, p.belt - 0.02),
@@ -130,7 +130,7 @@ def _sports(draw: Draw) -> list[Solid]:
             WINDOW,
         )
         seats = mirrored(
-            lambda s: block(
+            lambda s: cuboid(
                 (deck + 0.16, s * 0.08 - 0.04, p.belt - 0.06),
                 (deck + 0.22, s * 0.08 + 0.04, p.belt + 0.055),
                 CABIN,
@@ -141,15 +141,15 @@ def _sports(draw: Draw) -> list[Solid]:
     parts.append(cabin_on(p, (deck, scuttle), roof, tuck=0.045))
     if draw.chance(0.4):
         z, x = p.belt + draw.between(0.05, 0.075), -p.length + 0.005
-        parts.append(block((x, -p.width + 0.02, z - THIN / 2), (x + 0.08, p.width - 0.02, z + THIN / 2), TRIM))
+        parts.append(cuboid((x, -p.width + 0.02, z - THIN / 2), (x + 0.08, p.width - 0.02, z + THIN / 2), TRIM))
         parts += mirrored(
-            lambda s: block((x + 0.01, s * 0.1 - THIN / 2, p.belt - 0.06), (x + 0.065, s * 0.1 + THIN / 2, z), TRIM)
+            lambda s: cuboid((x + 0.01, s * 0.1 - THIN / 2, p.belt - 0.06), (x + 0.065, s * 0.1 + THIN / 2, z), TRIM)
         )
     return parts
 
 
 def _bus(draw: Draw) -> list[Solid]:
-    p = draw_plan(draw, (0.445, 0.46), (0.105, 0.13), (0.085, 0.11), (0.11, 0.14), (0.05, 0.06))
+    p = draw_sizes(draw, (0.445, 0.46), (0.105, 0.13), (0.085, 0.11), (0.11, 0.14), (0.05, 0.06))
     a = p.length
     body = lower_body(p, [(a, p.sill), (a, p.belt), (-a, p.belt)])
     roof = (-a + 0.005, a - draw.between(0.01, 0.05))
@@ -158,31 +158,31 @@ def _bus(draw: Draw) -> list[Solid]:
     parts = [body, cabin, *wheels_of(p, 0.06), *lights_of(p, p.belt - 0.045)]
     if draw.chance(0.5):
         x = draw.between(-0.3, 0.0)
-        parts.append(block((x, -0.07, p.roof - 0.02), (x + 0.25, 0.07, p.roof + 0.035), TRIM, radius=0.01))
+        parts.append(cuboid((x, -0.07, p.roof - 0.02), (x + 0.25, 0.07, p.roof + 0.035), TRIM, radius=0.01))
     return parts
 
 
-def _lorry(draw: Draw) -> list[Solid]:
+def _truck(draw: Draw) -> list[Solid]:
     a, width, wheel = draw.between(0.43, 0.455), draw.between(0.12, 0.15), draw.between(0.055, 0.065)
     split = a - draw.between(0.2, 0.26)
-    p = Plan(
+    p = CarSizes(
         a, width, wheel + 0.01, wheel + 0.12, wheel + draw.between(0.22, 0.26), wheel, (a - 0.1, -a + 0.22, -a + 0.085)
     )
-    chassis = block((-a, -width + 0.05, wheel), (a - 0.05, width - 0.05, wheel + THIN), TRIM)
+    chassis = cuboid((-a, -width + 0.05, wheel), (a - 0.05, width - 0.05, wheel + THIN), TRIM)
     front = p._replace(axles=(p.axles[0],))
     body = lower_body(front, [(a, p.sill), (a, p.belt), (split + 0.02, p.belt), (split + 0.02, p.sill)][1:])
-    body = body & block((split + 0.02, -1, -1), (1, 1, 2), BODY)
+    body = body & cuboid((split + 0.02, -1, -1), (1, 1, 2), BODY)
     cabin = cabin_on(p, (split + 0.02, a), (split + 0.025, a - draw.between(0.01, 0.05)), tuck=0.01)
     parts = [chassis, body, cabin, *wheels_of(p, 0.06), *lights_of(p._replace(length=a), p.belt - 0.05)[:2]]
     load, high = draw.pick(("box", "flat", "tank")), p.roof + draw.between(-0.02, 0.07)
     floor = wheel + THIN - 0.012
     if load == "box":
-        parts.append(block((-a, -width, floor + 0.03), (split - 0.02, width, high), CABIN))
-        parts.append(block((-a + 0.01, -width + 0.04, floor), (split - 0.03, width - 0.04, floor + 0.06), TRIM))
+        parts.append(cuboid((-a, -width, floor + 0.03), (split - 0.02, width, high), CABIN))
+        parts.append(cuboid((-a + 0.01, -width + 0.04, floor), (split - 0.03, width - 0.04, floor + 0.06), TRIM))
     elif load == "flat":
-        parts.append(block((-a, -width, floor + 0.02), (split - 0.02, width, floor + 0.02 + THIN), CABIN))
-        parts.append(block((split - 0.02 - THIN, -width, floor + 0.02), (split - 0.02, width, floor + 0.16), CABIN))
-        parts.append(block((-a + 0.012, -width + 0.06, floor), (split - 0.03, width - 0.06, floor + 0.03), TRIM))
+        parts.append(cuboid((-a, -width, floor + 0.02), (split - 0.02, width, floor + 0.02 + THIN), CABIN))
+        parts.append(cuboid((split - 0.02 - THIN, -width, floor + 0.02), (split - 0.02, width, floor + 0.16), CABIN))
+        parts.append(cuboid((-a + 0.012, -width + 0.06, floor), (split - 0.03, width - 0.06, floor + 0.03), TRIM))
     else:
         r = width * 0.9
         parts.append(rod((-a, 0, floor + r - 0.01), (split - 0.02, 0, floor + r - 0.01), r, None, CABIN))

@@ -1,23 +1,23 @@
-"""Chairs: four legs, pedestals, swivels, sledges and panels, with stretchers; `backs.py` has backs and arms."""
+"""Chairs on four legs, pedestals, swivel bases, sled bases and panels; `chair_parts.py` has the backs and arms."""
 
-from xcube.procedural.families.backs import Frame, arms, back
-from xcube.procedural.families.draw import THIN, Draw, between, ellipse, labels, mirrored
+from xcube.procedural.families.chair_parts import ChairSizes, arms, back
+from xcube.procedural.families.draw import THIN, Draw, ellipse, interpolate, mirrored, part_labels
 from xcube.procedural.poses import Triple
-from xcube.procedural.primitives import block, capsule, prism, rod
+from xcube.procedural.primitives import capsule, cuboid, prism, rod
 from xcube.procedural.solids import Solid, union
 
-SEAT, BACK, LEG, ARM, STRETCHER, BASE = labels("chair")
+SEAT, BACK, LEG, ARM, STRETCHER, BASE = part_labels("chair")
 
 
 def chair(draw: Draw) -> Solid:
-    """A chair that looks along x."""
+    """Make a chair that faces along x."""
     stool = draw.chance(0.07)
     tall = draw.chance(0.1)
     thick = draw.between(THIN, 0.1)
     high = draw.between(0.5, 0.62) if tall else draw.between(0.33, 0.46)
     top = min(high + draw.between(0.26, 0.52), 0.91)
     shrink = 0.75 if tall else 1.0
-    frame = Frame(shrink * draw.between(0.19, 0.28), shrink * draw.between(0.2, 0.31), high - thick, high, top)
+    frame = ChairSizes(shrink * draw.between(0.19, 0.28), shrink * draw.between(0.2, 0.31), high - thick, high, top)
     seat = draw.pick(("block", "rounded", "wedge"), (0.5, 0.25, 0.25))
     kind = draw.pick(("legs", "pedestal", "swivel", "sledge", "panels"), (0.58, 0.1, 0.14, 0.1, 0.08))
     parts = [_seat(draw, frame, seat), *_under(draw, frame, kind)]
@@ -28,10 +28,10 @@ def chair(draw: Draw) -> Solid:
     return union(parts)
 
 
-def _seat(draw: Draw, f: Frame, shape: str) -> Solid:
+def _seat(draw: Draw, f: ChairSizes, shape: str) -> Solid:
     if shape == "block":
         soft = draw.pick((0.0, 0.012, 0.024))
-        return block((-f.depth, -f.width, f.low), (f.depth, f.width, f.high), SEAT, radius=soft)
+        return cuboid((-f.depth, -f.width, f.low), (f.depth, f.width, f.high), SEAT, radius=soft)
     if shape == "rounded":
         outline = ellipse(f.depth, f.width, draw.between(3.0, 6.0))
     else:
@@ -40,20 +40,20 @@ def _seat(draw: Draw, f: Frame, shape: str) -> Solid:
     return prism(outline, "z", f.low, f.high, SEAT)
 
 
-# What carries the seat
+# Legs and bases
 
 
-def _under(draw: Draw, f: Frame, kind: str) -> list[Solid]:
+def _under(draw: Draw, f: ChairSizes, kind: str) -> list[Solid]:
     if kind == "legs":
         return _legs(draw, f)
     if kind == "pedestal":
         return _pedestal(draw, f)
     if kind == "swivel":
         return _swivel(draw, f)
-    return _sledge(draw, f) if kind == "sledge" else _panels(draw, f)
+    return _sled(draw, f) if kind == "sledge" else _panels(draw, f)
 
 
-def _legs(draw: Draw, f: Frame) -> list[Solid]:
+def _legs(draw: Draw, f: ChairSizes) -> list[Solid]:
     square, splay = draw.chance(0.45), draw.pick((0.0, draw.between(0.02, 0.07)))
     r = draw.between(THIN / 2, 0.042)
     foot = draw.between(THIN / 2, r)
@@ -70,9 +70,9 @@ def _legs(draw: Draw, f: Frame) -> list[Solid]:
 
 
 def _post(foot: Triple, hip: Triple, r: float, low: float) -> Solid:
-    """A square leg: upright, or two crossed prisms that lean both ways and are thinner at the foot."""
+    """A square leg: a cuboid, or the intersection of two prisms that lean along x and y and taper to the foot."""
     if foot[:2] == hip[:2]:
-        return block((hip[0] - r, hip[1] - r, 0.0), (hip[0] + r, hip[1] + r, hip[2]), LEG)
+        return cuboid((hip[0] - r, hip[1] - r, 0.0), (hip[0] + r, hip[1] + r, hip[2]), LEG)
     outline = [[(foot[i] - low, 0.0), (foot[i] + low, 0.0), (hip[i] + r, hip[2]), (hip[i] - r, hip[2])] for i in (0, 1)]
     sides = [(min(foot[i] - low, hip[i] - r), max(foot[i] + low, hip[i] + r)) for i in (0, 1)]
     return prism(outline[0], "y", *sides[1], LEG) & prism(outline[1], "x", *sides[0], LEG)
@@ -83,14 +83,14 @@ def _stretchers(draw: Draw, feet: list[tuple[Triple, Triple]]) -> list[Solid]:
     if kind == "none":
         return []
     up = draw.between(0.2, 0.5)
-    right_back, left_back, right_front, left_front = (between(a, b, up) for a, b in feet)
+    right_back, left_back, right_front, left_front = (interpolate(a, b, up) for a, b in feet)
     r = THIN / 2
     pairs = {
         "box": [(right_back, left_back), (right_front, left_front), (right_back, right_front), (left_back, left_front)],
         "h": [
             (right_back, right_front),
             (left_back, left_front),
-            (between(right_back, right_front, 0.5), between(left_back, left_front, 0.5)),
+            (interpolate(right_back, right_front, 0.5), interpolate(left_back, left_front, 0.5)),
         ],
         "sides": [(right_back, right_front), (left_back, left_front)],
         "cross": [(right_back, left_front), (left_back, right_front)],
@@ -98,19 +98,22 @@ def _stretchers(draw: Draw, feet: list[tuple[Triple, Triple]]) -> list[Solid]:
     return [rod(a, b, r, r, STRETCHER) for a, b in pairs]
 
 
-def _pedestal(draw: Draw, f: Frame) -> list[Solid]:
+def _pedestal(draw: Draw, f: ChairSizes) -> list[Solid]:
     r = draw.between(THIN / 2, 0.06)
     foot = draw.between(0.6, 0.95) * min(f.depth, f.width)
     column = rod((0, 0, 0.02), (0, 0, f.low + 0.02), r * draw.between(1, 1.5), r, BASE)
     if draw.chance(0.6):
         disc = rod((0, 0, 0), (0, 0, THIN), foot, foot * draw.between(0.7, 1), BASE)
         return [column, disc]
-    bars = [block((-foot, -0.035, 0), (foot, 0.035, THIN), BASE), block((-0.035, -foot, 0), (0.035, foot, THIN), BASE)]
+    bars = [
+        cuboid((-foot, -0.035, 0), (foot, 0.035, THIN), BASE),
+        cuboid((-0.035, -foot, 0), (0.035, foot, THIN), BASE),
+    ]
     turn = draw.pick((0.0, 45.0))
     return [column, *(bar.turned("z", turn) for bar in bars)]
 
 
-def _swivel(draw: Draw, f: Frame) -> list[Solid]:
+def _swivel(draw: Draw, f: ChairSizes) -> list[Solid]:
     r, spokes = draw.between(THIN / 2, 0.045), draw.pick((4, 5, 5, 6))
     reach = draw.between(0.75, 0.98) * min(f.depth, f.width)
     wheel = draw.between(0.03, 0.038)
@@ -123,8 +126,8 @@ def _swivel(draw: Draw, f: Frame) -> list[Solid]:
     return parts
 
 
-def _sledge(draw: Draw, f: Frame) -> list[Solid]:
-    """Bent tubes: a runner on the floor on each side, carried up in front, and behind too unless it swings."""
+def _sled(draw: Draw, f: ChairSizes) -> list[Solid]:
+    """A sled base of bent tubes: runners that rise in front, and at the rear unless the chair is a cantilever."""
     r, swings = THIN / 2, draw.chance(0.5)
     back, front = -f.depth + r, f.depth - r
     middle = (f.low + f.high) / 2
@@ -140,7 +143,7 @@ def _sledge(draw: Draw, f: Frame) -> list[Solid]:
     return [*mirrored(side), *bars]
 
 
-def _panels(draw: Draw, f: Frame) -> list[Solid]:
+def _panels(draw: Draw, f: ChairSizes) -> list[Solid]:
     thick, taper = draw.between(THIN, 0.08), draw.between(0.65, 1.0)
     outline = [(-f.depth, 0), (f.depth * taper, 0), (f.depth, f.high - 0.01), (-f.depth, f.high - 0.01)]
 
@@ -150,5 +153,5 @@ def _panels(draw: Draw, f: Frame) -> list[Solid]:
 
     parts = mirrored(side)
     if draw.chance(0.4):
-        parts.append(block((-THIN / 2, -f.width + 0.01, 0.1), (THIN / 2, f.width - 0.01, 0.1 + 0.1), STRETCHER))
+        parts.append(cuboid((-THIN / 2, -f.width + 0.01, 0.1), (THIN / 2, f.width - 0.01, 0.1 + 0.1), STRETCHER))
     return parts

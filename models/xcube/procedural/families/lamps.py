@@ -1,27 +1,27 @@
-"""Lamps: on a table, on the floor, hanging, and with a jointed arm."""
+"""Lamps: table, floor, hanging, desk and arc lamps."""
 
 from itertools import pairwise
 
-from xcube.procedural.families.draw import THIN, Draw, arc, labels
+from xcube.procedural.families.draw import THIN, Draw, arc, part_labels
 from xcube.procedural.poses import Pose, Triple
-from xcube.procedural.primitives import Ellipsoid, Lathe, block, capsule, rod
+from xcube.procedural.primitives import Ellipsoid, Lathe, capsule, cuboid, rod
 from xcube.procedural.solids import Solid, union
 
-SHADE, POLE, BASE, BULB = labels("lamp")
+SHADE, POLE, BASE, BULB = part_labels("lamp")
 R = THIN / 2
 
 
 def lamp(draw: Draw) -> Solid:
-    """A lamp. What leans, leans along x."""
+    """Make a lamp of a random kind. Desk and arc lamps lean along x."""
     kind = draw.pick((_table, _floor, _hanging, _desk, _arched), (0.34, 0.26, 0.22, 0.1, 0.08))
     return union(kind(draw))
 
 
-# Shades, made around the point where they hang on their pole, their middle at zero
+# Shades, with their middle at the origin
 
 
 def _shade(draw: Draw, radius: float, high: float) -> list[Solid]:
-    """A shade with an opening below, and above too if it carries a cross; at times a globe."""
+    """A shade that is open below, with a bulb; or a globe."""
     kind = draw.pick(
         ("cone", "drum", "bell", "dome", "globe", "box", "pagoda"), (0.28, 0.2, 0.14, 0.12, 0.12, 0.08, 0.06)
     )
@@ -30,8 +30,8 @@ def _shade(draw: Draw, radius: float, high: float) -> list[Solid]:
         return [Ellipsoid((radius * 0.8, radius * 0.8, h), part=SHADE)]
     if kind == "box":
         a = radius * 0.85
-        outer = block((-a, -a, -h), (a, a, h), SHADE)
-        hollow = block((-a + THIN, -a + THIN, -h - 1), (a - THIN, a - THIN, h - THIN), SHADE)
+        outer = cuboid((-a, -a, -h), (a, a, h), SHADE)
+        hollow = cuboid((-a + THIN, -a + THIN, -h - 1), (a - THIN, a - THIN, h - THIN), SHADE)
         return [outer - hollow if a > THIN + 0.03 else outer, _bulb(h)]
     waist = draw.between(0.45, 0.75) * radius
     lines = {
@@ -46,7 +46,7 @@ def _shade(draw: Draw, radius: float, high: float) -> list[Solid]:
 
 
 def _hollow(line: tuple[tuple[float, float], ...]) -> Solid:
-    """A skirt of even thickness under a lid, open below."""
+    """A solid of revolution, hollowed out to a wall of even thickness and open below."""
     outer = Lathe(line, part=SHADE)
     inner = [(r - 1.15 * THIN, z - THIN) for r, z in line if r > 1.15 * THIN + 0.02]
     if not inner:
@@ -56,7 +56,7 @@ def _hollow(line: tuple[tuple[float, float], ...]) -> Solid:
 
 
 def _bulb(h: float) -> Solid:
-    """What joins a pole that ends inside of a shade to its lid."""
+    """A bulb, which connects the top of a shade to a pole that ends inside of it."""
     return capsule((0, 0, -0.75 * h), (0, 0, h - 0.045), 0.03, BULB)
 
 
@@ -64,7 +64,7 @@ def _bulb(h: float) -> Solid:
 
 
 def _vase(draw: Draw, high: float, radius: float) -> list[Solid]:
-    """A foot for a table lamp, as turned on a lathe, stacked, or a plain pole on a plate."""
+    """The foot of a table lamp: a vase, a column, stacked balls, a pole on a plate, or a block."""
     kind = draw.pick(("vase", "column", "balls", "pole", "block"), (0.38, 0.16, 0.14, 0.2, 0.12))
     foot = draw.between(0.55, 0.95) * radius
     if kind == "vase":
@@ -79,7 +79,7 @@ def _vase(draw: Draw, high: float, radius: float) -> list[Solid]:
     if kind == "block":
         a = 0.6 * foot
         return [
-            block((-a, -a, 0), (a, a, high * draw.between(0.6, 0.9)), BASE, radius=0.01),
+            cuboid((-a, -a, 0), (a, a, high * draw.between(0.6, 0.9)), BASE, radius=0.01),
             rod((0, 0, 0.1), (0, 0, high), R, None, POLE),
         ]
     pole = rod((0, 0, 0.02), (0, 0, high), R, None, POLE)
@@ -117,9 +117,9 @@ def _floor(draw: Draw) -> list[Solid]:
     if stand == "disc":
         return [*pole, *shade, rod((0, 0, 0), (0, 0, THIN), foot, foot * draw.between(0.6, 1), BASE)]
     if stand == "square":
-        return [*pole, *shade, block((-foot, -foot, 0), (foot, foot, THIN), BASE)]
+        return [*pole, *shade, cuboid((-foot, -foot, 0), (foot, foot, THIN), BASE)]
     if stand == "cross":
-        bars = [block((-foot, -R, 0), (foot, R, THIN), BASE).turned("z", 45 + t) for t in (0, 90)]
+        bars = [cuboid((-foot, -R, 0), (foot, R, THIN), BASE).turned("z", 45 + t) for t in (0, 90)]
         return [*pole, *shade, *bars]
     count = draw.pick((3, 3, 4))
     apex = draw.between(0.55, 0.85) * joint if stand == "tripod" else draw.between(0.12, 0.25)
@@ -141,7 +141,7 @@ def _hanging(draw: Draw) -> list[Solid]:
 
 
 def _chandelier(draw: Draw, hub: float) -> list[Solid]:
-    """Arms around a hub, a small shade or a globe at the end of each."""
+    """Arms around a hub, with a small shade or a globe at the end of each."""
     arms, reach, rise = draw.pick((3, 4, 5, 6)), draw.between(0.22, 0.34), draw.pick((0.09, -0.07))
     size = draw.between(0.06, 0.1 if arms < 6 else 0.085)
     kind = draw.pick(("globe", "cone"))
@@ -159,7 +159,7 @@ def _chandelier(draw: Draw, hub: float) -> list[Solid]:
 
 
 def _desk(draw: Draw) -> list[Solid]:
-    """A lamp with a jointed arm and a conical head that looks down."""
+    """A desk lamp with a jointed arm and a conical head that points down."""
     foot, lean = draw.between(0.13, 0.2), draw.between(0.12, 0.24)
     elbow: Triple = (-lean, 0.0, draw.between(0.4, 0.52))
     wrist: Triple = (elbow[0] + draw.between(0.25, 0.38), 0.0, draw.between(0.6, 0.8))
@@ -171,7 +171,7 @@ def _desk(draw: Draw) -> list[Solid]:
 
 
 def _arched(draw: Draw) -> list[Solid]:
-    """A floor lamp whose pole bends over."""
+    """An arc lamp: a floor lamp whose pole bends over."""
     reach, high = draw.between(0.24, 0.33), draw.between(0.84, 0.9)
     rise = high - draw.between(0.25, 0.4)
     bend = [(x, z * (high - R - rise) + rise) for x, z in arc((0.0, 0.0), 1.0, 180, 0, 10)]

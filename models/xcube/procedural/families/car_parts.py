@@ -3,41 +3,41 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from xcube.procedural.families.draw import SIDES, THIN, Draw, labels, mirrored
-from xcube.procedural.primitives import block, prism, rod
+from xcube.procedural.families.draw import SIDES, THIN, Draw, mirrored, part_labels
+from xcube.procedural.primitives import cuboid, prism, rod
 from xcube.procedural.solids import Difference, Solid, union
 
-BODY, CABIN, WINDOW, WHEEL, LIGHT, TRIM = labels("car")
+BODY, CABIN, WINDOW, WHEEL, LIGHT, TRIM = part_labels("car")
 
-GLASS = 0.018  # how deep a window lies in the cabin
+GLASS = 0.018  # depth by which windows are set into the cabin
 Point = tuple[float, float]
 
 
-class Plan(NamedTuple):
-    """Sizes that the parts of one car share."""
+class CarSizes(NamedTuple):
+    """Sizes that the parts of a car share."""
 
-    length: float  # half
-    width: float  # half
+    length: float  # half length
+    width: float  # half width
     sill: float  # underside of the body
-    belt: float  # where the windows begin
+    belt: float  # lower edge of the windows
     roof: float
-    wheel: float  # radius
-    axles: tuple[float, ...]  # x of each
+    wheel: float  # wheel radius
+    axles: tuple[float, ...]  # x of each axle
 
 
-def draw_plan(
+def draw_sizes(
     draw: Draw, length: Point, width: Point, belt: Point, cabin: Point, wheel: Point = (0.066, 0.082)
-) -> Plan:
-    """Sizes of a car, each between two numbers; the belt above the sill, the roof above the belt."""
+) -> CarSizes:
+    """Draw the sizes of a car from ranges: `belt` is measured from the sill, `cabin` from the belt."""
     a, r = draw.between(*length), draw.between(*wheel)
     sill = r * draw.between(0.75, 1.05)
-    top = max(sill + draw.between(*belt), 2 * r + 0.085)  # the bonnet is above the wheels
+    top = max(sill + draw.between(*belt), 2 * r + 0.085)  # the hood is above the wheels
     front, rear = a * draw.between(0.58, 0.68), -a * draw.between(0.55, 0.66)
-    return Plan(a, draw.between(*width), sill, top, top + draw.between(*cabin), r, (front, rear))
+    return CarSizes(a, draw.between(*width), sill, top, top + draw.between(*cabin), r, (front, rear))
 
 
-def lower_body(p: Plan, top: Sequence[Point], label: int = BODY) -> Solid:
-    """The lower body: an outline from the side, its upper line given from front to rear, without the wheel arches."""
+def lower_body(p: CarSizes, top: Sequence[Point], label: int = BODY) -> Solid:
+    """Make the lower body from the upper line of its side view, front to rear, and cut out the wheel arches."""
     outline = [(-p.length + 0.015, p.sill), (p.length - 0.015, p.sill), *top]
     body = prism(outline, "y", -p.width, p.width, label)
     arches = [
@@ -48,8 +48,8 @@ def lower_body(p: Plan, top: Sequence[Point], label: int = BODY) -> Solid:
     return Difference(body, union(arches))
 
 
-def wheels_of(p: Plan, wide: float = 0.07) -> list[Solid]:
-    """Wheels, so wide, and their axles."""
+def wheels_of(p: CarSizes, wide: float = 0.07) -> list[Solid]:
+    """Make the wheels, of a given width, and their axles."""
     parts: list[Solid] = []
     for x in p.axles:
         for s in SIDES:
@@ -59,8 +59,8 @@ def wheels_of(p: Plan, wide: float = 0.07) -> list[Solid]:
     return parts
 
 
-def cabin_on(p: Plan, foot: Point, roof: Point, *, pillars: Sequence[float] = (), tuck: float = 0.03) -> Solid:
-    """What stands on the body: from rear to front at foot and roof, narrower toward the roof, with glass."""
+def cabin_on(p: CarSizes, foot: Point, roof: Point, *, pillars: Sequence[float] = (), tuck: float = 0.03) -> Solid:
+    """Make the cabin from (rear, front) at its foot and at its roof, narrower there by `tuck`, and cut its windows."""
     low, high, wide = p.belt - 0.03, p.roof, p.width - 0.012
     side = prism([(foot[0], low), (foot[1], low), (roof[1], high), (roof[0], high)], "y", -wide, wide, CABIN)
     ends = [(-wide, low), (wide, low), (wide - tuck, high), (-wide + tuck, high)]
@@ -68,8 +68,8 @@ def cabin_on(p: Plan, foot: Point, roof: Point, *, pillars: Sequence[float] = ()
     return Difference(cabin, union(_glass(p, foot, roof, pillars, tuck)))
 
 
-def _glass(p: Plan, foot: Point, roof: Point, pillars: Sequence[float], tuck: float) -> list[Solid]:
-    """Cutters: side windows between the pillars, windscreen and rear window."""
+def _glass(p: CarSizes, foot: Point, roof: Point, pillars: Sequence[float], tuck: float) -> list[Solid]:
+    """Cutters for the side windows between the pillars, the windshield and the rear window."""
     low, high = p.belt + 0.012, p.roof - 0.03
     t0, t1 = ((z - p.belt + 0.03) / (p.roof - p.belt + 0.03) for z in (low, high))
     rear = [foot[0] + (roof[0] - foot[0]) * t for t in (t0, t1)]
@@ -81,7 +81,7 @@ def _glass(p: Plan, foot: Point, roof: Point, pillars: Sequence[float], tuck: fl
         1,
         WINDOW,
     )
-    posts = [block((x - 0.018, -2, -1), (x + 0.018, 2, 2), WINDOW) for x in pillars]
+    posts = [cuboid((x - 0.018, -2, -1), (x + 0.018, 2, 2), WINDOW) for x in pillars]
     if posts:
         window = Difference(window, union(posts))
     inner = p.width - 0.012 - GLASS
@@ -96,7 +96,7 @@ def _glass(p: Plan, foot: Point, roof: Point, pillars: Sequence[float], tuck: fl
 
 
 def _strip(a: Point, b: Point) -> list[Point]:
-    """A band from `GLASS` inside to well outside of the line from a to b, whose left is the outside."""
+    """A band along the line from a to b, from `GLASS` deep on its inner side to well outside, which is on its left."""
     x, z = b[0] - a[0], b[1] - a[1]
     length = (x * x + z * z) ** 0.5
     nx, nz = z / length, -x / length
@@ -109,26 +109,26 @@ def _strip(a: Point, b: Point) -> list[Point]:
     ]
 
 
-def lights_of(p: Plan, z: float) -> list[Solid]:
-    """Head and tail lights at the corners."""
+def lights_of(p: CarSizes, z: float) -> list[Solid]:
+    """Make the head and tail lights at the corners."""
     parts: list[Solid] = []
     for x in (p.length - 0.045, -p.length - 0.008):
         for s in SIDES:
             low, high = sorted((s * (p.width - 0.09), s * (p.width - 0.015)))
-            parts.append(block((x, low, z - 0.028), (x + THIN, high, z + 0.028), LIGHT))
+            parts.append(cuboid((x, low, z - 0.028), (x + THIN, high, z + 0.028), LIGHT))
     return parts
 
 
-def _bumpers(p: Plan) -> list[Solid]:
+def _bumpers(p: CarSizes) -> list[Solid]:
     low, high = p.sill + 0.005, p.sill + 0.005 + THIN
     return [
-        block((x, -p.width + 0.01, low), (x + 0.05, p.width - 0.01, high), TRIM, radius=0.012)
+        cuboid((x, -p.width + 0.01, low), (x + 0.05, p.width - 0.01, high), TRIM, radius=0.012)
         for x in (p.length - 0.035, -p.length - 0.015)
     ]
 
 
-def extras_of(draw: Draw, p: Plan, roof: Point) -> list[Solid]:
-    """Bumpers, and what may stand on a roof."""
+def extras_of(draw: Draw, p: CarSizes, roof: Point) -> list[Solid]:
+    """Add bumpers, and roof rails or a sign on the roof, at random."""
     parts: list[Solid] = []
     if draw.chance(0.6):
         parts += _bumpers(p)
@@ -136,18 +136,18 @@ def extras_of(draw: Draw, p: Plan, roof: Point) -> list[Solid]:
         long = (roof[0] + 0.03, roof[1] - 0.03)
         rail = p.width - 0.075
         parts += mirrored(
-            lambda s: block(
+            lambda s: cuboid(
                 (long[0], s * rail - THIN / 2, p.roof - 0.02), (long[1], s * rail + THIN / 2, p.roof + 0.022), TRIM
             )
         )
     elif draw.chance(0.1):
         x = (roof[0] + roof[1]) / 2
-        parts.append(block((x - 0.03, -0.08, p.roof - 0.01), (x + 0.03, 0.08, p.roof + 0.045), TRIM, radius=0.01))
+        parts.append(cuboid((x - 0.03, -0.08, p.roof - 0.01), (x + 0.03, 0.08, p.roof + 0.045), TRIM, radius=0.01))
     return parts
 
 
-def upper_line(p: Plan, nose: float, scuttle: float, tail: float, deck: float) -> list[Point]:
-    """The upper line of a body: bonnet height at the nose and at the scuttle, belt, deck and tail."""
+def upper_line(p: CarSizes, nose: float, scuttle: float, tail: float, deck: float) -> list[Point]:
+    """Return the upper line of a body, front to rear: nose, scuttle (rear end of the hood), rear deck and tail."""
     a = p.length
     return [
         (a, p.sill + 0.03),
