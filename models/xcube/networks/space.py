@@ -194,8 +194,8 @@ class Dense(Space):
         return rearrange(field, "b c x y z -> b (x y z) c")
 
     def replace(self, field: Tensor, rows: Tensor) -> Tensor:
-        x, y, z = field.shape[2:]
-        return rearrange(rows, "b (x y z) c -> b c x y z", x=x, y=y, z=z)
+        # Not rearrange: for a batch of one it gives other strides, for which PyTorch chooses other kernels.
+        return rows.transpose(1, 2).unflatten(2, field.shape[2:])
 
     def context(self, tokens: Tensor, mask: Tensor) -> Context:
         return Context(tokens, mask)
