@@ -6,7 +6,7 @@ help from the docstring.
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,34 +111,32 @@ def command_parser(command: Command) -> "ArgumentParser":
     first, *others = inspect.signature(command).parameters.values()
     skip: set[str | int] = set()
     if first.name not in NAMED:
-        many = first.annotation == list[str]
-        made.add_argument(
-            first.name, type=str if many else first.annotation, help=_help(command, first.name), **_nargs(many)
-        )
+        is_list = first.annotation == list[str]
+        options: dict[str, Any] = {"type": str, "nargs": "+"} if is_list else {"type": first.annotation}
+        made.add_argument(first.name, help=_help(command, first.name), **options)
         skip.add(first.name)
-    for parameter in others:
-        if parameter.annotation is SampleOptions:
-            flags = _flags(made, SampleOptions)
-            made.add_class_arguments(SampleOptions, as_group=False, instantiate=False, skip=PYTHON_ONLY | flags)
-            skip.add(parameter.name)
-        elif parameter.annotation == list[Path]:
-            about = _help(command, parameter.name)
-            made.add_argument(f"--{parameter.name}", type=Path, nargs="+", default=[], metavar="FILE", help=about)
-            skip.add(parameter.name)
-    made.add_function_arguments(command, as_group=False, skip=skip | _flags(made, command))
+    for name in (parameter.name for parameter in others if parameter.annotation == list[Path]):
+        made.add_argument(f"--{name}", type=Path, nargs="+", default=[], metavar="FILE", help=_help(command, name))
+        skip.add(name)
+    flags = _flags(command)
+    made.add_function_arguments(command, as_group=False, skip=skip | flags | {"options"})
+    _add_flags(made, command, flags)
+    if any(parameter.annotation is SampleOptions for parameter in others):
+        flags = _flags(SampleOptions)
+        made.add_class_arguments(SampleOptions, as_group=False, instantiate=False, skip=PYTHON_ONLY | flags)
+        _add_flags(made, SampleOptions, flags)
     return made
 
 
-def _nargs(many: bool) -> dict[str, Any]:
-    return {"nargs": "+"} if many else {}
+def _flags(source: Callable[..., Any]) -> set[str]:
+    """Names of the boolean arguments of a function or class that are off by default."""
+    return {p.name for p in inspect.signature(source).parameters.values() if p.annotation is bool and not p.default}
 
 
-def _flags(made: "ArgumentParser", source: Callable[..., Any]) -> set[str | int]:
-    """Add the boolean options of a function or class that are off by default, as flags without a value."""
-    names = [p.name for p in inspect.signature(source).parameters.values() if p.annotation is bool and not p.default]
-    for name in names:
+def _add_flags(made: "ArgumentParser", source: Callable[..., Any], names: Collection[str]) -> None:
+    """Add boolean options that take no value."""
+    for name in sorted(names):
         made.add_argument(f"--{name}", action="store_true", help=_help(source, name))
-    return set(names)
 
 
 def _help(source: Callable[..., Any], name: str) -> str:
