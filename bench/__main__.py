@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser("python -m bench", description="Compare sparsevox with baselines.")
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=f"benches to run: {', '.join(BENCHES)} (default: all)")
+    add("names", nargs="*", metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHES)} (default: all)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
     add("--threads", type=int, nargs="+", default=[1], help="numbers of CPU threads (default: 1)")
     add("--scenes", nargs="+", choices=list(scenes.SCENES), help="run only the cases on these scenes")

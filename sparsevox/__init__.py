@@ -1,6 +1,6 @@
 """sparsevox: sparse-voxel tensors for PyTorch, with all kernels in Triton.
 
-    >>> import sparsevox as sv
+    >>> import torch, sparsevox as sv
     >>> points = torch.rand(10_000, 3)
     >>> x = sv.SparseTensor.from_points(points, torch.ones(10_000, 1), voxel_size=0.05)  # voxels with features
     >>> conv = sv.nn.Conv3d(1, 16, kernel_size=3)  # submanifold convolution

@@ -53,9 +53,9 @@ _RULES: dict[type | tuple[type, ...], Any] = {
 class VoxelBudgetSampler(Sampler[list[int]]):
     """Batch sampler that limits the number of voxels per batch: `DataLoader(dataset, batch_sampler=sampler)`.
 
-    The time and memory of a training step depend on its number of voxels, which differs far more between batches of a
-    fixed number of items. The batches are a function of sizes, seed and epoch. In a distributed run the batches are
-    split evenly among the ranks; if their number does not divide, the first few are repeated.
+    The time and memory of a training step depend on its number of voxels, which varies widely between batches with a
+    fixed number of items. The batches are a function of sizes, seed and epoch only. In a distributed run the batches
+    are split evenly among the ranks; if their number is not divisible, the first few are repeated.
 
     Args:
         sizes: Number of voxels of each item of the dataset.

@@ -19,8 +19,8 @@ Index3 = int | Sequence[int]
 class SparseTensor:
     """Features [N, C] on the N voxels of a grid, in the row order of the grid.
 
-    A sparse tensor is immutable: every method returns a new one. `+ - * /` work row by row with a number, with a tensor
-    that broadcasts against [N, C], and with a sparse tensor on the same voxels.
+    A sparse tensor is immutable: every method returns a new one. The operators `+ - * /` take a number, a tensor that
+    broadcasts to [N, C], or a sparse tensor on the same voxels; on different voxels they raise a ValueError.
 
     Args:
         grid: The voxels, of one or several batch items.
@@ -93,7 +93,7 @@ class SparseTensor:
             feats: Features of the points, floating-point [P, C].
             batch: Batch item of each point, integers [P]. By default 0.
             voxel_size: Edge lengths of a voxel in world units, one number or one per axis.
-            origin: World position of the center of voxel (0, 0, 0), as in `Grid.from_points`.
+            origin: World position of the center of voxel (0, 0, 0). By default 0.
             lower: World position of the lower corner of voxel (0, 0, 0), in place of `origin`.
             batch_size: Number of batch items B. By default the largest batch index plus 1.
             reduce: How points in the same voxel are merged: "sum", "mean", "max" or "first". With "error" they raise a

@@ -18,8 +18,8 @@ class Attention(Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762) among the voxels of each batch item.
 
     With `window`, each voxel attends to its window only: a run of `window` consecutive rows. Rows are in Z-order, so
-    the voxels of a window are close in space (OctFormer, Wang 2023, arXiv:2305.03045). Layers with and without a
-    `shift` of half a window in turn connect neighboring windows.
+    the voxels of a window are close in space (OctFormer, Wang 2023, arXiv:2305.03045). To connect neighboring windows,
+    alternate layers without a shift and layers with a `shift` of half a window.
 
     Shape:
         Input and output: features [N, C] on the same voxels.
@@ -28,7 +28,7 @@ class Attention(Module):
         channels: Number of channels C.
         num_heads: Number of attention heads H. Must divide `channels`.
         window: Number of voxels per window. None attends to the whole batch item.
-        shift: Number of voxels by which the windows are shifted, in [0, window).
+        shift: Number of voxels by which the windows are shifted, in [0, window): the first has `window - shift` voxels.
         bias: Whether the projections have biases.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
