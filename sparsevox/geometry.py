@@ -22,7 +22,7 @@ class Geometry(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """K."""
+        """Number of taps, K."""
         return self.kernel_size[0] * self.kernel_size[1] * self.kernel_size[2]
 
     @property

@@ -1,4 +1,4 @@
-"""Every kernel compiles for real GPUs, with no GPU at hand, and spills no register.
+"""Every kernel compiles for real GPUs, without a GPU, and spills no register.
 
 The interpreter accepts more than the compiler does. Block sizes and warps are those of the launchers' own source; the
 flags that launchers compute are listed here, and a kernel that is not listed fails.

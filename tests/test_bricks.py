@@ -28,7 +28,7 @@ BATCHES = [random_batch(seed, batch_size) for seed, batch_size in ((0, 1), (1, 5
 HARD = {  # sets that defeat a weak hash, or leave the arrays uneven
     "multiples of 2^12": [(0, x << 12, y << 12, z << 12) for x in range(-8, 8) for y in range(4) for z in range(4)],
     "odd and alone": [(0, 2 * x + 1, 2 * y + 1, 2 * z + 1) for x in range(6) for y in range(6) for z in range(6)],
-    "one a brick": [(0, 4 * x, 4 * y, 4 * z) for x in range(6) for y in range(6) for z in range(6)],
+    "one per brick": [(0, 4 * x, 4 * y, 4 * z) for x in range(6) for y in range(6) for z in range(6)],
     "full block": [(0, x, y, z) for x in range(-4, 4) for y in range(8) for z in range(8)],
     "one shape in every item": [(b, 0, 0, z) for b in range(1024) for z in (0, 4)],
     "corners of the range": [

@@ -256,7 +256,7 @@ def tiny_grid() -> Grid:
 
 
 GEOMETRIES: dict[str, Callable[[], KernelMap]] = {
-    "sub-manifold": lambda: tiny_grid().kernel_map((3, 1, 3)),
+    "submanifold": lambda: tiny_grid().kernel_map((3, 1, 3)),
     "strided": lambda: tiny_grid().kernel_map(2, stride=2),
     "dilated": lambda: tiny_grid().kernel_map((1, 3, 2), dilation=2, padding=(0, 2, 2)),
     "to another grid": lambda: tiny_grid().kernel_map((3, 1, 2), target=tiny_grid().crop(-1, 7).dilate((0, 0, 1))),

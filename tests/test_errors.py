@@ -135,9 +135,9 @@ FROM_POINTS = [
     wrong_value(f"points[1]; 131071.0; {RANGE}", "from_points", put(POINTS, 1, 0, LIMIT - 1), voxel_size=1,
                 mode="enclosing"),
     *[
-        wrong_value(f"points[1]; {shown}; {told}", "from_points", put(POINTS, 1, 2, value), voxel_size=1, mode=mode)
+        wrong_value(f"points[1]; {shown}; {expected}", "from_points", put(POINTS, 1, 2, value), voxel_size=1, mode=mode)
         for mode in ("containing", "enclosing")
-        for value, shown, told in (
+        for value, shown, expected in (
             (NAN, "nan", "finite"),
             (INF, "inf", "finite"),
             (-INF, "-inf", "finite"),
@@ -187,9 +187,9 @@ OTHER_CONSTRUCTORS = [
 
 FACTOR = [
     *[
-        wrong_value(f"factor; {told}; {value}", verb, value)
+        wrong_value(f"factor; {expected}; {value}", verb, value)
         for verb in ("coarsen", "subdivide")
-        for value, told in (
+        for value, expected in (
             (0, FACTORS),
             (-2, FACTORS),
             ((2, 2, 0), FACTORS),
@@ -212,9 +212,9 @@ FACTOR = [
     wrong_value("2147483647; (1024, 1024, 513)", "subdivide", (1024, 1024, 513), on=Grid.full(0, 2)),
     wrong_value("mask; [3]; [3, 8]", "subdivide", 4, bools(3, 8)),
     *[
-        wrong_value(f"mask; {told}; {list(shape)}", verb, *args, bools(*shape))
+        wrong_value(f"mask; {expected}; {list(shape)}", verb, *args, bools(*shape))
         for shape in ((2,), (4,), (3, 8, 1), (3, 7))
-        for verb, args, told in (
+        for verb, args, expected in (
             ("prune", (), "[3]"),
             ("subdivide", (1,), "[3]"),
             ("subdivide", (2,), "[3] or [3, 8]"),
@@ -222,17 +222,17 @@ FACTOR = [
         )
     ],
     *[
-        wrong_type(f"mask; {told}", verb, *args, mask)
-        for mask, told in ((torch.ones(3), "bool; float32"), ([True] * 3, "torch.Tensor; list"))
+        wrong_type(f"mask; {expected}", verb, *args, mask)
+        for mask, expected in ((torch.ones(3), "bool; float32"), ([True] * 3, "torch.Tensor; list"))
         for verb, args in (("prune", ()), ("subdivide", (2,)), ("subdivide", (3,)))
     ],
 ]
 
 STENCIL = [
     *[
-        wrong_value(told, verb, **box)
+        wrong_value(expected, verb, **box)
         for verb in ("dilate", "erode")
-        for told, box in (
+        for expected, box in (
             ("radius; negative; -1", {"radius": -1}),
             ("radius; negative; -2", {"radius": (1, -2, 0)}),
             ("radius; three; (1, 1)", {"radius": (1, 1)}),
@@ -249,9 +249,9 @@ STENCIL = [
         )
     ],
     *[
-        wrong_type(told, verb, **box)
+        wrong_type(expected, verb, **box)
         for verb in ("dilate", "erode")
-        for told, box in (
+        for expected, box in (
             ("radius; int; 0.5", {"radius": 0.5}),
             ("radius; int; True", {"radius": True}),
             ("upper; int; 1.5", {"lower": 0, "upper": 1.5}),

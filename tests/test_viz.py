@@ -143,7 +143,7 @@ def test_colors_by_height(tmp_path) -> None:
 
 
 def test_light(tmp_path) -> None:
-    """From above: a floor is white, and darker beside a pillar. From a corner: three sides, the upper one brightest."""
+    """From above: a floor is white, and darker at a pillar. From a corner: three sides, the upper one brightest."""
     pillar = Grid.full((2, 2, 0), (3, 3, 4))
     floor = Grid.full(0, (5, 5, 1)) | pillar
     white = torch.ones(floor.num_voxels, 3)

@@ -1,4 +1,4 @@
-"""Data sets built from shapes: the same bytes however the work was done, and no shape spoils the others."""
+"""Datasets built from shapes: the same bytes however the work was done, and no shape spoils the others."""
 
 import errno
 import importlib

@@ -1,4 +1,4 @@
-"""Data sets on disk: what is written is read back, NumPy can read it alone, and what is damaged is named."""
+"""Datasets on disk: what is written is read back, NumPy can read it alone, and what is damaged is named."""
 
 import csv
 import errno

@@ -74,7 +74,7 @@ class Links(HTMLParser):
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One test, because training takes seconds."""
     torch.manual_seed(0)
-    monkeypatch.setattr(command, "procedural_sources", balls)  # shapes by rule do not fit into so few voxels
+    monkeypatch.setattr(command, "procedural_sources", balls)  # procedural shapes do not fit into so few voxels
     monkeypatch.setattr(command, "SAMPLES", SAMPLES)
     monkeypatch.setattr(demo_page, "build_hierarchy", partial(build_hierarchy, samples=10_000))
     here = partial(train_all, processes=1)
@@ -105,8 +105,8 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert page.text.count(f"--min_component {MIN_COMPONENT}") == 2
     assert (out / "gallery.png").is_file() == bool(full)
 
-    # A second call makes nothing anew; what is missing, and that alone, is made again.
-    # That training does not begin anew is tested where it is; what it tells is enough here.
+    # A second call repeats nothing; what is missing, and that alone, is made again.
+    # That training does not start over is tested elsewhere; its messages are enough here.
     monkeypatch.setattr("xcube.training.cascade.train_all", lambda *_, **__: metrics["training"])
     files = {
         path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".safetensors", ".npz", ".html")
@@ -171,7 +171,7 @@ def test_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_networks_are_gone_before_others_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is interrupted after that would else go on with networks of another data set."""
+    """What is interrupted after that would else go on with networks of another dataset."""
 
     class Interrupted(Exception):
         """In the middle."""

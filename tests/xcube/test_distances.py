@@ -82,10 +82,10 @@ def test_neither_order_nor_side_nor_place_matter(distance: Any, sets: Any, step:
 
 def test_both_are_means_over_points() -> None:
     line = points([(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3)])
-    beside = line + points([(3, 0, 0)])
-    assert chamfer(line, beside) == 18  # 9 there, 9 back
-    assert earth_movers(line, beside) == 3
-    assert chamfer(line.repeat(2, 1), beside) == 18
+    outlier = line + points([(3, 0, 0)])
+    assert chamfer(line, outlier) == 18  # 9 there, 9 back
+    assert earth_movers(line, outlier) == 3
+    assert chamfer(line.repeat(2, 1), outlier) == 18
     assert chamfer(line[:1], line) == (0 + 1 + 4 + 9) / 4
 
 

@@ -1,4 +1,4 @@
-"""Engines: what they are given comes back, also if a process dies; and a data set from Ray is that from here."""
+"""Engines: what they are given comes back, also if a process dies; and Ray makes the same dataset."""
 
 import os
 import sys

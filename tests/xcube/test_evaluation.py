@@ -1,4 +1,4 @@
-"""Folders of shapes against a data set, from Python and from the command line."""
+"""Folders of shapes against a dataset, from Python and from the command line."""
 
 import json
 import math
@@ -219,7 +219,7 @@ def test_samples_are_found_by_their_voxel_size(data: Path, tmp_path: Path) -> No
     assert [item.voxels.num_voxels for item in found] == [0, fine.num_voxels, fine.num_voxels, ball(3).num_voxels]
     assert found[2].voxels.attributes["normal"].dtype == torch.float32
     assert [item.name for item in read_samples(folder, BOX, 0)] == ["b/4"]
-    assert len(read_samples(data, BOX, 1)) == TRAIN + TEST  # a data set is a folder of shapes
+    assert len(read_samples(data, BOX, 1)) == TRAIN + TEST  # a dataset is a folder of shapes
 
 
 def test_meshes_are_cut_into_voxels(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Data sets read for training."""
+"""Datasets read for training."""
 
 import pickle
 from functools import partial

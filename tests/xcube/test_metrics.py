@@ -189,9 +189,9 @@ def test_sound_shapes() -> None:
     assert found.valid
     holed = soundness(whole.prune(whole.grid.ijk[:, 0] < 2))
     assert (holed.components, holed.closed, holed.valid) == (1, False, False)
-    crumb = torch.tensor([[7, 7, 7]], dtype=torch.int32)
-    crumbed = Voxels(Grid.from_coords(torch.cat([whole.grid.ijk, crumb])))
-    found = soundness(crumbed)
+    loose = torch.tensor([[7, 7, 7]], dtype=torch.int32)
+    with_loose_voxel = Voxels(Grid.from_coords(torch.cat([whole.grid.ijk, loose])))
+    found = soundness(with_loose_voxel)
     assert (found.components, found.closed, found.valid) == (2, True, False)
     assert found.largest == whole.num_voxels / (whole.num_voxels + 1)
 

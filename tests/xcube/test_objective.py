@@ -12,7 +12,8 @@ from sparsevox import Grid, SparseTensor
 from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
 from xcube.networks.conditions import Conditions
 
-KEPT = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)  # share of the latents, squared
+# The square of the factor of the clean latents.
+KEPT = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 
 
 def shape(seed: int, count: int) -> Grid:
@@ -78,17 +79,17 @@ def test_the_loss_is_the_mean_over_voxels() -> None:
     grid = Grid.stack([shape(0, 30), shape(1, 5)])
     latents, noise, t = normal(grid, 0), normal(grid, 1).feats, torch.tensor([3, 700])
     diffusion = Diffusion()
-    told: list[Any] = []
+    seen: list[Any] = []
 
     def denoiser(x: SparseTensor, time: Tensor, conditions: Conditions) -> SparseTensor:
-        told.extend([x.feats, time, conditions])
+        seen.extend([x.feats, time, conditions])
         return x.map(lambda z: z * 0 + 1)
 
     conditions = Conditions()
     loss = diffusion.loss(denoiser, latents, conditions, t, noise)
-    assert torch.equal(told[0], diffusion.add_noise(latents, noise, t).feats)
-    assert told[1] is t
-    assert told[2] is conditions
+    assert torch.equal(seen[0], diffusion.add_noise(latents, noise, t).feats)
+    assert seen[1] is t
+    assert seen[2] is conditions
     torch.testing.assert_close(loss, (diffusion.target(latents, noise, t) - 1).square().mean())
     nothing = SparseTensor(Grid.empty(1), torch.zeros(0, 3))
     assert float(diffusion.loss(denoiser, nothing, conditions, torch.tensor([5]), torch.zeros(0, 3))) == 0

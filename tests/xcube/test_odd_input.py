@@ -1,4 +1,4 @@
-"""What people have on their disks: huge planes, stray vertices, odd names, data sets inside their own input."""
+"""What people have on their disks: huge planes, stray vertices, odd names, datasets inside their own input."""
 
 import csv
 from pathlib import Path

@@ -13,7 +13,8 @@ from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig
 from xcube.networks.unet import UNet
 
-KEPT = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)  # share of the latents, squared
+# The square of the factor of the clean latents.
+KEPT = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 
 
 def shape(seed: int, count: int) -> Grid:
@@ -97,8 +98,8 @@ def drawn(net: UNet, shapes: list[int], **changes: Any) -> SparseTensor:
     grid = Grid.stack([shape(n, 15 + 5 * n) for n in shapes])
     some = Conditions(category=torch.tensor([n % 2 for n in shapes]))
     source = Noise(7, shapes)
-    told: dict[str, Any] = {"sampler": SamplerConfig(steps=4, eta=1.0), "conditions": some} | changes
-    return sample_latents(net, grid, 3, lambda g, c: source(g, c).double(), diffusion=Diffusion(), **told)
+    options: dict[str, Any] = {"sampler": SamplerConfig(steps=4, eta=1.0), "conditions": some} | changes
+    return sample_latents(net, grid, 3, lambda g, c: source(g, c).double(), diffusion=Diffusion(), **options)
 
 
 def test_batches_of_other_sizes_agree(net: UNet) -> None:
@@ -112,12 +113,12 @@ def test_guidance(net: UNet) -> None:
     without = Conditions(category=torch.tensor([-1, -1]))
     plain = drawn(net, [0, 1]).feats
     assert torch.equal(drawn(net, [0, 1], unconditional=without).feats, plain)
-    told: dict[str, Any] = {"steps": 4, "eta": 1.0}
-    none = drawn(net, [0, 1], sampler=SamplerConfig(**told, guidance=0.0), unconditional=without).feats
+    options: dict[str, Any] = {"steps": 4, "eta": 1.0}
+    none = drawn(net, [0, 1], sampler=SamplerConfig(**options, guidance=0.0), unconditional=without).feats
     torch.testing.assert_close(none, drawn(net, [0, 1], conditions=without).feats)
     assert float((none - plain).abs().max()) > 1e-6
-    usual = drawn(net, [0, 1], sampler=SamplerConfig(**told, guidance=3.0), unconditional=without).feats
-    official = SamplerConfig(**told, guidance=2.0, formula="official")
+    usual = drawn(net, [0, 1], sampler=SamplerConfig(**options, guidance=3.0), unconditional=without).feats
+    official = SamplerConfig(**options, guidance=2.0, formula="official")
     torch.testing.assert_close(drawn(net, [0, 1], sampler=official, unconditional=without).feats, usual)
     assert [SamplerConfig(guidance=g, formula="official").weight for g in (0.0, 1.0, 2.0)] == [1.0, 1.0, 3.0]
     assert [SamplerConfig(guidance=g).weight for g in (0.0, 1.0, 2.0)] == [0.0, 1.0, 2.0]
@@ -130,12 +131,12 @@ def test_guidance_follows_the_formula() -> None:
         seen.append(conditions.category is not None)
         return x.map(lambda z: torch.full_like(z, 5.0 if conditions.category is not None else 2.0))
 
-    told = {"diffusion": diffusion, "conditions": Conditions(category=torch.zeros(1, dtype=torch.long))}
+    options = {"diffusion": diffusion, "conditions": Conditions(category=torch.zeros(1, dtype=torch.long))}
     start = Noise(0, [0])(grid, 3)
     for guidance, weight in ((1.0, 5.0), (3.0, 11.0), (0.0, 2.0)):
         sampler = SamplerConfig("flow", steps=1, guidance=guidance)
         found = sample_latents(denoiser, grid, 3, lambda g, c: start, sampler=sampler,
-                               unconditional=Conditions(), **told)  # type: ignore[arg-type]  # fmt: skip
+                               unconditional=Conditions(), **options)  # type: ignore[arg-type]  # fmt: skip
         torch.testing.assert_close(found.feats, start - weight)
     assert seen == [True, True, False, True, False]
 

@@ -1,4 +1,4 @@
-"""Sources of data sets: names of files, splits and seeds."""
+"""Sources of datasets: names of files, splits and seeds."""
 
 from functools import partial
 from typing import Any

@@ -60,8 +60,8 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def run(data: Path, out: Path, vae: Path, **changes: Any) -> UNet:
-    told: dict[str, Any] = {"model": NET, "train": config(), "quiet": True} | changes
-    return train_denoiser(data, out, vae, **told)
+    options: dict[str, Any] = {"model": NET, "train": config(), "quiet": True} | changes
+    return train_denoiser(data, out, vae, **options)
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -129,8 +129,8 @@ def test_the_number_of_an_empty_shape_is_none_of_the_next() -> None:
 @pytest.mark.parametrize("prediction", ["v", "epsilon", "flow"])
 def test_dense_latents_are_learned(data: Path, tmp_path: Path, prediction: Any) -> None:
     folder = saved(DENSE, tmp_path / "vae")
-    told = {"model": BOX, "diffusion": DiffusionConfig(prediction), "train": config(steps=2)}
-    net = run(data, tmp_path / "run", folder, **told)
+    options = {"model": BOX, "diffusion": DiffusionConfig(prediction), "train": config(steps=2)}
+    net = run(data, tmp_path / "run", folder, **options)
     assert all(bool(value.isfinite().all()) for value in net.state_dict().values())
     assert float(net.state_dict()["out.conv.weight"].abs().sum()) > 0
 
@@ -150,8 +150,8 @@ def test_conditions_of_whole_shapes_reach_the_network(data: Path, vae: Path, tmp
     net = UNet(model)
     names = [entry.name for entry in ShapeFolder[Voxels](data, "train").entries]
     whole = Whole(names, ("small", "large"), {names[0]: "one", names[4]: "two"}, Words())  # type: ignore[arg-type]
-    told: list[Conditions] = []
-    net.register_forward_pre_hook(lambda _, args: told.append(args[2]))
+    seen: list[Conditions] = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
     module = TrainDenoiser(
         net,
         config(steps=3, batch_size=6),
@@ -163,7 +163,7 @@ def test_conditions_of_whole_shapes_reach_the_network(data: Path, vae: Path, tmp
     train(module, data, tmp_path, quiet=True)
     words = {"one": 1.0, "two": 2.0, "": 0.0}
     dropped = 0
-    for conditions in told[:3]:
+    for conditions in seen[:3]:
         assert conditions.category is not None
         assert conditions.text is not None
         assert set(conditions.category.tolist()) <= {-1, 0, 1}

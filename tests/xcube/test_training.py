@@ -127,8 +127,8 @@ def test_refiner_adds_removes_and_learns() -> None:
     torch.manual_seed(0)
     truth, generator = ball(4.0), torch.Generator().manual_seed(0)
     rough = truth.prune(torch.rand(truth.num_voxels, generator=generator) < 0.7)
-    crumbs = Grid.from_coords(torch.tensor([[6, 6, 6], [-7, 6, -7]]), voxel_size=1 / SIDE, origin=0.5 / SIDE)
-    grid = rough.grid | crumbs
+    loose = Grid.from_coords(torch.tensor([[6, 6, 6], [-7, 6, -7]]), voxel_size=1 / SIDE, origin=0.5 / SIDE)
+    grid = rough.grid | loose
     normal = torch.zeros(grid.num_voxels, 3)
     normal[grid.index(rough.grid.coords)] = rough.attributes["normal"]
     rough = Voxels(grid, {"normal": normal})
@@ -141,7 +141,7 @@ def test_refiner_adds_removes_and_learns() -> None:
         optimizer.step()
     better = net.refine(rough).grid
     assert (truth.grid - better).num_voxels < 0.1 * truth.num_voxels
-    assert not better.contains(crumbs.coords).any()
+    assert not better.contains(loose.coords).any()
     candidates = net(rough).candidates.grid
     assert candidates.same_voxels(grid.dilate(1))
 

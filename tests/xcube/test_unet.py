@@ -46,7 +46,7 @@ def shape(seed: int, count: int) -> Grid:
     return Grid.from_coords(torch.randint(-6, 6, (count, 3), generator=generator), batch_size=1)
 
 
-def told(grid: Grid, config: UNetConfig, seed: int) -> Conditions:
+def some_conditions(grid: Grid, config: UNetConfig, seed: int) -> Conditions:
     """Everything that a network takes, for one shape."""
     generator = torch.Generator().manual_seed(seed)
     rows = grid.num_voxels
@@ -82,7 +82,7 @@ def test_a_batch_gives_what_its_shapes_give_alone(name: str, sizes: list[int], s
     config, net = VARIANTS[name], network(VARIANTS[name])
     grids = [shape(seed + n, count) for n, count in enumerate(sizes)]
     parts = [latents(grid, seed + n) for n, grid in enumerate(grids)]
-    conditions = [told(grid, config, seed + n) for n, grid in enumerate(grids)]
+    conditions = [some_conditions(grid, config, seed + n) for n, grid in enumerate(grids)]
     times = torch.tensor([(seed * 7 + n * 131) % 1000 for n in range(len(sizes))])
     grid = Grid.stack(grids)
     together = net(SparseTensor(grid, torch.cat([p.feats for p in parts])), times, Conditions.stack(conditions))
@@ -100,7 +100,7 @@ def test_volumes_and_voxels_of_a_box_agree(name: str, half: tuple[int, int, int]
     config = VARIANTS[name]
     grid = Grid.full([-h for h in half], list(half), batch_size=batch)
     x = latents(grid, 0)
-    conditions = Conditions.stack([told(grid[b], config, b) for b in range(batch)])
+    conditions = Conditions.stack([some_conditions(grid[b], config, b) for b in range(batch)])
     nets = [network(replace(config, dense=dense)) for dense in (False, True)]
     nets[1].skip_first = nets[0].skip_first  # that of the official networks differs
     states = [net(x, torch.arange(batch) * 500, conditions).feats for net in nets]
@@ -147,7 +147,7 @@ def test_texts_of_no_token_are_legal(dense: bool) -> None:
     config = replace(FULL, dense=dense, multipliers=(1,), attention=())
     net, grid = network(config), Grid.full(-1, 1, batch_size=2)
     text = Text(torch.randn(2, 3, 6).double(), torch.tensor([[True, True, False], [False, False, False]]))
-    conditions = replace(Conditions.stack([told(grid[b], config, b) for b in range(2)]), text=text)
+    conditions = replace(Conditions.stack([some_conditions(grid[b], config, b) for b in range(2)]), text=text)
     result = net(latents(grid, 0), 10, conditions).feats
     assert bool(result.isfinite().all())
     other = Text(torch.where(text.mask[:, :, None], text.tokens, 1e6), text.mask)  # tokens that do not exist
@@ -156,7 +156,7 @@ def test_texts_of_no_token_are_legal(dense: bool) -> None:
 
 def test_every_condition_counts() -> None:
     net, grid = network(FULL), shape(0, 40)
-    x, conditions = latents(grid, 0), told(grid, FULL, 0)
+    x, conditions = latents(grid, 0), some_conditions(grid, FULL, 0)
     conditions = replace(conditions, category=torch.tensor([1]))
     before = net(x, 100, conditions).feats
     assert float((net(x, 101, conditions).feats - before).abs().max()) > 1e-6
@@ -168,7 +168,7 @@ def test_every_condition_counts() -> None:
 
 def test_dropping_is_for_some_shapes_only() -> None:
     grid = Grid.stack([shape(0, 30), shape(1, 20), shape(2, 0)])
-    conditions = Conditions.stack([told(part, FULL, n) for n, part in enumerate(grid)])
+    conditions = Conditions.stack([some_conditions(part, FULL, n) for n, part in enumerate(grid)])
     dropped = conditions.drop(torch.tensor([False, True, True]), grid)
     first = int(grid.offsets[1])
     for name in ("normal", "label", "extra"):
@@ -211,7 +211,7 @@ def test_at_first_nothing_is_predicted_and_everything_learns() -> None:
     for dense in (False, True):
         config = replace(FULL, dense=dense, checkpointing=True)
         net, grid = UNet(config), Grid.full(-2, 2, batch_size=2)
-        conditions = Conditions.stack([told(grid[b], config, b) for b in range(2)])
+        conditions = Conditions.stack([some_conditions(grid[b], config, b) for b in range(2)])
         x = latents(grid, 0).to(torch.float32)
         assert not net(x, 10, conditions).feats.any()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -226,7 +226,7 @@ def test_at_first_nothing_is_predicted_and_everything_learns() -> None:
 def test_recomputed_activations_give_the_same_gradients() -> None:
     grid = Grid.stack([shape(0, 40), shape(1, 30)])
     config = replace(FULL, architecture="official")
-    conditions = Conditions.stack([told(part, config, n) for n, part in enumerate(grid)])
+    conditions = Conditions.stack([some_conditions(part, config, n) for n, part in enumerate(grid)])
     gradients: list[list[Tensor]] = []
     for checkpointing in (False, True):
         net = network(replace(config, checkpointing=checkpointing)).requires_grad_(True)
@@ -241,7 +241,7 @@ def test_autocast_is_near_float32() -> None:
     for dense in (False, True):
         config = replace(FULL, dense=dense)
         net, grid = network(config).float(), Grid.full(-2, 2)
-        conditions, x = told(grid, config, 0), latents(grid, 0).to(torch.float32)
+        conditions, x = some_conditions(grid, config, 0), latents(grid, 0).to(torch.float32)
         exact = net(x, 10, conditions).feats
         with torch.autocast("cpu", torch.bfloat16):
             rough = net(x, 10, conditions).feats
@@ -283,7 +283,7 @@ def test_configurations_become_plain_values_and_back() -> None:
 def test_conditions_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
     config = UNetConfig(channels=8, multipliers=(1,), text_channels=6, normal=True)
     net, grid = UNet(config), shape(0, 20)
-    given = replace(Conditions(torch.zeros(grid.num_voxels, 3), text=told(grid, FULL, 0).text), **changes)
+    given = replace(Conditions(torch.zeros(grid.num_voxels, 3), text=some_conditions(grid, FULL, 0).text), **changes)
     with pytest.raises(ValueError, match=message):
         net(latents(grid, 0).to(torch.float32), 0, given)
 
