@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ from sparsevox import _readback
 from sparsevox.morton import Bricks
 from sparsevox.reference.bricks import build_bricks
 from sparsevox.testing import as_coords, random_batch
+from tests import interpreter
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+    interpreter.install()
 
 suppressed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 common = settings(deadline=None, derandomize=True, suppress_health_check=suppressed, database=None)
