@@ -175,9 +175,12 @@ def test_equal_input_gives_equal_bits() -> None:
 
 
 @pytest.mark.triton36
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [name for name in SIZES if name != "several blocks"])
-@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (33, 11), (40, 2)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "dtype"),
+    [*((33, 11, dtype) for dtype in DTYPES), (1, 1, torch.float32), (1, 1, torch.float64), (40, 2, torch.bfloat16)],
+    ids=str,
+)
 def test_kernels_equal_the_reference(
     channels: int, groups: int, sizes: str, dtype: torch.dtype, device: torch.device
 ) -> None:
