@@ -60,8 +60,8 @@ def tune(model: torch.nn.Module, *sample: Any, budget_s: float = 60.0) -> list[T
 
     `model(*sample)` runs once, and in training mode also the backward of the sum of its outputs; then every kind of
     convolution that ran is measured. Parameters, gradients and buffers are left unchanged. A tile that changes a bit of
-    the result on the sample is refused. In Triton's interpreter, which multiplies with NumPy, it depends on the CPU which
-    tiles those are. Where no Triton kernel runs, as on a CPU, there is nothing to tune.
+    the result on the sample is refused. In Triton's interpreter, which multiplies with NumPy, which tiles those are
+    depends on the CPU. Where no Triton kernel runs, as on a CPU, there is nothing to tune.
 
     Args:
         model: Any module.
