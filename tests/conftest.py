@@ -51,7 +51,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    """Memory from torch.empty holds NaN or the largest integer, so that a value nobody wrote shows.
+    """Memory from torch.empty holds NaN or the largest integer, so that a value that was never written is noticed.
 
     Not with a GPU, where the switch for it also refuses ops of PyTorch that tests use on the side.
     """
@@ -63,7 +63,7 @@ def _poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Small ops on two busy cores wait for each other longer than they work."""
+    """Use one thread: small ops on two busy cores wait for each other longer than they work."""
     torch.set_num_threads(1)
 
 

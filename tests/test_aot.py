@@ -1,4 +1,4 @@
-"""Every kernel compiles for real GPUs, without a GPU, and spills no register.
+"""Every kernel compiles ahead of time for real GPUs, without a GPU, and spills no register.
 
 The interpreter accepts more than the compiler does. Block sizes and warps are those of the launchers' own source; the
 flags that launchers compute are listed here, and a kernel that is not listed fails.
@@ -198,7 +198,7 @@ def test_convolutions_compile_without_spills(name: str, case: Conv, target: str,
     assert spills(build_conv(name, case, target, tmp_path), tmp_path) == 0
 
 
-def test_convolutions_run_on_matrix_units_in_a_pipeline(tmp_path: Path) -> None:
+def test_convolutions_run_on_tensor_cores_in_a_pipeline(tmp_path: Path) -> None:
     ptx = {
         target: build_conv("conv_kernel", CONVS[0], target, tmp_path).asm["ptx"] for target in TARGETS if "sm" in target
     }
@@ -210,7 +210,7 @@ def test_convolutions_run_on_matrix_units_in_a_pipeline(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tf32(case: Conv) -> Iterator[None]:
-    """The precision of float32 products that a case asks for."""
+    """The precision of float32 products of a case."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32" if case.tf32 else "ieee"
     yield
@@ -255,7 +255,7 @@ def build(
 
 
 def spills(compiled: Any, folder: Path) -> int:
-    """Bytes of stack a thread (NVIDIA), or spilled registers (AMD)."""
+    """Bytes of stack per thread (NVIDIA), or spilled registers (AMD)."""
     if "amdgcn" in compiled.asm:
         counts = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
         assert len(counts) == 2, compiled.asm["amdgcn"]

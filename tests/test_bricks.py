@@ -104,7 +104,7 @@ def test_stack_and_split_are_inverse(parts: list[VoxelSet]) -> None:
 
 
 def probes(table: torch.Tensor, keys: torch.Tensor) -> list[int]:
-    """How many slots a search for each key looks at."""
+    """Number of slots that the search for each key visits."""
     slot_of_row = torch.empty(keys.shape[0], dtype=torch.int64)
     taken = table >= 0
     slot_of_row[table[taken].long()] = taken.nonzero().squeeze(1)

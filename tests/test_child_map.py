@@ -94,7 +94,7 @@ def test_equal_calls_give_one_map() -> None:
     grid.clear_cache()
     again = grid.child_map(2, coarse)
     assert again is not one
-    assert torch.equal(again.parents, one.parents)  # though nobody remembers how `coarse` was made
+    assert torch.equal(again.parents, one.parents)  # although the cache no longer knows how `coarse` was made
     assert repr(grid.child_map(1)) == f"ChildMap(factor=1, N={grid.num_voxels}, M={grid.num_voxels}, cpu)"
     assert one.nbytes == 4 * (grid.num_voxels + coarse.num_voxels + 1)
     listed = grid.child_map((2, 2, 1))

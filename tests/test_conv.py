@@ -260,7 +260,7 @@ SECOND: list[tuple[Axes, Axes, Axes]] = [
 
 
 def test_an_encoder_on_a_fixed_shape_equals_torch() -> None:
-    """The geometries of SECOND: what a tap reaches beyond the dense shape, its coarse grids are cropped to lose."""
+    """The geometries of SECOND, whose coarse grids are cropped to drop voxels beyond the dense shape."""
     torch.manual_seed(2)
     shape, lower = (41, 22, 16), (0, 0, 0)
     coords = as_coords(some_voxels((True, True), lower, shape, 0.01))

@@ -209,7 +209,7 @@ def test_steps_waste_few_channels() -> None:
 
 @pytest.fixture
 def allow_tf32() -> Iterator[Callable[[bool], None]]:
-    """Switches the precision of float32 products, for one test."""
+    """Switch the precision of float32 products for one test."""
     before = torch.backends.cuda.matmul.fp32_precision
 
     def switch(on: bool) -> None:

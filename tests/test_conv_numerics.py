@@ -1,4 +1,4 @@
-"""Numbers of convolutions: their accuracy, bits that do not change, gradients of gradients, NaN, modes of PyTorch.
+"""Numerics of convolutions: accuracy, bits that do not change, gradients of gradients, NaN, modes of PyTorch.
 
 The oracle sums over pairs, found in dictionaries of tuples, in float64.
 """
@@ -76,7 +76,7 @@ def oracle(pairs: Pairs, rows: int, layer: Layer, feats: Tensor, weight: Tensor)
 
 
 def largest_error(actual: Tensor | None, expected: Tensor | None) -> float:
-    """Relative to the largest number."""
+    """The error relative to the largest number."""
     assert actual is not None
     assert expected is not None
     expected = expected.detach()
@@ -174,7 +174,7 @@ def test_training_and_inference_give_the_same_bits(layer: Layer, dtype: torch.dt
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("inside", ["the grid", "the map"])
-def test_what_inference_made_serves_training(layer: Layer, inside: str) -> None:
+def test_maps_made_in_inference_mode_serve_training(layer: Layer, inside: str) -> None:
     grid = some_grid()
     with torch.inference_mode():
         if inside == "the grid":

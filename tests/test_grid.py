@@ -371,8 +371,9 @@ def test_the_corner_of_voxel_0_stays_where_it_is() -> None:
         assert corner == pytest.approx([1.0, 2.0, 3.0], rel=1e-13)
 
 
-# XCube's grid of depth d has voxels of 2^d and its voxel 0 at the first block: there the center of the fine voxel i
-# lies at (i + 1/2) / 2^d - 1/2. Early dilation takes the eight voxels whose centers enclose each of those points.
+# Voxels at depth d of XCube's hash tree are 2^d wide, and voxel 0 is the first block. In their coordinates the center
+# of the fine voxel i is (i + 1/2) / 2^d - 1/2. Early dilation takes the eight voxels whose centers enclose each of
+# those points.
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

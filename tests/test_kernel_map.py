@@ -132,7 +132,7 @@ def test_the_default_padding(kernel: int, padding: int) -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 7])
 def test_every_geometry_of_one_axis(kernel: int, axis: int) -> None:
-    """Steps of any length lead from any place in a brick to any other."""
+    """Steps of any length lead from any position in a brick to any other."""
 
     def along(value: int, other: int) -> Axes:
         x, y, z = (value if a == axis else other for a in range(3))
@@ -177,7 +177,7 @@ def test_many_taps(kernel: Axes) -> None:
 
 
 def test_many_bricks() -> None:
-    """More than are searched for one by one: within a grid, and to one of other bricks."""
+    """More bricks than are searched one by one: within a grid, and to a grid of other bricks."""
     rng = random.Random(0)
     rows = row_order((rng.randrange(2), *(rng.randrange(-25, 25) for _ in range(3))) for _ in range(4000))
     rows = list(dict.fromkeys(rows))

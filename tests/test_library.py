@@ -80,7 +80,7 @@ def cases(grid: Grid) -> dict[str, list[Args]]:
 
 
 def convolutions(grid: Grid) -> dict[str, list[Args]]:
-    """Those of kernel maps and convolutions, with gradients of features, weight and bias."""
+    """Arguments for kernel maps and convolutions, with gradients of features, weight and bias."""
     coarse = grid.strided(3, 2)
     down, own = grid.kernel_map(3, stride=2, target=coarse), grid.kernel_map((1, 3, 1))
     pairs = down.down.pairs
@@ -109,7 +109,7 @@ def convolutions(grid: Grid) -> dict[str, list[Args]]:
 
 
 def reductions(grid: Grid) -> dict[str, list[Args]]:
-    """Those of pooling, with gradients: of the fine rows `x`, and `y` and `z` of coarse ones."""
+    """Arguments for pooling, with gradients of the fine rows `x`, and of the coarse rows `y` and `z`."""
     child_map, window = grid.child_map(2), grid.kernel_map(3, stride=2)
     ranges, parents, down, up = child_map.ranges, child_map.parents, window.down.table, window.up.table
     children, divisors = torch.arange(grid.num_voxels).int(), ranges.diff().long()
@@ -133,7 +133,7 @@ def reductions(grid: Grid) -> dict[str, list[Args]]:
 
 
 def features(grid: Grid) -> dict[str, list[Args]]:
-    """Those of norms, samples, volumes and attention, with gradients."""
+    """Arguments for norms, samples, volumes and attention, with gradients."""
     offsets, cells = grid.offsets, torch.arange(grid.num_voxels) - 1
     feats = torch.linspace(-1, 1, 4 * grid.num_voxels).reshape(-1, 4).requires_grad_()
     corners = torch.stack([grid.index(grid.coords + step) for step in (0, 1)], 1).int()

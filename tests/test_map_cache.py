@@ -34,7 +34,7 @@ def grid() -> Grid:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Only reference counts free memory, so that a cycle would show."""
+    """Turn off garbage collection: only reference counts free memory, so that a reference cycle is noticed."""
     gc.collect()
     gc.disable()
     yield
@@ -42,7 +42,7 @@ def no_collector() -> Iterator[None]:
 
 
 def train(fine: Grid, coarse: Grid, make: Make) -> None:
-    """There and back with gradients, so that a map prepares all it can."""
+    """Convolve down and up with gradients, so that a map makes all of its plans."""
     feats = torch.randn(fine.num_voxels, 2, requires_grad=True)
     kernel_map = make(fine, coarse)
     weight = torch.randn(3, 2, *kernel_map.geometry.kernel_size, requires_grad=True)

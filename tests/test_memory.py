@@ -72,7 +72,7 @@ def grid() -> Grid:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Only reference counts free memory, so that a cycle would show."""
+    """Turn off garbage collection: only reference counts free memory, so that a reference cycle is noticed."""
     gc.collect()
     gc.disable()
     yield

@@ -41,7 +41,7 @@ def check(points, batch, coords, batch_size, voxel_size=UNIT):
 
 @st.composite
 def clouds(draw):
-    """Voxels in up to three clusters of three items, one of which may stay empty; where the clusters lie."""
+    """Voxels in up to three clusters in three items, one of which may be empty, and the centers of the clusters."""
     centers = draw(st.lists(st.tuples(*[st.sampled_from((0, -5, 40, 1000, -(2**17) + 9, 2**17 - 9))] * 3), min_size=1))
     near = st.integers(-8, 8)
     one = st.tuples(st.integers(0, 2), st.sampled_from(centers), near, near, near)

@@ -113,7 +113,7 @@ def test_a_large_mean_costs_no_more_than_its_rounding() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[40], [5000, 0, 300]], ids=str)
-def test_a_small_variance_beside_a_large_mean(sizes: list[int]) -> None:
+def test_a_small_variance_with_a_large_mean(sizes: list[int]) -> None:
     feats = (values(sum(sizes), 1) / 400 + 1e4).float()
     result = group_norm(feats, ragged(sizes), 1)
     for part, exact in zip(result.double().split(sizes), feats.double().split(sizes), strict=True):

@@ -131,7 +131,7 @@ def test_a_mean_of_the_window_counts_absent_voxels() -> None:
 
 
 def test_windows_are_summed_in_float32() -> None:
-    """There and back: bfloat16 would not count beyond 256."""
+    """Forward and backward: bfloat16 would not count beyond 256."""
     grid = Grid.full(0, 13)
     feats = (grid.ijk == 6).all(1, keepdim=True).bfloat16().requires_grad_()
     max_pool3d(feats, grid.kernel_map(7)).sum().backward()

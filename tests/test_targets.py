@@ -115,7 +115,7 @@ CORNERS = frozenset((0, *ijk) for ijk in itertools.product((-LIMIT, -LIMIT + 1, 
 @pytest.mark.parametrize("stride", [2, 3, 4])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
 def test_strided_works_at_the_limits(kernel: int, stride: int, dilation: int) -> None:
-    """What is reached lies far within the range, whatever lies around the fine voxels does not."""
+    """The voxels that are reached are well within the range, although neighbors of the fine voxels are not."""
     k, s, d = ((n, n, n) for n in (kernel, stride, dilation))
     shape = default(k, s, d)
     assert in_range(strided(CORNERS, shape))
@@ -153,7 +153,7 @@ def test_generative_works_up_to_the_limits(
 
 
 def test_isolated_odd_voxels_become_eight_each() -> None:
-    """The worst case of a hash table that expects fewer outputs than inputs."""
+    """Isolated voxels are the worst case for a hash table that expects fewer outputs than inputs."""
     rng = random.Random(0)
     places = {tuple(8 * rng.randrange(-60, 60) + 1 for _ in range(3)) for _ in range(3000)}
     grid = Grid.from_coords(torch.tensor(sorted(places)))

@@ -167,7 +167,7 @@ def test_corners_are_touched_whatever_the_rounding(scale):
         segment = [corner + p, corner - 2 * p, corner - 2 * p]
         on_a_side = [corner + p, corner - 2 * p, corner - 2 * p + q]
         in_the_plane = [corner + p, corner + q, corner - p - q]
-        r = p / -2 + np.round(q * 2.0**22) / 2.0**46  # of a needle, whose normal is as good as lost
+        r = p / -2 + np.round(q * 2.0**22) / 2.0**46  # of a needle, whose normal is mostly rounding error
         needle = [corner + r, corner + p, corner - p - r]
         for triangle in (segment, on_a_side, in_the_plane, needle):
             triangle = np.array(triangle).tolist()
@@ -185,7 +185,7 @@ def nearly_touching(rng, bits):
     inverse = pow(normal[0], -1, abs(normal[1]))
     way = int(rng.choice((-1, 1)))
     step = [way * inverse, way * (1 - normal[0] * inverse) // normal[1], 0]  # normal . step = way
-    # The same with a foot in the middle of the triangle: less so much of each side.
+    # The same with the foot in the interior of the triangle: subtract a fraction of each side.
     squared = sum(x * x for x in normal)
     for side, other, sign in ((first, second, 1), (second, first, -1)):
         across = [int(x) for x in np.cross(np.array(other, object), np.array(normal, object))]
