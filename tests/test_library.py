@@ -1,7 +1,9 @@
 """Ops as PyTorch sees them: schemas, fakes, graphs, and the choice of the backend."""
 
+import inspect
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from sparsevox import Grid, _readback
+from sparsevox import Grid, SparseTensor, _readback, nn
 from sparsevox.ops import _library, neighbor_table
 from sparsevox.ops import bricks as brick_ops
 from sparsevox.plans import pair_block
@@ -267,6 +269,19 @@ def test_the_cpu_uses_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SPARSEVOX_BACKEND", backend)
         assert Grid.full(0, 3).num_voxels == 27
     assert len(called) == 2
+
+
+def test_few_frames_lie_between_a_layer_and_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, frames = Path(nn.__file__).parents[1], list[str]()
+
+    def watched(taps: int) -> int:
+        frames[:] = [frame.function for frame in inspect.stack(0) if package in Path(frame.filename).parents]
+        return pair_block(taps)
+
+    monkeypatch.setattr("sparsevox.reference.conv.pair_block", watched)
+    grid = Grid.full(0, 3)
+    nn.Conv3d(2, 2, 3)(SparseTensor(grid, torch.ones(27, 2)))
+    assert frames == ["conv", "_run", "_run", "conv3d", "forward"]
 
 
 def test_an_unknown_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

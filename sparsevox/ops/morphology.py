@@ -49,7 +49,7 @@ def structuring_element(
     alone = checks.int_triple("radius", radius) == [1, 1, 1]
     if stencil is not None:
         if lower is not None or upper is not None or not alone:
-            raise ValueError("give either a stencil or a box, not both")
+            raise ValueError(f"stencil must come without a box, got {radius=}, {lower=} and {upper=}")
         offsets = _offsets(stencil)
         return _filled_box(offsets), offsets
     if (lower is None) != (upper is None):
