@@ -29,7 +29,7 @@ from xcube.networks.vae import VAE
 from xcube.pipeline.level import Level, latent_voxel_size
 from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
-from xcube.training.jobs import read_preset, whole_presets
+from xcube.training.presets import cascade_presets, read_preset
 
 TARGET = 12  # maximum memory in GiB
 BETWEEN = "between"  # name of the time between parts
@@ -131,7 +131,7 @@ def configs(name: str) -> list[Networks]:
 
     Denoisers are conditioned on a category, which costs next to nothing, so that guidance has an effect.
     """
-    parts = {part.name: part.options["model"] for part in read_preset(name)}
+    parts = {job.name: job.options["model"] for job in read_preset(name)}
     made = []
     for level in range(2):
         vae, unet = parts[f"vae-{level}"], parts[f"denoiser-{level}"]
@@ -185,7 +185,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--preset",
         default="shapenet-car",
-        choices=whole_presets(),
+        choices=cascade_presets(),
         help="preset of the networks (default: shapenet-car)",
     )
     add("--steps", type=int, default=2, help="sampler steps per level, of two calls each (default: 2)")

@@ -60,7 +60,7 @@ def trial(name: str, seed: int, options: argparse.Namespace) -> None:
     file.write_text(json.dumps(budget))
     if (samples / "evaluation.json").exists():
         return
-    xcube("data", "parts", "--out", data, "--count", options.shapes, "--levels", levels)
+    xcube("data", "procedural", "--out", data, "--count", options.shapes, "--levels", levels)
     limits = ("--minutes", options.minutes, "--processes", 1, "--threads", 1, "--seed", number)
     xcube("train", "all", "--preset", preset, "--data", data, "--out", runs, *limits)
     options_ = ("--category", ",".join(FAMILIES), "--guidance", GUIDANCE, "--sampler", "ddpm")

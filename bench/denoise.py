@@ -19,7 +19,7 @@ from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, Solver
 from xcube.networks.conditions import Conditions
 from xcube.networks.unet import UNet
-from xcube.training.jobs import read_preset
+from xcube.training.presets import read_preset
 
 HALF = 8  # half the edge of the box of the fine latents, in voxels
 SHAPES = 8

@@ -28,10 +28,11 @@ from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.procedural.shapes import FAMILIES, shape_voxels
-from xcube.training.denoiser import TrainDenoiser
-from xcube.training.jobs import Part, read_preset, whole_presets
-from xcube.training.latents import NUMBER, Whole
-from xcube.training.modules import Trained, TrainRefiner, TrainVAE
+from xcube.training.denoiser import DenoiserModule
+from xcube.training.jobs import TrainingJob
+from xcube.training.latents import SHAPE_INDEX, ShapeConditions
+from xcube.training.modules import NetworkModule, RefinerModule, VAEModule
+from xcube.training.presets import cascade_presets, read_preset
 
 WORK = ("training", "sampling")
 SHAPES = 16  # per batch in sampling
@@ -58,24 +59,24 @@ class Network:
 
     def __init__(self, preset: str, name: str, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.parts = {part.name: part for part in read_preset(preset)}
-        self.part, self.device = self.parts[name], device
-        self.vae = self.parts[f"vae-{self.part.level}"].options["model"]
-        self.diffusion = self.part.options.get("diffusion", DiffusionConfig())
+        self.jobs = {job.name: job for job in read_preset(preset)}
+        self.job, self.device = self.jobs[name], device
+        self.vae = self.jobs[f"vae-{self.job.level}"].options["model"]
+        self.diffusion = self.job.options.get("diffusion", DiffusionConfig())
 
     def shapes(self, count: int) -> Voxels:
         """Generate procedural shapes at the level of the network."""
-        vaes = [part.options["model"] for part in self.parts.values() if part.kind == "vae"]
+        vaes = [job.options["model"] for job in self.jobs.values() if job.kind == "vae"]
         box = box_around(vaes)
-        made = [build_hierarchy(shape_voxels(name_of(number), box), box)[self.part.level] for number in range(count)]
+        made = [build_hierarchy(shape_voxels(name_of(number), box), box)[self.job.level] for number in range(count)]
         return Voxels.stack(made).to(self.device)
 
     def training(self) -> Work:
         """Prepare a training step, including the kernel maps."""
-        batch = self.shapes(self.part.train.batch_size)
-        module = self.trained(batch).to(self.device).train()
-        if isinstance(module, TrainDenoiser):
-            batch = module.encode(batch.with_attributes(**{NUMBER: batch.grid.batch}))
+        batch = self.shapes(self.job.train.batch_size)
+        module = self.module(batch).to(self.device).train()
+        if isinstance(module, DenoiserModule):
+            batch = module.encode(batch.with_attributes(**{SHAPE_INDEX: batch.grid.batch}))
         optimizer, generator = module.configure_optimizers()["optimizer"], torch.Generator().manual_seed(0)
 
         def run() -> None:
@@ -88,32 +89,32 @@ class Network:
 
         return Work(run, 1, batch.batch_size, batch.num_voxels)
 
-    def trained(self, batch: Voxels) -> Trained:
+    def module(self, batch: Voxels) -> NetworkModule:
         """Create the training module, without a time limit."""
-        part, options = self.part, self.part.options
-        train = replace(part.train, minutes=None)
-        if part.kind == "vae":
-            return TrainVAE(VAE(teacher_forced(self.vae)), train, options.get("loss", LossConfig()))
-        if part.kind == "denoiser":
+        job, options = self.job, self.job.options
+        train = replace(job.train, minutes=None)
+        if job.kind == "vae":
+            return VAEModule(VAE(teacher_forced(self.vae)), train, options.get("loss", LossConfig()))
+        if job.kind == "denoiser":
             names = [name_of(number) for number in range(batch.batch_size)]
-            whole = {"train": Whole(names, options.get("categories", ()))}
+            conditions = {"train": ShapeConditions(names, options.get("categories", ()))}
             net, vae = UNet(options["model"]), VAE(self.vae)
-            return TrainDenoiser(net, train, vae, scale=1.0, diffusion=self.diffusion, whole=whole)
+            return DenoiserModule(net, train, vae, scale=1.0, diffusion=self.diffusion, shape_conditions=conditions)
         steps = {name: options[name] for name in ("first", "last") if name in options}
         vae = TeacherForcedVAE(self.vae, batch.grid)
-        return TrainRefiner(Refiner(options["model"]), train, vae, scale=1.0, **steps)
+        return RefinerModule(Refiner(options["model"]), train, vae, scale=1.0, **steps)
 
     @torch.no_grad()
     def sampling(self) -> Work:
         """Prepare a decoder call, some sampler steps, or a refiner call, including the kernel maps."""
         batch = self.shapes(SHAPES)
-        if self.part.kind == "refiner":
+        if self.job.kind == "refiner":
             return self.refine(batch)
         vae = TeacherForcedVAE(self.vae, batch.grid).to(self.device).eval()
         grid, channels = vae.latent_grid(batch.grid), self.vae.latent_channels
         noise = Noise(0, range(SHAPES))
-        if self.part.kind == "denoiser":
-            return self.denoise(TrainDenoiser(UNet(self.part.options["model"]), self.part.train, vae, scale=1.0), batch)
+        if self.job.kind == "denoiser":
+            return self.denoise(DenoiserModule(UNet(self.job.options["model"]), self.job.train, vae, scale=1.0), batch)
         latents = SparseTensor(grid, noise(grid, channels))
 
         def run() -> None:
@@ -124,7 +125,7 @@ class Network:
 
         return Work(run, 1, SHAPES, grid.num_voxels)
 
-    def denoise(self, module: TrainDenoiser, batch: Voxels) -> Work:
+    def denoise(self, module: DenoiserModule, batch: Voxels) -> Work:
         """Prepare sampler steps, each a call of the network and of the scheduler."""
         module.to(self.device).eval()
         latents = module.encode(batch)
@@ -145,7 +146,7 @@ class Network:
 
     def refine(self, batch: Voxels) -> Work:
         """Prepare a call of the refiner."""
-        net = Refiner(self.part.options["model"]).to(self.device).eval()
+        net = Refiner(self.job.options["model"]).to(self.device).eval()
         torch.nn.init.constant_(net.prior, CERTAIN)
 
         def run() -> None:
@@ -175,13 +176,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     about = "Measure speed and memory of each network of a cascade, in training and sampling."
     parser = argparse.ArgumentParser("python -m bench.networks", description=about)
     add = parser.add_argument
-    add("--preset", default="demo", choices=whole_presets(), help="preset of the networks (default: demo)")
+    add("--preset", default="demo", choices=cascade_presets(), help="preset of the networks (default: demo)")
     add("--rounds", type=int, default=5, help="number of calls, of which the median is taken (default: 5)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
     add("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
     add("--one", nargs=2, metavar=("NETWORK", "WORK"), help="measure one network, in training or sampling; print JSON")
     options = parser.parse_args(arguments)
-    names = [part.name for part in read_preset(options.preset)]
+    names = [job.name for job in read_preset(options.preset)]
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     if options.one and (options.one[0] not in names or options.one[1] not in WORK):
@@ -201,25 +202,25 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print(HEAD)
     for work in WORK:
-        for part in read_preset(options.preset):
-            print(row(part, work, measure_in_process(part, work, options)), flush=True)
+        for job in read_preset(options.preset):
+            print(row(job, work, measure_in_process(job, work, options)), flush=True)
     return 0
 
 
-def measure_in_process(part: Part, work: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure_in_process(job: TrainingJob, work: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure a network in a new process."""
     values = {name: str(getattr(options, name)) for name in ("preset", "rounds", "device", "threads")}
     words = [word for name, value in values.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "bench.networks", "--one", part.name, work, *words]
+    command = [sys.executable, "-m", "bench.networks", "--one", job.name, work, *words]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
 
 
-def row(part: Part, work: str, found: dict[str, Any]) -> str:
+def row(job: TrainingJob, work: str, found: dict[str, Any]) -> str:
     """Format a row of the table."""
     seconds, peak, idle = found["seconds"], found["peak"], found["idle"]
     size = f"{found['shapes']:>8}{found['rows']:>10,}"
-    return f"{part.name:>12}{work:>10}{size}{1e3 * seconds:>11.1f}{1 / seconds:>9.2f}{peak:>9.0f}{idle:>9.0f}"
+    return f"{job.name:>12}{work:>10}{size}{1e3 * seconds:>11.1f}{1 / seconds:>9.2f}{peak:>9.0f}{idle:>9.0f}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from xcube.commands.data import build_files, build_parts, build_scenes
+from xcube.commands.data import build_files, build_procedural, build_scenes
 from xcube.commands.demo import demo
 from xcube.commands.evaluate import evaluate
 from xcube.commands.models import convert, reconstruct, train_all, train_denoiser, train_refiner, train_vae
@@ -19,7 +19,7 @@ from xcube.commands.options import Integers, Names, Numbers
 from xcube.commands.sample import sample, upsample
 from xcube.commands.view import view
 from xcube.pipeline.options import SampleOptions
-from xcube.training.jobs import PRESETS, presets
+from xcube.training.presets import PRESETS, preset_names
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 # Commands, and groups of commands: the help of a group, and its commands.
 COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
-    "data": ("Build datasets.", {"build": build_files, "parts": build_parts, "scenes": build_scenes}),
+    "data": ("Build datasets.", {"build": build_files, "procedural": build_procedural, "scenes": build_scenes}),
     "train": (
         "Train networks.",
         {"all": train_all, "vae": train_vae, "denoiser": train_denoiser, "refiner": train_refiner},
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _with_preset_files(words: Sequence[str]) -> list[str]:
     """The words of the command line, with the file of a preset in place of its name after --config."""
-    files = {name: str(PRESETS / f"{name}.yaml") for name in presets() if not Path(name).is_file()}
+    files = {name: str(PRESETS / f"{name}.yaml") for name in preset_names() if not Path(name).is_file()}
     found = [f"--config={files.get(w[9:], w[9:])}" if w.startswith("--config=") else w for w in words]
     return [files.get(w, w) if n and found[n - 1] == "--config" else w for n, w in enumerate(found)]
 
@@ -106,7 +106,7 @@ def command_parser(command: Command) -> "ArgumentParser":
 
     made = ArgumentParser(description=parse(command.__doc__ or "").description)
     if command in CONFIGURED:
-        names = ", ".join(presets())
+        names = ", ".join(preset_names())
         made.add_argument("--config", action="config", help=f"YAML file of options, or one of {names}.")
     first, *others = inspect.signature(command).parameters.values()
     skip: set[str | int] = set()

@@ -248,7 +248,7 @@ def test_what_sources_may_make(tmp_path):
         Source("no-shape", partial(eval, "2")),
     ]
     report = build(sources, tmp_path, BOX, attributes=["label"])
-    assert [(entry.name, entry.closed) for entry in report.built] == [("good", None)]
+    assert [(entry.name, entry.watertight) for entry in report.built] == [("good", None)]
     assert {skipped.name: (skipped.reason, skipped.detail) for skipped in report.skipped} == {
         "fails": ("unreadable", "no such thing"),
         "no-voxels": ("empty", "there are no voxels"),
@@ -294,8 +294,8 @@ def test_open_meshes_are_built_and_counted(tmp_path):
     ball.update_faces(ball.triangles_center[:, 2] > 0)
     half = from_trimesh(ball)
     report = build([Source("whole", lambda: whole), Source("half", lambda: half)], tmp_path, **FEW)
-    assert {entry.name: entry.closed for entry in report.built} == {"whole": True, "half": False}
-    assert "1 meshes built are open: their inside is undefined" in str(report)
+    assert {entry.name: entry.watertight for entry in report.built} == {"whole": True, "half": False}
+    assert "1 meshes are not watertight, so their inside is undefined" in str(report)
 
 
 # --- Arguments and folders
@@ -309,12 +309,12 @@ def test_open_meshes_are_built_and_counted(tmp_path):
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"outside": "cut"}, "outside must be 'error', 'clip' or 'rescale', got 'cut'"),
-        ({"splits": {}}, "splits must have shares"),
-        ({"splits": {"train": -1.0, "val": 2.0}}, "splits must have shares that are not negative"),
-        ({"splits": {"train": 0.0}}, "splits must have shares that are not negative, and not all 0"),
+        ({"splits": {}}, "splits must be fractions"),
+        ({"splits": {"train": -1.0, "val": 2.0}}, "splits must be fractions that are not negative"),
+        ({"splits": {"train": 0.0}}, "splits must be fractions that are not negative, and not all 0"),
         ({"attributes": ["part"]}, r"attributes must be names of normal, .* got \['part'\]"),
         ({"attributes": "normal"}, r"attributes must be names of normal, .* got 'normal'"),
-        ({"attributes": {"part": Attribute("text", None)}}, "attribute 'part' must be stored as one of"),
+        ({"attributes": {"part": Attribute("text", None)}}, "attribute 'part' must have a dtype of"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
@@ -328,9 +328,9 @@ def test_other_options_are_an_error_unless_overwritten(tmp_path):
     build(sources, tmp_path, BOX, attributes=["label"], license="CC0")
     before = contents(tmp_path)
     for other, name in (({"license": "MIT"}, "license"), ({"license": "CC0", "seed": 2}, "options")):
-        with pytest.raises(ValueError, match=f"built with the options it has, and {name} differ: {name} of"):
+        with pytest.raises(ValueError, match=f"resumed with its own options, but {name} differ: {name} of"):
             build(sources, tmp_path, BOX, attributes=["label"], **other)
-    with pytest.raises(ValueError, match="and levels, voxel_sizes, origins differ"):
+    with pytest.raises(ValueError, match="but levels, voxel_sizes, origins differ"):
         build(sources, tmp_path, Box((8, 16)), attributes=["label"], license="CC0")
     assert contents(tmp_path) == before
     build(

@@ -49,14 +49,14 @@ def test_build(voxels, capsys):
 def test_what_is_left_out_is_counted_and_nothing_is_an_error(voxels, capsys):
     assert run(voxels, "--levels", "4,8", "--attributes", "label") == 1
     assert capsys.readouterr().out == (
-        f"0 shapes built, 4 skipped\n  4 out of the box\n{voxels / 'out' / 'report.csv'} says which and why\n"
+        f"0 shapes built, 4 skipped\n  4 out of the box\n{voxels / 'out' / 'report.csv'} lists the skipped shapes\n"
     )
 
 
 def test_other_options_need_overwrite(voxels, capsys):
     assert run(voxels, "--levels", "4,16", "--attributes", "label") == 0
     assert run(voxels, "--levels", "8,16", "--attributes", "label") == 2
-    assert "xcube: out must be built with the options it has, and levels" in capsys.readouterr().err
+    assert "xcube: a dataset must be resumed with its own options, but levels" in capsys.readouterr().err
     assert run(voxels, "--levels", "8,16", "--attributes", "label", "--overwrite") == 0
     assert read_card(voxels / "out").box.levels == (8, 16)
 
@@ -82,7 +82,7 @@ def test_layouts_look_for_their_own_files(tmp_path, capsys, layout):
 
 def test_one_folder_with_a_layout(voxels, capsys):
     assert main(["data", "build", "a", "b", "--out", str(voxels / "out"), "--layout", "shapenet"]) == 2
-    assert capsys.readouterr().err == "xcube: shapes must be one folder with layout 'shapenet', got 2\n"
+    assert capsys.readouterr().err == "xcube: shapes must be one folder with layout 'shapenet', got 2 paths\n"
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,14 @@ trimesh = pytest.importorskip("trimesh", reason="makes the meshes")
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "parts"
-    assert main(["data", "parts", "--out", str(folder), "--count", "24", "--levels", "16,32", "--workers", "0"]) == 0
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    assert (
+        main(["data", "procedural", "--out", str(folder), "--count", "24", "--levels", "16,32", "--workers", "0"]) == 0
+    )
     return folder
 
 
-def test_parts_and_scenes(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_procedural_shapes_and_scenes(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = (parts / "index.csv").read_text().splitlines()
     assert len(rows) == 25
     assert {row.split("-")[0] for row in rows[1:]} == {"chair", "table", "sofa", "lamp", "airplane", "car"}
@@ -43,7 +45,7 @@ def test_view_writes_a_page(parts: Path, tmp_path: Path) -> None:
     files = [str(parts / "shapes" / name / "32.npz"), str(tmp_path / "box.ply"), str(parts)]
     assert main(["view", *files, "--page", str(tmp_path / "page.html"), "--limit", "2"]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert re.search(r"parts/\w+-\d+", page)
+    assert re.search(r"shapes/\w+-\d+", page)
     assert "box" in page
     assert main(["view", str(tmp_path / "nothing.ply"), "--page", str(tmp_path / "b.html")]) == 2
 
@@ -62,13 +64,13 @@ def test_training_and_reconstruction(parts: Path, tmp_path: Path, capsys: pytest
         "--vae",
         str(tmp_path / "vae"),
         "--out",
-        str(tmp_path / "refine"),
+        str(tmp_path / "refiner"),
     ]
     assert main([*words, "--model.voxel_size", "0.03125", "--model.channels", "[8,8,8]", *small]) == 0
     save_mesh(from_trimesh(trimesh.creation.icosphere(3)), tmp_path / "ball.obj")
     out = tmp_path / "ball"
     words = ["reconstruct", str(tmp_path / "ball.obj"), "--model", str(tmp_path / "vae"), "--out", str(out)]
-    assert main([*words, "--refine", str(tmp_path / "refine"), "--samples", "10000"]) == 0
+    assert main([*words, "--refiner", str(tmp_path / "refiner"), "--samples", "10000"]) == 0
     names = {"metrics.json", "reconstruction.glb", "reconstruction.html", "reconstruction.png"}
     assert {path.name for path in out.iterdir()} == names
     metrics = json.loads((out / "metrics.json").read_text())
@@ -83,11 +85,11 @@ def test_an_empty_decode_is_reconstructed_all_the_same(tmp_path: Path) -> None:
     torch.nn.init.zeros_(model.decoder.root.out.weight)
     torch.nn.init.constant_(model.decoder.root.out.bias, -1.0)
     save_pretrained(model, tmp_path / "vae")
-    save_pretrained(Refiner(RefinerConfig(voxel_size=1 / 16, channels=(8, 8, 8))), tmp_path / "refine")
+    save_pretrained(Refiner(RefinerConfig(voxel_size=1 / 16, channels=(8, 8, 8))), tmp_path / "refiner")
     save_mesh(from_trimesh(trimesh.creation.icosphere(2)), tmp_path / "ball.obj")
     ball, vae, out = (str(tmp_path / name) for name in ("ball.obj", "vae", "out"))
     words = ["reconstruct", ball, "--model", vae, "--out", out, "--samples", "1000"]
-    assert main([*words, "--refine", str(tmp_path / "refine")]) == 0
+    assert main([*words, "--refiner", str(tmp_path / "refiner")]) == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["decoded_voxels"] == 0
     assert not (tmp_path / "out" / "reconstruction.glb").exists()
 

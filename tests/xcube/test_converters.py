@@ -80,10 +80,10 @@ def test_shapenet_with_lists(shapenet, tmp_path):
 
 
 def test_bad_shapenet(shapenet, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nope: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"root must be a folder, got .*nope"):
         shapenet_sources(tmp_path / "nope")
     (tmp_path / "empty" / "03001627").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"empty: there is no CATEGORY/MODEL.obj"):
+    with pytest.raises(ValueError, match=r"empty must hold CATEGORY/MODEL.obj"):
         shapenet_sources(tmp_path / "empty")
     model(shapenet / "02691156" / "four" / "other.obj")
     with pytest.raises(ValueError, match=r"four: expected one mesh, got other.obj and final.stl"):
@@ -147,7 +147,7 @@ def test_a_sweep_cut_off_is_reported(kitti, tmp_path):
     report = build(semantic_kitti_sources(kitti), tmp_path / "out", Box((32,), (102.4, 102.4, 25.6)), attributes=())
     assert [(s.name, s.reason) for s in report.skipped] == [("00/000042", "unreadable")]
     assert "000042.label" in report.skipped[0].detail
-    with pytest.raises(FileNotFoundError, match=r"there is no sequences/\*/velodyne/\*.bin"):
+    with pytest.raises(FileNotFoundError, match=r"must hold sequences/\*/velodyne/\*.bin"):
         semantic_kitti_sources(tmp_path / "out")
 
 
@@ -189,7 +189,7 @@ def test_voxels_around_the_middle_and_voxels_that_say_where_they_lie(tmp_path):
 
 
 def test_bad_voxels(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no .npy or .npz file"):
+    with pytest.raises(FileNotFoundError, match=r"must hold .npy or .npz files"):
         voxel_sources(tmp_path, BOX)
     np.save(tmp_path / "twice.npy", np.array([[8, 8, 8], [8, 8, 8]]))
     np.save(tmp_path / "beyond.npy", np.array([[8, 8, 16]]))

@@ -17,7 +17,7 @@ from xcube.data.dataset import (
     ATTRIBUTES,
     Entry,
     check_name,
-    is_data_set,
+    is_dataset,
     level_path,
     read_card,
     read_index,
@@ -72,7 +72,7 @@ def test_a_shape_comes_back(tmp_path):
         assert torch.equal(back.attributes["label"], level.attributes["label"])
     assert read_card(tmp_path) == CARD
     assert read_index(tmp_path, CARD) == [entry]
-    assert is_data_set(tmp_path)
+    assert is_dataset(tmp_path)
 
 
 def test_numpy_csv_and_json_read_it_alone(tmp_path):
@@ -87,7 +87,7 @@ def test_numpy_csv_and_json_read_it_alone(tmp_path):
     assert row == {
         "name": "chairs/a",
         "split": "train",
-        "closed": "1",
+        "watertight": "1",
         "voxels_4": str(levels[0].num_voxels),
         "voxels_16": str(levels[1].num_voxels),
     }
@@ -107,7 +107,7 @@ def test_equal_shapes_give_equal_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
-def test_closed_may_be_unknown_and_rows_are_ordered(tmp_path):
+def test_watertight_may_be_unknown_and_rows_are_ordered(tmp_path):
     entries = [Entry("b", "val", None, (1, 2)), Entry("a", "train", False, (3, 4))]
     write_index(tmp_path, CARD, entries)
     assert read_index(tmp_path, CARD) == entries[::-1]
@@ -147,7 +147,7 @@ BAD = (
 
 @pytest.mark.parametrize("name", [*BAD, "4.npz", "x/16.npz/y", "x" * 201])
 def test_bad_names(tmp_path, name):
-    message = "names of shapes must be parts of letters"
+    message = "name must consist of parts of letters"
     with pytest.raises(ValueError, match=message):
         check_name(name)
     with pytest.raises(ValueError, match=message):
@@ -159,7 +159,7 @@ def test_an_index_cannot_lead_out_of_the_folder(tmp_path):
     written(tmp_path)
     index = tmp_path / "index.csv"
     index.write_text(index.read_text().replace("chairs/a", "../../a"))
-    with pytest.raises(ValueError, match=r"index.csv, line 2: names of shapes .* got '../../a'"):
+    with pytest.raises(ValueError, match=r"index.csv, line 2: name must consist of .* got '../../a'"):
         read_index(tmp_path, CARD)
 
 
@@ -190,7 +190,7 @@ def test_a_missing_attribute(tmp_path):
 
 
 def test_a_type_that_cannot_be_stored():
-    with pytest.raises(ValueError, match=r"attribute 'part' must be stored as one of .*, got 'uint16'"):
+    with pytest.raises(ValueError, match=r"attribute 'part' must have a dtype of .*, got 'uint16'"):
         Card(BOX, {"part": Attribute("uint16", None)})
 
 
@@ -198,12 +198,12 @@ def test_a_type_that_cannot_be_stored():
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"card.json: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"card.json does not exist"):
         read_card(tmp_path)
-    assert not is_data_set(tmp_path)
+    assert not is_dataset(tmp_path)
     _, entry = written(tmp_path)
     (tmp_path / "index.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"index.csv: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"index.csv does not exist"):
         read_index(tmp_path, CARD)
     level_path(tmp_path, "chairs/a", 16).unlink()
     with pytest.raises(FileNotFoundError, match=r"shapes/chairs/a/16.npz"):
@@ -244,7 +244,7 @@ def test_a_damaged_card(tmp_path, text):
     (tmp_path / "card.json").write_text(text)
     with pytest.raises(ValueError, match=r"card.json: "):
         read_card(tmp_path)
-    assert not is_data_set(tmp_path)
+    assert not is_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(

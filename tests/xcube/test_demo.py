@@ -27,7 +27,7 @@ from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.sources import Source
 from xcube.pipeline.output import SampleFolder
 from xcube.training.cascade import train_all
-from xcube.training.jobs import PRESETS
+from xcube.training.presets import PRESETS
 
 for package in ("jsonargparse", "lightning", "matplotlib", "trimesh", "yaml"):
     pytest.importorskip(package, reason="the demo")
@@ -90,8 +90,8 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics["training"]) == ["vae-0", "denoiser-0", "vae-1", "denoiser-1"]
-    assert len(metrics["unseen"]["iou"]) == 2
-    assert metrics["unseen"]["shapes"] == 6
+    assert len(metrics["held_out"]["iou"]) == 2
+    assert metrics["held_out"]["shapes"] == 6
     assert metrics["samples"]["samples"]["shapes"] == SAMPLES
     page = Links((out / "index.html").read_text())
     for link in page.found:
@@ -120,14 +120,14 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert {path.name for path in changed} == {"shape-000001.npz", "index.html"}
     again = json.loads((out / "metrics.json").read_text())
     assert again["samples"] == metrics["samples"]
-    assert again["made_of"] == metrics["made_of"]
+    assert again["settings"] == metrics["settings"]
     # Other samples, of the same networks.
     assert cli.main([*words, "--seed", "1"]) == 0
-    assert json.loads((out / "metrics.json").read_text())["made_of"] != metrics["made_of"]
+    assert json.loads((out / "metrics.json").read_text())["settings"] != metrics["settings"]
     assert all(files[path] == path.stat().st_mtime_ns for path in files if path.suffix == ".safetensors")
     capsys.readouterr()
     assert cli.main(words[:-2]) == 2
-    assert "take another folder, or begin anew" in capsys.readouterr().err
+    assert "use another folder, or restart" in capsys.readouterr().err
 
 
 def balls(count: int, box: Box) -> list[Source]:
@@ -142,9 +142,12 @@ def balls(count: int, box: Box) -> list[Source]:
         (["--minutes", "0"], "minutes must be positive, got 0"),
         (["--preset", "none"], "preset must be a folder, or one of demo, objaverse, "),
         (["--seed", "-1"], "seed must not be negative, got -1"),
-        (["--preset", "bench/single_level"], "a VAE and a denoiser for each of two levels or more, got one"),
-        (["--preset", "shapenet-chair"], "preset must have train.minutes in every part, got vae-0, denoiser-0, vae-1"),
-        (["--mesh", "nowhere.obj"], "nowhere.obj: there is no such file"),
+        (["--preset", "bench/single_level"], "a VAE and a denoiser for each of at least two levels, got one level"),
+        (
+            ["--preset", "shapenet-chair"],
+            "preset must have train.minutes for every network, got vae-0, denoiser-0, vae-1",
+        ),
+        (["--mesh", "nowhere.obj"], "nowhere.obj: no such file or folder"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -160,7 +163,7 @@ def test_a_preset_without_a_denoiser_is_refused(tmp_path: Path, capsys: pytest.C
     for name in ("vae-0", "vae-1", "denoiser-1"):
         shutil.copy(PRESETS / "demo" / f"{name}.yaml", tmp_path)
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--preset", str(tmp_path)]) == 2
-    assert "for each of two levels or more, got lack of denoiser-0" in capsys.readouterr().err
+    assert "for each of at least two levels, got no denoiser-0" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

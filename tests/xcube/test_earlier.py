@@ -13,7 +13,7 @@ from xcube.networks.pretrained import from_pretrained, read_config, save_pretrai
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.training.run_folder import CHECKPOINT, steps_of
+from xcube.training.run_folder import CHECKPOINT, checkpoint_step
 
 # The options of earlier versions, as their config.json has them.
 VAE_MODERN: dict[str, Any] = {
@@ -111,4 +111,4 @@ def test_runs_of_earlier_versions_continue(tmp_path: Path) -> None:
     config, options = NETWORKS["official VAE"]
     run: dict[str, Any] = {"kind": "vae", "model": config.to_dict(), "train": {"steps": 9, "seed": 0}}
     torch.save({"options": run | {"model": earlier(config, options)}, "global_step": 5}, tmp_path / CHECKPOINT)
-    assert steps_of(tmp_path, run) == 5
+    assert checkpoint_step(tmp_path, run) == 5

@@ -15,9 +15,9 @@ from xcube.cli import main
 from xcube.commands.evaluate import table
 from xcube.data import Box, ShapeFolder, Source, build
 from xcube.data.hierarchy import build_hierarchy
-from xcube.evaluation.evaluate import Metrics, evaluate, evaluate_folder
-from xcube.evaluation.load import Item, level_of, read_samples
-from xcube.evaluation.novelty import coarsest, nearest_training
+from xcube.evaluation.evaluate import Metrics, evaluate_folder, evaluate_shapes
+from xcube.evaluation.load import NamedShape, level_of, read_samples
+from xcube.evaluation.novelty import coarsest_grid, nearest_training
 from xcube.geometry.distances import chamfer, shape_points
 
 pytest.importorskip("scipy", reason="search trees and graphs")
@@ -51,9 +51,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def items(data: Path, split: str) -> list[Item]:
+def items(data: Path, split: str) -> list[NamedShape]:
     shapes = ShapeFolder(data, split)
-    return [Item(entry.name, shapes[n]) for n, entry in enumerate(shapes.entries)]
+    return [NamedShape(entry.name, shapes[n]) for n, entry in enumerate(shapes.entries)]
 
 
 def written(folder: Path, shapes: dict[str, Voxels]) -> Path:
@@ -67,7 +67,7 @@ def written(folder: Path, shapes: dict[str, Voxels]) -> Path:
 
 
 def test_copies_of_held_out_shapes(data: Path) -> None:
-    found = evaluate(items(data, "test")[::-1], data, emd=True, points=256)
+    found = evaluate_shapes(items(data, "test")[::-1], data, emd=True, points=256)
     row = found.rows["samples"]
     assert row["shapes"] == TEST
     for prefix in ("", "emd_"):
@@ -75,7 +75,7 @@ def test_copies_of_held_out_shapes(data: Path) -> None:
         assert copied == (0, 1, 0)
         assert row[prefix + "one_nna_error"] == 0.5 / math.sqrt(2 * TEST)
     assert row["normal_consistency"] == pytest.approx(1)
-    assert (row["valid"], row["one_component"], row["closed"], row["empty"]) == (1, 1, 1, 0)
+    assert (row["valid"], row["one_component"], row["watertight"], row["empty"]) == (1, 1, 1, 0)
     reference = found.rows["training"]
     assert reference["mmd"] > 0
     assert reference["one_nna"] > 0
@@ -86,8 +86,12 @@ def test_copies_of_held_out_shapes(data: Path) -> None:
 
 def test_copies_of_training_shapes_are_found(data: Path) -> None:
     learned = items(data, "train")
-    shapes = [Item("copy", learned[3].voxels), Item("new", ball(21)), Item("nothing", nothing(ball(1)))]
-    found = evaluate(shapes, data, points=512)
+    shapes = [
+        NamedShape("copy", learned[3].voxels),
+        NamedShape("new", ball(21)),
+        NamedShape("nothing", nothing(ball(1))),
+    ]
+    found = evaluate_shapes(shapes, data, points=512)
     copy, new, empty = found.samples
     assert copy["name"] == "copy"
     assert (copy["nearest_iou"], copy["nearest_chamfer"]) == (1, 0)
@@ -106,7 +110,7 @@ def test_what_is_nearest_is_so_by_all_distances(data: Path) -> None:
     """The Chamfer distance, of all voxels, is the smallest of those to the eight that share most."""
     learned = items(data, "train")
     own = ball(13)
-    (found,) = nearest_training([Item("a", own)], data, points=400)
+    (found,) = nearest_training([NamedShape("a", own)], data, points=400)
     places = shape_points(own, 400).positions
     distances = {item.name: chamfer(places, shape_points(item.voxels, 400).positions) for item in learned}
     assert found.nearest_chamfer == min(distances.values())
@@ -122,8 +126,8 @@ def test_what_is_nearest_is_so_by_all_distances(data: Path) -> None:
 
 def test_only_empty_samples_are_as_bad_as_can_be(data: Path, tmp_path: Path) -> None:
     bare = Voxels(Grid.empty(voxel_size=1 / 16, origin=1 / 32))
-    found = evaluate(
-        [Item("bare", bare), *(Item(str(n), nothing(ball(1))) for n in range(2))], data, points=64, emd=True
+    found = evaluate_shapes(
+        [NamedShape("bare", bare), *(NamedShape(str(n), nothing(ball(1))) for n in range(2))], data, points=64, emd=True
     )
     row = found.rows["samples"]
     assert (row["one_nna"], row["coverage"], row["mmd"], row["valid"], row["empty"]) == (1, 0, math.inf, 0, 3)
@@ -138,25 +142,25 @@ def test_only_empty_samples_are_as_bad_as_can_be(data: Path, tmp_path: Path) -> 
 def test_other_shapes_are_told_apart(data: Path) -> None:
     flat = Grid.full((-5, -1, -5), (5, 0, 5), voxel_size=1 / 16, origin=1 / 32)
     up = torch.tensor([[0.0, 1.0, 0.0]]).repeat(flat.num_voxels, 1)
-    found = evaluate([Item(str(n), Voxels(flat, {"normal": up})) for n in range(TEST)], data, points=256)
+    found = evaluate_shapes([NamedShape(str(n), Voxels(flat, {"normal": up})) for n in range(TEST)], data, points=256)
     assert found.rows["samples"]["one_nna"] == 1
     assert found.rows["samples"]["coverage"] == 1 / TEST
     assert found.rows["samples"]["mmd"] > found.rows["training"]["mmd"]
-    assert found.rows["samples"]["closed"] == 0
+    assert found.rows["samples"]["watertight"] == 0
 
 
 def test_shapes_without_normals_are_compared_without(data: Path) -> None:
-    shapes = [Item(str(n), Voxels(ball(n).grid)) for n in range(1, 9, 2)]
-    found = evaluate(shapes, data, on="surface", points=100)
+    shapes = [NamedShape(str(n), Voxels(ball(n).grid)) for n in range(1, 9, 2)]
+    found = evaluate_shapes(shapes, data, on="surface", points=100)
     assert all("normal_consistency" in row for row in found.rows.values() if "mmd" in row)  # those of the surfaces
-    found = evaluate(shapes, data, points=100)
+    found = evaluate_shapes(shapes, data, points=100)
     assert not any("normal_consistency" in row for row in found.rows.values())
-    assert found.rows["samples"]["closed"] == found.rows["training"]["closed"] == 1
+    assert found.rows["samples"]["watertight"] == found.rows["training"]["watertight"] == 1
 
 
 def test_equal_seeds_give_equal_figures(data: Path) -> None:
     def metrics_of(seed: int) -> Any:
-        found = evaluate(items(data, "test"), data, count=3, points=64, seed=seed)
+        found = evaluate_shapes(items(data, "test"), data, count=3, points=64, seed=seed)
         return found.rows, found.samples
 
     assert metrics_of(0) == metrics_of(0)
@@ -165,11 +169,11 @@ def test_equal_seeds_give_equal_figures(data: Path) -> None:
 
 def test_the_coarsest_level_is_that_of_data_sets(data: Path) -> None:
     fine, coarse = (ShapeFolder(data, "train", level=level)[4] for level in (1, 0))
-    assert coarsest(fine.grid, BOX, 1).same_voxels(coarse.grid)
-    assert coarsest(coarse.grid, BOX, 0) is coarse.grid
+    assert coarsest_grid(fine.grid, BOX, 1).same_voxels(coarse.grid)
+    assert coarsest_grid(coarse.grid, BOX, 0) is coarse.grid
     assert level_of(coarse.grid, BOX) == 0
-    at_coarse = evaluate(
-        [Item(str(n), ShapeFolder(data, "train", level=0)[n]) for n in range(2)], data, level=0, points=64
+    at_coarse = evaluate_shapes(
+        [NamedShape(str(n), ShapeFolder(data, "train", level=0)[n]) for n in range(2)], data, level=0, points=64
     )
     assert at_coarse.rows["samples"]["nearest_iou"] == 1
     assert at_coarse.settings["resolution"] == 4
@@ -187,7 +191,7 @@ def test_the_coarsest_level_is_that_of_data_sets(data: Path) -> None:
 )
 def test_bad_options_are_named(data: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(items(data, "test"), data, **changes)
+        evaluate_shapes(items(data, "test"), data, **changes)
     with pytest.raises(ValueError, match=message):
         evaluate_folder(data, data, **changes)
 
@@ -195,13 +199,13 @@ def test_bad_options_are_named(data: Path, changes: dict[str, Any], message: str
 def test_what_cannot_be_compared_is_an_error(data: Path, tmp_path: Path) -> None:
     found = f"got 1 samples, {TEST} of 'test' and {TRAIN} of 'train'"
     with pytest.raises(ValueError, match=f"each set must hold at least 2 shapes, {found}"):
-        evaluate(items(data, "test")[:1], data)
-    with pytest.raises(ValueError, match=r"samples must have voxels of 0\.25, got \(0\.0625, .* in '01'"):
-        evaluate(items(data, "test"), data, level=0)
-    with pytest.raises(IndexError, match="level must be among the 2"):
-        evaluate(items(data, "test"), data, level=2)
-    with pytest.raises(FileNotFoundError, match="is no data set"):
-        evaluate(items(data, "test"), tmp_path)
+        evaluate_shapes(items(data, "test")[:1], data)
+    with pytest.raises(ValueError, match=r"samples must have voxels of size 0\.25, got \(0\.0625, .* in '01'"):
+        evaluate_shapes(items(data, "test"), data, level=0)
+    with pytest.raises(IndexError, match="level must be one of the 2"):
+        evaluate_shapes(items(data, "test"), data, level=2)
+    with pytest.raises(FileNotFoundError, match="is no dataset"):
+        evaluate_shapes(items(data, "test"), tmp_path)
 
 
 # Files
@@ -236,13 +240,13 @@ def test_meshes_are_cut_into_voxels(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"samples must be a folder, got .*, which does not exist"):
         read_samples(tmp_path / "none", BOX, -1)
-    with pytest.raises(FileNotFoundError, match="there are neither voxels"):
+    with pytest.raises(FileNotFoundError, match=r"must hold voxels \(.npz\) or meshes"):
         read_samples(tmp_path, BOX, -1)
     fine = ball(1)
     written(tmp_path, {"a": fine})
-    with pytest.raises(ValueError, match=r"expected voxels of 0\.25, got 1 files, all of other levels"):
+    with pytest.raises(ValueError, match=r"must hold voxels of size 0\.25, got 1 files, all of other levels"):
         read_samples(tmp_path, BOX, 0)
     for wrong in (
         Grid.from_coords(fine.grid.ijk, voxel_size=1 / 32, origin=1 / 64),
@@ -253,7 +257,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
             read_samples(tmp_path, BOX, -1)
     for normal in (fine.attributes["normal"] * math.nan, fine.attributes["normal"][:, :2]):
         written(tmp_path, {"wrong": fine.with_attributes(normal=normal)})
-        with pytest.raises(ValueError, match=r"wrong\.npz: normals must be finite"):
+        with pytest.raises(ValueError, match=r"wrong\.npz: normals must be \[N, 3\] and finite"):
             read_samples(tmp_path, BOX, -1)
     (tmp_path / "wrong.npz").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match=r"wrong\.npz"):
@@ -272,10 +276,10 @@ def test_the_command_prints_and_writes(data: Path, tmp_path: Path, capsys: pytes
     assert out[0].split() == ["samples", "training", "held-out"]
     assert out[1].split() == ["shapes", str(TEST), str(TEST), str(TEST)]
     assert out[2].startswith("1-NNA ")
-    assert out[2].endswith("±14.4% by chance")
+    assert out[2].endswith("standard error 14.4%")
     assert any(line.startswith("MMD, EMD ") for line in out)
     assert f"{TEST} of 7 samples were compared" in out[-2]
-    assert out[-1] == f"{folder / 'evaluation.json'} has all metrics, those of each sample too"
+    assert out[-1] == f"{folder / 'evaluation.json'} holds all metrics, also those of each sample"
     read = json.loads((folder / "evaluation.json").read_text())
     assert len(read["samples"]) == TEST
     assert read["rows"]["samples"]["nearest_iou"] == 1
@@ -289,9 +293,9 @@ def test_the_command_prints_and_writes(data: Path, tmp_path: Path, capsys: pytes
 def test_the_command_says_what_is_wrong(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("jsonargparse", reason="the command line")
     assert main(["evaluate", str(tmp_path), "--data", str(data)]) == 2
-    assert "there are neither voxels" in capsys.readouterr().err
+    assert "must hold voxels (.npz) or meshes" in capsys.readouterr().err
     assert main(["evaluate", str(data), "--data", str(tmp_path)]) == 2
-    assert "is no data set" in capsys.readouterr().err
+    assert "is no dataset" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

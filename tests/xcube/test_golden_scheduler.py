@@ -13,7 +13,7 @@ from tests.goldens import GoldenFile, close
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, Solver
 from xcube.diffusion.schedule import official_schedule
-from xcube.training.callbacks import Average
+from xcube.training.callbacks import WeightEMA
 
 # The cumulative product of 1 - beta: the square of the factor of the clean latents.
 KEPT = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
@@ -108,7 +108,7 @@ def test_loops_of_dpm_solver(file: File, order: int, karras: bool, steps: int) -
 
 def test_the_average_of_weights(file: File) -> None:
     module = torch.nn.Linear(3, 2, bias=False)
-    average: Any = AveragedModel(module, **Average(0.9999)._kwargs)
+    average: Any = AveragedModel(module, **WeightEMA(0.9999)._kwargs)
     module.weight.data = file["ema/params"][0].clone()
     average.update_parameters(module)  # the first one is a copy
     for n in range(20):

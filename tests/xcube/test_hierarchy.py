@@ -174,13 +174,15 @@ def test_outside(kind):
         "voxels": sv.Voxels(sv.Grid.from_mesh(mesh.vertices, mesh.faces, voxel_size=size, origin=size / 2)),
     }[kind]
     box = Box((4, 16))
-    with pytest.raises(ValueError, match=r"shape must stay 0.125 away from the border .* outside='clip' leaves out"):
+    with pytest.raises(
+        ValueError, match=r"shape must keep a distance of 0.125 from the border .* outside='clip' omits"
+    ):
         build_hierarchy(given_, box)
     clipped = build_hierarchy(given_, box, outside="clip", samples=2000)[1].grid
     assert clipped.num_voxels
     assert all(-6 <= c < 6 for voxel in rows(clipped) for c in voxel)
     if kind == "voxels":
-        with pytest.raises(ValueError, match="away from the border"):
+        with pytest.raises(ValueError, match="from the border"):
             build_hierarchy(given_, box, outside="rescale")
         return
     for target in (box, Box((4, 16, 64)), Box((16,)), Box((4, 16), (1.0, 1.0, 0.5))):
@@ -222,7 +224,7 @@ def test_a_shape_far_too_large_takes_no_memory(outside):
     ball = ball.transform(lambda p: p + torch.tensor([5e4, 0.0, 0.0]))
     if outside == "error":
         with pytest.raises(
-            ValueError, match=r"shape must stay 0.125 away .*, got one from \(0.0, -50000.0, -50000.0\)"
+            ValueError, match=r"shape must keep a distance of 0.125 .*, got one from \(0.0, -50000.0, -50000.0\)"
         ):
             build_hierarchy(ball, Box((4, 16)))
         return
@@ -233,8 +235,11 @@ def test_a_shape_far_too_large_takes_no_memory(outside):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (sv.Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)), "shape has no voxel in the box: Mesh"),
-        (sv.Points(torch.zeros(0, 3)), "shape has no voxel in the box: Points"),
+        (
+            sv.Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)),
+            "shape must have voxels inside the box, got Mesh",
+        ),
+        (sv.Points(torch.zeros(0, 3)), "shape must have voxels inside the box, got Points"),
         (sv.Points(torch.full((1, 3), float("nan"))), "finite"),
         (sv.Mesh(torch.full((3, 3), float("inf")), torch.tensor([[0, 1, 2]])), "finite"),
         (sv.Voxels(sv.Grid.full(0, 1, voxel_size=0.1)), r"shape must have voxel_size \(0.125, 0.125, 0.125\)"),
@@ -256,7 +261,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="outside must be 'error', 'clip' or 'rescale', got 'crop'"):
         build_hierarchy(shape("sphere"), Box((4, 8)), outside="crop")  # type: ignore[arg-type]
     far = sv.Points(torch.tensor([[3.0, 0.0, 0.0]]))
-    with pytest.raises(ValueError, match="shape has no voxel in the box"):
+    with pytest.raises(ValueError, match="shape must have voxels inside the box"):
         build_hierarchy(far, Box((4, 8)), outside="clip")
 
 

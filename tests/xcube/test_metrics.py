@@ -16,7 +16,7 @@ from xcube.evaluation.metrics import (
     one_nna,
     one_nna_error,
     set_metrics,
-    soundness,
+    shape_validity,
 )
 from xcube.geometry.distances import distance_matrix
 
@@ -164,7 +164,7 @@ def test_bad_matrices_are_named() -> None:
         coverage(torch.full((2, 2), math.nan))
     with pytest.raises(ValueError, match="between must hold distances of at least 0, got -1"):
         minimum_matching_distance(-good)
-    with pytest.raises(ValueError, match=r"between must hold a distance at least, got shape \[0, 3\]"):
+    with pytest.raises(ValueError, match=r"between must hold at least one distance, got shape \[0, 3\]"):
         minimum_matching_distance(torch.zeros(0, 3))
     with pytest.raises(ValueError, match=r"between must have shape \[G, R\], got \[2\]"):
         coverage(torch.ones(2))
@@ -184,24 +184,35 @@ def ball(radius: float) -> Voxels:
 
 def test_sound_shapes() -> None:
     whole = ball(5)
-    found = soundness(whole)
-    assert (found.voxels, found.components, found.largest, found.closed) == (whole.num_voxels, 1, 1.0, True)
+    found = shape_validity(whole)
+    assert (found.voxels, found.components, found.largest_fraction, found.watertight) == (
+        whole.num_voxels,
+        1,
+        1.0,
+        True,
+    )
     assert found.valid
-    holed = soundness(whole.prune(whole.grid.ijk[:, 0] < 2))
-    assert (holed.components, holed.closed, holed.valid) == (1, False, False)
+    holed = shape_validity(whole.prune(whole.grid.ijk[:, 0] < 2))
+    assert (holed.components, holed.watertight, holed.valid) == (1, False, False)
     loose = torch.tensor([[7, 7, 7]], dtype=torch.int32)
     with_loose_voxel = Voxels(Grid.from_coords(torch.cat([whole.grid.ijk, loose])))
-    found = soundness(with_loose_voxel)
-    assert (found.components, found.closed, found.valid) == (2, True, False)
-    assert found.largest == whole.num_voxels / (whole.num_voxels + 1)
+    found = shape_validity(with_loose_voxel)
+    assert (found.components, found.watertight, found.valid) == (2, True, False)
+    assert found.largest_fraction == whole.num_voxels / (whole.num_voxels + 1)
 
 
 def test_a_given_surface_is_looked_at() -> None:
     triangle = Mesh(torch.eye(3), torch.tensor([[0, 1, 2]]))
-    assert not soundness(Voxels(Grid.full((0, 0, 0), (1, 1, 1))), triangle).closed
-    assert soundness(Voxels(Grid.full((0, 0, 0), (1, 1, 1)))).closed
+    assert not shape_validity(Voxels(Grid.full((0, 0, 0), (1, 1, 1))), triangle).watertight
+    assert shape_validity(Voxels(Grid.full((0, 0, 0), (1, 1, 1)))).watertight
 
 
 def test_nothing_is_not_valid() -> None:
-    found = soundness(Voxels(Grid.empty()))
-    assert (found.voxels, found.components, found.largest, found.closed, found.valid) == (0, 0, 0.0, False, False)
+    found = shape_validity(Voxels(Grid.empty()))
+    assert (found.voxels, found.components, found.largest_fraction, found.watertight, found.valid) == (
+        0,
+        0,
+        0.0,
+        False,
+        False,
+    )

@@ -11,7 +11,7 @@ from sparsevox import Grid, Mesh, Voxels
 from sparsevox.io import load_points, save_mesh, save_voxels, voxelize
 from xcube.cli import main
 from xcube.data import Box, build, build_hierarchy, file_sources, voxel_sources
-from xcube.data.converters import load_voxels_of
+from xcube.data.converters import load_box_voxels
 from xcube.data.dataset import read_card, read_index
 from xcube.data.sources import as_name
 
@@ -108,13 +108,13 @@ def test_faces_that_look_inwards_are_noted(tmp_path: Path) -> None:
         save_mesh(Mesh(mesh.vertices, faces), tmp_path / f"{name}.ply")
     build(file_sources([tmp_path]), tmp_path / "out", BOX, samples=1000)
     entries = read_index(tmp_path / "out", read_card(tmp_path / "out"))
-    assert {entry.name: entry.closed for entry in entries} == {"good": True, "odd": False}
+    assert {entry.name: entry.watertight for entry in entries} == {"good": True, "odd": False}
 
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "the file is empty"),
     (b"\xff\xfe", "index.csv"),
-    (None, "comes twice"),
+    (None, "is listed twice"),
 ])  # fmt: skip
 def test_a_damaged_index_is_named_and_kept(tmp_path: Path, content: bytes | None, message: str) -> None:
     save_mesh(ball(), tmp_path / "ball.ply")
@@ -131,9 +131,9 @@ def test_a_damaged_index_is_named_and_kept(tmp_path: Path, content: bytes | None
 def test_saved_voxels_say_where_they_lie_whatever_it_is(tmp_path: Path) -> None:
     voxels = Voxels(Grid.from_coords(torch.tensor([[20, 20, 20]])))
     save_voxels(voxels, tmp_path / "a.npz")
-    assert load_voxels_of(tmp_path / "a.npz", size=1.0, lower=(-16, -16, -16)).grid.same_voxels(voxels.grid)
+    assert load_box_voxels(tmp_path / "a.npz", size=1.0, lower=(-16, -16, -16)).grid.same_voxels(voxels.grid)
     np.save(tmp_path / "b.npy", np.array([[20, 20, 20]]))
-    moved = load_voxels_of(tmp_path / "b.npy", size=1.0, lower=(-16, -16, -16))
+    moved = load_box_voxels(tmp_path / "b.npy", size=1.0, lower=(-16, -16, -16))
     assert moved.grid.ijk.tolist() == [[4, 4, 4]]
     assert len(voxel_sources(tmp_path, BOX)) == 2
 

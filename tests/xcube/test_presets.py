@@ -21,7 +21,7 @@ from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
-from xcube.training.jobs import PRESETS, presets, read_preset, whole_presets
+from xcube.training.presets import PRESETS, cascade_presets, preset_names, read_preset
 
 for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="the command line and training")
@@ -45,7 +45,7 @@ DENOISER = {
     "waymo": ((512, 256), (4, 4)),
 }
 DENOISER_NAMES = [f"{folder}/{name}" for folder in OFFICIAL for name in DENOISERS]
-OURS = [name for name in presets() if name.split("/")[0] in (*OFFICIAL, "small")]
+OURS = [name for name in preset_names() if name.split("/")[0] in (*OFFICIAL, "small")]
 
 Made = dict[str, Any]
 
@@ -89,7 +89,7 @@ def made(called: Callable[..., Made]) -> Callable[..., Made]:
     return call
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", preset_names())
 def test_every_preset_parses(made, name):
     values = made(name)
     assert (values["data"], values["out"]) == (Path("data"), Path("out"))
@@ -218,11 +218,11 @@ def test_parameters_of_denoisers_are_the_official_ones(made, name):
     assert values["drop"] == hparams.get("text_embed_drop_prob", 0.1)
 
 
-@pytest.mark.parametrize("preset", whole_presets())
+@pytest.mark.parametrize("preset", cascade_presets())
 def test_the_parts_of_a_whole_preset_fit_each_other(preset):
     """`xcube train all` would begin: each part can be built, and is trained with the VAE of its level."""
     parts = read_preset(preset)
-    assert set(OFFICIAL) <= set(whole_presets())
+    assert set(OFFICIAL) <= set(cascade_presets())
     vaes = {part.level: part.options["model"] for part in parts if part.kind == "vae"}
     assert sorted(vaes) == [0, 1]
     assert {part.level for part in parts if part.kind == "denoiser"} == {0, 1}

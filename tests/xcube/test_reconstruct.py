@@ -130,13 +130,13 @@ def test_meshes_outside_of_the_box_are_named(folder: Path, capsys: pytest.Captur
     far = from_trimesh(trimesh.creation.icosphere(1))
     save_mesh(Mesh(far.vertices + 100, far.faces), folder / "far.ply")
     assert "box" in failed(folder, capsys, "far.ply", "--outside", "error")
-    assert "no voxel in the box" in failed(folder, capsys, "far.ply", "--outside", "clip")
+    assert "shape must have voxels inside the box" in failed(folder, capsys, "far.ply", "--outside", "clip")
 
 
 def test_a_refiner_of_another_level_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_pretrained(refiner(voxel_size=1 / 32), folder / "refine")
-    message = failed(folder, capsys, "ball.obj", "--refine", str(folder / "refine"))
-    assert "refine must be for voxels of 0.0625 as those of" in message
+    save_pretrained(refiner(voxel_size=1 / 32), folder / "refiner")
+    message = failed(folder, capsys, "ball.obj", "--refiner", str(folder / "refiner"))
+    assert "refiner must have the voxel_size 0.0625, like" in message
     assert "got 0.03125" in message
 
 

@@ -24,11 +24,11 @@ from xcube.networks.configs import RefinerConfig, VAEConfig
 from xcube.networks.losses import LossConfig
 from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
 from xcube.networks.vae import VAE
-from xcube.training.callbacks import Average
+from xcube.training.callbacks import WeightEMA
 from xcube.training.config import TrainConfig
 from xcube.training.data import validation_batches
-from xcube.training.modules import TrainVAE, latent_scale
-from xcube.training.run import train
+from xcube.training.modules import VAEModule, latent_scale
+from xcube.training.run import train_module
 from xcube.training.run_folder import CHECKPOINT, METRICS
 from xcube.training.train import train_refiner, train_vae
 
@@ -80,7 +80,7 @@ def validations(out: Path) -> list[tuple[str, str]]:
     return [(row["step"], row["val/iou"]) for row in rows(out) if row["val/iou"]]
 
 
-class Fragile(TrainVAE):
+class Fragile(VAEModule):
     """Fails at a step."""
 
     fatal = 2
@@ -98,7 +98,7 @@ def cut(data: Path, out: Path, error: BaseException | None = None, **changes: An
     module = Fragile(VAE(MODEL), config(**changes), LOSS)
     module.error = error or module.error
     with pytest.raises(type(module.error)):
-        train(module, data, out, quiet=True)
+        train_module(module, data, out, quiet=True)
 
 
 # Taken up again
@@ -188,7 +188,9 @@ def test_other_options_are_refused_unless_they_are_free(data: Path, tmp_path: Pa
     with pytest.raises(ValueError, match="kind vae, now refiner"):
         train_refiner(data, tmp_path, tmp_path, model=refine, train=config(), quiet=True)
     save_pretrained(VAE(MODEL), tmp_path / "converted")
-    with pytest.raises(ValueError, match=r"out must be the folder of a run, got .*, which holds a vae from elsewhere"):
+    with pytest.raises(
+        ValueError, match=r"out must be the folder of a run, got .*, which holds a vae that no run made"
+    ):
         run_vae(data, tmp_path / "converted")
 
 
@@ -243,7 +245,9 @@ def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path, keep: int) ->
     cut(data, tmp_path)
     file = tmp_path / CHECKPOINT
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"last.ckpt is damaged, so the run cannot go on; begin anew with restart"):
+    with pytest.raises(
+        ValueError, match=r"last.ckpt is damaged, so the run cannot be resumed; restart to train from scratch"
+    ):
         run_vae(data, tmp_path)
     run_vae(data, tmp_path, restart=True, steps=1)
 
@@ -255,14 +259,14 @@ def test_data_that_do_not_fit_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data must have the attributes \['label', 'normal'\] .* without \['label'\]"):
         run_vae(data, tmp_path, labels)
     for level in (1, -2):
-        with pytest.raises(ValueError, match=rf"level must be among the 1 of \(16,\), got {level}"):
+        with pytest.raises(ValueError, match=rf"level must be one of the 1 of \(16,\), got {level}"):
             train_vae(data, tmp_path, level, MODEL, quiet=True)
     labeled = built(tmp_path / "labeled", {3.0: "train", 4.0: "val"}, ("normal", "label"))
     with pytest.raises(
         ValueError, match=r"labels must lie in \[0, 3\), as num_labels of the model says, got \d+ to \d+"
     ):
         run_vae(labeled, tmp_path / "out", labels)
-    with pytest.raises(FileNotFoundError, match="is no data set"):
+    with pytest.raises(FileNotFoundError, match="is no dataset"):
         run_vae(tmp_path, tmp_path / "out")
 
 
@@ -295,7 +299,7 @@ def test_networks_that_do_not_fit_each_other_are_named(data: Path, tmp_path: Pat
     for changes, message in bad:
         with pytest.raises(ValueError, match=message):
             train_refiner(data, tmp_path / "out", tmp_path / "vae", model=RefinerConfig(**(good | changes)), quiet=True)
-    with pytest.raises(ValueError, match="first and last must be steps of the diffusion, 0 to 999, got 500 and 400"):
+    with pytest.raises(ValueError, match="first and last must be diffusion timesteps, 0 to 999, got 500 and 400"):
         train_refiner(data, tmp_path / "out", tmp_path / "vae", model=RefinerConfig(**good), first=500, quiet=True)
 
 
@@ -321,8 +325,8 @@ def test_validation_is_spread_over_the_split(data: Path) -> None:
 
 
 def test_the_average_lies_where_the_module_will_be() -> None:
-    module = TrainVAE(VAE(MODEL), config(), LOSS)
-    average, trainer = Average(0.9), SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    module = VAEModule(VAE(MODEL), config(), LOSS)
+    average, trainer = WeightEMA(0.9), SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     average.setup(trainer, module, "fit")
     assert average._average_model is not None
     assert {p.device.type for p in average._average_model.parameters()} == {"meta"}

@@ -13,7 +13,7 @@ from xcube.networks.losses import Losses
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.refiner import Refiner
 from xcube.networks.vae import VAE
-from xcube.training.modules import Trained
+from xcube.training.modules import NetworkModule
 
 FAST = ["--train.steps", "3", "--train.batch_size", "2", "--train.val_every", "100", "--quiet"]
 
@@ -85,7 +85,7 @@ def test_lower_precision_is_nearly_as_good(streets: Path, tmp_path: Path, monkey
     network = ["--model.channels", "[8,8]", "--model.voxel_size", "1.6", "--model.num_labels", "16"]
     for precision, found in seen.items():
         with monkeypatch.context() as patch:
-            patch.setattr(Trained, "_log", lambda self, stage, losses, batch, found=found: found.append(losses))
+            patch.setattr(NetworkModule, "_log", lambda self, stage, losses, batch, found=found: found.append(losses))
             train("vae", streets, tmp_path / precision, *network, "--train.precision", precision)
     assert [len(found) for found in seen.values()] == [3, 3]
     for full, half in zip(*seen.values(), strict=True):

@@ -77,20 +77,20 @@ def test_lists(shapes, tmp_path):
     }
     report = build(sources, tmp_path / "out", **FEW)
     assert [(s.name, s.reason) for s in report.skipped] == [("flat/box%2099", "unreadable")]
-    assert "val.lst lists 'flat/box 99', and there is no such shape" in report.skipped[0].detail
+    assert "val.lst lists 'flat/box 99', which does not exist" in report.skipped[0].detail
     assert len(ShapeFolder(tmp_path / "out", "val")) == 1
 
 
 def test_bad_lists(shapes, tmp_path):
     sources = file_sources([shapes])
-    with pytest.raises(FileNotFoundError, match=r"there is no list such as train.lst"):
+    with pytest.raises(FileNotFoundError, match=r"must hold lists such as train.lst"):
         with_lists(sources, tmp_path)
     (tmp_path / "train.lst").write_text("box 1")
     (tmp_path / "val.lst").write_text("flat/box 1")
-    with pytest.raises(ValueError, match=r"'flat/box%201' is on two lists of .*, val.lst is the second"):
+    with pytest.raises(ValueError, match=r"'flat/box%201' is on two lists of .*, the second is val.lst"):
         with_lists(sources, tmp_path)
     (tmp_path / "val.lst").write_text("same")
-    with pytest.raises(ValueError, match=r"val.lst: 'same' may be 'a/same' or 'b/same'"):
+    with pytest.raises(ValueError, match=r"val.lst: 'same' matches both 'a/same' and 'b/same'"):
         with_lists([Source("a/same", partial(make, 0)), Source("b/same", partial(make, 0))], tmp_path)
 
 
@@ -126,22 +126,24 @@ def test_points_and_meshes_in_ply(shapes, tmp_path):
     assert isinstance(source.load(), sv.Points)
     assert isinstance(file_sources([shapes])[0].load(), sv.Mesh)
     (entry,) = build([source], tmp_path / "out", **FEW).built
-    assert entry.closed is None
+    assert entry.watertight is None
 
 
 def test_bad_paths(shapes, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nope: there is no such file or folder, and nothing matches"):
+    with pytest.raises(FileNotFoundError, match=r"nope: no such file or folder, and no match"):
         file_sources([tmp_path / "nope"])
-    with pytest.raises(FileNotFoundError, match=r"\*.obj: there is no such file or folder"):
+    with pytest.raises(FileNotFoundError, match=r"\*.obj: no such file or folder"):
         file_sources([f"{shapes}/*.obj"])
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"a.txt: must end in one of .bin, .glb"):
+    with pytest.raises(ValueError, match=r"a.txt must end in one of .bin, .glb"):
         file_sources([tmp_path / "a.txt"])
     with pytest.raises(ValueError, match="paths must lead to meshes or point clouds, got none"):
         file_sources([tmp_path])
     one = shapes / "flat" / "box 1.ply"
     (tmp_path / "BOX 1.ply").write_bytes(one.read_bytes())
-    with pytest.raises(ValueError, match=r"two shapes are called 'box%201' and 'BOX%201': .*box 1.ply and .*BOX 1.ply"):
+    with pytest.raises(
+        ValueError, match=r"names must differ, got 'box%201' and 'BOX%201' for .*box 1.ply and .*BOX 1.ply"
+    ):
         file_sources([one, tmp_path / "BOX 1.ply"])
-    with pytest.raises(ValueError, match=r"two shapes are called"):
+    with pytest.raises(ValueError, match=r"names must differ"):
         build([Source("a", partial(make, 1)), Source("a", partial(make, 2))], tmp_path / "out", **FEW)

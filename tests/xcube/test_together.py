@@ -24,7 +24,7 @@ from xcube.networks.refiner import Refiner, refiner_losses
 from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
-from xcube.training.modules import TrainVAE
+from xcube.training.modules import VAEModule
 
 STEPS = 3
 MODEL = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
@@ -40,8 +40,8 @@ TRAIN = TrainConfig(
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from xcube.training.modules import TrainVAE
-from xcube.training.run import train
+from xcube.training.modules import VAEModule
+from xcube.training.run import train_module
 from xcube.training.train import LossConfig, TrainConfig, VAEConfig
 from xcube.networks.vae import VAE
 
@@ -49,7 +49,7 @@ torch.set_num_threads(1)
 data, out, cutoff = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 model, loss, options = {model}, {loss}, {train}
 
-class Skewed(TrainVAE):
+class Skewed(VAEModule):
     elapsed = property(lambda self: super().elapsed + 300 * self.global_rank)
 
 def run(name, kind, model, options):
@@ -60,16 +60,16 @@ def run(name, kind, model, options):
             torch.nn.init.zeros_(head.out.weight)
             head.out.bias.data.copy_(torch.tensor([10.0, -10.0]))
     hook = net.decoder.register_forward_hook(lambda m, i, decoded: sizes.append(decoded.voxels.num_voxels))
-    module = train(kind(net, TrainConfig.from_dict(options), LossConfig(**loss)), data, out / name, quiet=True)
+    module = train_module(kind(net, TrainConfig.from_dict(options), LossConfig(**loss)), data, out / name, quiet=True)
     torch.save([sizes, module.net.state_dict()], out / f"{{name}}-{{module.global_rank}}.pt")
 
-run("plain", TrainVAE, model, options)
+run("plain", VAEModule, model, options)
 shrunk = {{"keep": "predicted", "cutoff": cutoff, "box": [16, 16, 16]}}
 run("empty", Skewed, model | shrunk, options | {{"minutes": 10.0, "ema": 0.9}})
 """
 
 
-class Rank(TrainVAE):
+class Rank(VAEModule):
     """One that takes itself for a rank of its choice."""
 
     chosen = 0

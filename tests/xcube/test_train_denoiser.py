@@ -21,9 +21,9 @@ from xcube.networks.pretrained import from_pretrained, read_config, save_pretrai
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
-from xcube.training.denoiser import TrainDenoiser
-from xcube.training.latents import NUMBER, Prepared, Whole, category_of, first_of
-from xcube.training.run import train
+from xcube.training.denoiser import DenoiserModule
+from xcube.training.latents import SHAPE_INDEX, LatentDataset, ShapeConditions, category_of, first_value
+from xcube.training.run import train_module
 from xcube.training.train import train_denoiser
 
 SPARSE = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4)
@@ -72,7 +72,7 @@ class Stop(Exception):
     """Pulls the plug."""
 
 
-class Fragile(TrainDenoiser):
+class Fragile(DenoiserModule):
     """Fails at a step."""
 
     def training_step(self, batch: Voxels, index: int) -> torch.Tensor:
@@ -84,7 +84,7 @@ class Fragile(TrainDenoiser):
 def test_a_run_that_was_cut_short_ends_as_if_it_had_not(data: Path, vae: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "whole", vae)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xcube.training.denoiser.TrainDenoiser", Fragile)
+        patch.setattr("xcube.training.denoiser.DenoiserModule", Fragile)
         with pytest.raises(Stop):
             run(data, tmp_path / "cut", vae)
     assert not (tmp_path / "cut" / "model.safetensors").exists()
@@ -121,25 +121,27 @@ def test_latents_in_memory_are_those_of_every_step(
 
 def test_prepared_shapes(data: Path) -> None:
     shapes = ShapeFolder[Voxels](data, "train")
-    prepared, calls = Prepared(shapes), []
+    prepared, calls = LatentDataset(shapes), []
 
     def encode(voxels: Voxels) -> Voxels:
         calls.append(voxels.batch_size)
-        return Voxels(voxels.grid.coarsen(2), {NUMBER: first_of(voxels, NUMBER)[voxels.grid.coarsen(2).batch.long()]})
+        return Voxels(
+            voxels.grid.coarsen(2), {SHAPE_INDEX: first_value(voxels, SHAPE_INDEX)[voxels.grid.coarsen(2).batch.long()]}
+        )
 
-    assert [int(prepared[n].attributes[NUMBER][0]) for n in range(len(prepared))] == list(range(6))
-    prepared.encode(encode, config(batch_size=4), quiet=True)
+    assert [int(prepared[n].attributes[SHAPE_INDEX][0]) for n in range(len(prepared))] == list(range(6))
+    prepared.encode(encode, config(batch_size=4))
     assert calls == [4, 2]
     for n in range(6):
         assert prepared[n].grid.same_voxels(shapes[n].grid.coarsen(2))
         assert prepared.sizes[n] == prepared[n].num_voxels
-        assert first_of(prepared[n], NUMBER).tolist() == [n]
-    assert len(Prepared(shapes, 2)) == 2
+        assert first_value(prepared[n], SHAPE_INDEX).tolist() == [n]
+    assert len(LatentDataset(shapes, 2)) == 2
 
 
 def test_the_number_of_an_empty_shape_is_none_of_the_next() -> None:
     grid = Grid.from_coords(torch.tensor([[0, 0, 0, 0], [2, 0, 0, 0]]), batch_size=4)
-    assert first_of(Voxels(grid, {NUMBER: torch.tensor([5, 7])}), NUMBER).tolist() == [5, 0, 7, 0]
+    assert first_value(Voxels(grid, {SHAPE_INDEX: torch.tensor([5, 7])}), SHAPE_INDEX).tolist() == [5, 0, 7, 0]
 
 
 @pytest.mark.parametrize("prediction", ["v", "epsilon", "flow"])
@@ -165,18 +167,18 @@ def test_conditions_of_whole_shapes_reach_the_network(data: Path, vae: Path, tmp
     model = UNetConfig(latent_channels=2, channels=8, multipliers=(1,), heads=2, categories=2, text_channels=3)
     net = UNet(model)
     names = [entry.name for entry in ShapeFolder[Voxels](data, "train").entries]
-    whole = Whole(names, ("small", "large"), {names[0]: "one", names[4]: "two"}, Words())  # type: ignore[arg-type]
+    whole = ShapeConditions(names, ("small", "large"), {names[0]: "one", names[4]: "two"}, Words())  # type: ignore[arg-type]
     seen: list[Conditions] = []
     net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
-    module = TrainDenoiser(
+    module = DenoiserModule(
         net,
         config(steps=3, batch_size=6),
         from_pretrained(vae, VAE),
         scale=2.0,
-        whole={"train": whole, "val": whole},
+        shape_conditions={"train": whole, "val": whole},
         drop=0.5,
     )
-    train(module, data, tmp_path, quiet=True)
+    train_module(module, data, tmp_path, quiet=True)
     words = {"one": 1.0, "two": 2.0, "": 0.0}
     dropped = 0
     for conditions in seen[:3]:
@@ -200,17 +202,17 @@ class Words:
 
 
 def test_whole_shapes() -> None:
-    whole = Whole(["b-0", "a/1", "c"], ("a", "b"), {"c": "two", "b-0": "one"}, Words())  # type: ignore[arg-type]
+    whole = ShapeConditions(["b-0", "a/1", "c"], ("a", "b"), {"c": "two", "b-0": "one"}, Words())  # type: ignore[arg-type]
     found = whole.of(torch.tensor([2, 1, 0]))
     assert found["category"].tolist() == [-1, 0, 1]
     assert found["text"].tokens[:, 0, 0].tolist() == [2.0, 0.0, 1.0]
     assert category_of("ab", ("b", "a", "ab")) == 1
-    assert Whole(["a"]).of(torch.tensor([0])) == {}
+    assert ShapeConditions(["a"]).of(torch.tensor([0])) == {}
 
 
 def test_dropping_follows_from_the_step_alone(data: Path, vae: Path) -> None:
     net = UNet(UNetConfig(latent_channels=2, channels=8, multipliers=(1,), heads=2))
-    module = TrainDenoiser(net, config(), from_pretrained(vae, VAE), scale=2.0)
+    module = DenoiserModule(net, config(), from_pretrained(vae, VAE), scale=2.0)
     module.train()
     assert not module.vae.training
     voxels = ball(4.0)
@@ -222,13 +224,13 @@ def test_dropping_follows_from_the_step_alone(data: Path, vae: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"level": 4}, "level must be among the 1 of"),
+    ({"level": 4}, "level must be one of the 1 of"),
     ({"model": UNetConfig(latent_channels=3)}, "latent_channels of the VAE, 2, got 3"),
-    ({"model": BOX}, "model can be dense only if the latents of the VAE fill a box"),
+    ({"model": BOX}, "model must not be dense: the latents of a VAE without dense_neck"),
     ({"model": UNetConfig(latent_channels=2, extra=1)}, "model must have extra 0"),
     ({"model": UNetConfig(latent_channels=2, num_labels=4)}, "the model needs, got .* without \\['label'\\]"),
-    ({"categories": ("a",)}, "categories must be as many as the model has, 0"),
-    ({"model": UNetConfig(latent_channels=2, text_channels=8)}, "as many text_channels as the text model, 0"),
+    ({"categories": ("a",)}, "categories must be 0, as the model has"),
+    ({"model": UNetConfig(latent_channels=2, text_channels=8)}, "text_channels of the text model, 0"),
     ({"drop": 2.0}, r"drop must lie in \[0, 1\], got 2.0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(

@@ -21,8 +21,8 @@ from xcube.networks.refiner import Refiner, refiner_losses
 from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
-from xcube.training.modules import TrainVAE, noisy_decode
-from xcube.training.run import train
+from xcube.training.modules import VAEModule, noisy_decode
+from xcube.training.run import train_module
 from xcube.training.run_folder import CHECKPOINT
 from xcube.training.train import train_refiner, train_vae
 
@@ -60,16 +60,16 @@ def test_another_seed_gives_another_result(data: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_the_average(data: Path, tmp_path: Path) -> None:
-    module = TrainVAE(VAE(MODEL), config(steps=3, ema=0.5, warmup=0), LOSS)
+    module = VAEModule(VAE(MODEL), config(steps=3, ema=0.5, warmup=0), LOSS)
     seen: list[torch.Tensor] = []
     name = "encoder.enter.weight"
 
-    class Watch(TrainVAE):
+    class Watch(VAEModule):
         def on_before_zero_grad(self, optimizer: Any) -> None:
             seen.append(self.net.state_dict()[name].clone())
 
     module.__class__ = Watch
-    train(module, data, tmp_path, quiet=True)
+    train_module(module, data, tmp_path, quiet=True)
     last = torch.load(tmp_path / CHECKPOINT, weights_only=False)["current_model_state"][f"net.{name}"]
     kept = weights(tmp_path)[name]
     assert not torch.equal(kept, last)

@@ -1,4 +1,4 @@
-"""`xcube data`: data sets."""
+"""`xcube data`: build datasets."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 
 from xcube.commands.options import Integers, Names, Numbers
 from xcube.data import (
-    Report,
+    BuildReport,
     Source,
     build,
     file_sources,
@@ -33,7 +33,7 @@ PAPER = Integers((16, 128, 512))
 DEMO = Integers((16, 64))
 BLOCKS = Integers((128, 512))
 NORMALS = Names(("normal",))
-PARTS = Names(("normal", "label"))
+NORMALS_LABELS = Names(("normal", "label"))
 
 
 def build_files(
@@ -47,42 +47,42 @@ def build_files(
     samples: int = 1_000_000,
     seed: int = 0,
     outside: Outside = "error",
-    splits: dict[str, float] = dict(SPLITS),  # noqa: B006  (read only; help shows it)
+    splits: dict[str, float] = dict(SPLITS),  # noqa: B006  (read only; shown by --help)
     source: str = "",
     license: str = "",
     workers: int | None = None,
     engine: Engine = "processes",
     overwrite: bool = False,
 ) -> int:
-    """Build a data set from meshes, point clouds or voxels, or go on with one.
+    """Build a dataset from meshes, point clouds or voxels, or resume one.
 
-    What cannot be used is left out and listed in report.csv. The same command goes on after an interruption. The exit
-    status is 1 if the data set stays empty and 2 if it cannot be built.
+    Shapes that cannot be used are skipped and listed in report.csv. The same command resumes after an interruption. The
+    exit status is 1 if the dataset stays empty and 2 if it cannot be built.
 
     Args:
-        shapes: files, folders, or patterns such as 'scans/**/*.ply'; with another layout, one folder
-        out: folder of the data set
-        levels: voxels along the first axis of the box, from the coarsest level to the finest
-        size: edges of the box around the origin, one for a cube or three
-        layout: what the folder holds: files of any names; CATEGORY/MODEL of ShapeNet; sequences/ of SemanticKITTI;
-            arrays of voxels of the finest level
-        lists: folder of lists, train.lst and the like, that say which shapes belong to which split
-        attributes: what to keep of each voxel, of normal, color, label, instance and intensity
-        samples: points on the surface of a mesh, from which attributes come
-        seed: of these points
-        outside: what to do with shapes that do not fit into the box: leave them out, cut them off, or scale them
-        splits: share of each split, where no list says
-        source: where the shapes come from, for the card
-        license: under which license they may be used, for the card
-        workers: processes at work; as many as there are cores by default, 0 for this one
-        engine: processes of this machine, or ray, a cluster whose nodes see the same files
-        overwrite: remove the data set that is there first
+        shapes: Files, folders, or patterns such as 'scans/**/*.ply'; with a layout other than files, one folder.
+        out: Output folder of the dataset.
+        levels: Number of voxels along the first axis of the box, from the coarsest level to the finest.
+        size: Edge lengths of the box around the origin: one for a cube, or three.
+        layout: Layout of the input: files of any name; CATEGORY/MODEL of ShapeNet; sequences/ of SemanticKITTI; arrays
+            of voxels of the finest level.
+        lists: Folder of lists such as train.lst, which name the shapes of each split.
+        attributes: Voxel attributes to store, of normal, color, label, instance and intensity.
+        samples: Number of points on the surface of a mesh, from which attributes are computed.
+        seed: Random seed of the sample points.
+        outside: Treatment of shapes that do not fit into the box: error skips, clip cuts, rescale scales them.
+        splits: Fraction of each split, for shapes that are on no list.
+        source: Origin of the shapes, for the card of the dataset.
+        license: License of the shapes, for the card of the dataset.
+        workers: Number of processes; by default one per core, 0 builds in this process.
+        engine: Engine that runs the processes: processes on this machine, or ray, a cluster that sees the same files.
+        overwrite: Remove an existing dataset first.
     """
     box = as_box(levels, size[0] if len(size) == 1 else size)
     if layout == "files":
         sources = file_sources(shapes)
     else:
-        folder = _one(shapes, layout)
+        folder = _one_folder(shapes, layout)
         if layout == "shapenet":
             sources = shapenet_sources(folder)
         else:
@@ -105,31 +105,32 @@ def build_files(
         overwrite=overwrite,
         progress=True,
     )
-    return _say(report, out)
+    return _print_report(report, out)
 
 
-def build_parts(
+def build_procedural(
     out: Path,
     count: int = 1400,
     levels: Integers = DEMO,
-    attributes: Names = PARTS,
+    attributes: Names = NORMALS_LABELS,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Build a data set of chairs, tables, sofas, lamps, airplanes and cars that are made by rule.
+    """Build a dataset of procedural chairs, tables, sofas, lamps, airplanes and cars.
 
-    The exit status is 1 if the data set stays empty and 2 if it cannot be built.
+    The exit status is 1 if the dataset stays empty and 2 if it cannot be built.
 
     Args:
-        out: folder of the data set
-        count: how many shapes, as many of each family
-        levels: voxels along the box, from the coarsest level to the finest
-        attributes: what to keep of each voxel, of normal and label
-        workers: processes at work; as many as there are cores by default, 0 for this one
-        overwrite: remove the data set that is there first
+        out: Output folder of the dataset.
+        count: Number of shapes, divided equally among the families.
+        levels: Number of voxels along the box, from the coarsest level to the finest.
+        attributes: Voxel attributes to store, of normal and label.
+        workers: Number of processes; by default one per core, 0 builds in this process.
+        overwrite: Remove an existing dataset first.
     """
     box = as_box(levels)
-    return _by_rule(procedural_sources(count, box), out, box, attributes, "xcube.procedural.shapes", workers, overwrite)
+    sources = procedural_sources(count, box)
+    return _build_generated(sources, out, box, attributes, "xcube.procedural.shapes", workers, overwrite)
 
 
 def build_scenes(
@@ -137,31 +138,31 @@ def build_scenes(
     count: int = 100,
     levels: Integers = BLOCKS,
     size: Numbers = STREET,
-    attributes: Names = PARTS,
+    attributes: Names = NORMALS_LABELS,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Build a data set of streets with houses, trees and vehicles that are made by rule.
+    """Build a dataset of procedural streets with houses, trees and vehicles.
 
-    The exit status is 1 if the data set stays empty and 2 if it cannot be built.
+    The exit status is 1 if the dataset stays empty and 2 if it cannot be built.
 
     Args:
-        out: folder of the data set
-        count: how many scenes
-        levels: voxels along the first axis of the box, from the coarsest level to the finest
-        size: edges of the box, meters
-        attributes: what to keep of each voxel, of normal and label
-        workers: processes at work; as many as there are cores by default, 0 for this one
-        overwrite: remove the data set that is there first
+        out: Output folder of the dataset.
+        count: Number of scenes.
+        levels: Number of voxels along the first axis of the box, from the coarsest level to the finest.
+        size: Edge lengths of the box in meters.
+        attributes: Voxel attributes to store, of normal and label.
+        workers: Number of processes; by default one per core, 0 builds in this process.
+        overwrite: Remove an existing dataset first.
     """
     box = as_box(levels, size[0] if len(size) == 1 else size)
     names = [f"scene-{seed:06}" for seed in range(count)]
     sources = [Source(name, partial(scene_voxels, name, box)) for name in names]
     about = f"xcube.procedural.scenes, {len(CLASSES)} classes"
-    return _by_rule(sources, out, box, attributes, about, workers, overwrite)
+    return _build_generated(sources, out, box, attributes, about, workers, overwrite)
 
 
-def _by_rule(
+def _build_generated(
     sources: Sequence[Source],
     out: Path,
     box: Box,
@@ -170,7 +171,7 @@ def _by_rule(
     workers: int | None,
     overwrite: bool,
 ) -> int:
-    """Build a data set of shapes that are ours, and fit."""
+    """Build a dataset of procedural shapes."""
     report = build(
         sources,
         out,
@@ -182,17 +183,17 @@ def _by_rule(
         overwrite=overwrite,
         progress=True,
     )
-    return _say(report, out)
+    return _print_report(report, out)
 
 
-def _say(report: Report, out: Path) -> int:
+def _print_report(report: BuildReport, out: Path) -> int:
     sys.stdout.write(f"{report}\n")
     if report.skipped:
-        sys.stdout.write(f"{out / 'report.csv'} says which and why\n")
+        sys.stdout.write(f"{out / 'report.csv'} lists the skipped shapes\n")
     return 0 if report.built or report.kept else 1
 
 
-def _one(shapes: Sequence[str], layout: str) -> str:
+def _one_folder(shapes: Sequence[str], layout: str) -> str:
     if len(shapes) != 1:
-        raise ValueError(f"shapes must be one folder with layout {layout!r}, got {len(shapes)}")
+        raise ValueError(f"shapes must be one folder with layout {layout!r}, got {len(shapes)} paths")
     return shapes[0]

@@ -1,4 +1,4 @@
-"""`xcube demo`: a cascade from nothing, in one command."""
+"""`xcube demo`: a dataset, a trained cascade, samples and a page about them, in one command."""
 
 import json
 import sys
@@ -19,14 +19,15 @@ from xcube.data.hierarchy import Box
 from xcube.networks.pretrained import digest
 from xcube.pipeline.options import SampleOptions
 from xcube.procedural.shapes import procedural_sources
-from xcube.training.jobs import Part, box_of_parts, read_preset
+from xcube.training.jobs import TrainingJob
+from xcube.training.presets import preset_box, read_preset
 
 OPTIONS = "demo.json"
-SHAPES = {"demo": 1400, "small": 6000}  # of the data set
+SHAPES = {"demo": 1400, "small": 6000}  # in the dataset, by preset
 SAMPLES = 64
-GUIDANCE = 1.25  # where classes are asked for
-OTHER = 3.0  # minutes for everything but training
-OWN = "yours"  # how the names of the user's meshes begin
+GUIDANCE = 1.25  # for denoisers that take a category
+OTHER_MINUTES = 3.0  # for everything but training
+OWN = "yours"  # prefix of the names of the user's meshes
 
 
 def demo(
@@ -38,72 +39,75 @@ def demo(
     restart: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Make a data set, train a cascade on it, and make new shapes: 15 minutes on two cores, and nothing to download.
+    """Build a dataset, train a cascade and generate shapes: 15 minutes on two cores, with nothing to download.
 
-    The data set is of chairs, tables, sofas, lamps, airplanes and cars by rule, and of meshes of yours. On it a VAE, a
-    denoiser and what repairs are trained for each level. Of 64 new shapes the first 16 are shown, the others are for
-    metrics. The same command goes on after an interruption, and makes only what is missing.
+    The dataset has procedural chairs, tables, sofas, lamps, airplanes and cars, and your own meshes. For each level a
+    VAE, a denoiser and a refiner are trained on it. Of the 64 generated shapes the page shows the first 16; metrics are
+    computed from all. The same command resumes after an interruption, and makes only what is missing.
 
     Args:
-        out: folder of all of it; index.html shows it
-        minutes: how long it may take, about; fewer make rougher shapes, and three are for all but training
-        mesh: meshes of yours, to be learned from; the first eight are reconstructed, and made again from coarse voxels
-        preset: demo, 16^3 and then 64^3; or small, 32^3 and then 128^3, which is taken where there is a GPU
-        seed: of the new shapes
-        restart: begin anew, whatever is in the folder
-        quiet: show no progress
+        out: Output folder; open its index.html.
+        minutes: Approximate time limit in minutes, of which three are not for training; less time gives rougher shapes.
+        mesh: Mesh files to add to the training data; the first eight are reconstructed, and upsampled from their
+            coarse voxels.
+        preset: Networks to train: demo, 16^3 and then 64^3; or small, 32^3 and then 128^3, the default on a GPU.
+        seed: Random seed of the samples.
+        restart: Start from scratch, whatever the folder holds.
+        quiet: Show no progress.
     """
     chosen = preset or ("small" if torch.cuda.is_available() else "demo")
-    parts = read_preset(chosen)
-    _check(parts, minutes, seed)
-    box, say = box_of_parts(parts), _speaker(quiet)
+    jobs = read_preset(chosen)
+    _check(jobs, minutes, seed)
+    box, log = preset_box(jobs), _logger(quiet)
     sources = _sources(SHAPES.get(chosen, SHAPES["demo"]), box, mesh)
-    for source, path in _own(sources):
+    for source, path in _from_files(sources):
         _check_mesh(source, path)
-    _begin(out, {"preset": chosen, "meshes": {source.name: digest(path) for source, path in _own(sources)}}, restart)
+    _prepare_folder(
+        out, {"preset": chosen, "meshes": {source.name: digest(path) for source, path in _from_files(sources)}}, restart
+    )
     data, runs, samples = out / "data", out / "runs", out / "samples"
 
-    say(f"data: {len(sources):,} shapes of {' and '.join(f'{n}^3' for n in box.levels)}")
+    log(f"data: {len(sources):,} shapes of {' and '.join(f'{n}^3' for n in box.levels)}")
     _build(sources, data, box, restart, quiet)
 
-    say(f"training: {', '.join(part.name for part in parts)}")
-    from xcube.training.cascade import train_all  # slow to import, as what samples and paints
+    log(f"training: {', '.join(job.name for job in jobs)}")
+    from xcube.training.cascade import train_all  # slow to import, like the modules below
 
-    limit = None if minutes is None else max(minutes - OTHER, minutes / 2)
+    limit = None if minutes is None else max(minutes - OTHER_MINUTES, minutes / 2)
     trained = train_all(data, runs, chosen, limit, restart=restart, quiet=quiet)
 
-    say(f"sampling: {SAMPLES} shapes")
+    log(f"sampling: {SAMPLES} shapes")
     from xcube.pipeline.checkpoint import fingerprint
     from xcube.pipeline.output import SETTINGS
 
-    there = _read(samples / SETTINGS)
+    existing = _read_json(samples / SETTINGS) or {}
     wanted = {"model": fingerprint(runs), "seed": seed, "min_component": MIN_COMPONENT}
-    anew = restart or wanted != {name: (there or {}).get(name) for name in wanted}
-    asked = _categories(parts)
-    weight = GUIDANCE if asked else 1.0
-    # Noise on the way corrects the errors of a fine network that trained for minutes: flatter, and fewer loose parts.
-    # The coarse one is a flow, which has its own sampler.
-    options = SampleOptions(seed=seed, guidance=weight, sampler="ddpm", min_component=MIN_COMPONENT, quiet=quiet)
-    sample(runs, samples, SAMPLES, asked, options, restart=anew)
+    outdated = wanted != {name: existing.get(name) for name in wanted}
+    categories = _categories(jobs)
+    guidance = GUIDANCE if categories else 1.0
+    # The noise that ddpm adds at each step corrects errors of a fine denoiser that trained for minutes: surfaces are
+    # flatter, with fewer small components. The coarse denoiser predicts a flow, which has its own sampler.
+    options = SampleOptions(seed=seed, guidance=guidance, sampler="ddpm", min_component=MIN_COMPONENT, quiet=quiet)
+    sample(runs, samples, SAMPLES, categories, options, restart=restart or outdated)
 
-    say("figures and pictures")
-    from xcube.commands.demo_page import show
+    log("metrics and pictures")
+    from xcube.commands.demo_page import write_demo_page
 
-    show(out, trained, _own(sources), chosen, quiet)
-    say("done")
+    write_demo_page(out, trained, _from_files(sources), chosen, quiet)
+    log("done")
     sys.stdout.write(f"open {out / 'index.html'}, or look at {out / 'gallery.png'}; meshes are in {samples}\n")
     return 0
 
 
-def _check(parts: Sequence[Part], minutes: float | None, seed: int) -> None:
-    """What would else be found out after training."""
-    levels = range(max(part.level for part in parts) + 1)
-    lacking = {f"{kind}-{level}" for kind in ("vae", "denoiser") for level in levels} - {part.name for part in parts}
-    if lacking or len(levels) < 2:
-        told = f"lack of {', '.join(sorted(lacking))}" if lacking else "one"
-        raise ValueError(f"preset must have a VAE and a denoiser for each of two levels or more, got {told}")
-    if endless := [part.name for part in parts if part.train.minutes is None]:
-        raise ValueError(f"preset must have train.minutes in every part, got {', '.join(endless)} without")
+def _check(jobs: Sequence[TrainingJob], minutes: float | None, seed: int) -> None:
+    """Raise errors that would otherwise come only after training."""
+    levels = range(max(job.level for job in jobs) + 1)
+    missing = {f"{kind}-{level}" for kind in ("vae", "denoiser") for level in levels} - {job.name for job in jobs}
+    if missing or len(levels) < 2:
+        problem = f"no {', '.join(sorted(missing))}" if missing else "one level"
+        raise ValueError(f"preset must have a VAE and a denoiser for each of at least two levels, got {problem}")
+    if endless := [job.name for job in jobs if job.train.minutes is None]:
+        raise ValueError(f"preset must have train.minutes for every network, got {', '.join(endless)} without")
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes must be positive, got {minutes}")
     if seed < 0:
@@ -117,45 +121,45 @@ def _check_mesh(source: Source, path: Path) -> None:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
-def _categories(parts: Sequence[Part]) -> Names | None:
-    """What the first denoiser can be asked for, all in turn; None if there is nothing."""
-    first = next(part for part in parts if part.name == "denoiser-0")
+def _categories(jobs: Sequence[TrainingJob]) -> Names | None:
+    """The categories of the coarsest denoiser, None if it has none."""
+    first = next(job for job in jobs if job.name == "denoiser-0")
     return Names(first.options["categories"]) if "categories" in first.options else None
 
 
 def _sources(count: int, box: Box, mesh: Sequence[Path]) -> list[Source]:
-    """Shapes by rule, and files, all of which are learned from."""
+    """Procedural shapes, and mesh files, which all belong to the training split."""
     own = [replace(source, name=f"{OWN}/{source.name}", split="train") for source in file_sources(mesh)] if mesh else []
     return [*procedural_sources(count, box), *own]
 
 
-def _own(sources: Sequence[Source]) -> list[tuple[Source, Path]]:
-    """Those of files, with their files."""
+def _from_files(sources: Sequence[Source]) -> list[tuple[Source, Path]]:
+    """The sources that are files, with their files."""
     return [(source, source.path) for source in sources if source.path is not None]
 
 
-def _begin(out: Path, options: dict[str, Any], restart: bool) -> None:
-    """Make the folder, or see that it is of a demo with these options."""
+def _prepare_folder(out: Path, options: dict[str, Any], restart: bool) -> None:
+    """Create the folder, or check that it holds a demo with these options."""
     file = out / OPTIONS
-    there = _read(file)
-    if there is None and out.is_dir() and any(out.iterdir()):
+    existing = _read_json(file)
+    if existing is None and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"out must be a new or empty folder, or that of a demo, got {out}")
-    if there is not None and there != options and not restart:
+    if existing is not None and existing != options and not restart:
         raise ValueError(
-            f"{out} holds a demo of {there}, not of {options}; take another folder, or begin anew: restart"
+            f"{out} holds a demo of {existing}, not of {options}; use another folder, or restart from scratch"
         )
     if restart:
-        from xcube.training.run_folder import prepare  # slow to import
+        from xcube.training.run_folder import prepare_folder  # slow to import
 
-        for run in (out / "runs").glob("*"):  # a call after an interruption must not take them for its own
-            prepare(run, restart=True)
+        for run in (out / "runs").glob("*"):  # a call after an interruption must not resume them
+            prepare_folder(run, restart=True)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as written:
         written.write((json.dumps(options, indent=2) + "\n").encode())
 
 
 def _build(sources: Sequence[Source], data: Path, box: Box, restart: bool, quiet: bool) -> None:
-    """Build the data set, or what it lacks.
+    """Build the dataset, or what it lacks.
 
     Raises:
         ValueError: If a mesh of the user cannot be used.
@@ -174,8 +178,8 @@ def _build(sources: Sequence[Source], data: Path, box: Box, restart: bool, quiet
         raise ValueError(f"{skipped.path or skipped.name} cannot be used: {skipped.reason}: {skipped.detail}")
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """A JSON file, None if there is none or it is none."""
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if the file is missing or invalid."""
     try:
         values = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -183,14 +187,14 @@ def _read(file: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _speaker(quiet: bool) -> Callable[[str], None]:
-    """What says, with the time since now, what is done next."""
+def _logger(quiet: bool) -> Callable[[str], None]:
+    """A function that prints a line with the time since now."""
     start = time.monotonic()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if not quiet:
             minutes, seconds = divmod(round(time.monotonic() - start), 60)
             sys.stdout.write(f"[{minutes:2}:{seconds:02}] {text}\n")
             sys.stdout.flush()
 
-    return say
+    return log

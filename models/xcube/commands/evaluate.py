@@ -1,4 +1,4 @@
-"""`xcube evaluate`: generated shapes against a data set. Options and help are those of the function from Python."""
+"""`xcube evaluate`: compare generated shapes with a dataset. Options and help are those of `evaluate_folder`."""
 
 import functools
 import sys
@@ -8,52 +8,49 @@ from typing import Any
 
 import xcube.evaluation.evaluate
 
-# Lines of the table: the figure, its title, how it is shown, and what a reader should know.
-SHARE, COUNT, DISTANCE = "{:.1%}", "{:d}", "{:.3g}"
+# Lines of the table: the metric, its title, its format, and a remark.
+FRACTION, COUNT, DISTANCE = "{:.1%}", "{:d}", "{:.3g}"
 LINES = (
     ("shapes", "shapes", COUNT, ""),
-    ("one_nna", "1-NNA", SHARE, "50 % is ideal, 100 % is told apart; ±{error:.1%} by chance"),
-    ("coverage", "COV", SHARE, "higher is better"),
+    ("one_nna", "1-NNA", FRACTION, "50 % is ideal, 100 % is the worst; standard error {error:.1%}"),
+    ("coverage", "COV", FRACTION, "higher is better"),
     ("mmd", "MMD", DISTANCE, "lower is better"),
-    ("emd_one_nna", "1-NNA, EMD", SHARE, ""),
-    ("emd_coverage", "COV, EMD", SHARE, ""),
+    ("emd_one_nna", "1-NNA, EMD", FRACTION, ""),
+    ("emd_coverage", "COV, EMD", FRACTION, ""),
     ("emd_mmd", "MMD, EMD", DISTANCE, ""),
-    ("normal_consistency", "normals", SHARE, "agreement with the nearest held-out shape"),
+    ("normal_consistency", "normals", FRACTION, "agreement with the nearest held-out shape"),
     ("empty", "empty", COUNT, ""),
-    ("valid", "valid", SHARE, "one part with a closed surface"),
-    ("one_component", "one part", SHARE, ""),
-    ("closed", "closed", SHARE, ""),
-    ("nearest_iou", "nearest IoU", SHARE, "with a training shape, at the coarsest level"),
-    ("nearest_iou_max", "most of them", SHARE, "100 % is a copy"),
-    ("nearest_chamfer", "nearest CD", DISTANCE, "to a training shape"),
-    ("nearest_chamfer_min", "least of them", DISTANCE, "0 is a copy"),
+    ("valid", "valid", FRACTION, "one component, watertight"),
+    ("one_component", "1 component", FRACTION, ""),
+    ("watertight", "watertight", FRACTION, ""),
+    ("nearest_iou", "nearest IoU", FRACTION, "mean largest IoU with a training shape, coarsest level"),
+    ("nearest_iou_max", "largest", FRACTION, "100 % is a copy"),
+    ("nearest_chamfer", "nearest CD", DISTANCE, "mean smallest distance to a training shape"),
+    ("nearest_chamfer_min", "smallest", DISTANCE, "0 is a copy"),
 )
 COLUMNS = {"samples": "samples", "training": "training", "held_out": "held-out"}
 
 
 @functools.wraps(xcube.evaluation.evaluate.evaluate_folder)
 def evaluate(samples: Path, data: Path, out: Path | None = None, **options: Any) -> int:
-    """Write metrics and a table of them."""
     target = samples / "evaluation.json" if out is None else out
     found = xcube.evaluation.evaluate.evaluate_folder(samples, data, out=target, **options)
     sys.stdout.write(table(found.rows))
-    used, there = found.settings["shapes"], found.settings["samples"]
-    if used < there:
-        sys.stdout.write(
-            f"{used} of {there} samples were compared, as many as there are of each set, or were asked for\n"
-        )
-    sys.stdout.write(f"{target} has all metrics, those of each sample too\n")
+    used, total = found.settings["shapes"], found.settings["samples"]
+    if used < total:
+        sys.stdout.write(f"{used} of {total} samples were compared: the size of the smallest set, or --count\n")
+    sys.stdout.write(f"{target} holds all metrics, also those of each sample\n")
     return 0
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Figures side by side: a line for each, a column for each set, a remark."""
+    """Format the metrics as a table: a line for each, with a column for each set and a remark."""
     lines = [("", *COLUMNS.values(), ""), *cells(rows)]
     return "".join(f"{t:<14}{a:>10}{b:>10}{c:>10}  {remark}".rstrip() + "\n" for t, a, b, c, remark in lines)
 
 
 def cells(rows: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str, str, str]]:
-    """What stands in the lines of the table: a title, a figure for each set, a remark."""
+    """Return the cells of the table: for each line a title, a value for each set, and a remark."""
     error = rows["samples"]["one_nna_error"]
     found = []
     for key, title, form, remark in LINES:

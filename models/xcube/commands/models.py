@@ -1,4 +1,4 @@
-"""`xcube train`, `convert` and `reconstruct`: networks. Options and help are those of the functions from Python."""
+"""`xcube train`, `convert` and `reconstruct`. Options and help are those of the functions that they call."""
 
 import functools
 import sys
@@ -16,12 +16,12 @@ P = ParamSpec("P")
 
 
 def _trains(function: Callable[P, Module]) -> Callable[P, int]:
-    """A function that trains a network as a command."""
+    """Make a command of a function that trains a network."""
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> int:
         function(*args, **kwargs)
-        sys.stdout.write(f"{kwargs['out']} holds the network\n")
+        sys.stdout.write(f"network saved to {kwargs['out']}\n")
         return 0
 
     return command
@@ -34,15 +34,13 @@ train_denoiser = _trains(train.train_denoiser)
 
 @functools.wraps(cascade.train_all)
 def train_all(data: Path, out: Path, **options: Any) -> int:
-    """Train networks, and say where they are."""
     cascade.train_all(data, out, **options)
-    sys.stdout.write(f"{out} holds the networks: xcube sample --model {out}\n")
+    sys.stdout.write(f"networks saved to {out}; generate shapes with: xcube sample --model {out}\n")
     return 0
 
 
 @functools.wraps(convert_checkpoint)
 def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> int:
-    """Write the network of a checkpoint."""
     model = convert_checkpoint(checkpoint, out, hparams)
     sys.stdout.write(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.config}\n")
     return 0
@@ -50,7 +48,6 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> int:
 
 @functools.wraps(xcube.pipeline.reconstruct.reconstruct_file)
 def reconstruct(shape: Path, model: Path, out: Path, **options: Any) -> int:
-    """Write a reconstruction."""
     metrics = xcube.pipeline.reconstruct.reconstruct_file(shape, model, out, **options)
     for name, value in metrics.items():
         sys.stdout.write(f"{name:>16}  {value:,.4g}\n" if isinstance(value, float) else f"{name:>16}  {value:,}\n")

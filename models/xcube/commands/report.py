@@ -1,4 +1,4 @@
-"""A page about a cascade: its samples, how well it reconstructs, how it was trained, and pictures of all that."""
+"""The parts of the page of `xcube demo`: reconstructions, pictures of samples, training curves, the template."""
 
 import csv
 import tempfile
@@ -21,20 +21,20 @@ from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
 
 PICTURES = "pictures"
-BATCH = 16  # shapes that are reconstructed at once
-EXAMPLES = 6  # of reconstructions, in the picture
-TILE = 300  # pixels of a shape in a row of pictures
-SMOOTH = 0.1  # of a curve: what a new value counts
+BATCH = 16  # shapes reconstructed at once
+EXAMPLES = 6  # reconstructions in the picture
+TILE = 300  # width of a shape in a picture, in pixels
+SMOOTH = 0.1  # weight of a new value in a smoothed curve
 
 
 @dataclass(frozen=True)
-class Unseen:
+class HeldOut:
     """Reconstructions of shapes that no network was trained on.
 
-    shapes: How many.
-    iou: Of what each VAE decodes, a mean for each level, from the coarsest on.
-    refined: The same after the refinement network, None at levels without one.
-    examples: Some of them: of each the levels.
+    shapes: Number of shapes.
+    iou: Mean voxel IoU of what the VAE decodes, for each level from the coarsest on.
+    refined: The same after the refiner; None for a level without one.
+    examples: Some of the reconstructions: for each shape those of all levels.
     """
 
     shapes: int
@@ -43,8 +43,8 @@ class Unseen:
     examples: list[list[Reconstruction]] = field(repr=False)
 
 
-def reconstruct_split(pipeline: XCubePipeline, data: Path, split: str = "test") -> Unseen:
-    """Send all shapes of a split through the VAE of each level.
+def reconstruct_split(pipeline: XCubePipeline, data: Path, split: str = "test") -> HeldOut:
+    """Reconstruct all shapes of a split with the VAE and the refiner of each level.
 
     Raises:
         ValueError: If the split is empty.
@@ -60,21 +60,21 @@ def reconstruct_split(pipeline: XCubePipeline, data: Path, split: str = "test") 
             raise ValueError(f"data must have shapes of the split {split!r}, got {data}")
         chosen = torch.linspace(0, count - 1, min(count, EXAMPLES)).round().long().tolist()
         decoded: list[torch.Tensor] = []
-        repaired: list[torch.Tensor] = []
+        refined_iou: list[torch.Tensor] = []
         for begin in range(0, count, BATCH):
             batch = sv.collate([shapes[item] for item in range(begin, min(begin + BATCH, count))])
             made = reconstruct(batch.to(pipeline.device), level.vae, level.refiner)
             decoded.append(voxel_iou(made.decoded.grid, made.input.grid))
             if made.refined is not None:
-                repaired.append(voxel_iou(made.refined.grid, made.input.grid))
+                refined_iou.append(voxel_iou(made.refined.grid, made.input.grid))
         iou.append(float(torch.cat(decoded).mean()))
-        refined.append(float(torch.cat(repaired).mean()) if repaired else None)
+        refined.append(float(torch.cat(refined_iou).mean()) if refined_iou else None)
         found.append([reconstruct(shapes[n].to(pipeline.device), level.vae, level.refiner) for n in chosen])
-    return Unseen(count, iou, refined, [list(levels) for levels in zip(*found, strict=True)])
+    return HeldOut(count, iou, refined, [list(levels) for levels in zip(*found, strict=True)])
 
 
 def draw_levels(rows: Mapping[str, Sequence[Voxels]], path: Path) -> None:
-    """Write a picture with a titled row of shapes, colored by their normals, for each entry; one scale a row."""
+    """Write a picture with a titled row of shapes, colored by their normals, for each entry; each row has one scale."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{n}.png" for n in range(len(rows))]
         for file, (title, shapes) in zip(files, rows.items(), strict=True):
@@ -83,31 +83,31 @@ def draw_levels(rows: Mapping[str, Sequence[Voxels]], path: Path) -> None:
         stack(files, path)
 
 
-def draw_unseen(examples: Sequence[Sequence[Reconstruction]], path: Path) -> None:
-    """Write a picture of reconstructions: of each level a row of what went in and one of what came back."""
+def draw_held_out(examples: Sequence[Sequence[Reconstruction]], path: Path) -> None:
+    """Write a picture of reconstructions: for each level a row of inputs and a row of outputs."""
     rows: dict[str, list[Voxels]] = {}
     for level in range(len(examples[0])):
-        rows[f"level {level}: in"] = [shape[level].input for shape in examples]
-        rows[f"level {level}: out"] = [shape[level].best for shape in examples]
+        rows[f"level {level}: input"] = [shape[level].input for shape in examples]
+        rows[f"level {level}: output"] = [shape[level].best for shape in examples]
     draw_levels({title: shapes for title, shapes in rows.items() if all(v.num_voxels for v in shapes)}, path)
 
 
 def draw_samples(samples: SampleFolder, near: Mapping[int, Mapping[str, Any]], data: Path, out: Path) -> None:
-    """Write a picture of each sample that is not empty: its levels, and beside it the nearest training shape.
+    """Write a picture of each sample that is not empty: its levels, and next to them the nearest training shape.
 
     Args:
-        samples: The folder.
-        near: Of each sample to draw, by number, what `evaluate` says of it.
-        data: Folder of the data set.
-        out: Folder for pictures called like the shapes.
+        samples: The folder of the samples.
+        near: Metrics of each sample to draw, by its number, from `Evaluation.samples`.
+        data: Folder of the dataset.
+        out: Folder for the pictures, which are named like the samples.
     """
     out.mkdir(parents=True, exist_ok=True)
     training = ShapeFolder[Voxels](data, "train", level=-1)
-    places = {entry.name: item for item, entry in enumerate(training.entries)}
+    indices = {entry.name: item for item, entry in enumerate(training.entries)}
     for number, metadata in near.items():
         levels = samples.levels(number)
-        nearest = training[places[metadata["nearest_chamfer_shape"]]]
-        shown = {f"{titled(voxels)}": voxels for voxels in levels} | {"nearest training shape": nearest}
+        nearest = training[indices[metadata["nearest_chamfer_shape"]]]
+        shown = {size_title(voxels): voxels for voxels in levels} | {"nearest training shape": nearest}
         if not all(voxels.num_voxels for voxels in shown.values()):
             continue
         file = out / f"{samples.file(number).stem}.png"
@@ -115,13 +115,13 @@ def draw_samples(samples: SampleFolder, near: Mapping[int, Mapping[str, Any]], d
         render_row(grids, file, titles=list(shown), colors=colors, width=TILE * len(shown))
 
 
-def titled(voxels: Voxels) -> str:
-    """How many voxels there are, and how large."""
+def size_title(voxels: Voxels) -> str:
+    """Describe voxels by their number and size."""
     return f"{voxels.num_voxels:,} voxels of 1/{round(1 / voxels.grid.voxel_size[0])}"
 
 
 def draw_curves(runs: Path, names: Sequence[str], path: Path) -> None:
-    """Write a picture of the losses of some runs as they were trained, smoothed, and of validations."""
+    """Write a picture of the training losses, smoothed, and the validation losses of runs."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
@@ -145,7 +145,7 @@ def draw_curves(runs: Path, names: Sequence[str], path: Path) -> None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """An exponential moving average."""
+    """Return the exponential moving average of values."""
     made = [values[0]]
     for value in values[1:]:
         made.append(made[-1] + SMOOTH * (value - made[-1]))
@@ -153,7 +153,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def write_page(path: Path, **values: Any) -> None:
-    """Fill the template of the page: what it shows is there already, in the folder of the page.
+    """Fill the template of the page; pictures that it shows are already in the folder of the page.
 
     Raises:
         ImportError: If jinja2 is not installed.

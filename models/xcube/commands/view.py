@@ -20,23 +20,23 @@ def view(
     port: int = 8080,
     limit: int = 16,
 ) -> int:
-    """Look at meshes, point clouds, voxels and data sets.
+    """View meshes, point clouds, voxels and datasets in the browser.
 
     Args:
-        shapes: files, or folders of data sets
-        page: write a page that opens offline in place of serving one
-        host: address at which to serve
-        port: port at which to serve
-        limit: how many shapes of a data set to show
+        shapes: Files, or folders of datasets.
+        page: Write a page that opens offline, instead of serving one.
+        host: Address of the server.
+        port: Port of the server.
+        limit: Largest number of shapes to show of a dataset.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     found: dict[str, Shape | list[Voxels]] = {}
     for path in map(Path, shapes):
         if path.is_dir():
-            found |= {_free(f"{path.name}/{name}", path, found): v for name, v in _of_data_set(path, limit).items()}
+            found |= {_unused(f"{path.name}/{name}", path, found): v for name, v in _load_dataset(path, limit).items()}
         else:
-            found[_free(path.stem, path, found)] = _of_file(path)
+            found[_unused(path.stem, path, found)] = _load_file(path)
     if page is not None:
         from sparsevox.viz import show_html
 
@@ -46,7 +46,7 @@ def view(
     from sparsevox.viz import serve
 
     server = serve(found, host=host, port=port)
-    sys.stdout.write(f"http://{host}:{server.get_port()}, until Ctrl-C\n")
+    sys.stdout.write(f"http://{host}:{server.get_port()} (Ctrl-C to stop)\n")
     sys.stdout.flush()
     try:
         server.sleep_forever()
@@ -55,19 +55,19 @@ def view(
     return 0
 
 
-def _of_data_set(path: Path, limit: int) -> dict[str, list[Voxels]]:
+def _load_dataset(path: Path, limit: int) -> dict[str, list[Voxels]]:
     shapes = ShapeFolder[list[Voxels]](path, None, level=range(len(ShapeFolder(path, None).card.box.levels)))
     return {shapes.entries[n].name: shapes[n] for n in range(min(limit, len(shapes)))}
 
 
-def _free(name: str, path: Path, taken: Container[str]) -> str:
-    """The name, or one that tells more, which no other shape has."""
+def _unused(name: str, path: Path, taken: Container[str]) -> str:
+    """The name, or a longer one if another shape has it."""
     numbered = (f"{path} ({number})" for number in itertools.count(2))
     return next(n for n in itertools.chain([name, path.name, str(path)], numbered) if n not in taken)
 
 
-def _of_file(path: Path) -> Shape:
-    """What a file holds: voxels where it says or looks so, else points, or a mesh."""
+def _load_file(path: Path) -> Shape:
+    """Load voxels, points or a mesh; arrays are voxels if they can be, else points."""
     suffix = path.suffix.lower()
     if suffix in (".npz", ".npy"):
         try:
@@ -76,5 +76,5 @@ def _of_file(path: Path) -> Shape:
             try:
                 return load_points(path)
             except ValueError:
-                raise error from None  # that of the format which is ours
+                raise error from None  # that of the voxel format
     return load_shape(path)

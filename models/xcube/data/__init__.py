@@ -1,6 +1,6 @@
-"""Data of XCube: hierarchies of voxels from shapes, data sets of them on disk, and shapes made by rule."""
+"""Data of XCube: voxel hierarchies of shapes, and datasets of them on disk."""
 
-from xcube.data.build import Report, build
+from xcube.data.build import BuildReport, build
 from xcube.data.converters import semantic_kitti_sources, shapenet_sources, voxel_sources
 from xcube.data.dataset import Attribute, Card
 from xcube.data.hierarchy import Box, build_hierarchy
@@ -10,8 +10,8 @@ from xcube.data.sources import Source, file_sources, with_lists
 __all__ = [
     "Attribute",
     "Box",
+    "BuildReport",
     "Card",
-    "Report",
     "ShapeFolder",
     "Source",
     "build",

@@ -1,4 +1,4 @@
-"""Data sets from shapes: in parallel, to be taken up again after a kill at any moment."""
+"""Building of datasets: in parallel, and resumable after a kill at any moment."""
 
 import time
 from collections import Counter
@@ -24,11 +24,11 @@ from xcube.data.dataset import (
     Attribute,
     Card,
     Entry,
-    is_data_set,
+    is_dataset,
     level_path,
     read_card,
     read_index,
-    remove_parts,
+    remove_partial_files,
     write_card,
     write_csv,
     write_index,
@@ -40,16 +40,16 @@ from xcube.data.sources import SPLITS, Source, Splits, seed_of, split_of, unique
 
 Engine = Literal["processes", "ray"]
 
-SAVE_SECONDS = 10.0  # how much work a kill may cost: the index is written so often
+SAVE_SECONDS = 10.0  # between writes of the index: the work that a kill may cost
 
 
 class Skipped(NamedTuple):
-    """A shape that was left out.
+    """A shape that was skipped.
 
-    name: What it would be called.
+    name: Its name.
     path: Its file, "" if it has none.
-    reason: In a few words.
-    detail: In full.
+    reason: The reason in a few words.
+    detail: The full error message.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Skipped(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a build did.
+class BuildReport:
+    """The result of a build.
 
-    built: Shapes that it made.
-    kept: How many of the others were there already.
-    skipped: What it left out, by name.
+    built: The shapes that were built.
+    kept: Number of shapes that the dataset already had.
+    skipped: The shapes that were skipped, by name.
     """
 
     built: Sequence[Entry] = ()
@@ -72,11 +72,11 @@ class Report:
     skipped: Sequence[Skipped] = field(default=())
 
     def __str__(self) -> str:
-        there = f", {self.kept:,} were there already" if self.kept else ""
-        lines = [f"{len(self.built):,} shapes built{there}, {len(self.skipped):,} skipped"]
+        kept = f", {self.kept:,} were there already" if self.kept else ""
+        lines = [f"{len(self.built):,} shapes built{kept}, {len(self.skipped):,} skipped"]
         lines += [f"  {count:,} {reason}" for reason, count in Counter(s.reason for s in self.skipped).most_common()]
-        undefined = sum(entry.closed is False for entry in self.built)
-        lines += [f"{undefined:,} meshes built are open: their inside is undefined"] * (undefined > 0)
+        undefined = sum(entry.watertight is False for entry in self.built)
+        lines += [f"{undefined:,} meshes are not watertight, so their inside is undefined"] * (undefined > 0)
         return "\n".join(lines)
 
 
@@ -96,39 +96,38 @@ def build(
     engine: Engine = "processes",
     overwrite: bool = False,
     progress: bool = False,
-) -> Report:
-    """Build a data set, or what it still lacks, from shapes.
+) -> BuildReport:
+    """Build a dataset from shapes, or resume one.
 
-    A shape that cannot be used is left out and reported; the others do not suffer. The result does not depend on the
-    number of workers, the order of the sources, or on how often the work was broken off, to the byte. Shapes in the
-    index are not built again, also if their file has changed, and stay if they are no longer among the sources; those
-    skipped are tried again.
+    Shapes that cannot be used are skipped and reported. The result is the same to the byte for any number of workers,
+    any order of the sources and any number of interruptions. Shapes in the index are not built again, even if their
+    file has changed, and stay if they are no longer among the sources; skipped ones are tried again.
 
-    A script that uses workers needs `if __name__ == "__main__":`, as with every pool of processes.
+    A script that uses workers needs `if __name__ == "__main__":`, as with every process pool.
 
     Args:
-        sources: Shapes with names, as those of `file_sources` and of the converters.
-        out: The folder of the data set; made if it does not exist. `xcube.data.dataset` says what lies in it.
-        box: Its levels and its size.
-        attributes: Which attributes to keep. A shape that lacks one is left out. A mapping says how they are stored;
-            names alone are those of `ATTRIBUTES`.
-        samples: Points on the surface of a mesh, from which attributes come.
-        seed: Of these points, together with name and file of the shape.
-        outside: What to do with shapes that do not fit into the box (`build_hierarchy`); "error" leaves them out.
-        splits: Share of each split, for sources that name none.
-        source: Where the shapes come from, for the card.
-        license: Under which license they may be used, for the card.
-        workers: How many processes. 0 does the work in this one.
-        engine: "processes" of this machine, or "ray", a cluster whose nodes see the same files.
-        overwrite: Whether to remove what is in the folder, if it is a data set.
-        progress: Whether to show a bar.
+        sources: Named shapes, such as those of `file_sources` and of the converters.
+        out: Folder of the dataset, created if it does not exist; `xcube.data.dataset` describes its layout.
+        box: The box with its levels.
+        attributes: Attributes to store: names of `ATTRIBUTES`, or a mapping from any names to how they are stored. A
+            shape without one of them is skipped.
+        samples: Number of points on the surface of a mesh, from which attributes are computed.
+        seed: Random seed of these points, combined with name and file of the shape.
+        outside: What to do with shapes that do not fit into the box (`build_hierarchy`); "error" skips them.
+        splits: Fraction of each split, for sources without a split.
+        source: Origin of the shapes, for the card.
+        license: License of the shapes, for the card.
+        workers: Number of processes; 0 builds in this process.
+        engine: "processes" on this machine, or "ray", a cluster whose nodes see the same files.
+        overwrite: Whether to remove a dataset in the folder first.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ImportError: If a package is missing that the engine or the bar needs.
-        OSError: If a file of the data set cannot be written: the disk is full, for example. What is in the index by
-            then is whole; the same call goes on from there.
-        ValueError: If an argument is wrong, two sources have one name, the folder holds something else, or the data
-            set in it was built with other options.
+        ImportError: If a package that the engine or the progress bar needs is not installed.
+        OSError: If a file of the dataset cannot be written, for example because the disk is full. Shapes in the index
+            are complete; the same call resumes.
+        ValueError: If an argument is invalid, two sources have the same name, the folder holds something else, or a
+            dataset that was built with other options.
     """
     if engine not in ("processes", "ray"):
         raise ValueError(f"engine must be 'processes' or 'ray', got {engine!r}")
@@ -138,7 +137,7 @@ def build(
         if checks.integer(name, number) < least:
             raise ValueError(f"{name} must be at least {least}, got {number}")
     if not splits or min(splits.values()) < 0 or not sum(splits.values()) > 0:
-        raise ValueError(f"splits must have shares that are not negative, and not all 0, got {dict(splits)}")
+        raise ValueError(f"splits must be fractions that are not negative, and not all 0, got {dict(splits)}")
     options = {"samples": samples, "seed": checks.integer("seed", seed), "outside": outside, "splits": dict(splits)}
     ordered = unique(sources)
     card = Card(box, _as_stored(attributes), options, source, license)
@@ -154,14 +153,14 @@ def build(
     else:
         results = run_processes(make, waiting, workers) if workers else run_here(make, waiting)
     kept = len(ordered) - len(waiting)
-    with closing(_shown(results, len(ordered), kept) if progress else results) as shown:
-        built, skipped = _collect(shown, folder, card, entries)
+    with closing(_with_progress(results, len(ordered), kept) if progress else results) as found:
+        built, skipped = _collect(found, folder, card, entries)
     write_csv(folder / REPORT, Skipped._fields, sorted(skipped))
-    return Report(sorted(built), kept, sorted(skipped))
+    return BuildReport(sorted(built), kept, sorted(skipped))
 
 
 def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
-    """Load one shape and write its levels: its entry in the index, or why it has none.
+    """Load one shape and write its levels. Returns its entry in the index, or why it was skipped.
 
     Raises:
         OSError: If a file cannot be written.
@@ -175,8 +174,8 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
         seed = seed_of(source, card.options["seed"])
         shape = source.load()
     except ImportError:
-        raise  # nothing is wrong with the file
-    except Exception as error:  # noqa: BLE001  (readers of damaged files raise everything)
+        raise  # the file is not at fault
+    except Exception as error:  # noqa: BLE001  (readers of damaged files raise all kinds of errors)
         return skipped("unreadable", error)
     reason = _unusable(shape)
     if reason:
@@ -188,16 +187,16 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
         raise
     except ValueError as error:
         return skipped("out of the box", error)
-    except Exception as error:  # noqa: BLE001  (no memory, for example; one shape must not end the run)
+    except Exception as error:  # noqa: BLE001  (such as out of memory; one shape must not end the build)
         return skipped("failed", repr(error))
     try:
         write_shape(out, card, source.name, levels)
     except ValueError as error:
         return skipped("other attributes", error)
     metadata = describe(shape) if isinstance(shape, Mesh) else None
-    closed = None if metadata is None else metadata.closed and metadata.oriented
+    watertight = None if metadata is None else metadata.closed and metadata.oriented
     voxels = tuple(level.num_voxels for level in levels)
-    return Entry(source.name, split_of(source, card.options["splits"]), closed, voxels)
+    return Entry(source.name, split_of(source, card.options["splits"]), watertight, voxels)
 
 
 def _unusable(shape: Shape) -> tuple[str, str] | None:
@@ -226,21 +225,21 @@ def _as_stored(attributes: Sequence[str] | Mapping[str, Attribute]) -> dict[str,
 
 
 def _open(folder: Path, card: Card, overwrite: bool) -> list[Entry]:
-    """Make the folder ready for a card, and return the entries that are there with all their files."""
-    if overwrite and is_data_set(folder):
-        (folder / INDEX).unlink(missing_ok=True)  # first, so that it never points to what is gone
+    """Prepare the folder for a card, and return the entries whose files all exist."""
+    if overwrite and is_dataset(folder):
+        (folder / INDEX).unlink(missing_ok=True)  # first, so that it never points to missing files
         if (folder / SHAPES).exists():
             rmtree(folder / SHAPES)
         (folder / REPORT).unlink(missing_ok=True)
-        (folder / CARD).unlink()  # last, so that this can be broken off too
+        (folder / CARD).unlink()  # last, so that this can be interrupted too
     if not (folder / CARD).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        remove_parts(folder)
+        remove_partial_files(folder)
         if any(folder.iterdir()):
-            raise ValueError(f"out must be a new or empty folder, or a data set, got {folder}")
+            raise ValueError(f"out must be a new or empty folder, or a dataset, got {folder}")
         write_card(folder, card)
     _check_same(folder, read_card(folder), card)
-    remove_parts(folder)
+    remove_partial_files(folder)
     if not (folder / INDEX).exists():
         return []
     return [
@@ -250,21 +249,21 @@ def _open(folder: Path, card: Card, overwrite: bool) -> list[Entry]:
     ]
 
 
-def _check_same(folder: Path, there: Card, card: Card) -> None:
-    old, new = there.as_json(), card.as_json()
+def _check_same(folder: Path, existing: Card, card: Card) -> None:
+    old, new = existing.as_json(), card.as_json()
     other = [key for key in new if key != "creator" and old[key] != new[key]]
     if other:
         key = other[0]
         raise ValueError(
-            f"out must be built with the options it has, and {', '.join(other)} differ: {key} of {folder} is "
-            f"{old[key]!r}, got {new[key]!r}. Another folder, or overwriting, takes them"
+            f"a dataset must be resumed with its own options, but {', '.join(other)} differ: {key} of {folder} is "
+            f"{old[key]!r}, got {new[key]!r}; use another folder, or overwrite"
         )
 
 
 def _collect(
     results: Iterator[tuple[Source, Entry | Skipped | None]], folder: Path, card: Card, entries: dict[str, Entry]
 ) -> tuple[list[Entry], list[Skipped]]:
-    """Take results as they come, and write the index now and then, whatever happens at the end."""
+    """Collect results, and write the index every few seconds and in any case at the end."""
     built: list[Entry] = []
     skipped: list[Skipped] = []
     saved = time.monotonic()
@@ -275,7 +274,7 @@ def _collect(
                 entries[result.name] = result
             else:
                 path = "" if source.path is None else str(source.path)
-                died = Skipped(source.name, path, "worker died", "its process was killed, perhaps for want of memory")
+                died = Skipped(source.name, path, "worker died", "its process was killed, perhaps out of memory")
                 skipped.append(result or died)
             if time.monotonic() - saved > SAVE_SECONDS:
                 write_index(folder, card, entries.values())
@@ -285,7 +284,7 @@ def _collect(
     return built, skipped
 
 
-def _shown(results: Generator[Any], total: int, kept: int) -> Generator[Any]:
+def _with_progress(results: Generator[Any], total: int, kept: int) -> Generator[Any]:
     try:
         from tqdm import tqdm
     except ImportError as error:

@@ -1,7 +1,4 @@
-"""Data in the layouts that people have: ShapeNet-style folders, SemanticKITTI, arrays of voxels.
-
-Each makes sources for `build`.
-"""
+"""Sources for `build` from common layouts: ShapeNet-style folders, SemanticKITTI, arrays of voxels."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -18,14 +15,14 @@ from sparsevox.shapes import Points, Voxels
 from xcube.data.hierarchy import Box
 from xcube.data.sources import LIST, Source, as_name, file_source, load_shape, unique, with_lists
 
-# Where ShapeNetCore keeps the mesh of a model: version 2, then version 1.
+# Path of the mesh of a model in ShapeNetCore, version 2 and version 1.
 SHAPENET_MESHES = ("models/model_normalized.obj", "model.obj")
 
 SEMANTIC_KITTI_VAL = ("08",)
 SEMANTIC_KITTI_TRAIN = ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10")
 
-# Labels of SemanticKITTI -> the 19 classes of its benchmark for single sweeps, which count moving things with those at
-# rest. All others are 0, which the benchmark ignores.
+# Labels of SemanticKITTI -> the 19 classes of its single-scan benchmark, which does not distinguish moving objects. All
+# other labels become 0, which the benchmark ignores.
 SEMANTIC_KITTI: Mapping[int, int] = {
     label: number
     for number, labels in enumerate(
@@ -57,10 +54,10 @@ SEMANTIC_KITTI: Mapping[int, int] = {
 
 
 def shapenet_sources(root: str | PathLike[str]) -> list[Source]:
-    """Meshes in folders of categories, called CATEGORY/MODEL.
+    """Find meshes in folders of categories; their names are CATEGORY/MODEL.
 
-    A model is a file CATEGORY/MODEL.obj (or any other mesh), or a folder CATEGORY/MODEL with a mesh as ShapeNetCore has
-    it, or with one mesh. Where CATEGORY/train.lst and the like are there, they say the splits, and models on none of
+    A model is a mesh file such as CATEGORY/MODEL.obj, or a folder CATEGORY/MODEL with one mesh, or with one at the path
+    of ShapeNetCore. If a category has lists (CATEGORY/train.lst and so on), they give the splits, and models on none of
     them are left out.
 
     Raises:
@@ -69,7 +66,7 @@ def shapenet_sources(root: str | PathLike[str]) -> list[Source]:
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{root}: there is no such folder")
+        raise FileNotFoundError(f"root must be a folder, got {root}, which does not exist")
     sources: list[Source] = []
     for category in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
         found = []
@@ -80,7 +77,8 @@ def shapenet_sources(root: str | PathLike[str]) -> list[Source]:
                 found.append(Source(name, partial(load_shape, mesh), mesh))
         sources += with_lists(unique(found), category) if any(category.glob(f"*{LIST}")) else found
     if not sources:
-        raise ValueError(f"{root}: there is no CATEGORY/MODEL{READS[0]} and no CATEGORY/MODEL/{SHAPENET_MESHES[0]}")
+        expected = f"CATEGORY/MODEL{READS[0]} or CATEGORY/MODEL/{SHAPENET_MESHES[0]}"
+        raise ValueError(f"{root} must hold {expected}, got neither")
     return unique(sources)
 
 
@@ -99,34 +97,34 @@ def _shapenet_mesh(model: Path) -> Path | None:
 def semantic_kitti_sources(
     root: str | PathLike[str], *, classes: Mapping[int, int] | None = SEMANTIC_KITTI
 ) -> list[Source]:
-    """Sweeps of SemanticKITTI, called SEQUENCE/NUMBER, with "intensity" and, where there are labels, "label".
+    """Find scans of SemanticKITTI; their names are SEQUENCE/NUMBER.
 
-    A sweep is sequences/SEQUENCE/velodyne/NUMBER.bin, its labels are sequences/SEQUENCE/labels/NUMBER.label. Positions
-    are meters around the scanner. The splits are those of the benchmark: sequence 08 is "val", 00 to 10 without it are
-    "train", all others "test".
+    A scan is sequences/SEQUENCE/velodyne/NUMBER.bin and gives points with "intensity"; sequences/SEQUENCE/labels/
+    NUMBER.label, if it exists, gives "label". Positions are in meters around the scanner. The splits are those of the
+    benchmark: sequence 08 is "val", the others of 00 to 10 are "train", all others "test".
 
     Args:
         root: The folder that holds sequences/.
-        classes: The class of each label; labels that are missing in it become 0. None keeps them as they are.
+        classes: The class of each label; missing labels become 0. None keeps the labels.
 
     Raises:
-        FileNotFoundError: If there are no sweeps.
+        FileNotFoundError: If there are no scans.
     """
     sources = []
-    for sweep in sorted(Path(root).glob("sequences/*/velodyne/*.bin")):
-        sequence = sweep.parents[1]
-        labels = sequence / "labels" / f"{sweep.stem}.label"
-        load = partial(load_sweep, sweep, labels if labels.is_file() else None, classes)
+    for scan in sorted(Path(root).glob("sequences/*/velodyne/*.bin")):
+        sequence = scan.parents[1]
+        labels = sequence / "labels" / f"{scan.stem}.label"
+        load = partial(load_scan, scan, labels if labels.is_file() else None, classes)
         train, val = sequence.name in SEMANTIC_KITTI_TRAIN, sequence.name in SEMANTIC_KITTI_VAL
         split = "train" if train else "val" if val else "test"
-        sources.append(Source(as_name([sequence.name, sweep.stem]), load, sweep, split))
+        sources.append(Source(as_name([sequence.name, scan.stem]), load, scan, split))
     if not sources:
-        raise FileNotFoundError(f"{root}: there is no sequences/*/velodyne/*.bin")
+        raise FileNotFoundError(f"{root} must hold sequences/*/velodyne/*.bin, got none")
     return unique(sources)
 
 
-def load_sweep(path: Path, labels: Path | None, classes: Mapping[int, int] | None) -> Points:
-    """A sweep of SemanticKITTI, as `semantic_kitti_sources` says."""
+def load_scan(path: Path, labels: Path | None, classes: Mapping[int, int] | None) -> Points:
+    """Load a scan of SemanticKITTI and map its labels to classes."""
     points = load_points(path, labels=labels)
     if labels is None or classes is None:
         return points
@@ -136,15 +134,15 @@ def load_sweep(path: Path, labels: Path | None, classes: Mapping[int, int] | Non
 
 
 def voxel_sources(root: str | PathLike[str], box: Box, *, centered: bool = False) -> list[Source]:
-    """Voxels of the finest level of a box: .npy and .npz files below a folder, called by their paths below it.
+    """Find voxels of the finest level of a box in .npy and .npz files; their names are the paths below the folder.
 
-    A .npy file holds integers [N, 3], a .npz file such an array called "ijk", and attributes beside it; both count from
-    the corner of the box, up to its number of voxels. What `sv.io.save_voxels` wrote says itself where it lies.
+    A .npy file holds integers [N, 3], a .npz file such an array called "ijk" and arrays of attributes. Both count from
+    the lower corner of the box. Files of `sv.io.save_voxels` hold their own voxel size and origin.
 
     Args:
         root: The folder, or one file.
-        box: The one to build in.
-        centered: Whether files count from the middle of the box, as grids of this package do.
+        box: The box of the dataset.
+        centered: Whether coordinates count from the center of the box, as in the grids of this package.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no such file in it.
@@ -152,11 +150,11 @@ def voxel_sources(root: str | PathLike[str], box: Box, *, centered: bool = False
     folder = Path(root)
     files: Iterable[Path] = [folder] if folder.is_file() else sorted(folder.rglob("*.np[yz]"))
     x, y, z = (0, 0, 0) if centered else box.shape(-1)
-    load = partial(load_voxels_of, size=box.voxel_size(-1), lower=(-x // 2, -y // 2, -z // 2))
+    load = partial(load_box_voxels, size=box.voxel_size(-1), lower=(-x // 2, -y // 2, -z // 2))
     base = folder.parent if folder.is_file() else folder
     sources = [file_source(path, base, load) for path in files]
     if not sources:
-        raise FileNotFoundError(f"{fspath(root)}: there is no .npy or .npz file")
+        raise FileNotFoundError(f"{fspath(root)} must hold .npy or .npz files, got none")
     return unique(sources)
 
 
@@ -168,15 +166,15 @@ def _is_ours(path: Path) -> bool:
         return "sparsevox_voxels" in file.files
 
 
-def load_voxels_of(path: Path, *, size: float, lower: tuple[int, int, int]) -> Voxels:
-    """Voxels of an edge `size`, around the middle of a box whose first voxel is `lower`."""
+def load_box_voxels(path: Path, *, size: float, lower: tuple[int, int, int]) -> Voxels:
+    """Load voxels of edge length `size` whose coordinates count from the voxel `lower` of a box."""
     voxels = load_voxels(path)
     grid = voxels.grid
     if (grid.voxel_size, grid.origin) != ((1.0,) * 3, (0.0,) * 3) or _is_ours(path):
-        return voxels  # the file says where they lie
+        return voxels  # the file has its own voxel size and origin
     if grid.batch_size != 1:
-        raise ValueError(f"{path}: expected one grid, got a batch of {grid.batch_size}")
+        raise ValueError(f"{path} must hold one grid, got a batch of {grid.batch_size}")
     ijk = grid.ijk + torch.tensor(lower, dtype=torch.int32)
     moved = sv.Grid.from_coords(ijk, voxel_size=size, origin=size / 2)
-    order = moved.index(ijk).argsort()  # another place has another Z-order
+    order = moved.index(ijk).argsort()  # the Z-order depends on the coordinates
     return Voxels(moved, {name: value[order] for name, value in voxels.attributes.items()})

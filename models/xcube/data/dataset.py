@@ -1,11 +1,11 @@
-"""Data sets on disk: a folder of voxels that NumPy, csv and json read without this package.
+"""Datasets on disk: a folder of voxels that NumPy, csv and json can read without this package.
 
-    card.json                        the box and its levels, voxel sizes, origins, attributes, license, how it was made
-    index.csv                        a row for each shape: name, split, closed, voxels of each level
-    report.csv                       what the last build left out, and why
+    card.json                        box and levels, voxel sizes, origins, attributes, license, build options
+    index.csv                        a row for each shape: name, split, watertight, number of voxels of each level
+    report.csv                       the shapes that the last build skipped, and why
     shapes/NAME/RESOLUTION.npz       one level of one shape, as `sv.io.save_voxels` writes it
 
-Every file is written whole or not at all, and the index after the files that it names.
+Every file is written completely or not at all, and the index after the files that it names.
 
 N voxels of a level, C channels.
 """
@@ -30,25 +30,26 @@ from xcube.data.hierarchy import Box
 
 FORMAT, VERSION = "xcube shapes", 1
 CARD, INDEX, REPORT, SHAPES = "card.json", "index.csv", "report.csv", "shapes"
+OLD_NAMES = {"watertight": "closed", "license": "licence"}  # of a column and a field in files of earlier versions
 
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
-# A part of a name is a name of a file on every system, hides nothing, and cannot be taken for the file of a level.
+# A part of a name is a valid and visible file name on every system, and cannot be mistaken for the file of a level.
 _PART = re.compile(r"(?!.*\.npz$)[A-Za-z0-9_~%-][A-Za-z0-9._~%-]{0,199}", re.DOTALL)
 
 
 class Attribute(NamedTuple):
     """How an attribute is stored.
 
-    dtype: NumPy's name of the type. Colors, in [0, 1], as unsigned integers go up to the largest of these.
-    channels: C of [N, C]; None for [N].
+    dtype: NumPy's name of the type. An integer type scales colors from [0, 1] to its range.
+    channels: Number of channels C of [N, C]; None for [N].
     """
 
     dtype: str
     channels: int | None
 
 
-# Half precision is to three digits: a twentieth of a degree for normals.
+# Half precision has three digits: a twentieth of a degree for normals.
 ATTRIBUTES: Mapping[str, Attribute] = {
     "normal": Attribute("float16", 3),
     "color": Attribute("uint8", 3),
@@ -60,17 +61,17 @@ ATTRIBUTES: Mapping[str, Attribute] = {
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to know of a data set.
+    """The description of a dataset.
 
-    box: Its levels, and where their voxels lie.
-    attributes: How each one is stored.
-    options: How it was built.
-    source: Where the shapes come from.
-    license: Under which license they may be used.
-    creator: What wrote the folder.
+    box: The box and its levels.
+    attributes: How each attribute is stored.
+    options: Options of the build.
+    source: Origin of the shapes.
+    license: License of the shapes.
+    creator: The software that wrote the folder.
 
     Raises:
-        ValueError: If an attribute is stored as something else than one of `DTYPES`.
+        ValueError: If the type of an attribute is not one of `DTYPES`.
     """
 
     box: Box
@@ -83,10 +84,10 @@ class Card:
     def __post_init__(self) -> None:
         for name, attribute in self.attributes.items():
             if attribute.dtype not in DTYPES:
-                raise ValueError(f"attribute {name!r} must be stored as one of {DTYPES}, got {attribute.dtype!r}")
+                raise ValueError(f"attribute {name!r} must have a dtype of {DTYPES}, got {attribute.dtype!r}")
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in card.json."""
+        """Return the content of card.json."""
         sizes = [self.box.voxel_size(level) for level in range(len(self.box.levels))]
         return {
             "format": FORMAT,
@@ -106,35 +107,35 @@ class Card:
 class Entry(NamedTuple):
     """A shape in the index.
 
-    name: Where it lies below shapes/.
-    split: "train", for example.
-    closed: Whether its mesh has no open edge and all faces look outwards; the inside of others is undefined. None if it
-        was no mesh.
-    voxels: How many at each level, the coarsest first.
+    name: Its path below shapes/.
+    split: Its split, such as "train".
+    watertight: Whether its mesh has no open edge and consistently oriented faces; otherwise its inside is undefined.
+        None if the shape is not a mesh.
+    voxels: Number of voxels at each level, the coarsest first.
     """
 
     name: str
     split: str
-    closed: bool | None
+    watertight: bool | None
     voxels: tuple[int, ...]
 
 
 def check_name(name: str) -> str:
-    """The name of a shape, if it is one: parts of letters, digits and ._~%- between slashes.
+    """Return the name of a shape if it is valid: parts of letters, digits and ._~%- between slashes.
 
     Raises:
-        ValueError: If it could lead out of the folder, hide a file or be taken for one.
+        ValueError: If the name could leave the folder, hide a file or be mistaken for one.
     """
     if not all(_PART.fullmatch(part) for part in name.split("/")):
         raise ValueError(
-            "names of shapes must be parts of letters, digits and ._~%- between slashes, none of which begins with a "
-            f"dot, ends in .npz or has more than 200 letters, got {name!r}"
+            "name must consist of parts of letters, digits and ._~%- between slashes, none of which begins with a dot, "
+            f"ends in .npz or has more than 200 letters, got {name!r}"
         )
     return name
 
 
 def level_path(root: str | PathLike[str], name: str, resolution: int) -> Path:
-    """The file of a shape at a resolution."""
+    """Return the file of a shape at a resolution."""
     return Path(root, SHAPES, check_name(name), f"{resolution}.npz")
 
 
@@ -149,29 +150,30 @@ def read_card(root: str | PathLike[str]) -> Card:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is damaged, or of another format or version. It names the file.
+        ValueError: If it is damaged, or of another format or version. The message names the file.
     """
     path = Path(root, CARD)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file, so {root} is no data set")
+        raise FileNotFoundError(f"{path} does not exist, so {root} is no dataset")
     try:
         data = json.loads(path.read_bytes())
         if data["format"] != FORMAT or data["version"] != VERSION:
             raise ValueError(
                 f"must be {FORMAT!r} of version {VERSION}, got {data['format']!r} of version {data['version']!r}; "
-                "build the data set again, or read it with the sparsevox that wrote it"
+                "build the dataset again, or read it with the sparsevox that wrote it"
             )
         return Card(
             Box(tuple(data["levels"]), tuple(data["size"])),
             {name: Attribute(**attribute) for name, attribute in data["attributes"].items()},
-            **{name: data[name] for name in ("options", "source", "license", "creator")},
+            license=data["license"] if "license" in data else data[OLD_NAMES["license"]],
+            **{name: data[name] for name in ("options", "source", "creator")},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def is_data_set(root: str | PathLike[str]) -> bool:
-    """Whether a folder has a card of this format, of whatever version."""
+def is_dataset(root: str | PathLike[str]) -> bool:
+    """Whether a folder has a card of this format, in any version."""
     try:
         return bool(json.loads(Path(root, CARD).read_bytes())["format"] == FORMAT)
     except (OSError, KeyError, TypeError, ValueError):
@@ -180,9 +182,8 @@ def is_data_set(root: str | PathLike[str]) -> bool:
 
 def write_index(root: str | PathLike[str], card: Card, entries: Iterable[Entry]) -> None:
     """Write index.csv, ordered by name."""
-    header = ["name", "split", "closed", *_columns(card)]
-    rows = [[e.name, e.split, "" if e.closed is None else str(int(e.closed)), *e.voxels] for e in sorted(entries)]
-    write_csv(Path(root, INDEX), header, rows)
+    rows = [[e.name, e.split, "" if e.watertight is None else int(e.watertight), *e.voxels] for e in sorted(entries)]
+    write_csv(Path(root, INDEX), _header(card), rows)
 
 
 def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
@@ -190,12 +191,12 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is damaged or does not fit the card. It names the file and the line.
+        ValueError: If it is damaged or does not fit the card. The message names the file and the line.
     """
     path = Path(root, INDEX)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; the data set was never finished")
-    header = ["name", "split", "closed", *_columns(card)]
+        raise FileNotFoundError(f"{path} does not exist: no shape of the dataset has been built yet")
+    header = _header(card)
     entries: list[Entry] = []
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
@@ -205,11 +206,11 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
         raise ValueError(f"{path}: the file is empty")
     for number, row in enumerate(rows, 1):
         try:
-            if number == 1 and row != header:
+            if number == 1 and row not in (header, [OLD_NAMES.get(column, column) for column in header]):
                 raise ValueError(f"expected the columns {header}, got {row}")
             if number > 1:
-                name, split, closed, *voxels = row
-                known = {"": None, "0": False, "1": True}[closed]
+                name, split, watertight, *voxels = row
+                known = {"": None, "0": False, "1": True}[watertight]
                 entries.append(Entry(check_name(name), split, known, tuple(map(int, voxels))))
                 if len(voxels) != len(card.box.levels):
                     raise ValueError(f"expected {len(header)} columns, got {len(row)}")
@@ -217,12 +218,12 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
             raise ValueError(f"{path}, line {number}: {error}") from error
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
-        raise ValueError(f"{path}: {next(name for name in names if names.count(name) > 1)!r} comes twice")
+        raise ValueError(f"{path}: {next(name for name in names if names.count(name) > 1)!r} is listed twice")
     return entries
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, all or nothing."""
+    """Write a table, completely or not at all."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     with atomic_write(path) as file:
@@ -233,23 +234,24 @@ def write_shape(root: str | PathLike[str], card: Card, name: str, levels: Sequen
     """Write one shape, a file for each level.
 
     Raises:
-        OSError: If a file cannot be written. Files are whole or not there.
-        ValueError: If an attribute of the card is missing, has other channels, or does not fit into its type.
+        OSError: If a file cannot be written.
+        ValueError: If an attribute of the card is missing, has other channels, or a value outside the range of its
+            type.
     """
     stored = [sv.Voxels(level.grid, _encoded(level, card.attributes)) for level in levels]
     folder = level_path(root, name, 0).parent
     folder.mkdir(parents=True, exist_ok=True)
-    remove_parts(folder)
+    remove_partial_files(folder)
     for resolution, level in zip(card.box.levels, stored, strict=True):
         save_voxels(level, level_path(root, name, resolution))
 
 
 def read_shape(root: str | PathLike[str], card: Card, entry: Entry, level: int) -> sv.Voxels:
-    """Read one level of one shape: one grid, floats as float32, colors in [0, 1], other integers as int64.
+    """Read one level of one shape as one grid; floats become float32, colors lie in [0, 1], other integers are int64.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is damaged or does not fit the card or the index. It names the file.
+        ValueError: If it is damaged or does not fit the card or the index. The message names the file.
     """
     path = level_path(root, entry.name, card.box.levels[level])
     voxels = load_voxels(path)
@@ -266,14 +268,15 @@ def read_shape(root: str | PathLike[str], card: Card, entry: Entry, level: int) 
     return sv.Voxels(grid, {name: _decoded(name, value) for name, value in voxels.attributes.items()})
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote left in a folder."""
+def remove_partial_files(folder: Path) -> None:
+    """Remove the incomplete files that a killed process left in a folder."""
     for part in folder.glob(f".*{PARTIAL_SUFFIX}"):
         part.unlink(missing_ok=True)
 
 
-def _columns(card: Card) -> list[str]:
-    return [f"voxels_{resolution}" for resolution in card.box.levels]
+def _header(card: Card) -> list[str]:
+    """The columns of index.csv."""
+    return ["name", "split", "watertight", *(f"voxels_{resolution}" for resolution in card.box.levels)]
 
 
 def _encoded(voxels: sv.Voxels, attributes: Mapping[str, Attribute]) -> dict[str, Tensor]:
@@ -292,7 +295,7 @@ def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     if name == "color" and value.is_floating_point() and not dtype.is_floating_point:
         value = (value.clamp(0, 1) * torch.iinfo(dtype).max).round()
     made = value.to(dtype)
-    # What is out of range comes back as another number; a float only has to come back as something finite.
+    # A value out of range comes back as another number; a float only has to come back finite.
     fits = made.isfinite() | ~value.isfinite() if dtype.is_floating_point else made.to(value.dtype) == value
     if not bool(fits.all()):
         worst = value.reshape(-1)[int((~fits).reshape(-1).int().argmax())].item()

@@ -1,8 +1,8 @@
-"""Where the work on a data set is done: in this process, in others on this machine, on a cluster.
+"""Engines that build a dataset: in this process, in a pool of processes on this machine, or on a Ray cluster.
 
-An engine takes a function that processes can import, and what to call it with. It yields pairs of an input and its
-result as they come, in no order, and has a bounded number of inputs under way, so memory does not grow with their
-number. An input whose process dies is not lost among the others: its result is None.
+An engine calls a function, which must be importable, with each input. It yields pairs of an input and its result as
+they finish, in any order, and keeps a bounded number of inputs in flight, so memory does not grow with their number. If
+a process dies, the result of the input that it worked on is None; the other inputs do not suffer.
 """
 
 import multiprocessing
@@ -20,16 +20,16 @@ import torch
 Input = TypeVar("Input")
 Result = TypeVar("Result")
 
-AHEAD = 2  # inputs under way for each worker: one at work, one that waits
+AHEAD = 2  # inputs in flight per worker: one at work, one that waits
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_here(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Generator[tuple[Input, Result | None]]:
-    """In this process, with one thread, as workers do it."""
+    """Run in this process, with one thread like the workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -42,10 +42,10 @@ def run_here(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Ge
 def run_processes(
     function: Callable[[Input], Result], inputs: Iterable[Input], workers: int
 ) -> Generator[tuple[Input, Result | None]]:
-    """In processes of this machine, of one thread each, that end when this one does.
+    """Run in processes of one thread each, which end when this process does.
 
-    If one dies, its pool is lost. What was under way then is done again in a process of its own, one after the other,
-    so that it is known which of them was to blame.
+    If one dies, its pool is lost. Inputs in flight are then processed again, one after the other, each in a process of
+    its own, to find the one that killed it.
     """
     waiting = iter(inputs)
     pool = _pool(workers)
@@ -58,7 +58,7 @@ def run_processes(
                     suspects = [each]
                     future = pool.submit(function, each)
                     pending[future] = suspects.pop()
-            except BrokenProcessPool:  # it died between two results, and `each` stays a suspect
+            except BrokenProcessPool:  # a process died between two results, and `each` stays a suspect
                 pass
             if not pending and not suspects:
                 return
@@ -89,7 +89,7 @@ def _alone(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Gene
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # Never a plain fork: locks that threads hold stay locked in it. A server that forks imports PyTorch once.
+    # Never a plain fork: locks that threads hold stay locked in the child. A fork server imports PyTorch once.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_worker)
     context = multiprocessing.get_context("forkserver")
@@ -98,14 +98,14 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def prepare_worker(threads: int = 1) -> None:
-    """What a worker does first: it ends with its parent, and leaves interrupts to it."""
+    """Prepare a worker process: set its number of threads, ignore interrupts, and end it when its parent ends."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and lets the work under way end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and lets the work in flight finish
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this process with its parent: a worker whose parent was killed would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -115,9 +115,9 @@ def _end_with_parent() -> None:
 def run_ray(
     function: Callable[[Input], Result], inputs: Iterable[Input], workers: int
 ) -> Generator[tuple[Input, Result | None]]:
-    """As tasks of Ray, on the cluster that `ray.init` finds, or on this machine.
+    """Run as Ray tasks, on the cluster that `ray.init` finds or on this machine.
 
-    Every node has to see the files under the same paths.
+    Every node must see the files under the same paths.
 
     Raises:
         ImportError: If Ray is not installed.
@@ -152,4 +152,4 @@ def run_ray(
 
 
 def _call(function: Callable[[Input], Result], each: Input) -> Result:
-    return function(each)  # Ray takes functions only, not everything that can be called
+    return function(each)  # Ray takes functions only, not other callables

@@ -1,4 +1,4 @@
-"""Hierarchies: one shape at several resolutions, as the cascade learns them (section 3 of the paper).
+"""Voxel hierarchies: one shape at the resolutions of all levels of a cascade (section 3 of the paper).
 
 R voxels along the box, N voxels of a level.
 """
@@ -25,17 +25,17 @@ Outside = Literal["error", "clip", "rescale"]
 
 @dataclass(frozen=True)
 class Box:
-    """Where shapes live: a box around the world's origin, cut into voxels at each level.
+    """A box around the world origin in which shapes lie, divided into voxels at each level.
 
-    Voxel (0, 0, 0) of every level begins at the origin, so its center, the `origin` of grids, lies at half a voxel, and
-    the corners of all levels meet.
+    The lower corner of voxel (0, 0, 0) of every level is the world origin, so that the corners of all levels coincide;
+    its center, the `origin` of grids, is half a voxel away.
 
-    levels: Voxels along the first axis of the box, from the coarsest level to the finest; each is the one before times
-        a power of two, and the coarsest is even.
-    size: Edges of the box, world units; multiples of two voxels of the coarsest level.
+    levels: Number of voxels along the first axis, from the coarsest level to the finest. The coarsest is even, each
+        other one is a power of two times the one before.
+    size: Edge lengths of the box in world units; multiples of two voxels of the coarsest level.
 
     Raises:
-        ValueError: If the levels or the size break these rules.
+        ValueError: If levels or size break these rules.
     """
 
     levels: tuple[int, ...]
@@ -56,19 +56,19 @@ class Box:
                 raise ValueError(f"size must be multiples of two voxels of {self.voxel_size(0)}, got {self.size}")
 
     def voxel_size(self, level: int) -> float:
-        """Edge of a voxel. Level 0 is the coarsest."""
+        """Edge length of the voxels of a level; level 0 is the coarsest."""
         return self.size[0] / self.levels[level]
 
     def shape(self, level: int) -> tuple[int, int, int]:
-        """Voxels along each axis of the box."""
+        """Number of voxels along each axis at a level."""
         x, y, z = (round(edge / self.voxel_size(level)) for edge in self.size)
         return x, y, z
 
     @property
     def margin(self) -> float:
-        """How far from the border a shape has to stay, so that no level leaves the box.
+        """Distance that a shape must keep from the border, so that all levels stay inside the box.
 
-        The enclosing rule adds at most half a voxel to each side, at every level that it makes.
+        The enclosing rule adds up to half a voxel on each side at every coarser level.
         """
         return sum(self.voxel_size(level) / 2 for level in range(len(self.levels) - 1))
 
@@ -81,31 +81,31 @@ def build_hierarchy(
     seed: int = 0,
     outside: Outside = "error",
 ) -> list[Voxels]:
-    """One shape at every level of a box, the coarsest first.
+    """Voxelize one shape at every level of a box, the coarsest first.
 
-    The finest level holds the voxels that touch the mesh or contain a point (the containing rule). Every coarser level
-    is made from the centers of the next finer one by the enclosing rule. That is the grid on which an autoencoder of
-    the finer level has its latents, so the cascade is trained on what it will meet, voxel for voxel.
+    The finest level holds the voxels that touch the mesh or contain a point (the containing rule). Each coarser level
+    is made of the voxel centers of the next finer one by the enclosing rule. This gives exactly the latent grid of a
+    VAE of the finer level, so the cascade is trained on the grids that it samples.
 
-    Attributes of every level come from the same points: samples on the surface of a mesh, the points themselves, or the
-    centers of the voxels; `sv.io.splat_attributes` says how.
+    The attributes of all levels are averaged from the same points: samples on the surface of a mesh, the points
+    themselves, or the voxel centers (`sv.io.splat_attributes`).
 
     Args:
         shape: A mesh, points, or the voxels of the finest level.
-        box: Its levels and its size.
-        samples: Points on the surface of a mesh.
-        seed: Of these points.
-        outside: What to do with a shape that comes closer to the border than `box.margin`: raise an error, leave out
-            the voxels there, or move and scale the shape until it fits.
+        box: The box with its levels.
+        samples: Number of points to sample on the surface of a mesh.
+        seed: Random seed of these points.
+        outside: What to do with a shape that is closer to the border than `box.margin`: "error" raises an error, "clip"
+            omits the voxels there, "rescale" moves and scales the shape to fit.
 
     Returns:
-        A `Voxels` of one item for each level.
+        A `Voxels` of one grid for each level.
 
     Raises:
         ImportError: If the shape is a mesh and trimesh is not installed.
         TypeError: If the shape is of another type.
-        ValueError: If the shape is empty or not finite, does not fit and `outside` is "error", `outside` is unknown, or
-            voxels do not lie on the finest level of the box.
+        ValueError: If the shape is empty or not finite, does not fit and `outside` is "error", `outside` is invalid, or
+            voxels are not of the finest level of the box.
     """
     if outside not in ("error", "clip", "rescale"):
         raise ValueError(f"outside must be 'error', 'clip' or 'rescale', got {outside!r}")
@@ -125,7 +125,7 @@ def build_hierarchy(
         raise TypeError(f"shape must be a Mesh, Points or Voxels, got {type(shape).__name__}")
     fine = _inside(fine, box, outside)
     if not fine.num_voxels:
-        raise ValueError(f"shape has no voxel in the box: {shape}")
+        raise ValueError(f"shape must have voxels inside the box, got {shape}")
     grids = [fine]
     for level in reversed(range(finest)):
         grids.insert(0, enclosing_coarsen(grids[0], box.levels[level + 1] // box.levels[level]))
@@ -150,10 +150,10 @@ S = TypeVar("S", Mesh, Points)
 
 
 def _fitted(shape: S, box: Box, outside: Outside) -> S:
-    """The shape, or what lies near the box of it. What is far away would take more voxels than fit into memory."""
+    """Scale the shape if asked to, or drop parts far from the box, whose voxels might not fit into memory."""
     half = torch.tensor(box.size, dtype=torch.float64) / 2 - box.margin
     if outside == "rescale":
-        # One fine voxel less, so that a side that ends on a border of voxels does not touch the next one.
+        # One fine voxel less, so that a side that lies on a border between voxels does not touch the next voxel.
         x, y, z = (half - box.voxel_size(-1)).tolist()
         if min(x, y, z) <= 0:
             raise ValueError(f"box {box} has no room inside the margin of {box.margin} that its levels need")
@@ -177,12 +177,12 @@ def _fitted(shape: S, box: Box, outside: Outside) -> S:
 
 
 def _cut(mesh: Mesh, box: Box) -> Mesh:
-    """The mesh without what lies more than two voxels outside of the box; attributes of cut faces go along."""
+    """Cut off the parts of a mesh more than two voxels outside the box; cut faces keep their attributes."""
     reach = torch.tensor(box.size, dtype=torch.float64) / 2 + 2 * box.voxel_size(-1)
     corners = mesh.faces.long()
     if not len(corners) or bool((mesh.vertices[corners].abs().amax((0, 1)).cpu() <= reach).all()):
         return mesh
-    # Every face by itself, its number in place of a texture coordinate: so pieces know where they come from.
+    # The texture coordinate of each face is its index, which tells where the pieces come from.
     triangles = mesh.vertices[corners].detach().cpu().double().numpy()
     count = len(triangles)
     number = np.stack([np.repeat(np.arange(count, dtype=np.float64), 3), np.zeros(3 * count)], 1)
@@ -219,16 +219,16 @@ def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
     raise ValueError(f"{_too_wide(box)}, got {int(beyond.sum())} voxels beyond, the first at {first}; {_CHOICES}")
 
 
-_CHOICES = "outside='clip' leaves out what is beyond, outside='rescale' makes meshes and points fit"
+_CHOICES = "outside='clip' omits the parts beyond, outside='rescale' scales meshes and points to fit"
 
 
 def _too_wide(box: Box) -> str:
-    return f"shape must stay {box.margin} away from the border of the box {box.size}"
+    return f"shape must keep a distance of {box.margin} from the border of the box {box.size}"
 
 
 def as_box(levels: Sequence[int], size: float | Sequence[float] = 1.0) -> Box:
-    """A box of a size given by one number, for a cube, or by three."""
+    """Make a box; the size is one edge length for a cube, or three."""
     edges = (size, size, size) if isinstance(size, int | float) else tuple(size)
     if len(edges) != 3:
-        raise ValueError(f"size must be one edge or three, got {edges}")
+        raise ValueError(f"size must be one edge length or three, got {edges}")
     return Box(tuple(levels), (float(edges[0]), float(edges[1]), float(edges[2])))

@@ -1,4 +1,4 @@
-"""Data sets on disk for training: `torch.utils.data`."""
+"""Datasets on disk as a `torch.utils.data.Dataset`."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -11,34 +11,34 @@ from sparsevox import checks
 from sparsevox.shapes import Voxels
 from xcube.data.dataset import read_card, read_index, read_shape
 
-Item = TypeVar("Item", Voxels, list[Voxels])
+Levels = TypeVar("Levels", Voxels, list[Voxels])
 
 
-class ShapeFolder(Dataset[Item]):
-    """The shapes of one split of a data set that `build` made.
+class ShapeFolder(Dataset[Levels]):
+    """The shapes of one split of a dataset that `build` made.
 
     An item is one level of a shape, or a list of several, each a `Voxels` of one grid on the CPU; `sv.collate` makes
-    batches of them. How many voxels items have is known without opening a file:
+    batches of them. The number of voxels of each item is known without opening its file:
 
         shapes = ShapeFolder("chairs", "train", level=1)
         sampler = VoxelBudgetSampler(shapes.sizes, budget=500_000)
         loader = DataLoader(shapes, batch_sampler=sampler, collate_fn=sv.collate, num_workers=4)
 
     root: The folder.
-    card: What there is to know of it: its box, its attributes, its license.
-    entries: The shapes of the split in the order of their names, which is that of the items.
-    sizes: Voxels of each item, of all its levels together.
+    card: Its description: box, attributes, license.
+    entries: The shapes of the split, in the order of their names, which is that of the items.
+    sizes: Number of voxels of each item, summed over its levels.
 
     Args:
         root: The folder.
-        split: Which of its shapes. None takes all.
-        level: Which level; 0 is the coarsest, -1 the finest. A sequence of levels makes items lists.
+        split: The split to take; None takes all shapes.
+        level: The level to load; 0 is the coarsest, -1 the finest. With a sequence of levels, items are lists.
 
     Raises:
-        FileNotFoundError: If the card or the index is missing; for an item, if its file is.
+        FileNotFoundError: If the card or the index is missing; for an item, if its file is missing.
         IndexError: If there is no such level.
         ValueError: If the folder is of another version, damaged, or has no such split; for an item, if its file is
-            damaged or does not fit the card or the index. It names the file.
+            damaged or does not fit the card or the index. The message names the file.
     """
 
     @overload
@@ -68,17 +68,17 @@ class ShapeFolder(Dataset[Item]):
         count = len(self.card.box.levels)
         levels = [checks.integer("level", each) for each in ([level] if isinstance(level, int) else level)]
         if not levels or not all(-count <= each < count for each in levels):
-            raise IndexError(f"level must be among the {count} of {self.card.box.levels}, got {level}")
+            raise IndexError(f"level must be one of the {count} of {self.card.box.levels}, got {level}")
         self._levels = [each % count for each in levels]
         self.sizes = [sum(entry.voxels[each] for each in self._levels) for entry in self.entries]
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, item: int) -> Item:
+    def __getitem__(self, item: int) -> Levels:
         entry = self.entries[item]
         levels = [read_shape(self.root, self.card, entry, level) for level in self._levels]
-        return cast(Item, levels[0] if self._single else levels)
+        return cast(Levels, levels[0] if self._single else levels)
 
     def __repr__(self) -> str:
         levels = ", ".join(str(self.card.box.levels[level]) for level in self._levels)

@@ -1,4 +1,4 @@
-"""What data sets are built from: shapes with names, loaded when their turn comes."""
+"""Sources of a dataset: named shapes that are loaded when they are needed."""
 
 import glob
 import hashlib
@@ -14,27 +14,27 @@ from urllib.parse import quote
 from sparsevox.io import load_mesh, load_points
 from sparsevox.io.meshes import READS
 from sparsevox.shapes import Shape
-from xcube.data.dataset import check_name, is_data_set
+from xcube.data.dataset import check_name, is_dataset
 
 Splits = Mapping[str, float]
 
 SPLITS: Splits = {"train": 0.8, "val": 0.1, "test": 0.1}
 POINTS = (".ply", ".npz", ".npy", ".bin")
 LIST = ".lst"
-LONGEST = 180  # letters of a part of a name
+LONGEST = 180  # characters of a part of a name
 
 
 @dataclass(frozen=True)
 class Source:
-    """A shape that is yet to be loaded.
+    """A named shape that is loaded later.
 
-    name: What it is called in the data set.
-    load: Makes it. It goes to other processes, so it is a function of a module, or a `functools.partial` of one.
-    path: The file it comes from. Its bytes and the name give the seed; without a file, the name alone does.
-    split: To which split it belongs; by default the hash of the name says.
+    name: Its name in the dataset.
+    load: Loads or makes the shape. It must be picklable: a function of a module, or a `functools.partial` of one.
+    path: The file it comes from, if any. The seed of its sample points depends on the name and the bytes of the file.
+    split: Its split; by default it follows from the hash of the name.
 
     Raises:
-        ValueError: If the name is none (`check_name`).
+        ValueError: If the name is invalid (`check_name`).
     """
 
     name: str
@@ -47,14 +47,14 @@ class Source:
 
 
 def file_sources(paths: Iterable[str | PathLike[str]]) -> list[Source]:
-    """Meshes and point clouds from files, folders and patterns such as "scans/**/*.ply".
+    """Find meshes and point clouds in files, folders and patterns such as "scans/**/*.ply".
 
-    A name is the path below the given folder, or below the part of the pattern without wildcards, without its suffix;
-    that of a file is its own.
+    The name of a shape is its path without suffix below the given folder, or below the part of the pattern before the
+    first wildcard; for a given file it is the file name.
 
     Raises:
         FileNotFoundError: If a path does not exist or a pattern matches nothing.
-        ValueError: If there are no meshes or point clouds, two have one name, or a file that was named is neither.
+        ValueError: If there are no meshes or point clouds, two have the same name, or a given file is neither.
     """
     sources: list[Source] = []
     for path in map(Path, paths):
@@ -66,11 +66,11 @@ def file_sources(paths: Iterable[str | PathLike[str]]) -> list[Source]:
             root = _before_wildcards(path)
             found = sorted(root.glob(str(path.relative_to(root))))
         if not found and not path.is_dir():
-            raise FileNotFoundError(f"{path}: there is no such file or folder, and nothing matches")
+            raise FileNotFoundError(f"{path}: no such file or folder, and no match for a pattern")
         kept = [file for file in found if file.suffix.lower() in (*READS, *POINTS) and not file.is_dir()]
         kept = _without_buffers(_outside_data_sets(kept, root))
         if found == [path] and not kept:
-            raise ValueError(f"{path}: must end in one of {', '.join(sorted({*READS, *POINTS}))}")
+            raise ValueError(f"{path} must end in one of {', '.join(sorted({*READS, *POINTS}))}")
         sources += [file_source(file, root) for file in kept if not _hidden(file.relative_to(root))]
     if not sources:
         raise ValueError("paths must lead to meshes or point clouds, got none")
@@ -78,18 +78,18 @@ def file_sources(paths: Iterable[str | PathLike[str]]) -> list[Source]:
 
 
 def file_source(path: Path, root: Path, load: Callable[[Path], Shape] | None = None) -> Source:
-    """A file, called by its path below a folder without the suffix."""
+    """Make a source of a file, named by its path below `root` without the suffix."""
     name = path.relative_to(root).with_suffix("").parts
     return Source(as_name(name), partial(load or load_shape, path), path)
 
 
 def load_shape(path: Path) -> Shape:
-    """The mesh or the points of a file; a .ply file is a mesh if it has faces.
+    """Load a mesh or points from a file; a .ply file is a mesh if it has faces.
 
     Raises:
-        ImportError: If a package is missing that reads it.
-        OSError: If it cannot be read.
-        ValueError: If it is damaged.
+        ImportError: If a package that reads the file is not installed.
+        OSError: If the file cannot be read.
+        ValueError: If the file is damaged.
     """
     suffix = path.suffix.lower()
     if suffix == ".ply":
@@ -100,12 +100,12 @@ def load_shape(path: Path) -> Shape:
 
 
 def as_name(parts: Sequence[str]) -> str:
-    """A name from the parts of a path; what is not allowed in names is written as in addresses, `%20` for a blank."""
+    """Make a name of the parts of a path; characters that names cannot have are percent-encoded, `%20` for a space."""
     return "/".join(map(_legal, parts))
 
 
 def _legal(part: str) -> str:
-    """One part of a name: no dot at its ends that a file system or NumPy would read as something, and not too long."""
+    """One part of a name: it does not begin with a dot or end in .npz, and is not too long."""
     name = quote(part, safe="")
     if name.startswith("."):
         name = "%2E" + name[1:]
@@ -117,35 +117,35 @@ def _legal(part: str) -> str:
 
 
 def unique(sources: Sequence[Source]) -> list[Source]:
-    """The sources in the order of their names.
+    """Return the sources in the order of their names.
 
     Raises:
-        ValueError: If two have one name, also in a file system that does not tell small letters from capitals.
+        ValueError: If two have the same name, apart from upper and lower case.
     """
     seen: dict[str, Source] = {}
     for source in sources:
         first = seen.setdefault(source.name.lower(), source)
         if first is not source and (first.path is None or first.path != source.path):
             raise ValueError(
-                f"two shapes are called {first.name!r} and {source.name!r}: {first.path} and {source.path}; name the "
-                "folder above them, or a pattern that matches one of them"
+                f"names must differ, got {first.name!r} and {source.name!r} for {first.path} and {source.path}; give "
+                "the folder above them, or a pattern that matches one of them"
             )
     return sorted(seen.values(), key=lambda source: source.name)
 
 
 def with_lists(sources: Sequence[Source], folder: str | PathLike[str]) -> list[Source]:
-    """The sources that the lists of a folder name, in their splits; others are left out.
+    """Return the sources that the lists in a folder name, with their splits; others are left out.
 
-    The file train.lst holds the shapes of "train", one a line: a name, or its last parts, with or without a suffix. A
-    line for which there is no source becomes one that cannot be loaded, so that it is reported.
+    The file train.lst names the shapes of the split "train", one per line: a name or its last parts, with or without a
+    suffix. A line without a source becomes a source that fails to load, so that the build reports it.
 
     Raises:
         FileNotFoundError: If there is no list in the folder.
-        ValueError: If two lists name one shape, or a line fits more than one.
+        ValueError: If two lists name one shape, or a line matches several.
     """
     lists = sorted(Path(folder).glob(f"*{LIST}"))
     if not lists:
-        raise FileNotFoundError(f"{folder}: there is no list such as train{LIST}")
+        raise FileNotFoundError(f"{folder} must hold lists such as train{LIST}, got none")
     tails: dict[str, list[Source]] = {}
     for source in sources:
         parts = source.name.split("/")
@@ -157,15 +157,15 @@ def with_lists(sources: Sequence[Source], folder: str | PathLike[str]) -> list[S
             name = as_name(Path(line).parts)
             found = tails.get(line) or tails.get(name) or tails.get(as_name(Path(line).with_suffix("").parts)) or []
             if len(found) > 1:
-                raise ValueError(f"{path}: {line!r} may be {found[0].name!r} or {found[1].name!r}")
+                raise ValueError(f"{path}: {line!r} matches both {found[0].name!r} and {found[1].name!r}")
             source = found[0] if found else Source(name, partial(_no_source, line, path))
             if chosen.setdefault(source.name, replace(source, split=path.stem)).split != path.stem:
-                raise ValueError(f"{source.name!r} is on two lists of {folder}, {path.name} is the second")
+                raise ValueError(f"{source.name!r} is on two lists of {folder}, the second is {path.name}")
     return unique(list(chosen.values()))
 
 
 def split_of(source: Source, splits: Splits) -> str:
-    """The split of a source: its own, or by the hash of its name, so that it stays when others come and go."""
+    """Return the split of a source, by default by the hash of its name, so that it does not depend on other sources."""
     if source.split is not None:
         return source.split
     digest = hashlib.sha256(source.name.encode()).digest()
@@ -174,7 +174,7 @@ def split_of(source: Source, splits: Splits) -> str:
 
 
 def seed_of(source: Source, seed: int) -> int:
-    """A seed from that of the data set, the name of the source and the bytes of its file."""
+    """Derive a seed from that of the dataset, the name of the source and the bytes of its file."""
     content = b""
     if source.path is not None:
         with source.path.open("rb") as file:
@@ -184,7 +184,7 @@ def seed_of(source: Source, seed: int) -> int:
 
 
 def _no_source(line: str, path: Path) -> Shape:
-    raise FileNotFoundError(f"{path} lists {line!r}, and there is no such shape")
+    raise FileNotFoundError(f"{path} lists {line!r}, which does not exist")
 
 
 def _before_wildcards(pattern: Path) -> Path:
@@ -192,13 +192,13 @@ def _before_wildcards(pattern: Path) -> Path:
 
 
 def _outside_data_sets(files: list[Path], root: Path) -> list[Path]:
-    """Without what data sets below the root hold, such as one that is built inside of its input."""
-    inside = {folder: is_data_set(folder) for file in files for folder in file.parents if folder.is_relative_to(root)}
+    """Drop the files of datasets below the root, such as one that is built inside its input."""
+    inside = {folder: is_dataset(folder) for file in files for folder in file.parents if folder.is_relative_to(root)}
     return [file for file in files if not any(inside.get(folder) for folder in file.parents)]
 
 
 def _without_buffers(files: list[Path]) -> list[Path]:
-    """Without the .bin files that belong to the .gltf files beside them."""
+    """Drop the .bin files that belong to .gltf files in the same folder."""
     scenes = {file.parent for file in files if file.suffix.lower() == ".gltf"}
     return [file for file in files if file.suffix.lower() != ".bin" or file.parent not in scenes]
 

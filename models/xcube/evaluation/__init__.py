@@ -1,1 +1,1 @@
-"""Generated shapes compared with real ones."""
+"""Comparison of generated shapes with real ones."""

@@ -1,4 +1,4 @@
-"""How good a set of generated shapes is, from distances to real ones, and whether a shape is sound.
+"""Metrics of a set of generated shapes, from distances to real ones, and of a single shape: is it whole, watertight?
 
 G generated shapes, R real shapes, N voxels. Distance matrices come from `xcube.geometry.distances.distance_matrix`.
 """
@@ -14,32 +14,33 @@ from xcube.geometry.components import component_sizes
 
 
 def one_nna(generated: Tensor, between: Tensor, real: Tensor) -> float:
-    """The accuracy of a nearest neighbor that tells generated shapes from real ones (Yang et al. 2019, PointFlow).
+    """1-NNA: accuracy of a 1-nearest-neighbor classifier of generated and real shapes (Yang et al. 2019, PointFlow).
 
         1-NNA = (sum_{X in S_g} 1[N_X in S_g] + sum_{Y in S_r} 1[N_Y in S_r]) / (|S_g| + |S_r|)
 
-    N_X is the shape nearest to X among all others of both sets. 0.5 is ideal: nobody can tell them apart. 1 means that
-    they have nothing in common, and less than 0.5 that shapes were copied. Where the nearest of either set are equally
-    far, the shape counts half, as a coin would decide. A shape that is infinitely far from everything, which is an
-    empty one, counts as told apart.
+    N_X is the shape nearest to X among all others of both sets. 0.5 is ideal: the sets cannot be told apart. 1 means
+    that they have nothing in common, less than 0.5 that shapes were copied. A shape whose nearest neighbors in both
+    sets are equally far counts half. A shape that is infinitely far from all others, an empty one, counts as classified
+    correctly.
 
-    The sets are equally large, since only then chance is right half of the time. `one_nna_error` is the error.
+    The sets must be equally large, since only then a random guess is right half of the time. `one_nna_error` gives the
+    standard error.
 
     Args:
-        generated: Distances among generated shapes [G, G]; the diagonal counts for nothing.
-        between: From generated to real ones [G, R].
-        real: Among real ones [R, R].
+        generated: Distances among generated shapes [G, G]; the diagonal is ignored.
+        between: Distances from generated to real shapes [G, R].
+        real: Distances among real shapes [R, R].
 
     Raises:
         TypeError: If distances are not floating-point.
-        ValueError: If the shapes of the matrices do not fit, there is nothing in them, a distance is NaN or negative,
-            or the sets differ in size.
+        ValueError: If the matrices do not fit each other or are empty, a distance is NaN or negative, or the sets
+            differ in size.
     """
     between = _distances("between", between)
     count = len(between)
     if count != between.shape[1]:
         raise ValueError(f"sets must be equally large, got {count} generated shapes and {between.shape[1]} real ones")
-    told = 0.0
+    correct = 0.0
     for name, within, across in (("generated", generated, between), ("real", real, between.T)):
         within = _distances(name, within)
         if within.shape != (count, count):
@@ -48,15 +49,15 @@ def one_nna(generated: Tensor, between: Tensor, real: Tensor) -> float:
         other = across.amin(1)
         right = (own < other).double() + (own == other).double() / 2
         right[own.isinf() & other.isinf()] = 1.0
-        told += float(right.sum())
-    return told / (2 * count)
+        correct += float(right.sum())
+    return correct / (2 * count)
 
 
 def one_nna_error(shapes: int) -> float:
-    """The standard error of the 1-NNA of so many shapes, generated and real ones together: 0.5 / sqrt(shapes).
+    """Standard error of the 1-NNA, 0.5 / sqrt(shapes), where `shapes` counts generated and real ones together.
 
-    It is that of a binomial variable whose chance is 0.5: 4.4 points for 64 against 64. It is a little too small, as
-    neighbors depend on each other.
+    It is that of a binomial variable with probability 0.5: 4.4 percentage points for 64 against 64 shapes. It is a
+    little too small, since neighbors depend on each other.
 
     Raises:
         ValueError: If there are no shapes.
@@ -67,33 +68,35 @@ def one_nna_error(shapes: int) -> float:
 
 
 def coverage(between: Tensor) -> float:
-    """The share of real shapes that are the nearest real one of a generated shape (Achlioptas et al. 2018).
+    """COV: fraction of real shapes that are the nearest real shape of a generated one (Achlioptas et al. 2018).
 
         COV = |{argmin_{Y in S_r} D(X, Y) : X in S_g}| / |S_r|
 
-    The first of those equally near; an empty shape covers none. A set that collapsed to one shape covers one. Real
-    shapes do not cover all of other real ones either: compare with such a set.
+    Of equally near shapes the first counts; an empty shape covers none. A set that collapsed to one shape covers one.
+    Another set of real shapes does not reach 1 either, so compare with what it reaches.
 
     Args:
-        between: Distances from generated to real shapes [G, R], of any numbers.
+        between: Distances from generated to real shapes [G, R].
 
     Raises:
-        TypeError, ValueError: If these are no distances.
+        TypeError: If distances are not floating-point.
+        ValueError: If there are none, or one is NaN or negative.
     """
     distance, nearest = _distances("between", between).min(1)
     return len(nearest[distance.isfinite()].unique()) / between.shape[1]
 
 
 def minimum_matching_distance(between: Tensor) -> float:
-    """How far real shapes are from the nearest generated one (Achlioptas et al. 2018).
+    """MMD: mean distance of real shapes to the nearest generated one (Achlioptas et al. 2018).
 
         MMD = 1 / |S_r| sum_{Y in S_r} min_{X in S_g} D(X, Y)
 
     Args:
-        between: Distances from generated to real shapes [G, R], of any numbers.
+        between: Distances from generated to real shapes [G, R].
 
     Raises:
-        TypeError, ValueError: If these are no distances.
+        TypeError: If distances are not floating-point.
+        ValueError: If there are none, or one is NaN or negative.
     """
     return float(_distances("between", between).amin(0).mean())
 
@@ -101,7 +104,7 @@ def minimum_matching_distance(between: Tensor) -> float:
 def _distances(name: str, value: Tensor) -> Tensor:
     checked = checks.floats(name, checks.shape(name, value, "G", "R")).double()
     if not checked.numel():
-        raise ValueError(f"{name} must hold a distance at least, got shape {list(checked.shape)}")
+        raise ValueError(f"{name} must hold at least one distance, got shape {list(checked.shape)}")
     if not bool((checked >= 0).all()):
         raise ValueError(f"{name} must hold distances of at least 0, got {float(checked[~(checked >= 0)][0])}")
     return checked
@@ -109,7 +112,7 @@ def _distances(name: str, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SetMetrics:
-    """How a set of generated shapes compares with one of real shapes, as shares and in units of the distance."""
+    """Metrics of a set of generated shapes: two fractions, and `mmd` in the unit of the distance."""
 
     one_nna: float
     coverage: float
@@ -117,38 +120,38 @@ class SetMetrics:
 
 
 def set_metrics(generated: Tensor, between: Tensor, real: Tensor) -> SetMetrics:
-    """`one_nna`, `coverage` and `minimum_matching_distance` from the same matrices."""
+    """Compute `one_nna`, `coverage` and `minimum_matching_distance` from the same matrices."""
     return SetMetrics(one_nna(generated, between, real), coverage(between), minimum_matching_distance(between))
 
 
 @dataclass(frozen=True)
-class Soundness:
-    """Whether a shape is whole.
+class ShapeValidity:
+    """Whether a shape is connected and watertight.
 
-    voxels: N.
-    components: How many parts it has, 26 neighbors.
-    largest: Share of the voxels in the largest part; 0 if there are none.
-    closed: Whether its surface has no open edge.
+    voxels: Number of voxels.
+    components: Number of connected components, of 26 neighbors.
+    largest_fraction: Fraction of the voxels in the largest component; 0 for an empty shape.
+    watertight: Whether every edge of its surface has two faces.
     """
 
     voxels: int
     components: int
-    largest: float
-    closed: bool
+    largest_fraction: float
+    watertight: bool
 
     @property
     def valid(self) -> bool:
-        """Whether it is one part with a closed surface. An empty shape is not."""
-        return self.components == 1 and self.closed
+        """Whether the shape has one component and is watertight. An empty shape is not valid."""
+        return self.components == 1 and self.watertight
 
 
-def soundness(voxels: Voxels, surface: Mesh | None = None) -> Soundness:
-    """The parts of one grid and whether its surface is closed.
+def shape_validity(voxels: Voxels, surface: Mesh | None = None) -> ShapeValidity:
+    """Count the connected components of one grid, and check whether its surface is watertight.
 
     Args:
         voxels: One grid.
-        surface: Its surface; by default the smooth one of `sv.io.to_mesh`. Without normals that goes around the
-            voxels, and is closed around anything.
+        surface: Its surface; by default the smooth one of `sv.io.to_mesh`. Without normals that surrounds the voxels,
+            and is always watertight.
 
     Raises:
         ImportError: If scipy is not installed.
@@ -156,6 +159,6 @@ def soundness(voxels: Voxels, surface: Mesh | None = None) -> Soundness:
     """
     parts = component_sizes(voxels.grid)
     if not len(parts):
-        return Soundness(0, 0, 0.0, False)
+        return ShapeValidity(0, 0, 0.0, False)
     mesh = to_mesh(voxels, "nets") if surface is None else surface
-    return Soundness(voxels.num_voxels, len(parts), int(parts[0]) / voxels.num_voxels, describe(mesh).closed)
+    return ShapeValidity(voxels.num_voxels, len(parts), int(parts[0]) / voxels.num_voxels, describe(mesh).closed)

@@ -1,4 +1,4 @@
-"""Whether generated shapes are new: the training shapes that are nearest to them."""
+"""Novelty of generated shapes: their nearest training shapes, which show copies."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -9,17 +9,17 @@ import torch
 from sparsevox import Grid
 from xcube.data.hierarchy import Box
 from xcube.data.loading import ShapeFolder
-from xcube.evaluation.load import Item
+from xcube.evaluation.load import NamedShape
 from xcube.geometry.distances import distance_matrix, iou_matrix, shape_points
 from xcube.geometry.pyramid import enclosing_coarsen
 
 TRAIN = "train"
-CANDIDATES = 8  # training shapes that share most voxels with a shape, of which the nearest in Chamfer distance is taken
+CANDIDATES = 8  # training shapes of the largest IoU with a shape, to which the Chamfer distance is measured
 CHUNK = 512  # training shapes in memory at once
 
 
-class Near(NamedTuple):
-    """The training shapes nearest to a shape, by shared voxels at the coarsest level and by Chamfer distance."""
+class NearestTraining(NamedTuple):
+    """The training shapes nearest to a shape: by voxel IoU at the coarsest level, and by Chamfer distance."""
 
     nearest_iou: float
     nearest_iou_shape: str
@@ -28,45 +28,46 @@ class Near(NamedTuple):
 
 
 def nearest_training(
-    items: Sequence[Item], data: str | PathLike[str], *, level: int = -1, points: int = 2048, seed: int = 0
-) -> list[Near]:
-    """The nearest training shapes of each of some shapes, which tell new shapes from copies.
+    shapes: Sequence[NamedShape], data: str | PathLike[str], *, level: int = -1, points: int = 2048, seed: int = 0
+) -> list[NearestTraining]:
+    """Find the nearest training shapes of each shape, which tell new shapes from copies.
 
-    The intersection over union is that of voxels at the coarsest level. The squared Chamfer distance, of centers of
-    voxels, is measured to the eight training shapes that share most voxels so, not to all of them.
+    The IoU is that of the voxels at the coarsest level. The squared Chamfer distance of voxel centers is measured to
+    the eight training shapes of the largest IoU only, not to all.
 
     Args:
-        items: Shapes of one level of the data set. An empty one shares nothing and is infinitely far.
-        data: Folder of the data set, with a split "train".
-        level: Their level; -1 is the finest.
-        points: On each shape.
-        seed: Of the drawing of points.
+        shapes: Shapes of one level of the dataset. An empty one has IoU 0 and infinite distance.
+        data: Folder of the dataset, with a split "train".
+        level: Level of the shapes; -1 is the finest.
+        points: Number of points per shape.
+        seed: Random seed of the points.
 
     Raises:
-        FileNotFoundError: If the data set is none.
+        FileNotFoundError: If there is no dataset.
         ImportError: If scipy is not installed.
-        ValueError: If the data set has no training shapes.
+        ValueError: If the dataset has no training shapes.
     """
-    training, learned = ShapeFolder(data, TRAIN, level=level), ShapeFolder(data, TRAIN, level=0)
+    training, training_coarse = ShapeFolder(data, TRAIN, level=level), ShapeFolder(data, TRAIN, level=0)
     box = training.card.box
-    coarse = [coarsest(item.voxels.grid, box, level % len(box.levels)) for item in items]
-    names = [entry.name for entry in learned.entries]
-    chunks = [range(n, min(n + CHUNK, len(learned))) for n in range(0, len(learned), CHUNK)]
-    shared = torch.cat([iou_matrix(coarse, [learned[n].grid for n in chunk]) for chunk in chunks], 1)
-    best = shared.topk(min(CANDIDATES, len(learned)), dim=1)
+    coarse = [coarsest_grid(shape.voxels.grid, box, level % len(box.levels)) for shape in shapes]
+    names = [entry.name for entry in training_coarse.entries]
+    total = len(training_coarse)
+    chunks = [range(n, min(n + CHUNK, total)) for n in range(0, total, CHUNK)]
+    iou = torch.cat([iou_matrix(coarse, [training_coarse[n].grid for n in chunk]) for chunk in chunks], 1)
+    best = iou.topk(min(CANDIDATES, total), dim=1)
     needed = sorted(set(best.indices.flatten().tolist()))
     clouds = {n: shape_points(training[n], points, seed=seed).positions for n in needed}
-    made: list[Near] = []
-    for item, iou, rows in zip(items, best.values[:, 0].tolist(), best.indices.tolist(), strict=True):
-        own = shape_points(item.voxels, points, seed=seed).positions
+    found: list[NearestTraining] = []
+    for shape, largest, rows in zip(shapes, best.values[:, 0].tolist(), best.indices.tolist(), strict=True):
+        own = shape_points(shape.voxels, points, seed=seed).positions
         distance = distance_matrix([own], [clouds[row] for row in rows])[0]
         nearest = int(distance.argmin())
-        made.append(Near(iou, names[rows[0]], float(distance[nearest]), names[rows[nearest]]))
-    return made
+        found.append(NearestTraining(largest, names[rows[0]], float(distance[nearest]), names[rows[nearest]]))
+    return found
 
 
-def coarsest(grid: Grid, box: Box, level: int) -> Grid:
-    """The grid that a level of a shape has at the coarsest level of a box, as data sets are built."""
+def coarsest_grid(grid: Grid, box: Box, level: int) -> Grid:
+    """Coarsen the grid of a level to the coarsest level of a box, with the rule by which datasets are built."""
     for finer in range(level, 0, -1):
         grid = enclosing_coarsen(grid, box.levels[finer] // box.levels[finer - 1])
     return grid

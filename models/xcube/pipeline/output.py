@@ -12,7 +12,7 @@ from sparsevox import Voxels
 from sparsevox.files import atomic_write
 from sparsevox.io import load_voxels, save_mesh, save_voxels, to_mesh
 from sparsevox.viz import render_row, show_html
-from xcube.data.dataset import remove_parts
+from xcube.data.dataset import remove_partial_files
 from xcube.pipeline.options import Sample
 
 SETTINGS, GALLERY, PAGE, LEVELS = "settings.json", "gallery.png", "index.html", "levels"
@@ -48,7 +48,7 @@ class SampleFolder:
             return
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, *(path / LEVELS).glob("*")):
-            remove_parts(folder)
+            remove_partial_files(folder)
         if restart:
             for pattern in (f"{PREFIX}*.npz", f"{PREFIX}*.glb", f"{LEVELS}/*/{PREFIX}*.npz", SETTINGS, GALLERY, PAGE):
                 for file in path.glob(pattern):

@@ -106,7 +106,7 @@ def reconstruct_file(
     shape: Path,
     model: Path,
     out: Path = Path("reconstruction"),
-    refine: Path | None = None,
+    refiner: Path | None = None,
     outside: Outside = "rescale",
     samples: int = 1_000_000,
 ) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def reconstruct_file(
         model: Folder of the VAE.
         out: Folder for reconstruction.glb (unless the decode is empty), reconstruction.png, reconstruction.html and
             metrics.json.
-        refine: Folder of the refinement network.
+        refiner: Folder of the refiner.
         outside: Treatment of a shape that does not fit into the model's box: refuse it, crop it, or scale it down.
         samples: Number of points on the surface of a mesh, from which attributes are taken.
 
@@ -130,15 +130,15 @@ def reconstruct_file(
             model takes.
     """
     vae = from_pretrained(model, VAE)
-    refiner = None if refine is None else from_pretrained(refine, Refiner)
-    if refiner is not None and abs(refiner.config.voxel_size / vae.config.voxel_sizes[0] - 1) > TOLERANCE:
-        sizes = f"{vae.config.voxel_sizes[0]} as those of {model}, got {refiner.config.voxel_size}"
-        raise ValueError(f"refine must be for voxels of {sizes}")
+    network = None if refiner is None else from_pretrained(refiner, Refiner)
+    if network is not None and abs(network.config.voxel_size / vae.config.voxel_sizes[0] - 1) > TOLERANCE:
+        sizes = f"{vae.config.voxel_sizes[0]}, like {model}, got {network.config.voxel_size}"
+        raise ValueError(f"refiner must have the voxel_size {sizes}")
     box, level = box_of(vae, read_config(model)["metadata"])
     voxels = build_hierarchy(load_shape(shape), box, samples=samples, outside=outside)[level]
     _check_attributes(shape, voxels, vae)
     start = time.perf_counter()
-    result = reconstruct(voxels, vae, refiner)
+    result = reconstruct(voxels, vae, network)
     metrics = result.metrics() | {"seconds": round(time.perf_counter() - start, 3)}
     write(result, out)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,1 +1,1 @@
-"""Training with Lightning: `xcube train vae`, `xcube train refiner`."""
+"""Training of the networks with Lightning: `xcube train`."""

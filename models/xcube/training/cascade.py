@@ -1,20 +1,17 @@
-"""All networks of a cascade, trained side by side: `xcube train all`."""
+"""Training of a whole cascade: `xcube train all`."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
-
-from tqdm import tqdm
 
 from xcube.data.dataset import read_card
 from xcube.data.engines import cores
 from xcube.networks.pretrained import WEIGHTS, digest
-from xcube.training.jobs import Part, minutes_of, read_preset, ready
-from xcube.training.status import Status
-from xcube.training.workers import Done, Failed, Job, Message, Worker, messages, workers
+from xcube.training.jobs import TrainingJob, next_job, scaled_to
+from xcube.training.presets import read_preset
+from xcube.training.process import NetworkMetrics, TrainingProcess, print_line, stop
 
-BAR = "{desc:<20} {percentage:3.0f}% |{bar}| {postfix}"
-SHOWN = ("loss", "iou")  # of the metrics of a validation
+PRINTED = ("loss", "iou")  # of the metrics of a validation
 
 
 def train_all(
@@ -27,122 +24,81 @@ def train_all(
     seed: int = 0,
     restart: bool = False,
     quiet: bool = False,
-) -> dict[str, dict[str, float]]:
-    """Train all networks of a cascade, or go on with them: of each level the VAE, the denoiser and what repairs.
+) -> dict[str, NetworkMetrics]:
+    """Train all networks of a cascade, or resume: for each level the VAE, the denoiser and the refiner.
 
-    Parts that do not wait for each other are trained at the same time, each in its own folder, vae-0, denoiser-0 and
-    so on: out is then the folder of a pipeline. A part whose VAE has changed since is trained anew.
+    Networks that do not depend on each other are trained in parallel, each in its own sub-folder, vae-0, denoiser-0 and
+    so on, which makes the output folder that of a pipeline. The same command resumes after an interruption. A network
+    whose VAE has changed since is trained from scratch.
 
     Args:
-        data: Folder of a data set, as xcube data makes them.
-        out: Folder of the networks.
-        preset: One of the package, demo or small, or a folder of options: vae-0.yaml, denoiser-0.yaml and so on.
-        minutes: How long the steps of all parts may take; they grow and shrink with it. By default as the preset says.
-            To begin, to encode shapes and to validate takes about a minute more.
-        processes: How many are at work; by default as many as there are levels, and one on a single core.
-        threads: Of each process; by default they share the cores.
-        seed: Of weights, order and noise of all parts.
-        restart: Begin anew, whatever is in the folder.
-        quiet: Show nothing.
+        data: Folder of a dataset made by `xcube data`.
+        out: Output folder of the networks.
+        preset: Name of a preset such as demo or small, or a folder with vae-0.yaml, denoiser-0.yaml and so on.
+        minutes: Time limit for training all networks, in minutes, to which their steps are scaled; the default is that
+            of the preset. Start-up, encoding and validation take about one minute more.
+        processes: Number of networks to train in parallel; by default one per level, at most one per core.
+        threads: Number of CPU threads of each process; by default the processes share the cores.
+        seed: Random seed of the weights, the order of shapes and the noise of all networks.
+        restart: Train from scratch, whatever the folder holds.
+        quiet: Show no progress.
 
     Returns:
-        The metrics of each part by its name: steps, seconds, and the last validation.
+        The metrics of each network by its name: steps, seconds, and those of the last validation.
 
     Raises:
-        FileNotFoundError: If there is no such data set or preset.
-        ChildProcessError: If a process dies, or fails in a way that nobody foresaw.
-        ValueError: If the preset does not fit the data, or a folder holds something damaged, another network, or a run
-            with other options; the message names the part.
+        FileNotFoundError: If there is no such dataset or preset.
+        ChildProcessError: If a training process dies; the message names the network.
+        RuntimeError: If training fails with an unexpected error; the message names the network.
+        ValueError: If the preset does not fit the data, or a folder holds a damaged file, another network, or a run
+            with other options; the message names the network.
     """
     read_card(data)
-    parts = [part.seeded(seed) for part in read_preset(preset)]
-    count = min(cores(), len({part.level for part in parts})) if processes is None else processes
-    if count < 1:
+    jobs = [job.with_seed(seed) for job in read_preset(preset)]
+    size = min(cores(), len({job.level for job in jobs})) if processes is None else processes
+    if size < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     if minutes is not None:
-        parts = within(parts, minutes, count)
-    with workers(count, threads or max(1, cores() // count)) as made, Display(count, quiet) as display:
-        metrics = _trained(parts, data, out, made, display, restart)
-    return {part.name: metrics[part.name] for part in parts}
+        jobs = scaled_to(jobs, minutes, size)
+    threads = threads or max(1, cores() // size)
+
+    metrics: dict[str, NetworkMetrics] = {}
+    started: set[str] = set()
+    pool: list[TrainingProcess] = []
+    try:
+        for line in range(size):
+            pool.append(TrainingProcess(threads, line))
+        while len(metrics) < len(jobs):
+            # 1. Give idle processes networks whose VAE is trained.
+            for process in (process for process in pool if process.name is None):
+                if (job := next_job(jobs, metrics, started)) is not None:
+                    again = restart or _vae_changed(job, out)
+                    process.start(job.name, partial(job.run, data, out, restart=again, quiet=quiet))
+                    started.add(job.name)
+            # 2. Wait for the next network that is trained.
+            ready = wait([process.connection for process in pool if process.name is not None])
+            for process in pool:
+                if process.connection in ready:
+                    name = str(process.name)
+                    metrics[name] = process.result()
+                    if not quiet:
+                        print_line(f"{name:<12} {summary(metrics[name])}")
+    finally:
+        stop(pool)
+    return {job.name: metrics[job.name] for job in jobs}
 
 
-def within(parts: Sequence[Part], minutes: float, processes: int) -> list[Part]:
-    """Parts that take so many minutes in all.
-
-    Raises:
-        ValueError: If a part has no limit to scale, or there is no time.
-    """
-    whole = minutes_of(parts, processes)
-    if whole is None:
-        raise ValueError("minutes scale those of a preset, and this one has some part without train.minutes")
-    if not minutes > 0:
-        raise ValueError(f"minutes must be positive, got {minutes}")
-    return [part.scaled(minutes / whole) for part in parts]
+def summary(metrics: NetworkMetrics) -> str:
+    """The metrics of a network in one line."""
+    parts = [f"{metrics['steps']:,.0f} steps in {metrics['seconds']:,.0f} s"]
+    return ", ".join(parts + [f"{name} {metrics[name]:.3f}" for name in PRINTED if name in metrics])
 
 
-def _trained(
-    parts: Sequence[Part], data: Path, out: Path, made: Sequence[Worker], display: "Display", restart: bool
-) -> dict[str, dict[str, float]]:
-    """Figures of all parts, trained by these processes."""
-    done: dict[str, dict[str, float]] = {}
-    begun: set[str] = set()
-    while len(done) < len(parts):
-        for worker in made:
-            part = ready(parts, done, begun) if worker.job is None else None
-            if part is not None:
-                begun.add(part.name)
-                worker.begin(Job(part, data, out, restart or _outdated(part, out)))
-        for number, name, message in messages(made):
-            if isinstance(message, Failed):
-                raise type(message.error)(f"{name}: {message.error}")
-            if isinstance(message, Done):
-                done[name] = dict(message.metrics)
-            display.show(number, name, message)
-    return done
+def _vae_changed(job: TrainingJob, out: Path) -> bool:
+    """Whether the folder of a job holds a run that began with another VAE."""
+    from xcube.training.run_folder import vae_digest  # imports Lightning, which is slow
 
-
-def _outdated(part: Part, out: Path) -> bool:
-    """Whether there is a run of a part that began with another VAE."""
-    from xcube.training.run_folder import trained_with  # slow to import
-
-    before = trained_with(out / part.name)
-    return part.needs is not None and before not in (None, digest(out / part.needs / WEIGHTS))
-
-
-class Display:
-    """A bar for each process, with the time that is left to its part, and a line for each part that is done."""
-
-    def __init__(self, processes: int, quiet: bool) -> None:
-        self.quiet = quiet
-        # Without a terminal there are no bars.
-        self.bars = [
-            tqdm(position=n, leave=False, bar_format=BAR, disable=True if quiet else None) for n in range(processes)
-        ]
-
-    def __enter__(self) -> "Display":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for bar in reversed(self.bars):
-            bar.close()
-
-    def show(self, number: int, name: str, message: Message) -> None:
-        """Show what a process says of a part."""
-        if isinstance(message, Done) and not self.quiet:
-            tqdm.write(f"{name:<12} {told(message.metrics)}", file=sys.stdout)
-        bar = self.bars[number]
-        if bar.disable or not isinstance(message, Status):
-            return
-        doing = "" if message.doing == "train" else f" {message.doing}"
-        bar.n, bar.total = message.done, message.total
-        bar.set_description(name + doing, refresh=False)
-        loss = "" if message.loss is None else f"loss {message.loss:.3f}, "
-        bar.set_postfix_str(f"{loss}{bar.format_interval(message.left)} left")
-
-
-def told(metrics: Mapping[str, float]) -> str:
-    """Figures of a part in a line."""
-    shown = [f"{metrics['steps']:,.0f} steps in {metrics['seconds']:,.0f} s"]
-    return ", ".join(shown + [f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics])
+    before = vae_digest(out / job.name)
+    return job.requires is not None and before not in (None, digest(out / job.requires / WEIGHTS))

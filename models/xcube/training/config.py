@@ -1,4 +1,4 @@
-"""How to train: what all networks have in common."""
+"""Settings of the optimization that all networks share."""
 
 import math
 from dataclasses import dataclass
@@ -9,32 +9,37 @@ from xcube.config import Config
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """Optimization, its schedule, and how often to look.
+    """Optimizer, learning rate schedule, batches, and how often to validate and save.
 
     Args:
-        steps: Optimizer steps.
-        minutes: Time after which training ends all the same; the learning rate follows whatever is nearer its end.
-        batch_size: Shapes of a batch, at most.
-        voxels: Voxels of a batch, at most: the finest level of its shapes. A larger shape is a batch of its own.
-        learning_rate: Of AdamW.
-        warmup: Steps in which it rises from 0.
-        schedule: "cosine": falls to `final` of itself; "constant"; "official": falls by 0.7 every 50,000 shapes, to a
-            hundredth at least.
-        final: Share of the learning rate that is left at the end.
-        weight_decay: Of AdamW.
-        amsgrad: Of AdamW.
+        steps: Number of optimizer steps.
+        minutes: Time limit of training in minutes. The learning rate schedule follows the steps or the time, whichever
+            is nearer to its end.
+        batch_size: Largest number of shapes in a batch.
+        voxels: Largest number of voxels in a batch, at the level that is trained. A larger shape is a batch of its own.
+        learning_rate: Peak learning rate of AdamW.
+        warmup: Number of steps in which the learning rate rises from 0 to its peak.
+        schedule: Learning rate schedule: "cosine" decays to the fraction `final` of the peak, "constant" stays at it,
+            "official" multiplies by 0.7 every 50,000 shapes, down to a hundredth of the peak, without warm-up.
+        final: Fraction of the peak learning rate at the end of the cosine schedule.
+        weight_decay: Weight decay of AdamW.
+        amsgrad: Use the AMSGrad variant of AdamW.
         clip_norm: Largest norm of the gradient; 0 for no limit.
-        clip_value: Largest entry of the gradient; 0 for no limit.
-        ema: Decay of the average of weights, which is what is kept; at first it is (1 + n) / (10 + n). 0 for none.
-        precision: "32-true", or "bf16-mixed": autocast.
-        seed: Of weights, order and noise.
-        val_every: Steps between validations.
-        val_shapes: Shapes of a validation.
-        save_every: Steps between checkpoints.
-        workers: Processes that load data.
-        devices: Processes that train, or GPUs. Each has batches of its own; the gradient is the mean of theirs.
-        accelerator: "auto", "cpu" or "gpu".
-        accumulate: Batches that make one step.
+        clip_value: Largest absolute value of an entry of the gradient; 0 for no limit.
+        ema: Decay of the exponential moving average of the weights, which is what is saved; at step n it is at most
+            (1 + n) / (10 + n). 0 saves the weights themselves.
+        precision: Numerical precision: "32-true", or "bf16-mixed" for autocast to bfloat16.
+        seed: Random seed of the weights, the order of shapes and the noise.
+        val_every: Number of steps between validations.
+        val_shapes: Number of shapes in a validation.
+        save_every: Number of steps between checkpoints.
+        workers: Number of processes that load data; 0 loads it in the training process.
+        devices: Number of GPUs, or of training processes on the CPU. Each has its own batches; gradients are averaged.
+        accelerator: Device type: "auto", "cpu" or "gpu".
+        accumulate: Number of batches whose gradients are accumulated for one step.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     steps: int = 1000
@@ -81,7 +86,7 @@ class TrainConfig(Config):
             raise ValueError(f"minutes must be positive, got {self.minutes}")
 
     def rate(self, step: int, elapsed: float) -> float:
-        """Share of the learning rate at a step, after so many seconds of training."""
+        """The learning rate as a fraction of its peak, at a step and after `elapsed` seconds of training."""
         progress = step / self.steps
         if self.minutes is not None:
             progress = max(progress, elapsed / (60 * self.minutes))

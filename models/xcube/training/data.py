@@ -1,9 +1,10 @@
-"""Batches without end, the same ones whenever training is taken up again."""
+"""Batches of training and validation; those of training have no end and are the same ones when a run is resumed."""
 
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import lightning
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_info
 
@@ -14,33 +15,33 @@ from xcube.data.loading import ShapeFolder
 from xcube.training.config import TrainConfig
 
 
-class Endless(IterableDataset[list[Voxels]]):
-    """Batches of a data set, epoch after epoch, from the batch number `start` on.
+class EndlessBatches(IterableDataset[list[Voxels]]):
+    """The batches of a dataset, epoch after epoch, from batch `start` on.
 
-    It has no length, so that nobody counts the batches that an earlier run has seen.
+    It has no length, so that Lightning does not count the batches of an earlier run.
     """
 
     def __init__(self, shapes: ShapeFolder[Voxels], sampler: VoxelBudgetSampler, start: int) -> None:
         self.shapes, self.sampler, self.start = shapes, sampler, start
 
     def batches(self) -> Iterator[list[int]]:
-        """Numbers of the shapes of each batch."""
-        left = self.start
+        """Yield the indices of the shapes of each batch."""
+        skip = self.start
         for epoch in itertools.count():
             self.sampler.set_epoch(epoch)
             count = len(self.sampler)
-            if left >= count:
-                left -= count
+            if skip >= count:
+                skip -= count
                 continue
-            self.sampler.set_epoch(epoch, start=left)
-            left = 0
+            self.sampler.set_epoch(epoch, start=skip)
+            skip = 0
             yield from self.sampler
 
     def __iter__(self) -> Iterator[list[Voxels]]:
-        # Every worker walks through all batches and makes its share of them: the loader takes from them in turn.
+        # Worker k of n loads batches k, k + n, and so on; the data loader takes from the workers in turn.
         worker = get_worker_info()
-        share = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for batch in itertools.islice(self.batches(), share[0], None, share[1]):
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for batch in itertools.islice(self.batches(), first, None, step):
             yield [self._voxels(item) for item in batch]
 
     def _voxels(self, item: int) -> Voxels:
@@ -52,20 +53,41 @@ class Endless(IterableDataset[list[Voxels]]):
 def training_batches(
     shapes: ShapeFolder[Voxels], config: TrainConfig, start: int, rank: int, replicas: int
 ) -> DataLoader[Any]:
-    """Stacked batches of the given rank, from number `start` on."""
+    """Return a loader of the batches of one rank, from batch `start` on.
+
+    Raises:
+        ValueError: If the dataset has no shapes.
+    """
     sampler = VoxelBudgetSampler(
         shapes.sizes, config.voxels, seed=config.seed, max_items=config.batch_size, rank=rank, replicas=replicas
     )
     if not len(sampler):
-        raise ValueError(f"{shapes} has no shape to train on")
-    data = Endless(shapes, sampler, start)
-    return DataLoader(data, batch_size=None, collate_fn=sv.collate, num_workers=config.workers)
+        raise ValueError(f"data must have shapes to train on, got {shapes}")
+    batches = EndlessBatches(shapes, sampler, start)
+    return DataLoader(batches, batch_size=None, collate_fn=sv.collate, num_workers=config.workers)
 
 
 def validation_batches(shapes: ShapeFolder[Voxels], config: TrainConfig) -> DataLoader[Any]:
-    """Some shapes of a split, in batches. They are spread over it: names that belong together are neighbors."""
+    """Return a loader of `val_shapes` shapes, spread evenly over the split, since neighboring names are alike."""
     count = min(config.val_shapes, len(shapes))
     chosen = torch.linspace(0, len(shapes) - 1, count, dtype=torch.float64).round().long().tolist()
     some, sizes = Subset(shapes, chosen), [shapes.sizes[item] for item in chosen]
     sampler = VoxelBudgetSampler(sizes, config.voxels, max_items=config.batch_size, shuffle=False, rank=0, replicas=1)
     return DataLoader(some, batch_sampler=sampler, collate_fn=sv.collate, num_workers=0)
+
+
+class ShapeDataModule(lightning.LightningDataModule):
+    """The data of a run; training batches begin where the run stands."""
+
+    def __init__(self, train: ShapeFolder[Voxels], val: ShapeFolder[Voxels] | None, config: TrainConfig) -> None:
+        super().__init__()
+        self.train, self.val, self.config = train, val, config
+
+    def train_dataloader(self) -> Any:
+        trainer = self.trainer
+        assert trainer is not None
+        start = trainer.global_step * self.config.accumulate
+        return training_batches(self.train, self.config, start, trainer.global_rank, trainer.world_size)
+
+    def val_dataloader(self) -> Any:
+        return [] if self.val is None else validation_batches(self.val, self.config)

@@ -1,6 +1,6 @@
-"""What a denoiser is trained on: numbered shapes, their latents, and what is known of them as a whole.
+"""What a denoiser is trained on: the latents of shapes, the index of each shape, and conditions of whole shapes.
 
-M latent voxels, B grids.
+B grids.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +15,24 @@ from sparsevox.data import VoxelBudgetSampler
 from xcube.data.loading import ShapeFolder
 from xcube.networks.conditions import NO_CLASS, Text
 from xcube.networks.text_encoder import TextEncoder
+from xcube.training.callbacks import Progress
 from xcube.training.config import TrainConfig
-from xcube.training.status import shown
 
-NUMBER = "number"  # the attribute that says of every voxel which shape of the data set it belongs to
+SHAPE_INDEX = "shape_index"  # a voxel attribute: the index in the dataset of the shape that the voxel belongs to
 
 
-class Whole:
-    """Conditions of whole shapes of a data set, by their names.
+class ShapeConditions:
+    """Conditions of the whole shapes of a dataset: category and text.
+
+    category: The category of each shape, int64; None without categories.
+    text: The embedded texts, each once; None without texts.
+    empty_text: The embedding of the empty text; None without texts.
 
     Args:
-        names: In the order of the data set.
-        categories: How the names of the shapes of each category begin.
-        captions: Texts by name; other shapes have the empty one.
-        encoder: What embeds them.
+        names: Names of the shapes, in the order of the dataset.
+        categories: For each category the prefix of the names of its shapes.
+        captions: Texts by the name of the shape; shapes without one have the empty text.
+        encoder: The text encoder.
     """
 
     def __init__(
@@ -40,52 +44,55 @@ class Whole:
     ) -> None:
         self.category: Tensor | None = None
         self.text: Text | None = None
-        self.empty: Text | None = None
+        self.empty_text: Text | None = None
         if categories:
             self.category = torch.tensor([category_of(name, categories) for name in names])
         if captions is not None and encoder is not None:
             texts = sorted({captions.get(name, "") for name in names})
-            self.place = torch.tensor([texts.index(captions.get(name, "")) for name in names])
+            self.text_index = torch.tensor([texts.index(captions.get(name, "")) for name in names])
             self.text = Text.stack([encoder([text]) for text in texts])
-            self.empty = encoder([""])
+            self.empty_text = encoder([""])
 
-    def of(self, numbers: Tensor) -> dict[str, Any]:
-        """`category` and `text`, as far as there are, of the shapes of these numbers, [B]."""
+    def of(self, indices: Tensor) -> dict[str, Any]:
+        """Return "category" and "text", where they exist, of the shapes with these indices [B]."""
         found: dict[str, Any] = {}
         if self.category is not None:
-            found["category"] = self.category.to(numbers.device)[numbers]
+            found["category"] = self.category.to(indices.device)[indices]
         if self.text is not None:
-            found["text"] = self.text.to(numbers.device)[self.place.to(numbers.device)[numbers]]
+            found["text"] = self.text.to(indices.device)[self.text_index.to(indices.device)[indices]]
         return found
 
 
 def category_of(name: str, categories: Sequence[str]) -> int:
-    """The first category that a name begins with, -1 if there is none."""
-    return next((number for number, start in enumerate(categories) if name.startswith(start)), NO_CLASS)
+    """Return the index of the first category that a name begins with, or -1."""
+    return next((index for index, prefix in enumerate(categories) if name.startswith(prefix)), NO_CLASS)
 
 
-class Prepared:
-    """The shapes of a data set as training wants them: with their number, and encoded once and for all if asked to.
+class LatentDataset:
+    """The shapes of a dataset with the attribute `SHAPE_INDEX`, or their latents once `encode` has been called.
 
-    sizes: Voxels of each: those of the latent grid, if they are encoded.
+    sizes: Number of voxels of each item; of its latent grid, once encoded.
 
     Args:
-        shapes: The data set.
-        most: How many of them, at most.
+        shapes: The dataset.
+        most: Largest number of shapes to take; None takes all.
     """
 
     def __init__(self, shapes: ShapeFolder[Voxels], most: int | None = None) -> None:
         self.shapes, self.sizes = shapes, shapes.sizes[:most]
         self._encoded: dict[int, Voxels] = {}
 
-    def encode(self, function: Callable[[Voxels], Voxels], config: TrainConfig, *, quiet: bool) -> None:
-        """Replace shapes by what a function makes of batches of them, in memory."""
+    def encode(
+        self, function: Callable[[Voxels], Voxels], config: TrainConfig, progress: Progress | None = None
+    ) -> None:
+        """Replace the shapes by the results of a function of batches of them, kept in CPU memory."""
         sampler = VoxelBudgetSampler(
             self.sizes, config.voxels, max_items=config.batch_size, shuffle=False, rank=0, replicas=1
         )
-        for items in shown(list(sampler), "encode", quiet):
-            made = function(sv.collate([self[item] for item in items])).to("cpu")
-            self._encoded |= dict(zip(items, made.unbind(), strict=True))
+        batches = list(sampler)
+        for items in progress.iterate(batches, "encoding") if progress else batches:
+            encoded = function(sv.collate([self[item] for item in items])).to("cpu")
+            self._encoded |= dict(zip(items, encoded.unbind(), strict=True))
         self.sizes = [self._encoded[item].num_voxels for item in range(len(self))]
 
     def __len__(self) -> int:
@@ -95,21 +102,21 @@ class Prepared:
         if item in self._encoded:
             return self._encoded[item]
         voxels = self.shapes[item]
-        return voxels.with_attributes(**{NUMBER: torch.full((voxels.num_voxels,), item, dtype=torch.int32)})
+        return voxels.with_attributes(**{SHAPE_INDEX: torch.full((voxels.num_voxels,), item, dtype=torch.int32)})
 
     def __repr__(self) -> str:
-        return f"Prepared({self.shapes!r})"
+        return f"LatentDataset({self.shapes!r})"
 
 
-def numbered(voxels: Voxels, grid: sv.Grid) -> dict[str, Tensor]:
-    """The number of its shape for every voxel of another grid, if voxels have one."""
-    if NUMBER not in voxels.attributes:
-        return {}
-    return {NUMBER: first_of(voxels, NUMBER)[grid.batch.long()]}
+def with_shape_index(latents: Voxels, voxels: Voxels) -> Voxels:
+    """Give latents the shape index of the voxels that they encode, if these have one."""
+    if SHAPE_INDEX not in voxels.attributes:
+        return latents
+    return latents.with_attributes(**{SHAPE_INDEX: first_value(voxels, SHAPE_INDEX)[latents.grid.batch.long()]})
 
 
-def first_of(voxels: Voxels, name: str) -> Tensor:
-    """An integer attribute of the first voxel of each grid, int64 [B]; 0 where there is no voxel."""
+def first_value(voxels: Voxels, name: str) -> Tensor:
+    """Return an integer attribute of the first voxel of each grid, int64 [B]; 0 for an empty grid."""
     values = torch.cat([voxels.attributes[name].long(), voxels.grid.offsets.new_zeros(1)])
     empty = voxels.grid.offsets.diff() == 0
     return values[torch.where(empty, voxels.num_voxels, voxels.grid.offsets[:-1])]

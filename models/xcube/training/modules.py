@@ -1,9 +1,9 @@
-"""The networks as Lightning modules: what a training step computes, and what is logged."""
+"""Lightning modules of the VAE and the refiner: the losses of a training step, the optimizer and the logs."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import torch
@@ -19,18 +19,18 @@ from xcube.networks.refiner import Refiner, refiner_losses
 from xcube.networks.vae import VAE
 from xcube.training.config import TrainConfig
 
-SCALE_SHAPES = 128  # from which the scale of latents is computed, to half a percent
+SCALE_SHAPES = 128  # shapes from which the scale of latents is computed, to half a percent
 
 
-class Trained(lightning.LightningModule, ABC):
-    """What all networks have in common: optimizer, schedule, logs, and noise that depends on the step alone.
+class NetworkModule(lightning.LightningModule, ABC):
+    """Base of the modules that train a network: optimizer, schedule, logs, and noise that depends on the step alone.
 
-    All parameters get a gradient in every step, of zeros where a decode is empty, so processes that train together
-    wait for the same ones. That gradient is the mean of theirs.
+    All parameters get a gradient in every step, zeros where a decoded grid is empty, so that processes that train
+    together (DDP) wait for the same ones.
 
-    net: The network that is trained, and kept.
-    options: What the run was asked for, as plain values: a run that is taken up again must have the same.
-    metrics: What the last validation found, by name.
+    net: The network that is trained and saved.
+    options: Settings of the run as plain values; a run can only be resumed with the same ones.
+    metrics: Metrics of the last validation, by name.
     """
 
     def __init__(self, net: torch.nn.Module, train: TrainConfig, **options: Any) -> None:
@@ -44,14 +44,18 @@ class Trained(lightning.LightningModule, ABC):
 
     @abstractmethod
     def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
-        """What to write beside the trained network, given batches for training, made of so many shapes."""
+        """Metadata to save with the trained network.
+
+        Args:
+            batches: Batches of the training split.
+            shapes: Number of shapes in it.
+        """
 
     @abstractmethod
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
-        """All losses of a batch."""
+        """Losses and metrics of a batch; `generator` gives all noise."""
 
     def training_step(self, batch: Voxels, index: int) -> Tensor:
-        """The weighted loss."""
         number = self.global_step * self.config.accumulate + index % self.config.accumulate
         losses = self.losses(batch, self.global_step, self._noise(number, 0))
         self._log("train", losses, batch)
@@ -59,35 +63,33 @@ class Trained(lightning.LightningModule, ABC):
         return losses.total
 
     def validation_step(self, batch: Voxels, index: int) -> None:
-        """Losses and metrics of held-out shapes, with the same noise every time."""
+        # Held-out shapes get the same noise in every validation.
         self._log("val", self.losses(batch, self.global_step, self._noise(index, 1)), batch)
 
     def on_validation_end(self) -> None:
-        """Keep what was found."""
         found = self.trainer.callback_metrics.items()
         self.metrics = {name.removeprefix("val/"): float(v) for name, v in found if name.startswith("val/")}
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Lightning validates a run that is told to stop, and not one that has come to its last step."""
+        # Lightning validates a run that should stop, but not one that reaches its last step.
         if self.global_step >= self.config.steps:
             self.trainer.should_stop = True
 
     def _noise(self, number: int, stream: int) -> torch.Generator:
-        """Numbers that a run gives again when it is taken up at this step; ranks differ in training alone."""
+        """A generator that a resumed run makes again at the same step; ranks differ in training only."""
         rank = 0 if stream else self.global_rank
         seed = ((self.config.seed * 2 + stream) * (1 << 16) + rank) * (1 << 32) + number
         return torch.Generator().manual_seed(seed % (1 << 63))
 
     def _log(self, stage: str, losses: Losses, batch: Voxels) -> None:
         values = {"loss": losses.total.detach()} | losses.terms | losses.metrics
-        shown = {f"{stage}/{name}": value.detach() for name, value in values.items()}
+        logged = {f"{stage}/{name}": value.detach() for name, value in values.items()}
         size = batch.batch_size
         self.log_dict(
-            shown, batch_size=size, on_step=stage == "train", on_epoch=stage == "val", sync_dist=stage == "val"
+            logged, batch_size=size, on_step=stage == "train", on_epoch=stage == "val", sync_dist=stage == "val"
         )
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and its rate step by step."""
         config = self.config
         optimizer = torch.optim.AdamW(
             [p for p in self.net.parameters() if p.requires_grad],
@@ -100,7 +102,6 @@ class Trained(lightning.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """By norm, by value, or both."""
         parameters = [p for p in self.net.parameters() if p.grad is not None]
         if self.config.clip_value:
             torch.nn.utils.clip_grad_value_(parameters, self.config.clip_value)
@@ -108,31 +109,29 @@ class Trained(lightning.LightningModule, ABC):
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
 
     def _clock(self) -> float:
-        """Seconds of training that all processes agree on: at another rate each, their weights would part."""
+        """Seconds of training that all ranks agree on: with different learning rates their weights would diverge."""
         if self.config.minutes is None or self.trainer.world_size == 1:
             return self.elapsed
         return float(self.trainer.strategy.broadcast(self.elapsed))
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training, in this run and those before it."""
+        """Seconds of training, including those before the run was resumed."""
         return self.earlier + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_start(self) -> None:
-        """The clock begins with the first batch."""
         self.started = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The time and the metrics go along, and what the run was asked for."""
-        checkpoint |= {"elapsed": self.elapsed, "figures": self.metrics, "options": self.options}
+        checkpoint |= {"elapsed": self.elapsed, "metrics": self.metrics, "options": self.options}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The time goes on."""
-        self.earlier, self.metrics = float(checkpoint["elapsed"]), checkpoint["figures"]
+        self.earlier = float(checkpoint["elapsed"])
+        self.metrics = checkpoint["metrics"] if "metrics" in checkpoint else checkpoint["figures"]  # its former name
 
 
-class TrainVAE(Trained):
-    """The VAE on the finest level of shapes."""
+class VAEModule(NetworkModule):
+    """Trains the VAE of one level on the voxels of shapes."""
 
     net: VAE
 
@@ -141,11 +140,10 @@ class TrainVAE(Trained):
         self.loss = loss
 
     def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
-        """The scale of its latents."""
         return {"latent_scale": latent_scale(self.net, batches, min(shapes, SCALE_SHAPES))}
 
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
-        """Of a sample of the posterior; in evaluation of its mean."""
+        """Losses of decoding a sample of the posterior, or its mean in evaluation."""
         check_labels(voxels, self.net.config.num_labels)
         posterior = self.net.encode(voxels)
         latents = _sampled(posterior, generator) if self.training else posterior.mode()
@@ -153,10 +151,32 @@ class TrainVAE(Trained):
         return vae_losses(self.net, voxels, posterior, decoded, self.loss, step)
 
 
-class TrainRefiner(Trained):
-    """The refinement network on what a trained VAE decodes from noised latents.
+class FrozenVAEModule(NetworkModule):
+    """Base of the modules that train a network on the latents of a trained VAE, which does not change."""
 
-    The VAE takes no part in training; its latents are noised at steps `first` to `last` of the diffusion.
+    def __init__(self, net: torch.nn.Module, train: TrainConfig, vae: VAE, **options: Any) -> None:
+        super().__init__(net, train, **options)
+        self.vae = vae.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.vae.eval()
+        return self
+
+
+class RefinerModule(FrozenVAEModule):
+    """Trains the refiner of one level on grids that a trained VAE decodes from noisy latents.
+
+    Args:
+        net: The refiner.
+        train: Settings of the optimization.
+        vae: The VAE of the level.
+        scale: Factor that gives latents unit standard deviation.
+        first: Smallest diffusion timestep of the noise.
+        last: Largest diffusion timestep of the noise.
+
+    Raises:
+        ValueError: If `first` and `last` are not timesteps in this order.
     """
 
     net: Refiner
@@ -165,23 +185,15 @@ class TrainRefiner(Trained):
         self, net: Refiner, train: TrainConfig, vae: VAE, *, scale: float, first: int = 200, last: int = 400
     ) -> None:
         if not 0 <= first <= last < STEPS:
-            raise ValueError(f"first and last must be steps of the diffusion, 0 to {STEPS - 1}, got {first} and {last}")
-        super().__init__(net, train, first=first, last=last, scale=scale)
-        self.vae = vae.requires_grad_(False).eval()
+            raise ValueError(f"first and last must be diffusion timesteps, 0 to {STEPS - 1}, got {first} and {last}")
+        super().__init__(net, train, vae, first=first, last=last, scale=scale)
         self.scale, self.first, self.last = scale, first, last
 
     def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
-        """What it was trained on."""
         return {"latent_scale": self.scale, "first": self.first, "last": self.last}
 
-    def train(self, mode: bool = True) -> "TrainRefiner":
-        """The VAE stays as it is."""
-        super().train(mode)
-        self.vae.eval()
-        return self
-
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
-        """Of repairing a noisy decode, which may be empty."""
+        """Losses of refining a noisy decoded grid, which may be empty."""
         check_labels(voxels, self.vae.config.num_labels)
         with torch.no_grad():
             rough = noisy_decode(self.vae, voxels, generator, scale=self.scale, first=self.first, last=self.last)
@@ -191,7 +203,7 @@ class TrainRefiner(Trained):
 def noisy_decode(
     vae: VAE, voxels: Voxels, generator: torch.Generator, *, scale: float, first: int = 200, last: int = 400
 ) -> Voxels:
-    """What a VAE decodes from a sample of its posterior with the noise of steps from `first` to `last`."""
+    """Decode latents of voxels with the noise of random timesteps from `first` to `last`, one per grid."""
     latents = _sampled(vae.encode(voxels), generator)
     steps = torch.randint(first, last + 1, (voxels.batch_size,), generator=generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
@@ -199,7 +211,12 @@ def noisy_decode(
 
 
 def latent_scale(vae: VAE, batches: Iterable[Voxels], shapes: int = SCALE_SHAPES) -> float:
-    """1 / the standard deviation of the latents of so many shapes, all channels together, as samples of the posterior.
+    """Return 1 / the standard deviation of latents sampled from the posterior, over all channels.
+
+    Args:
+        vae: The VAE.
+        batches: Batches of voxels.
+        shapes: Number of shapes after which to stop.
 
     Raises:
         ValueError: If there are no latents, or they are not finite or all the same.
@@ -220,7 +237,7 @@ def latent_scale(vae: VAE, batches: Iterable[Voxels], shapes: int = SCALE_SHAPES
 
 
 def check_labels(voxels: Voxels, count: int) -> None:
-    """Raise ValueError if voxels have a label that is none of `count`; 0 takes no labels."""
+    """Raise ValueError if voxels have a label outside [0, count). A count of 0 means that labels are not used."""
     labels = voxels.attributes.get("label")
     if count and labels is not None and labels.numel():
         least, most = int(labels.min()), int(labels.max())

@@ -1,5 +1,6 @@
-"""The folder of a run: what an earlier call has left there, and whether it goes on or is done."""
+"""The folder of a training run: whether it holds a run to resume, a finished one, or something else."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +9,17 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from xcube.data.dataset import remove_parts
+from xcube.data.dataset import remove_partial_files
 from xcube.networks.earlier import upgrade
 from xcube.networks.pretrained import CONFIG, WEIGHTS, read_config
 from xcube.training.callbacks import LOGS, TABLE
 
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.json"
+OLD_METRICS = "figures.json"  # its name in runs of earlier versions
 
-# What may be another when a run is taken up again.
-FREE = {
+# Options that may differ when a run is resumed.
+CHANGEABLE = {
     f"train.{name}"
     for name in ("steps", "minutes", "warmup", "val_every", "val_shapes", "save_every", "workers", "accelerator")
 }
@@ -26,11 +28,11 @@ Options = dict[str, Any]
 
 
 @rank_zero_only
-def prepare(out: Path, restart: bool) -> None:
-    """Make the folder of a run; with `restart`, remove what an earlier one has left.
+def prepare_folder(out: Path, restart: bool) -> None:
+    """Create the folder of a run; with `restart`, remove what an earlier run has left.
 
     Raises:
-        OSError: If it cannot be made or written to.
+        OSError: If it cannot be created or written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -38,34 +40,41 @@ def prepare(out: Path, restart: bool) -> None:
             pass
     except OSError as error:
         raise OSError(f"out must be a folder that can be written to, got {out}: {error}") from error
-    remove_parts(out)
+    remove_partial_files(out)
     if restart:
-        for path in (out / CONFIG, out / WEIGHTS, out / METRICS, out / CHECKPOINT, out / LOGS / TABLE):
+        for path in (
+            out / CONFIG,
+            out / WEIGHTS,
+            out / METRICS,
+            out / OLD_METRICS,
+            out / CHECKPOINT,
+            out / LOGS / TABLE,
+        ):
             path.unlink(missing_ok=True)
         for curves in (out / LOGS).glob("events.out.tfevents.*"):
             curves.unlink()
 
 
-def finished(out: Path, options: Options) -> bool:
-    """Whether a folder holds the network that a run with these options ends with, or one of more steps.
+def is_finished(out: Path, options: Options) -> bool:
+    """Whether a folder holds the network of a finished run with these options, or with more steps.
 
     Raises:
-        ValueError: If it holds another one.
+        ValueError: If it holds another network, or that of a run with other options.
     """
     if not (out / CONFIG).is_file():
         return False
     values = read_config(out)
     metadata = values["metadata"]
     if "options" not in metadata:
-        raise ValueError(f"out must be the folder of a run, got {out}, which holds a {values['kind']} from elsewhere")
-    place = {name: metadata.get(name) for name in options["data"]}
-    there = {"kind": values["kind"], "model": values["config"], "data": place} | metadata["options"]
-    same_run(out, there, options)
-    return there == options or int(metadata["steps"]) >= options["train"]["steps"]
+        raise ValueError(f"out must be the folder of a run, got {out}, which holds a {values['kind']} that no run made")
+    trained_on = {name: metadata.get(name) for name in options["data"]}
+    old = {"kind": values["kind"], "model": values["config"], "data": trained_on} | metadata["options"]
+    check_same_options(out, old, options)
+    return old == options or int(metadata["steps"]) >= options["train"]["steps"]
 
 
-def steps_of(out: Path, options: Options) -> int | None:
-    """The steps that the checkpoint of a run has behind it, None if there is none.
+def checkpoint_step(out: Path, options: Options) -> int | None:
+    """Return the step of the checkpoint in a folder, None if there is none.
 
     Raises:
         ValueError: If it is damaged, or of a run with other options.
@@ -73,13 +82,13 @@ def steps_of(out: Path, options: Options) -> int | None:
     path = out / CHECKPOINT
     if not path.is_file():
         return None
-    there, steps = _checkpoint(path)
-    same_run(out, there, options)
-    return steps
+    old, step = _read_checkpoint(path)
+    check_same_options(out, old, options)
+    return step
 
 
-def trained_with(out: Path) -> str | None:
-    """The digest of the weights of the VAE with which the run in a folder began, None if there is no such run.
+def vae_digest(out: Path) -> str | None:
+    """Return the digest of the VAE weights with which the run in a folder began, None if there is no such run.
 
     Raises:
         ValueError: If a file is damaged.
@@ -88,21 +97,42 @@ def trained_with(out: Path) -> str | None:
     if (out / CONFIG).is_file():
         found = read_config(out)["metadata"].get("options", {}).get("vae")
     elif (out / CHECKPOINT).is_file():
-        found = _checkpoint(out / CHECKPOINT)[0].get("vae")
+        found = _read_checkpoint(out / CHECKPOINT)[0].get("vae")
     return found
 
 
-def same_run(out: Path, there: Options, options: Options) -> None:
-    """Raise ValueError if options of a run are others than those it began with, but for those in `FREE`."""
-    old, new = dict(_flat(there)), dict(_flat(options))
-    others = [name for name in sorted(old.keys() | new.keys()) if name not in FREE and old.get(name) != new.get(name)]
+def read_metrics(out: Path) -> dict[str, float]:
+    """Read the metrics of a finished run.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If the file is damaged.
+    """
+    file = next((out / name for name in (METRICS, OLD_METRICS) if (out / name).is_file()), out / METRICS)
+    try:
+        metrics: dict[str, float] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    return metrics
+
+
+def check_same_options(out: Path, old: Options, new: Options) -> None:
+    """Raise ValueError if a run began with other options, except for those in `CHANGEABLE`."""
+    before, now = dict(_flat(old)), dict(_flat(new))
+    others = [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if name not in CHANGEABLE and before.get(name) != now.get(name)
+    ]
     if others:
-        told = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in others)
-        raise ValueError(f"{out} holds a run with other options: {told}; take another folder, or begin anew: restart")
+        changes = ", ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in others)
+        raise ValueError(
+            f"{out} holds a run with other options: {changes}; use another folder, or restart to train from scratch"
+        )
 
 
-def _checkpoint(path: Path) -> tuple[Options, int]:
-    """Options and steps of a checkpoint."""
+def _read_checkpoint(path: Path) -> tuple[Options, int]:
+    """Read options and step of a checkpoint."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         options = dict(state["options"])
@@ -110,7 +140,9 @@ def _checkpoint(path: Path) -> tuple[Options, int]:
         return options | {"model": model}, int(state["global_step"])
     except Exception as error:  # torch.load raises whatever its readers raise
         first = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged, so the run cannot go on; begin anew with restart ({first})") from error
+        raise ValueError(
+            f"{path} is damaged, so the run cannot be resumed; restart to train from scratch ({first})"
+        ) from error
 
 
 def _flat(values: Options, before: str = "") -> Iterator[tuple[str, Any]]:

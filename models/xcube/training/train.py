@@ -1,11 +1,13 @@
-"""Networks from data sets: `xcube train`. What is slow to import is imported by what is called."""
+"""Training of one network: `xcube train vae`, `denoiser` and `refiner`. Functions import what is slow to import."""
 
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
+from sparsevox import Voxels
 from xcube.data.dataset import Card, read_card
+from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
 from xcube.networks.losses import LossConfig
@@ -27,37 +29,37 @@ def train_vae(
     restart: bool = False,
     quiet: bool = False,
 ) -> VAE:
-    """Train the VAE of one level of a data set, or go on with it.
+    """Train the VAE of one level of a dataset, or resume.
 
-    The folder gets checkpoints, from which the same call goes on, logs for TensorBoard and as CSV, and in the end
-    metrics.json and the network: config.json and model.safetensors.
+    The output folder gets checkpoints, from which the same command resumes after an interruption, logs for TensorBoard
+    and as CSV, and at the end metrics.json and the network: config.json and model.safetensors.
 
     Args:
-        data: Folder of a data set, as xcube data makes them.
-        out: Folder of the run.
-        level: Which level of the data set; 0 is the coarsest, -1 the finest.
-        model: The network.
+        data: Folder of a dataset made by `xcube data`.
+        out: Output folder of the run.
+        level: Level of the dataset; 0 is the coarsest, -1 the finest.
+        model: Architecture of the VAE.
         loss: Weights of the losses.
-        train: Optimization.
-        restart: Begin anew, whatever is in the folder.
+        train: Settings of the optimization.
+        restart: Train from scratch, whatever the folder holds.
         quiet: Show no progress bar.
 
     Raises:
-        FileNotFoundError: If there is no data set.
+        FileNotFoundError: If there is no dataset.
         OSError: If `out` cannot be written to.
-        ValueError: If there is no such level, the model does not fit the data, or `out` holds something damaged,
-            another network, or a run with other options.
+        ValueError: If there is no such level, the model does not fit the data, or `out` holds a damaged file, another
+            network, or a run with other options.
     """
-    card = _level_of(data, level, model.voxel_sizes)
-    _attributes_of(data, card, model.attributes)
+    card = _check_level(data, level, model.voxel_sizes)
+    _check_attributes(data, card, model.attributes)
     import lightning
 
-    from xcube.training import run
-    from xcube.training.modules import TrainVAE
+    from xcube.training.modules import VAEModule
+    from xcube.training.run import train_module
 
     lightning.seed_everything(train.seed, verbose=False)
-    module = TrainVAE(VAE(model), train, loss)
-    run.train(module, data, out, level=level, restart=restart, quiet=quiet)
+    module = VAEModule(VAE(model), train, loss)
+    train_module(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
 
 
@@ -74,54 +76,46 @@ def train_refiner(
     restart: bool = False,
     quiet: bool = False,
 ) -> Refiner:
-    """Train the refinement network of one level, on what its VAE decodes from noised latents.
+    """Train the refiner of one level on grids that its VAE decodes from noisy latents, or resume.
 
     Args:
-        data: Folder of a data set.
-        out: Folder of the run.
-        vae: Folder of the trained VAE.
-        level: Which level of the data set; 0 is the coarsest, -1 the finest.
-        model: The network.
-        train: Optimization.
-        first: Least step of the diffusion of which latents get the noise.
-        last: Largest one.
-        unscaled: Add noise to the latents as they are, as in the paper, and not to latents of unit deviation.
-        restart: Begin anew, whatever is in the folder.
+        data: Folder of a dataset made by `xcube data`.
+        out: Output folder of the run.
+        vae: Folder of the trained VAE of the level.
+        level: Level of the dataset; 0 is the coarsest, -1 the finest.
+        model: Architecture of the refiner.
+        train: Settings of the optimization.
+        first: Smallest diffusion timestep of the noise that is added to latents.
+        last: Largest diffusion timestep of the noise that is added to latents.
+        unscaled: Add the noise to unscaled latents, as in the paper, instead of latents of unit standard deviation.
+        restart: Train from scratch, whatever the folder holds.
         quiet: Show no progress bar.
 
     Raises:
-        FileNotFoundError: If there is no data set or no VAE.
+        FileNotFoundError: If there is no dataset or no VAE.
         OSError: If `out` cannot be written to.
-        ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds
-            something damaged, another network, or a run with other options.
+        ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds a
+            damaged file, another network, or a run with other options.
     """
     decoder = from_pretrained(vae, VAE)
-    card = _level_of(data, level, (model.voxel_size,) * 3)
-    _level_of(data, level, decoder.config.voxel_sizes, "vae")
+    card = _check_level(data, level, (model.voxel_size,) * 3)
+    _check_level(data, level, decoder.config.voxel_sizes, "vae")
     decoded = (decoder.config.normal, decoder.config.num_labels)
     if (model.normal and not decoder.config.normal) or model.num_labels not in (0, decoder.config.num_labels):
-        asked = (model.normal, model.num_labels)
-        raise ValueError(f"model must take the normal and num_labels {decoded} that the VAE decodes, got {asked}")
-    _attributes_of(data, card, decoder.config.attributes)
+        got = (model.normal, model.num_labels)
+        raise ValueError(f"model must have the normal and num_labels that the VAE decodes, {decoded}, got {got}")
+    _check_attributes(data, card, decoder.config.attributes)
     import lightning
 
-    from xcube.data.loading import ShapeFolder
-    from xcube.training import run
-    from xcube.training.data import training_batches
-    from xcube.training.modules import SCALE_SHAPES, TrainRefiner, latent_scale
+    from xcube.training.modules import RefinerModule
+    from xcube.training.run import train_module
 
     lightning.seed_everything(train.seed, verbose=False)
-    known = read_config(vae)["metadata"].get("latent_scale")
     shapes = ShapeFolder(data, "train", level=level)
-    if unscaled:
-        scale = 1.0
-    elif known is not None:
-        scale = float(known)
-    else:  # of a VAE from elsewhere
-        scale = latent_scale(decoder, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
-    module = TrainRefiner(Refiner(model), train, decoder, scale=scale, first=first, last=last)
+    scale = 1.0 if unscaled else _latent_scale(vae, decoder, shapes, train)
+    module = RefinerModule(Refiner(model), train, decoder, scale=scale, first=first, last=last)
     module.options["vae"] = digest(vae / WEIGHTS)
-    run.train(module, data, out, level=level, restart=restart, quiet=quiet)
+    train_module(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
 
 
@@ -143,32 +137,32 @@ def train_denoiser(
     restart: bool = False,
     quiet: bool = False,
 ) -> UNet:
-    """Train the denoiser of one level of a data set on the latents of its VAE, or go on with it.
+    """Train the denoiser of one level of a dataset on the latents of its VAE, or resume.
 
     Args:
-        data: Folder of a data set.
-        out: Folder of the run.
-        vae: Folder of the trained VAE.
-        level: Which level of the data set; 0 is the coarsest, -1 the finest.
-        model: The network.
-        diffusion: What it predicts.
-        train: Optimization; its `voxels` are those of latent grids, if they are kept in memory.
-        drop: Share of shapes without conditions, for guidance.
-        dropped: Which conditions these lack.
-        categories: How the names of the shapes of each category begin.
-        captions: A JSON file with a text for each name.
-        text_model: Folder or name of the CLIP text model that embeds them.
-        tokenizer: The same of its tokenizer, if that lies elsewhere.
-        cache: Keep the latents of all shapes in memory.
-        restart: Begin anew, whatever is in the folder.
+        data: Folder of a dataset made by `xcube data`.
+        out: Output folder of the run.
+        vae: Folder of the trained VAE of the level.
+        level: Level of the dataset; 0 is the coarsest, -1 the finest.
+        model: Architecture of the denoiser.
+        diffusion: Diffusion process and prediction target.
+        train: Settings of the optimization. With cached latents, train.voxels counts latent voxels.
+        drop: Fraction of shapes whose conditions are dropped in training, for classifier-free guidance.
+        dropped: Names of the conditions that are dropped.
+        categories: Prefixes of the names of shapes, one for each category.
+        captions: JSON file with the text of each shape by its name.
+        text_model: Folder or name of the CLIP text model that embeds the texts.
+        tokenizer: Folder or name of the tokenizer of the text model, if it is not in the same folder.
+        cache: Keep the latents of all shapes in memory instead of encoding them at every step.
+        restart: Train from scratch, whatever the folder holds.
         quiet: Show no progress bar.
 
     Raises:
-        FileNotFoundError: If there is no data set, no VAE or no file of captions.
+        FileNotFoundError: If there is no dataset, no VAE or no file of captions.
         ImportError: If there are captions and transformers is not installed.
         OSError: If `out` cannot be written to.
-        ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds
-            something damaged, another network, or a run with other options.
+        ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds a
+            damaged file, another network, or a run with other options.
     """
     encoder = from_pretrained(vae, VAE)
     text = None if text_model is None else TextEncoder.from_pretrained(text_model, tokenizer)
@@ -176,65 +170,71 @@ def train_denoiser(
 
     import lightning
 
-    from xcube.data.loading import ShapeFolder
-    from xcube.training import run
-    from xcube.training.data import training_batches
-    from xcube.training.denoiser import TrainDenoiser
-    from xcube.training.latents import Whole
-    from xcube.training.modules import SCALE_SHAPES, latent_scale
+    from xcube.training.denoiser import DenoiserModule
+    from xcube.training.latents import ShapeConditions
+    from xcube.training.run import train_module
 
     lightning.seed_everything(train.seed, verbose=False)
     shapes = ShapeFolder(data, "train", level=level)
     everything = ShapeFolder(data, None, level=level).entries
     texts = None if captions is None else json.loads(captions.read_text())
-    whole = {
-        split: Whole([e.name for e in everything if e.split == split], categories, texts, text)
+    conditions = {
+        split: ShapeConditions([e.name for e in everything if e.split == split], categories, texts, text)
         for split in ("train", "val")
     }
-    known = read_config(vae)["metadata"].get("latent_scale")
-    if known is None:  # a VAE from elsewhere
-        known = latent_scale(encoder, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
-    module = TrainDenoiser(
+    scale = _latent_scale(vae, encoder, shapes, train)
+    module = DenoiserModule(
         UNet(model),
         train,
         encoder,
-        scale=float(known),
+        scale=scale,
         diffusion=diffusion,
-        whole=whole,
+        shape_conditions=conditions,
         drop=drop,
         dropped=dropped,
         cache=cache,
     )
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
-    module.options |= {"text_model": _found_anywhere(text_model), "tokenizer": _found_anywhere(tokenizer)}
-    run.train(module, data, out, level=level, restart=restart, quiet=quiet)
+    module.options |= {"text_model": _absolute(text_model), "tokenizer": _absolute(tokenizer)}
+    train_module(module, data, out, level=level, restart=restart, quiet=quiet)
     return module.net.eval()
 
 
-def _found_anywhere(model: str | None) -> str | None:
-    """The name of a model, or its folder as it is called wherever one stands."""
+def _latent_scale(folder: Path, vae: VAE, shapes: ShapeFolder[Voxels], train: TrainConfig) -> float:
+    """The scale of the latents that the folder of a VAE says or, for a VAE that no run made, their measured one."""
+    from xcube.training.data import training_batches
+    from xcube.training.modules import SCALE_SHAPES, latent_scale
+
+    known = read_config(folder)["metadata"].get("latent_scale")
+    if known is not None:
+        return float(known)
+    return latent_scale(vae, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
+
+
+def _absolute(model: str | None) -> str | None:
+    """The name of a model, or the absolute path of its folder."""
     return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
-def _level_of(data: Path, level: int, sizes: tuple[float, float, float], whose: str = "model") -> Card:
-    """What there is to know of a data set, one of whose levels has voxels of these sizes."""
+def _check_level(data: Path, level: int, sizes: tuple[float, float, float], name: str = "model") -> Card:
+    """Return the card of a dataset; raise ValueError unless the voxels of a level have these sizes."""
     card = read_card(data)
     count = len(card.box.levels)
     if not -count <= level < count:
-        raise ValueError(f"level must be among the {count} of {card.box.levels}, got {level}")
+        raise ValueError(f"level must be one of the {count} of {card.box.levels}, got {level}")
     expected = card.box.voxel_size(level)
     if any(abs(size - expected) > 1e-5 * expected for size in sizes):
         given = sizes[0] if len(set(sizes)) == 1 else sizes
-        raise ValueError(f"{whose} must have the voxel_size of the level, {expected}, got {given}")
+        raise ValueError(f"{name} must have the voxel_size of the level, {expected}, got {given}")
     return card
 
 
-def _attributes_of(data: Path, card: Card, needed: Collection[str]) -> None:
+def _check_attributes(data: Path, card: Card, needed: Collection[str]) -> None:
     missing = sorted(set(needed) - set(card.attributes))
     if missing:
         raise ValueError(
             f"data must have the attributes {sorted(needed)} that the model needs, got {data} without {missing}; "
-            "build it with them, or switch them off in the model"
+            "build it with them, or turn them off in the model"
         )
 
 
@@ -249,22 +249,22 @@ def _check_denoiser(
 ) -> None:
     """Raise ValueError unless data, VAE, network and conditions fit each other."""
     config = vae.config
-    card = _level_of(data, level, config.voxel_sizes, "vae")
+    card = _check_level(data, level, config.voxel_sizes, "vae")
     if model.latent_channels != config.latent_channels:
         raise ValueError(
             f"model must have the latent_channels of the VAE, {config.latent_channels}, got {model.latent_channels}"
         )
     if model.dense and config.dense_neck is None:
-        raise ValueError("model can be dense only if the latents of the VAE fill a box; this VAE has no dense_neck")
+        raise ValueError("model must not be dense: the latents of a VAE without dense_neck do not fill a box")
     if model.extra:
-        raise ValueError(f"model must have extra 0: data sets hold nothing of the kind, got {model.extra}")
-    told = {"normal": model.normal, "label": model.num_labels > 0}
-    _attributes_of(data, card, {*config.attributes, *(name for name, wanted in told.items() if wanted)})
+        raise ValueError(f"model must have extra 0, since datasets hold no extra conditions, got {model.extra}")
+    conditions = {"normal": model.normal, "label": model.num_labels > 0}
+    _check_attributes(data, card, {*config.attributes, *(name for name, used in conditions.items() if used)})
     if model.categories != len(categories):
-        raise ValueError(f"categories must be as many as the model has, {model.categories}, got {list(categories)}")
+        raise ValueError(f"categories must be {model.categories}, as the model has, got {list(categories)}")
     channels = 0 if captions is None or text is None else text.channels
     if model.text_channels != channels:
         raise ValueError(
-            f"model must have as many text_channels as the text model, {channels} (0 without captions or text_model), "
-            f"got {model.text_channels}"
+            f"model must have the text_channels of the text model, {channels} (0 without captions or text_model), got "
+            f"{model.text_channels}"
         )
