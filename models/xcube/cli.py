@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,8 @@ from xcube.commands.options import Integers, Names, Numbers
 from xcube.commands.sample import sample, upsample
 from xcube.commands.view import view
 from xcube.pipeline.options import SampleOptions
-from xcube.training.presets import PRESETS, preset_names
+from xcube.training.jobs import TRAINERS
+from xcube.training.presets import PRESETS, option_names, preset_names, read_options
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     words = _with_preset_files(sys.argv[1:] if arguments is None else arguments)
     try:
+        _check_config_files(words)
         top = parser()
         options = top.instantiate(top.parse_args(words))
         chosen, found = options[options.subcommand], COMMANDS[options.subcommand]
@@ -71,6 +74,16 @@ def _with_preset_files(words: Sequence[str]) -> list[str]:
     files = {name: str(PRESETS / f"{name}.yaml") for name in preset_names() if not Path(name).is_file()}
     found = [f"--config={files.get(w[9:], w[9:])}" if w.startswith("--config=") else w for w in words]
     return [files.get(w, w) if n and found[n - 1] == "--config" else w for n, w in enumerate(found)]
+
+
+def _check_config_files(words: Sequence[str]) -> None:
+    """Raise ValueError if a file after --config has options that its command lacks, which jsonargparse ignores."""
+    kind = next((kind for kind in TRAINERS if list(words[:2]) == ["train", kind]), None)
+    for word, after in pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        file = Path(value or after)
+        if kind is not None and name == "--config" and file.is_file():
+            read_options(kind, file, option_names(kind))
 
 
 def parser() -> "ArgumentParser":

@@ -105,11 +105,11 @@ def test_files_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("modell: {}", "must have options among data, out, level, model, loss, train, restart, quiet, got ['modell']"),
-    ("level: 0\nmodel:\n  chanels: [8]", "options of model must be of attention, block,"),
+    ("modell: {}", "must hold options among data, out, level, model, loss, train, restart, quiet, got ['modell']"),
+    ("level: 0\nmodel:\n  chanels: [8]", "VAEConfig has no field chanels; it has architecture, attention, box,"),
     ("train: {steps: 0}", "steps must be at least 1, got 0"),
-    ("{", "is no YAML"),
-    ("- 1", "must have options among"),
+    ("{", "must be a YAML file: "),
+    ("- 1", "must hold options among"),
 ])  # fmt: skip
 def test_files_of_options_that_do_not_fit_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str

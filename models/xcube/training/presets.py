@@ -1,6 +1,7 @@
 """Presets: folders of YAML files that configure the training of each network of a cascade."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -10,8 +11,8 @@ from xcube.training.config import TrainConfig
 from xcube.training.jobs import TRAINERS, NetworkKind, TrainingJob
 
 PRESETS = Path(__file__).parents[1] / "presets"
-# Arguments of the training functions that a file of options cannot set.
-RESERVED = {"data", "out", "vae", "restart", "quiet", "return"}
+# Arguments of the training functions that a preset cannot set.
+RESERVED = {"data", "out", "vae", "restart", "quiet"}
 
 
 def preset_names() -> list[str]:
@@ -55,26 +56,53 @@ def preset_box(jobs: Sequence[TrainingJob]) -> Box:
     return as_box(tuple(round(1 / sizes[level]) for level in sorted(sizes)))
 
 
-def _read(file: Path) -> TrainingJob:
+def read_options(kind: NetworkKind, file: Path, names: Collection[str]) -> dict[str, Any]:
+    """Read arguments of the training function of a network from a YAML file.
+
+    Args:
+        kind: The kind of the network.
+        file: The YAML file.
+        names: Names of the arguments that the file may hold.
+
+    Raises:
+        ValueError: If the file is not a YAML mapping, or has an unknown option or an invalid value. It names the file.
+    """
     import yaml
 
-    kind = file.stem.partition("-")[0]
-    if kind not in TRAINERS:
-        raise ValueError(f"{file} must be named after one of {', '.join(TRAINERS)}")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} must be a YAML file: {error}") from error
+    if not isinstance(values, dict) or not values.keys() <= set(names):
+        unknown = sorted(values.keys() - set(names)) if isinstance(values, dict) else values
+        raise ValueError(f"{file} must hold options among {', '.join(names)}, got {unknown}")
     hints = get_type_hints(TRAINERS[kind])
     try:
-        values = yaml.safe_load(file.read_text())
-        if unknown := sorted(values.keys() - (hints.keys() - RESERVED)):
-            raise ValueError(f"unknown option {', '.join(unknown)}")
-        made = {name: _typed(value, hints[name]) for name, value in values.items()}
-        level, train = int(made.pop("level")), made.pop("train", TrainConfig())
-        return TrainingJob(kind, level, train, {"model": made.pop("model")} | made)
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} must hold a level, a model and options of training: {error!r}") from error
+        return {name: _typed(value, hints[name]) for name, value in values.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} must hold valid options: {error}") from error
+
+
+def option_names(kind: NetworkKind) -> list[str]:
+    """Names of the arguments of the training function of a network."""
+    return list(signature(TRAINERS[kind]).parameters)
+
+
+def _read(file: Path) -> TrainingJob:
+    kind = next((kind for kind in TRAINERS if kind == file.stem.partition("-")[0]), None)
+    if kind is None:
+        raise ValueError(f"{file} must be named after one of {', '.join(TRAINERS)}")
+    options = read_options(kind, file, [name for name in option_names(kind) if name not in RESERVED])
+    if missing := [name for name in ("level", "model") if name not in options]:
+        raise ValueError(f"{file} must hold a level and a model, got no {' and no '.join(missing)}")
+    level, train = options.pop("level"), options.pop("train", TrainConfig())
+    if not isinstance(level, int):
+        raise ValueError(f"{file} must hold a level that is an int, got {level!r}")
+    return TrainingJob(kind, level, train, options)
 
 
 def _typed(value: Any, hint: Any) -> Any:
     """Convert a value from YAML to the type of an argument."""
     if isinstance(hint, type) and issubclass(hint, Config):
         return hint.from_dict(value)
-    return Path(value) if hint == Path | None and value is not None else value
+    return Path(value) if hint in (Path, Path | None) and value is not None else value
