@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from xcube.pipeline.output import SampleFolder, gallery
+from xcube.pipeline.output import SampleFolder, draw_gallery
 
 SHOWN, WIDTH, COLORS = 16, 900, 96
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     shapes = {str(n): folder.levels(n)[-1] for n in range(SHOWN) if folder.file(n).is_file()}
     with tempfile.TemporaryDirectory() as place:
         large = Path(place) / "gallery.png"
-        gallery({name: voxels for name, voxels in shapes.items() if voxels.num_voxels}, large)
+        draw_gallery({name: voxels for name, voxels in shapes.items() if voxels.num_voxels}, large)
         with Image.open(large) as picture:
             small = picture.convert("RGB").resize((WIDTH, round(picture.height * WIDTH / picture.width)))
     small.quantize(COLORS).save(options.out, optimize=True)

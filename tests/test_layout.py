@@ -58,15 +58,9 @@ SYNCHRONIZES = {
 
 # Public functions and classes whose name is that of another one, each with the reason.
 SAME_NAME = {
-    "Level": "to be renamed in one of sparsevox.viz and xcube.pipeline",
     "Report": "to be renamed in one of xcube.data and xcube.training",
-    "Upsample": "to be renamed in xcube.networks",
     "config_from_official": "one for each kind of official network, in the module of that kind",
-    "from_official": "to be renamed in xcube.checkpoints",
-    "gallery": "to be renamed in xcube.pipeline",
     "our_name": "one for each kind of official network, in the module of that kind",
-    "read_checkpoint": "to be renamed in one of xcube.checkpoints and xcube.pipeline",
-    "stack": "to be renamed in xcube.pipeline",
     "table": "to be renamed in xcube.training; the other one makes the piece of furniture",
 }
 # Folders and files that do not count: their functions are not imported by name.

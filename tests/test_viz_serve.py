@@ -13,7 +13,7 @@ import torch
 from sparsevox import Grid, Mesh, Points, Voxels
 from sparsevox.viz import serve
 from sparsevox.viz.coding import codings
-from sparsevox.viz.scene import Shown, gallery
+from sparsevox.viz.scene import Shown, scene_levels
 from sparsevox.viz.serve import add_controls, paint
 
 COLUMN = Grid.full(0, (1, 1, 5))
@@ -25,7 +25,7 @@ ATTRIBUTES = {
 
 
 def test_colors() -> None:
-    levels = gallery([Grid.full(0, 1), Voxels(COLUMN, ATTRIBUTES)], None)[""]
+    levels = scene_levels([Grid.full(0, 1), Voxels(COLUMN, ATTRIBUTES)], None)[""]
     coded = codings(levels)
     assert paint(levels, 1, "color", coded).tolist() == [[round(255 * n / 4), 0, 255] for n in range(5)]
     label = paint(levels, 1, "label", coded)
@@ -87,7 +87,7 @@ def test_controls_change_what_is_drawn(monkeypatch) -> None:
     corners = torch.tensor([[0.0, 0, 0], [4, 0, 0], [0, 4, 4]])
     mesh = Mesh(corners, torch.tensor([[0, 1, 2]]), {"color": torch.eye(3)})
     levels: list[Shown] = [COLUMN.coarsen(2), Voxels(COLUMN, ATTRIBUTES), mesh, Points(corners)]
-    items = gallery({"all": levels, "nothing": Grid.empty()}, None)
+    items = scene_levels({"all": levels, "nothing": Grid.empty()}, None)
     server = viser.ViserServer(host="127.0.0.1", port=free_port(), verbose=False)
     drawn = []
     for kind in ("batched_meshes_simple", "mesh_trimesh", "point_cloud"):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsevox.viz import colors
-from sparsevox.viz.scene import Level
+from sparsevox.viz.scene import SceneLevel
 
 MAX_CLASSES = 256
 BUILT_IN = ("height", "level", "plain")  # colors that need no attribute
@@ -52,7 +52,7 @@ class Coding:
         return codes if self.kind == "rgb" else colors.rgb_bytes(self.palette)[codes]
 
 
-def codings(levels: Iterable[Level]) -> dict[str, Coding]:
+def codings(levels: Iterable[SceneLevel]) -> dict[str, Coding]:
     """Choose the coding of each attribute of the levels, in order of appearance.
 
     Raises:
@@ -68,7 +68,7 @@ def codings(levels: Iterable[Level]) -> dict[str, Coding]:
     return {name: _coding(parts) for name, parts in columns.items()}
 
 
-def first_color(color: str | None, levels: Iterable[Level], coded: Mapping[str, Coding]) -> str:
+def first_color(color: str | None, levels: Iterable[SceneLevel], coded: Mapping[str, Coding]) -> str:
     """Choose the initial color: the given one, else "color" if every level has it, else "height".
 
     Raises:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from sparsevox.files import atomic_write
 from sparsevox.viz import colors, png
 from sparsevox.viz.coding import Coding, codings, first_color
-from sparsevox.viz.scene import Level, Shapes, bounds, gallery
+from sparsevox.viz.scene import SceneLevel, Shapes, bounds, scene_levels
 
 
 def show_html(
@@ -61,7 +61,7 @@ def show_html(
         raise TypeError(f"title must be a string, got {title!r}")
     if background not in ("light", "dark"):
         raise ValueError(f"background must be 'light' or 'dark', got {background!r}")
-    items = gallery(shapes, attributes)
+    items = scene_levels(shapes, attributes)
     levels = [level for item in items.values() for level in item]
     coded = codings(levels)
     for name in classes or ():
@@ -98,11 +98,11 @@ def _described(coding: Coding, names: Mapping[int, str]) -> dict[str, Any]:
     return {"kind": coding.kind, "palette": coding.palette, **details}
 
 
-def _shape(name: str, levels: Sequence[Level]) -> dict[str, Any]:
+def _shape(name: str, levels: Sequence[SceneLevel]) -> dict[str, Any]:
     return {"name": name, "bounds": bounds(levels).tolist(), "levels": [_level(level) for level in levels]}
 
 
-def _level(level: Level) -> dict[str, Any]:
+def _level(level: SceneLevel) -> dict[str, Any]:
     return {
         "kind": level.kind,
         "text": level.text,
@@ -114,7 +114,7 @@ def _level(level: Level) -> dict[str, Any]:
     }
 
 
-def _block(level: Level, coded: Mapping[str, Coding]) -> str:
+def _block(level: SceneLevel, coded: Mapping[str, Coding]) -> str:
     # Planes of channels compress well: neighboring rows are neighbors in space, with similar values.
     planes = [level.places.T.astype("<u2").tobytes()]
     if level.faces is not None:

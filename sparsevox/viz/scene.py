@@ -28,7 +28,7 @@ SHADES = 5  # number of brightness levels of a side
 
 
 @dataclass(frozen=True)
-class Level:
+class SceneLevel:
     """One level of one shape, as NumPy arrays. The world position of row r is `origin + size * places[r, :3]`.
 
     Attributes:
@@ -70,7 +70,7 @@ class Level:
         return f"{text} in {box}, voxel size {edges}"
 
 
-def gallery(shapes: Shapes, attributes: Sequence[str] | None) -> dict[str, list[Level]]:
+def scene_levels(shapes: Shapes, attributes: Sequence[str] | None) -> dict[str, list[SceneLevel]]:
     """Convert shapes to named lists of levels. A batch of B grids becomes B shapes.
 
     Raises:
@@ -95,7 +95,7 @@ def gallery(shapes: Shapes, attributes: Sequence[str] | None) -> dict[str, list[
     }
 
 
-def bounds(levels: Sequence[Level]) -> Floats:
+def bounds(levels: Sequence[SceneLevel]) -> Floats:
     """Compute the bounding box of all levels in world coordinates, lower and upper corner [2, 3]; zeros if empty."""
     corners = np.concatenate([level.bounds for level in levels])
     corners = corners[np.isfinite(corners).all(1)]
@@ -133,7 +133,7 @@ def _names(shape: Voxels | Mesh | Points) -> list[str]:
     return [*shape.vertex_attributes, *shape.face_attributes] if isinstance(shape, Mesh) else [*shape.attributes]
 
 
-def _level(where: str, shape: Voxels | Mesh | Points, attributes: Sequence[str] | None) -> Level:
+def _level(where: str, shape: Voxels | Mesh | Points, attributes: Sequence[str] | None) -> SceneLevel:
     def columns(given: Mapping[str, Tensor], rows: Array | slice) -> dict[str, Array]:
         wanted = {k: v.detach().cpu() for k, v in given.items() if attributes is None or k in attributes}
         return {name: column[rows] for k, v in wanted.items() for name, column in _columns(k, v)}
@@ -142,26 +142,26 @@ def _level(where: str, shape: Voxels | Mesh | Points, attributes: Sequence[str] 
         return _voxels(where, shape, columns)
     if isinstance(shape, Points):
         places, origin, size = _quantized(where, shape.positions)
-        return Level("points", len(shape), origin, size, places, columns(shape.attributes, slice(None)))
+        return SceneLevel("points", len(shape), origin, size, places, columns(shape.attributes, slice(None)))
     places, origin, size = _quantized(where, shape.vertices)
     corners = shape.faces.cpu().numpy().astype(np.uint32)
     on_faces = columns(shape.face_attributes, np.repeat(np.arange(len(corners)), 3))
     if not on_faces:
         rows = columns(shape.vertex_attributes, slice(None))
-        return Level("mesh", len(corners), origin, size, places, rows, corners)
+        return SceneLevel("mesh", len(corners), origin, size, places, rows, corners)
     # Face attributes become attributes of corners, so faces must not share vertices.
     flat = corners.reshape(-1)
     both = columns(shape.vertex_attributes, flat) | on_faces
     faces = np.arange(len(flat), dtype=np.uint32).reshape(-1, 3)
-    return Level("mesh", len(corners), origin, size, places[flat], both, faces)
+    return SceneLevel("mesh", len(corners), origin, size, places[flat], both, faces)
 
 
-def _voxels(where: str, voxels: Voxels, columns: Any) -> Level:
+def _voxels(where: str, voxels: Voxels, columns: Any) -> SceneLevel:
     grid = voxels.grid
     size = np.array(grid.voxel_size)
     if not grid.num_voxels:
         nothing = np.zeros((0, 4), np.uint16)
-        return Level("voxels", 0, np.array(grid.origin), size, nothing, columns(voxels.attributes, slice(None)))
+        return SceneLevel("voxels", 0, np.array(grid.origin), size, nothing, columns(voxels.attributes, slice(None)))
     lower, upper = grid.bounds()
     extent = (upper - lower)[0].tolist()
     if max(extent) > STEPS + 1:
@@ -176,7 +176,9 @@ def _voxels(where: str, voxels: Voxels, columns: Any) -> Level:
     places = np.empty((len(rows), 4), np.uint16)
     places[:, :3] = grid.ijk.cpu().numpy()[rows] - low
     places[:, 3] = sides[rows]
-    return Level("voxels", grid.num_voxels, grid.origin + size * low, size, places, columns(voxels.attributes, rows))
+    return SceneLevel(
+        "voxels", grid.num_voxels, grid.origin + size * low, size, places, columns(voxels.attributes, rows)
+    )
 
 
 def _quantized(where: str, positions: Tensor) -> tuple[NDArray[np.uint16], Floats, Floats]:

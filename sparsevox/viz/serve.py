@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sparsevox import checks
 from sparsevox.viz import colors
 from sparsevox.viz.coding import BUILT_IN, Coding, codings, first_color
-from sparsevox.viz.scene import Floats, Level, Shapes, bounds, gallery
+from sparsevox.viz.scene import Floats, SceneLevel, Shapes, bounds, scene_levels
 from sparsevox.viz.sides import quads
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def serve(
     """
     if not 1 <= checks.integer("port", port) <= 65535:
         raise ValueError(f"port must be between 1 and 65535, got {port}")
-    items = gallery(shapes, attributes)
+    items = scene_levels(shapes, attributes)
     levels = [level for item in items.values() for level in item]
     coded = codings(levels)
     first = first_color(color, levels, coded)
@@ -79,7 +79,7 @@ def serve(
 
 
 def add_controls(
-    server: "viser.ViserServer", items: Mapping[str, list[Level]], coded: Mapping[str, Coding], first: str
+    server: "viser.ViserServer", items: Mapping[str, list[SceneLevel]], coded: Mapping[str, Coding], first: str
 ) -> Controls:
     """Add the controls, redraw when one of them changes, and draw for the first time."""
     names, most = list(items), max(map(len, items.values())) - 1
@@ -103,7 +103,7 @@ def add_controls(
     return Controls(shape, level, color, text)
 
 
-def paint(levels: Sequence[Level], number: int, color: str, coded: Mapping[str, Coding]) -> NDArray[np.uint8]:
+def paint(levels: Sequence[SceneLevel], number: int, color: str, coded: Mapping[str, Coding]) -> NDArray[np.uint8]:
     """Compute the colors of the rows of a level, RGB bytes [R, 3]. Levels without the attribute are plain."""
     level = levels[number]
     if color in level.columns:
@@ -116,7 +116,7 @@ def paint(levels: Sequence[Level], number: int, color: str, coded: Mapping[str, 
     return np.repeat(colors.rgb_bytes([plain]), len(level.places), 0)
 
 
-def _draw(server: "viser.ViserServer", levels: Sequence[Level], number: int, rgb: NDArray[np.uint8]) -> None:
+def _draw(server: "viser.ViserServer", levels: Sequence[SceneLevel], number: int, rgb: NDArray[np.uint8]) -> None:
     """Replace the drawn level. It is scaled to a ball of radius 1 around the origin."""
     level = levels[number]
     corners = bounds(levels)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from xcube.checkpoints import convert, from_official
+from xcube.checkpoints import convert, vae_from_official
 from xcube.checkpoints.reader import Inert, plain, read_checkpoint
 from xcube.checkpoints.vae import our_name, vae_state
 from xcube.networks.pretrained import from_pretrained, read_config
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_named() -> None:
         r"shape: encoder\.enter\.bias \[3\] in place of \[16\]"
     )
     with pytest.raises(ValueError, match=message):
-        from_official(state, HPARAMS)
+        vae_from_official(state, HPARAMS)
     assert vae_state({}, 3) == {}
 
 

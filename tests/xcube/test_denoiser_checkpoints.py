@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsevox import Grid, SparseTensor
-from xcube.checkpoints.denoiser import config_from_official, denoiser_state, from_official, our_name
+from xcube.checkpoints.denoiser import config_from_official, denoiser_from_official, denoiser_state, our_name
 from xcube.networks.conditions import Conditions, Text
 from xcube.networks.configs import UNetConfig
 from xcube.networks.unet import UNet
@@ -120,7 +120,9 @@ class Official:
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_has_its_place(name: str) -> None:
     state = Official(CASES[name]).state
-    model, scale = from_official(state | {"scale_factor": torch.tensor(0.5), "vae.unet.x": torch.zeros(1)}, CASES[name])
+    model, scale = denoiser_from_official(
+        state | {"scale_factor": torch.tensor(0.5), "vae.unet.x": torch.zeros(1)}, CASES[name]
+    )
     assert scale == 0.5
     assert not model.training
     names = [our_name(each) for each in state]
@@ -131,7 +133,7 @@ def test_every_parameter_has_its_place(name: str) -> None:
 
 def test_axes_and_heads_of_the_sparse_network() -> None:
     state = Official(SPARSE).state
-    model = from_official(state, SPARSE)[0].state_dict()
+    model = denoiser_from_official(state, SPARSE)[0].state_dict()
     theirs = state["unet.encoder_blocks.1.0.in_layers.2.weight"]
     assert torch.equal(model["encoder.0.block.conv1.weight"], theirs.permute(0, 1, 4, 3, 2))
     packed, ours = state["unet.middle_block.1.qkv.weight"], model["middle.mixer.qkv.weight"]
@@ -142,7 +144,7 @@ def test_axes_and_heads_of_the_sparse_network() -> None:
 
 def test_axes_and_heads_of_the_dense_network() -> None:
     state = Official(DENSE).state
-    model = from_official(state, DENSE)[0].state_dict()
+    model = denoiser_from_official(state, DENSE)[0].state_dict()
     assert torch.equal(model["decoder.1.lift.conv2.weight"], state["unet.output_blocks.1.2.out_layers.3.weight"])
     assert torch.equal(model["middle.mixer.qkv.weight"], state["unet.middle_block.1.qkv.weight"][:, :, 0])
     skip = state["unet.input_blocks.3.0.skip_connection.weight"]
@@ -152,7 +154,7 @@ def test_axes_and_heads_of_the_dense_network() -> None:
 def test_text_is_read_as_in_the_official_code() -> None:
     """The block of the last level, written out with the official weights and plain operations."""
     state = Official(TEXT).state
-    model = from_official(state, TEXT)[0].double()
+    model = denoiser_from_official(state, TEXT)[0].double()
     grid = Grid.from_coords(torch.cartesian_prod(torch.arange(3), torch.arange(3), torch.arange(2)))
     x, tokens = torch.randn(18, 64).double(), torch.randn(1, 5, 8).double()
     mask = torch.tensor([[True, True, True, False, False]])
@@ -249,7 +251,7 @@ class Written:
 @pytest.mark.parametrize("name", ["dense", "sparse"])
 def test_the_whole_network_is_the_official_one(name: str) -> None:
     state, grid = Official(CASES[name]).state, Grid.full(-2, 2, batch_size=2)
-    model = from_official(state, CASES[name])[0].double()
+    model = denoiser_from_official(state, CASES[name])[0].double()
     torch.manual_seed(0)
     x, t = SparseTensor(grid, torch.randn(128, 4).double()), torch.tensor([3.0, 800.0]).double()
     normal = functional.normalize(torch.randn(128, 3).double())
@@ -268,7 +270,7 @@ def test_semantic_classes_have_their_table() -> None:
     }
     state = Official(SPARSE).state | {"cond_stage_model.model.weight": torch.randn(5, 6)}
     state["unet.encoder_blocks.0.0.weight"] = torch.randn(32, 4 + 33 + 6, 3, 3, 3)
-    model, _ = from_official(state, hparams)
+    model, _ = denoiser_from_official(state, hparams)
     assert (model.config.num_labels, model.config.label_dim, model.config.position) == (5, 6, "embedded")
     grid = Grid.from_coords(torch.tensor([[1, 2, -3], [4, 5, 6]]))
     x, labels = SparseTensor(grid, torch.randn(2, 4)), torch.tensor([3, 1])
@@ -283,20 +285,20 @@ def test_averages_are_taken_if_there_are_any() -> None:
     averages = {f"unet_ema.{k.removeprefix('unet.').replace('.', '')}": v + 1 for k, v in state.items()}
     extra = {"unet_ema.decay": torch.tensor(0.9999), "unet_ema.num_updates": torch.tensor(3)}
     name, ours = "unet.out_block.2.bias", "out.conv.bias"
-    assert torch.equal(from_official(state, SPARSE)[0].state_dict()[ours], state[name])
+    assert torch.equal(denoiser_from_official(state, SPARSE)[0].state_dict()[ours], state[name])
     both = state | averages | extra
-    assert torch.equal(from_official(both, SPARSE)[0].state_dict()[ours], state[name] + 1)
-    assert torch.equal(from_official(both, SPARSE, averaged=False)[0].state_dict()[ours], state[name])
+    assert torch.equal(denoiser_from_official(both, SPARSE)[0].state_dict()[ours], state[name] + 1)
+    assert torch.equal(denoiser_from_official(both, SPARSE, averaged=False)[0].state_dict()[ours], state[name])
     del both["unet_ema.out_block2bias"]
     with pytest.raises(
         ValueError, match=r"must have moving averages of all weights, it lacks unet_ema\.out_block2bias"
     ):
-        from_official(both, SPARSE)
+        denoiser_from_official(both, SPARSE)
 
 
 def test_official_networks_of_both_kinds_run() -> None:
     for name, hparams in CASES.items():
-        model, _ = from_official(Official(hparams).state, hparams)
+        model, _ = denoiser_from_official(Official(hparams).state, hparams)
         grid = Grid.full(-2, 2)
         rows = grid.num_voxels
         given = Conditions(
@@ -316,9 +318,9 @@ def test_what_does_not_fit_is_named() -> None:
     state["unet.color.weight"] = torch.zeros(3)
     message = re.escape("missing: time.0.bias; extra: unet.color.weight; shape: out.norm.bias [3] in place of [32]")
     with pytest.raises(ValueError, match=message):
-        from_official(state, SPARSE)
+        denoiser_from_official(state, SPARSE)
     with pytest.raises(ValueError, match="the checkpoint must hold a denoiser"):
-        from_official({"unet.pre_conv.weight": torch.zeros(1)}, SPARSE)
+        denoiser_from_official({"unet.pre_conv.weight": torch.zeros(1)}, SPARSE)
     with pytest.raises(KeyError, match="model_channels"):
         config_from_official({"network": {"diffuser_name": "UNetModel_Sparse", "diffuser": {}}}, 4)
     assert denoiser_state({}, UNetConfig()) == {}
@@ -326,7 +328,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 def test_sparse_weights_run_on_volumes_too() -> None:
     """The parameters of one kind of network are those of the other, given the same order of channels."""
-    model, _ = from_official(Official(DENSE).state, DENSE)
+    model, _ = denoiser_from_official(Official(DENSE).state, DENSE)
     other = UNet(UNetConfig.from_dict(model.config.to_dict() | {"dense": False}))
     other.skip_first = model.skip_first
     other.load_state_dict(model.state_dict())

@@ -17,7 +17,7 @@ from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 
 
-def from_official(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> VAE:
+def vae_from_official(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> VAE:
     """The VAE that official hyper-parameters describe, with the given weights, in evaluation mode.
 
     Args:
@@ -65,10 +65,10 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | U
     metadata: dict[str, Any]
     try:
         if "diffuser" in values["network"]:
-            model, scale = denoiser.from_official(state, values)
+            model, scale = denoiser.denoiser_from_official(state, values)
             metadata = {"latent_scale": scale, "diffusion": DiffusionConfig().to_dict()}
         else:
-            model = vae = from_official(state, values)
+            model = vae = vae_from_official(state, values)
             metadata = _box_of(vae, values)
     except KeyError as error:
         raise ValueError(f"{checkpoint}: the hyper-parameters lack {error}") from error

@@ -194,7 +194,7 @@ def _converted(name: str, value: Tensor, config: UNetConfig) -> Tensor:
     return value.flatten(1) if value.ndim > 2 else value
 
 
-def from_official(
+def denoiser_from_official(
     state: Mapping[str, Tensor], hparams: Mapping[str, Any], *, averaged: bool | None = None
 ) -> tuple[UNet, float]:
     """The denoiser that official hyper-parameters describe, with the given weights, and the scale of its latents.

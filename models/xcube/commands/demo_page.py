@@ -27,7 +27,7 @@ from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.evaluation.evaluate import Evaluation, evaluate_folder
 from xcube.networks.pretrained import digest
 from xcube.pipeline.options import SampleOptions
-from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, gallery
+from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, draw_gallery
 from xcube.pipeline.pipeline import XCubePipeline
 
 METRICS, PAGE = "metrics.json", "index.html"
@@ -115,7 +115,7 @@ def _samples(out: Path, evaluation: Evaluation) -> list[dict[str, Any]]:
     finest = {folder.file(number).stem: folder.levels(number)[-1] for number in first}
     full = {name: voxels for name, voxels in finest.items() if voxels.num_voxels}
     if full:
-        gallery(full, out / GALLERY)
+        draw_gallery(full, out / GALLERY)
     return [
         {
             "name": name,

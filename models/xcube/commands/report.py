@@ -16,7 +16,7 @@ from sparsevox.files import atomic_write
 from sparsevox.viz import render_row
 from xcube.data.loading import ShapeFolder
 from xcube.networks.losses import voxel_iou
-from xcube.pipeline.output import SampleFolder, normal_colors, stack
+from xcube.pipeline.output import SampleFolder, normal_colors, stack_pictures
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
 
@@ -80,7 +80,7 @@ def draw_levels(rows: Mapping[str, Sequence[Voxels]], path: Path) -> None:
         for file, (title, shapes) in zip(files, rows.items(), strict=True):
             titles, colors = [title, *[""] * (len(shapes) - 1)], [normal_colors(v) for v in shapes]
             render_row([v.grid for v in shapes], file, titles=titles, colors=colors, width=TILE * len(shapes))
-        stack(files, path)
+        stack_pictures(files, path)
 
 
 def draw_held_out(examples: Sequence[Sequence[Reconstruction]], path: Path) -> None:

@@ -195,7 +195,7 @@ class Downsample(torch.nn.Module):
         return self.space.down(x)
 
 
-class Upsample(torch.nn.Module):
+class NearestUpsample(torch.nn.Module):
     """Nearest neighbors to the next finer resolution, on the voxels of `like`."""
 
     def __init__(self, space: Space) -> None:
@@ -260,7 +260,7 @@ class UNetLayers:
 
     def upsample(self, channels: int) -> torch.nn.Module:
         """Make the layer between a resolution and the next finer one."""
-        return Upsample(self.space)
+        return NearestUpsample(self.space)
 
     def mixer(self, resolution: int, width: int, *, up: bool = False) -> torch.nn.Module | None:
         """Make the attention of one resolution, if it has any; `up` on the way up."""

@@ -48,7 +48,7 @@ class Checkpoint:
     text: TextSource | None = None
 
 
-def read_checkpoint(folder: str | PathLike[str]) -> Checkpoint:
+def read_pipeline(folder: str | PathLike[str]) -> Checkpoint:
     """Load the networks of a folder, onto the CPU.
 
     `pipeline.json` names the sub-folders of each level. Without it they are vae-0, denoiser-0, refiner-0, vae-1 and so
@@ -78,7 +78,7 @@ def read_checkpoint(folder: str | PathLike[str]) -> Checkpoint:
         raise ValueError(f"{path}: box must be three edges and text name a model, got {size} and {text}") from error
 
 
-def write_checkpoint(checkpoint: Checkpoint, folder: str | PathLike[str]) -> None:
+def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str]) -> None:
     """Write the networks to sub-folders of a folder, and then `pipeline.json`."""
     path = Path(folder)
     entries = []

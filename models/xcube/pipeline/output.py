@@ -87,7 +87,7 @@ class SampleFolder:
         shapes = {name: levels for name, levels in shapes.items() if levels[-1].num_voxels}
         if not shapes:
             return
-        gallery({name: levels[-1] for name, levels in list(shapes.items())[:PICTURES]}, self.path / GALLERY)
+        draw_gallery({name: levels[-1] for name, levels in list(shapes.items())[:PICTURES]}, self.path / GALLERY)
         names = [set(voxels.attributes) for levels in shapes.values() for voxels in levels]
         shared = sorted(set.intersection(*names))
         color = next((name for name in ("normal", "color") if name in shared), None)
@@ -121,7 +121,7 @@ class SampleFolder:
             )
 
 
-def gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
+def draw_gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
     """Write a picture of shapes in rows, colored by their normals if they have any. Each row has its own scale.
 
     Raises:
@@ -136,7 +136,7 @@ def gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
             voxels = [shapes[name] for name in row]
             colors = [normal_colors(each) for each in voxels]
             render_row([v.grid for v in voxels], file, titles=row, colors=colors, width=TILE * len(row))
-        stack(files, path)
+        stack_pictures(files, path)
 
 
 def normal_colors(voxels: Voxels) -> Tensor | None:
@@ -145,7 +145,7 @@ def normal_colors(voxels: Voxels) -> Tensor | None:
     return None if normal is None else (normal.float().clamp(-1, 1) + 1) / 2
 
 
-def stack(files: Sequence[Path], path: Path) -> None:
+def stack_pictures(files: Sequence[Path], path: Path) -> None:
     """Write pictures as one, below each other."""
     from PIL import Image  # a dependency of matplotlib, which has drawn them
 

@@ -21,7 +21,7 @@ from xcube.geometry.components import without_small_components
 from xcube.networks.conditions import Conditions, Text
 from xcube.networks.text_encoder import TextEncoder
 from xcube.pipeline.batching import in_batches
-from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_checkpoint, write_checkpoint
+from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_pipeline, write_pipeline
 from xcube.pipeline.inputs import box_size, full_box, latent_grid_of
 from xcube.pipeline.level import Level, Size, check_levels
 from xcube.pipeline.options import Category, Sample, SampleOptions, ShapeRequest, class_number, shape_requests
@@ -73,12 +73,12 @@ class XCubePipeline:
             FileNotFoundError: If there is no such folder, or no pipeline in it.
             ValueError: If a file is damaged, a network is missing, or networks do not fit each other.
         """
-        found = read_checkpoint(folder)
+        found = read_pipeline(folder)
         return cls(found.levels, size=found.size, text=found.text)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write all networks and `pipeline.json`. Of a text model only its source is written, if it is known."""
-        write_checkpoint(Checkpoint(self.levels, self.size, self._source), folder)
+        write_pipeline(Checkpoint(self.levels, self.size, self._source), folder)
 
     @property
     def voxel_sizes(self) -> tuple[Size, ...]:
