@@ -75,6 +75,15 @@ def test_a_shape_comes_back(tmp_path):
     assert is_dataset(tmp_path)
 
 
+def test_a_dataset_of_an_earlier_version_is_read(tmp_path):
+    _, entry = written(tmp_path)
+    index, card = tmp_path / "index.csv", tmp_path / "card.json"
+    index.write_text(index.read_text().replace("watertight", "closed"))
+    card.write_text(card.read_text().replace("license", "licen" + "ce"))
+    assert read_card(tmp_path) == CARD
+    assert read_index(tmp_path, CARD) == [entry]
+
+
 def test_numpy_csv_and_json_read_it_alone(tmp_path):
     levels, _ = written(tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())

@@ -33,6 +33,7 @@ COLUMNS = {"samples": "samples", "training": "training", "held_out": "held-out"}
 
 @functools.wraps(xcube.evaluation.evaluate.evaluate_folder)
 def evaluate(samples: Path, data: Path, out: Path | None = None, **options: Any) -> int:
+    """Run `evaluate_folder` and print a table of the metrics."""
     target = samples / "evaluation.json" if out is None else out
     found = xcube.evaluation.evaluate.evaluate_folder(samples, data, out=target, **options)
     sys.stdout.write(table(found.rows))

@@ -34,6 +34,7 @@ train_denoiser = _trains(train.train_denoiser)
 
 @functools.wraps(cascade.train_all)
 def train_all(data: Path, out: Path, **options: Any) -> int:
+    """Train all networks of a cascade and print where they are."""
     cascade.train_all(data, out, **options)
     sys.stdout.write(f"networks saved to {out}; generate shapes with: xcube sample --model {out}\n")
     return 0
@@ -41,6 +42,7 @@ def train_all(data: Path, out: Path, **options: Any) -> int:
 
 @functools.wraps(convert_checkpoint)
 def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> int:
+    """Convert a checkpoint and print the size and the configuration of the network."""
     model = convert_checkpoint(checkpoint, out, hparams)
     sys.stdout.write(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.config}\n")
     return 0
@@ -48,6 +50,7 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> int:
 
 @functools.wraps(xcube.pipeline.reconstruct.reconstruct_file)
 def reconstruct(shape: Path, model: Path, out: Path, **options: Any) -> int:
+    """Reconstruct a shape and print the metrics."""
     metrics = xcube.pipeline.reconstruct.reconstruct_file(shape, model, out, **options)
     for name, value in metrics.items():
         sys.stdout.write(f"{name:>16}  {value:,.4g}\n" if isinstance(value, float) else f"{name:>16}  {value:,}\n")

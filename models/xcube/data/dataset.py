@@ -30,7 +30,7 @@ from xcube.data.hierarchy import Box
 
 FORMAT, VERSION = "xcube shapes", 1
 CARD, INDEX, REPORT, SHAPES = "card.json", "index.csv", "report.csv", "shapes"
-OLD_NAMES = {"watertight": "closed", "license": "licence"}  # of a column and a field in files of earlier versions
+OLD_COLUMNS = {"watertight": "closed"}  # names in indices of earlier versions
 
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
@@ -162,10 +162,11 @@ def read_card(root: str | PathLike[str]) -> Card:
                 f"must be {FORMAT!r} of version {VERSION}, got {data['format']!r} of version {data['version']!r}; "
                 "build the dataset again, or read it with the sparsevox that wrote it"
             )
+        (terms,) = (data[name] for name in data if name.startswith("licen"))  # earlier versions spelled it otherwise
         return Card(
             Box(tuple(data["levels"]), tuple(data["size"])),
             {name: Attribute(**attribute) for name, attribute in data["attributes"].items()},
-            license=data["license"] if "license" in data else data[OLD_NAMES["license"]],
+            license=terms,
             **{name: data[name] for name in ("options", "source", "creator")},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -206,7 +207,7 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
         raise ValueError(f"{path}: the file is empty")
     for number, row in enumerate(rows, 1):
         try:
-            if number == 1 and row not in (header, [OLD_NAMES.get(column, column) for column in header]):
+            if number == 1 and row not in (header, [OLD_COLUMNS.get(column, column) for column in header]):
                 raise ValueError(f"expected the columns {header}, got {row}")
             if number > 1:
                 name, split, watertight, *voxels = row

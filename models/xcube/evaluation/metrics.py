@@ -18,7 +18,7 @@ def one_nna(generated: Tensor, between: Tensor, real: Tensor) -> float:
 
         1-NNA = (sum_{X in S_g} 1[N_X in S_g] + sum_{Y in S_r} 1[N_Y in S_r]) / (|S_g| + |S_r|)
 
-    N_X is the shape nearest to X among all others of both sets. 0.5 is ideal: the sets cannot be told apart. 1 means
+    N_X is the shape nearest to X among all others of both sets. 0.5 is ideal: the sets cannot be distinguished. 1 means
     that they have nothing in common, less than 0.5 that shapes were copied. A shape whose nearest neighbors in both
     sets are equally far counts half. A shape that is infinitely far from all others, an empty one, counts as classified
     correctly.
