@@ -6,8 +6,8 @@
     >>> conv = sv.nn.Conv3d(1, 16, kernel_size=3)  # submanifold convolution
     >>> y = conv(x)
 
-`Grid` holds the voxels, `SparseTensor` adds features to them. `sv.nn` has the modules, `sv.ops` the functions, `sv.io`
-reads, writes and voxelizes meshes and point clouds, `sv.viz` draws.
+`Grid` holds the voxels, and `SparseTensor` adds features to them. `sv.nn` has the modules and `sv.ops` the functions.
+`sv.io` reads, writes and voxelizes meshes and point clouds, and `sv.viz` draws them.
 """
 
 from sparsevox import checks, io, nn, ops, viz

@@ -1,7 +1,7 @@
-"""Checks of arguments, for this library and for what is built on it.
+"""Checks of arguments, for this library and projects built on it.
 
-Every function takes the name of an argument and its value, and returns the value in a known form. Every message names
-the argument, what was expected and what came: `TypeError` for a wrong type or dtype, `ValueError` for anything else.
+Every function takes the name of an argument and its value, and returns the value in a known form. Every message gives
+the argument, the expectation and the given value. A wrong type or dtype raises `TypeError`, others `ValueError`.
 """
 
 import math
@@ -30,7 +30,7 @@ def tensor(name: str, value: object) -> Tensor:
     """Return `value`, which must be a tensor.
 
     Raises:
-        TypeError: If it is not.
+        TypeError: If `value` is anything else.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -57,7 +57,7 @@ def shape(name: str, value: object, *expected: int | str) -> Tensor:
 
 
 def integers(name: str, value: Tensor) -> Tensor:
-    """Return a tensor of integers as int32 or int64.
+    """Return `value`, a tensor that must hold integers; dtypes shorter than 32 bits become int32.
 
     Raises:
         TypeError: If the tensor has another dtype.
@@ -93,20 +93,20 @@ def same_device(name: str, value: Tensor, other_name: str, device: torch.device)
     """Check that a tensor is on the device of another argument.
 
     Raises:
-        ValueError: If it is elsewhere.
+        ValueError: If the devices differ.
     """
     if value.device != device:
         raise ValueError(f"{name} must be on the device of {other_name}, {device}, got {value.device}")
 
 
 def rows(name: str, value: object, count: int, owner: str, device: torch.device, size: str = "N") -> Tensor:
-    """Return `value`, which must be a floating-point tensor of `count` rows of channels on a device.
+    """Return `value`, which must be a floating-point tensor [count, C] on a device.
 
     Args:
         name: Name of the argument.
-        value: Its value.
+        value: Value of the argument.
         count: Expected number of rows.
-        owner: What a row belongs to, for the message: "voxel of the grid" or "point".
+        owner: Name of the thing that has one row each, for the message: "voxel of the grid" or "point".
         device: Device of the grid.
         size: Symbol of the number of rows, for the message.
 
@@ -260,5 +260,5 @@ def voxel_size(value: object) -> Triple:
 
 
 def transform(voxel_size_: object, origin: object) -> tuple[Triple, Triple]:
-    """Return the edge lengths of a voxel and the center of voxel (0, 0, 0); errors as for both alone."""
+    """Return edge lengths of a voxel and center of voxel (0, 0, 0). Raises as `voxel_size` and `float_triple` do."""
     return voxel_size(voxel_size_), float_triple("origin", origin)

@@ -60,8 +60,8 @@ class VoxelBudgetSampler(Sampler[list[int]]):
     Args:
         sizes: Number of voxels of each item of the dataset.
         budget: Maximum number of voxels per batch.
-        oversize: What to do with items larger than the budget. "alone" makes each a batch of its own, "drop" leaves
-            them out, "error" raises a ValueError.
+        oversize: Treatment of items larger than the budget: "alone" puts each into its own batch, "drop" leaves them
+            out, "error" raises a ValueError.
         shuffle: Whether to shuffle the items in every epoch.
         seed: Seed of the shuffling.
         max_items: Maximum number of items per batch.
@@ -140,7 +140,7 @@ class VoxelBudgetSampler(Sampler[list[int]]):
         return [self._items[n] for n in generator.permutation(len(self._items))]
 
     def _filled(self, order: Sequence[int]) -> list[list[int]]:
-        """Fill batches in order. An item that exceeds what is left of the budget starts the next batch."""
+        """Fill batches in order. An item that exceeds the remaining budget starts the next batch."""
         batches: list[list[int]] = []
         room = 0
         for item in order:

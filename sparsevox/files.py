@@ -47,7 +47,7 @@ def atomic_write(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def prefix_errors(path: str | PathLike[str]) -> Iterator[None]:
-    """Turn a TypeError or ValueError raised in the block into a ValueError that starts with the path."""
+    """Turn a TypeError or ValueError raised in the block into a ValueError whose message starts with the path."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -1,8 +1,8 @@
 """The geometry of a convolution: one rule for submanifold, strided, dilated, transposed and generative convolutions.
 
 At tap t (kernel offset), coarse voxel c meets the fine voxel `stride * c + t * dilation - padding`, on each axis. This
-is `torch.nn.functional.conv3d`: cross-correlation, without a kernel flip. Taps are numbered with the last axis fastest.
-K taps.
+is `torch.nn.functional.conv3d`: cross-correlation, without a kernel flip. The K taps are numbered with the last axis
+fastest.
 """
 
 from typing import NamedTuple
@@ -27,12 +27,12 @@ class Geometry(NamedTuple):
 
     @property
     def symmetric(self) -> bool:
-        """Whether, within one grid, tap K - 1 - t leads back from where tap t led."""
+        """Whether, within one grid, tap K - 1 - t is the inverse of tap t."""
         axes = zip(*self, strict=True)
         return all(s == 1 and (k - 1) * d == 2 * p for k, s, d, p in axes)
 
 
 def default_padding(kernel_size: Axes, dilation: Axes) -> Axes:
-    """`floor((k - 1) / 2) * dilation` on each axis."""
+    """Return `floor((k - 1) / 2) * dilation` on each axis, which centers odd kernels."""
     x, y, z = ((k - 1) // 2 * d for k, d in zip(kernel_size, dilation, strict=True))
     return x, y, z

@@ -38,13 +38,13 @@ class Grid:
     """A batch of sets of voxels.
 
     Voxels are stored as 4x4x4 bricks, each with a 64-bit mask, sorted in Z-order. Feature rows are in Z-order too:
-    their order depends on the set of voxels only. A hash table finds bricks. The center of voxel (i, j, k) lies at
-    `origin + voxel_size * (i, j, k)`. Coordinates lie in [-2^17, 2^17), and a batch has up to 1024 grids.
+    their order depends on the set of voxels only. A hash table maps keys to bricks. The center of voxel (i, j, k) is
+    at `origin + voxel_size * (i, j, k)`. Coordinates lie in [-2^17, 2^17), and a batch has up to 1024 grids.
 
     Grids are made by `from_coords`, `from_points`, `from_mesh`, `from_dense`, `full`, `empty` and `stack`, or from
-    other
-    grids: `coarsen` (downsample), `subdivide` (upsample), `dilate`, `prune` and so on. The constructor itself takes
-    finished bricks and checks nothing.
+    other grids: by `coarsen` (downsample), `subdivide` (upsample), `dilate`, `prune` and so on, and by the set
+    operations `a | b`, `a & b`, `a - b` and `a ^ b`. Indexing, iteration and `len` refer to the grids of the batch. The
+    constructor itself takes finished bricks and checks nothing.
     """
 
     def __init__(self, bricks: Bricks, voxel_size: Triple = (1.0, 1.0, 1.0), origin: Triple = (0.0, 0.0, 0.0)) -> None:
@@ -55,7 +55,7 @@ class Grid:
         self._voxel_size = voxel_size
         self._origin = origin
         self._table: Tensor | None = None
-        # Caches: derived grids, while somebody holds them; maps within the grid; maps to other grids, while those live.
+        # Caches: derived grids, while referenced; maps within the grid; maps to other grids, while those exist.
         self._derived: WeakValueDictionary[tuple[object, ...], Grid] = WeakValueDictionary()
         self._own_maps: dict[Geometry, KernelMap] = {}
         self._maps: WeakKeyDictionary[Grid, dict[Geometry, KernelMap]] = WeakKeyDictionary()
@@ -74,8 +74,8 @@ class Grid:
 
         Raises:
             TypeError: If `coords` does not hold integers.
-            ValueError: If its shape is wrong, or a row is out of range (see the class); the message names the first
-                one.
+            ValueError: If its shape is wrong, or a row is out of range (see the class). The message names the first
+                such row.
         """
         transform = checks.transform(voxel_size, origin)
         return cls(brick_ops.build(coords, batch_size), *transform)
@@ -92,7 +92,7 @@ class Grid:
         batch_size: int | None = None,
         mode: Literal["containing", "enclosing"] = "containing",
     ) -> "Grid":
-        """Make a grid of the voxels around points [P, 3], which have the batch indices [P].
+        """Make a grid of the voxels around points [P, 3] with batch indices [P].
 
         `mode="containing"` takes the voxel whose box contains the point, `floor((p - origin) / voxel_size + 0.5)`;
         `mode="enclosing"` the eight voxels whose centers enclose it. Instead of `origin`, the center of voxel (0, 0,
@@ -167,11 +167,11 @@ class Grid:
 
     @classmethod
     def stack(cls, grids: Iterable["Grid"]) -> "Grid":
-        """Concatenate batches to one batch, in order.
+        """Concatenate batches, in order, into one batch.
 
         Raises:
             TypeError: If an element is not a Grid.
-            ValueError: If there is none, or transforms or devices differ.
+            ValueError: If there are no grids, or their transforms or devices differ.
         """
         grids = list(grids)
         if not grids:
@@ -191,7 +191,7 @@ class Grid:
 
     @property
     def voxel_size(self) -> Triple:
-        """Edge lengths of a voxel."""
+        """Edge lengths of a voxel in world units, one per axis."""
         return self._voxel_size
 
     @property
@@ -208,7 +208,7 @@ class Grid:
 
     @property
     def coords(self) -> Tensor:
-        """Coordinates (b, i, j, k) in row order: int32 [N, 4]. They are computed from the bricks at each access."""
+        """Coordinates (b, i, j, k) in row order: int32 [N, 4], computed from the bricks at each access."""
         return brick_ops.coords(self._bricks)
 
     @property
@@ -326,7 +326,7 @@ class Grid:
     def nearest(self, points: Tensor, batch: Tensor | None = None) -> Tensor:
         """Find the voxel whose center is nearest to each world position [P, 3], in its batch item: rows int64 [P].
 
-        The lowest row of equally near voxels counts; the result is -1 where the item has no voxel.
+        Among equally near voxels the lowest row wins. The result is -1 where the item has no voxel.
 
         Raises:
             TypeError: If points are not floating-point or batch indices not integers.
@@ -335,7 +335,7 @@ class Grid:
         return nearest_ops.nearest(self._bricks, points, batch, self.voxel_size, self.origin)
 
     def to_world(self, ijk: Tensor) -> Tensor:
-        """Convert voxel coordinates [..., 3] to world positions of the same dtype (of integers: the default dtype)."""
+        """Convert voxel coordinates [..., 3] to world positions of the same dtype (the default dtype for integers)."""
         ijk = checks.last_axis("ijk", ijk)
         dtype = ijk.dtype if ijk.is_floating_point() else torch.get_default_dtype()
         return voxelize_ops.to_world(ijk, self.voxel_size, self.origin).to(dtype)
@@ -358,9 +358,9 @@ class Grid:
     def coarsen(self, factor: Index3 = 2) -> "Grid":
         """Downsample: the voxels floor(ijk / factor), for negative coordinates too.
 
-        Voxels grow by the factor, and the center of a coarse voxel is the centroid of its block. Isotropic powers of
-        two are bit arithmetic on bricks; any other factor, or triple of factors, decodes, divides and sorts. Equal
-        calls return the same grid as long as somebody holds it.
+        The voxel size is multiplied by the factor, and the center of a coarse voxel is the center of its block.
+        Isotropic powers of two are bit arithmetic on bricks; for other factors, coordinates are decoded, divided and
+        sorted. Equal calls return the same grid while a reference to it exists.
 
         Raises:
             TypeError: If the factor is not one int or three.
@@ -428,7 +428,10 @@ class Grid:
         upper: Index3 | None = None,
         stencil: Tensor | None = None,
     ) -> "Grid":
-        """Erode: all x for which x + s is a voxel for every s in a box or stencil; arguments and errors of `dilate`."""
+        """Erode: all x for which x + s is a voxel for every s in a box or stencil.
+
+        Arguments and errors are those of `dilate`.
+        """
         box, offsets = morphology_ops.structuring_element(radius, lower, upper, stencil)
         if box is None:
             return self._with(morphology_ops.erode_stencil(self._bricks, self.table, offsets))
@@ -436,17 +439,17 @@ class Grid:
         return self._with(morphology_ops.erode(self._bricks, brick_ops.walking_table(self), low, up))
 
     def prune(self, mask: Tensor) -> "Grid":
-        """Keep the voxels whose row of `mask`, bool [N], is True. Any other mask is a TypeError or ValueError."""
+        """Keep the voxels whose row of `mask`, bool [N], is True. Any other mask raises TypeError or ValueError."""
         return self._with(topology_ops.prune(self._bricks, mask))
 
     def crop(self, lower: Index3, upper: Index3) -> "Grid":
-        """Keep the voxels with lower <= ijk < upper, in every batch item. The transform stays the same."""
+        """Keep the voxels with lower <= ijk < upper, in every batch item. Raises ValueError if lower exceeds upper."""
         return self._with(topology_ops.crop(self._bricks, lower, upper))
 
     def strided(
         self, kernel_size: Index3, stride: Index3 = 2, *, dilation: Index3 = 1, padding: Index3 | None = None
     ) -> "Grid":
-        """Output grid of a strided convolution: every coarse voxel that a tap reaches from this grid.
+        """Return the output grid of a strided convolution: every coarse voxel that a tap reaches from this grid.
 
         Its transform is that of `coarsen(stride)`. Arguments and errors are those of `kernel_map`.
         """
@@ -464,10 +467,10 @@ class Grid:
     def generative(
         self, kernel_size: Index3, stride: Index3 = 2, *, dilation: Index3 = 1, padding: Index3 | None = None
     ) -> "Grid":
-        """Output grid of a generative transposed convolution: every fine voxel that a tap reaches from this grid.
+        """Return the output grid of a generative transposed convolution: every fine voxel that a tap reaches.
 
-        Its transform is that of `subdivide(stride)`. Arguments and errors are those of `kernel_map`; a voxel out of the
-        range of coordinates is a ValueError too.
+        Its transform is that of `subdivide(stride)`. Arguments and errors are those of `kernel_map`; a voxel out of
+        range raises a ValueError, too.
         """
         return self._generative(checks.geometry(kernel_size, stride, dilation, padding))
 
@@ -518,7 +521,7 @@ class Grid:
         return checks.transform(fine_size, fine_origin)
 
     def _remember(self, key: tuple[object, ...], make: Callable[[], "Grid"]) -> "Grid":
-        """Return the grid made before under the same key if somebody still holds it, so that equal calls agree."""
+        """Return the grid made before under the same key if it still exists, so that equal calls agree."""
         if torch.compiler.is_compiling():
             return make()
         grid = self._derived.get(key)
@@ -537,15 +540,15 @@ class Grid:
         padding: Index3 | None = None,
         target: "Grid | None" = None,
     ) -> KernelMap:
-        """Kernel map (rulebook) of a convolution from this grid to a coarser one, or within it (submanifold).
+        """Return the kernel map (rulebook) of a convolution to a coarser grid, or within this one (submanifold).
 
         At tap t (kernel offset), coarse voxel c meets the fine voxel `stride * c + t * dilation - padding`, on each
-        axis. Equal calls return the same map as long as the grids live.
+        axis. Equal calls return the same map while both grids exist.
 
         Args:
             kernel_size: Taps per axis, 1 to 7; one int or three.
-            stride: Ratio of coarse to fine voxels, one int or three.
-            dilation: Distance of taps in voxels, one int or three.
+            stride: Ratio of the coarse to the fine voxel size, one int or three.
+            dilation: Distance between taps in voxels, one int or three.
             padding: One int or three; by default `floor((kernel_size - 1) / 2) * dilation`.
             target: The coarse grid. By default this grid itself for stride 1, else `strided(...)`.
 
@@ -559,7 +562,7 @@ class Grid:
         return self._kernel_map(geometry, target)
 
     def _kernel_map(self, geometry: Geometry, target: "Grid") -> KernelMap:
-        """As `kernel_map`, for a geometry that is known to be valid."""
+        """Return the `kernel_map` of a geometry that is known to be valid."""
         if target is self and geometry.stride == (1, 1, 1):
             if geometry not in self._own_maps:
                 self._own_maps[geometry] = self._new_map(self, geometry, geometry.symmetric)
@@ -578,14 +581,14 @@ class Grid:
         return KernelMap(geometry, table, self._bricks.rows, symmetric)
 
     def child_map(self, factor: Index3, target: "Grid | None" = None) -> ChildMap:
-        """Map of the voxels of this grid to those of a coarser one: the parent of voxel i is `floor(i / factor)`.
+        """Return the map from this grid to a coarser one: the parent of voxel i is `floor(i / factor)`.
 
-        Equal calls return the same map as long as the grids live.
+        Equal calls return the same map while both grids exist.
 
         Args:
             factor: Fine voxels per coarse voxel and axis, one int or three.
-            target: The coarse grid, by default `coarsen(factor)`. Any other may lack parents, or have voxels without
-                children.
+            target: The coarse grid, by default `coarsen(factor)`. Another grid may lack some parents, or have voxels
+                without children.
 
         Raises:
             TypeError: If the factor is not one int or three, or the target is not a grid.
@@ -595,7 +598,7 @@ class Grid:
         return self._child_map((x, y, z), target)
 
     def _child_map(self, factors: Axes, target: "Grid | None") -> ChildMap:
-        """As `child_map`, for factors that are known to be valid."""
+        """Return the `child_map` of factors that are known to be valid."""
         if target is None:
             return self._child_map_to(self._coarsen(factors), factors, coarsened=True)
         self._check_target(target, factors)
@@ -627,7 +630,7 @@ class Grid:
                 )
 
     def clear_cache(self) -> None:
-        """Forget all maps of this grid and the grids derived from it. Whoever holds one keeps it."""
+        """Drop the cached maps and derived grids. Those that are still referenced stay valid."""
         self._own_maps.clear()
         self._maps.clear()
         self._child_maps.clear()

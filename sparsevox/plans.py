@@ -1,6 +1,6 @@
 """Plans of a kernel map: its pairs in the order in which a convolution runs through them, and the sizes of blocks.
 
-The table of a kernel map is the whole truth; a plan lists the same pairs in the order that suits one computation. The
+The table of a kernel map holds all pairs; a plan lists the same pairs in the order that suits one computation. The
 functions that make plans are in `ops/plans.py`; `KernelMap` calls them when a plan is first needed.
 N input rows, M output rows, K taps, P pairs (input row, output row), T blocks of output rows.
 """
@@ -22,7 +22,7 @@ class RowPlan(NamedTuple):
     table:   int32 [K, M], input row of each output row at each tap, -1 where there is none.
     order:   int32 [M], output rows; TILE_ROWS consecutive ones are a tile.
     taps:    int32 [tiles, K], the taps that any row of the tile has, ascending, then zeros.
-    lengths: int32 [tiles], how many taps that are.
+    lengths: int32 [tiles], number of those taps.
     """
 
     table: Tensor

@@ -1,4 +1,4 @@
-"""Meshes, point clouds, and voxels with attributes: what `sparsevox.io` reads and writes.
+"""Meshes, point clouds, and voxels with attributes: the shapes that `sparsevox.io` reads and writes.
 
 An attribute is a tensor with one row per vertex, face, point or voxel. Some names have a fixed meaning:
 
@@ -141,7 +141,7 @@ class Points:
 class Voxels:
     """A batch of grids with named attributes, in the row order of the grid.
 
-    Networks take a `SparseTensor`, a single matrix of floats, which `voxels.tensor("normal", "color")` makes.
+    Networks take a `SparseTensor`, with a single matrix of floats: `voxels.tensor("normal", "color")` makes one.
 
     Args:
         grid: The voxels, of one or several batch items.
@@ -184,10 +184,10 @@ class Voxels:
         Integers become float32.
 
         Returns:
-            Features [N, C] on the grid, C the sum of the channels of the attributes.
+            Features [N, C] on the grid, where C is the total number of channels of the attributes.
 
         Raises:
-            KeyError: If no name is given, or there is no attribute of that name.
+            KeyError: If no name is given, or there is no attribute with a given name.
         """
         missing = [name for name in names if name not in self.attributes]
         if missing or not names:

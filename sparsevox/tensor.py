@@ -101,8 +101,8 @@ class SparseTensor:
 
         Raises:
             TypeError: If `points` or `feats` is not floating-point or `batch` is not integer.
-            ValueError: If the numbers of rows differ, a point is not finite or out of range, or several points share a
-                voxel and `reduce` is "error".
+            ValueError: If the numbers of rows differ, a point is not finite or out of range, or several points lie in
+                the same voxel and `reduce` is "error".
         """
         grid = Grid.from_points(points, batch, voxel_size=voxel_size, origin=origin, lower=lower, batch_size=batch_size)
         return cls(
@@ -138,7 +138,7 @@ class SparseTensor:
             raise ValueError("grid and mask both select the voxels; give only one of them")
         if grid is not None and (voxel_size, origin) != (1.0, 0.0):
             raise ValueError(
-                f"grid has a voxel_size and an origin of its own; got also voxel_size={voxel_size!r}, origin={origin!r}"
+                f"grid has its own voxel_size and origin; got also voxel_size={voxel_size!r}, origin={origin!r}"
             )
         checks.floats("volume", checks.shape("volume", volume, "B", "C", "X", "Y", "Z"))
         if grid is None:

@@ -1,6 +1,6 @@
 """Test utilities for this library and projects built on it: sets of voxels, their order, and hypothesis strategies.
 
-They share no code with the library, so that they can serve as an oracle: a voxel is a Python tuple (b, i, j, k), a grid
+They use no code of the library, so that they can serve as an oracle: a voxel is a Python tuple (b, i, j, k), a grid
 is a set of voxels.
 """
 

@@ -1,7 +1,7 @@
 """Autotuning, `sv.tune`: measure which tile shapes are fastest for the convolutions of a model on this GPU.
 
 Autotuning runs only on request. Without it, defaults by channels, dtype and architecture apply, and the first call of a
-layer does not stall. Tuning chooses only what does not change the bits of a result; a candidate that does is refused.
+layer does not stall. Tuning changes no bit of a result: a candidate that would is rejected.
 """
 
 import logging
@@ -60,8 +60,8 @@ def tune(model: torch.nn.Module, *sample: Any, budget_s: float = 60.0) -> list[T
 
     `model(*sample)` runs once, and in training mode also the backward of the sum of its outputs; then every kind of
     convolution that ran is measured. Parameters, gradients and buffers are left unchanged. A tile that changes a bit of
-    the result on the sample is refused. In Triton's interpreter, which multiplies with NumPy, which tiles those are
-    depends on the CPU. Where no Triton kernel runs, as on a CPU, there is nothing to tune.
+    the result on the sample is rejected. In Triton's interpreter, the CPU decides which tiles those are, because it
+    multiplies with NumPy. Where no Triton kernel runs, as on a CPU, there is nothing to tune.
 
     Args:
         model: Any module.

@@ -124,7 +124,7 @@ def test_errors() -> None:
         sv.nn.convert_weight(torch.zeros(27, 2, 3), "me")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weight of spconv must have 5 axes, .*got \[27, 2, 3\]"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3), "spconv")
-    with pytest.raises(ValueError, match=r"kernel_size must multiply to 9, as weight has shape \[9, 2, 3\], got None"):
+    with pytest.raises(ValueError, match=r"kernel_size must have 9 taps, as weight \[9, 2, 3\] has, got None"):
         sv.nn.convert_weight(torch.zeros(9, 2, 3), "minkowski")
     with pytest.raises(TypeError, match="weight must hold floating-point numbers"):
         sv.nn.convert_weight(torch.zeros(27, 2, 3, dtype=torch.int64), "minkowski")

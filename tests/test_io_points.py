@@ -168,7 +168,7 @@ def test_invalid_npz_files(tmp_path):
         load_points(save(tmp_path / "a.npz", p=np.zeros((3, 3))))
     with pytest.raises(ValueError, match=r"one array must be named"):
         load_points(save(tmp_path / "a.npz", points=np.zeros((3, 3)), xyz=np.zeros((3, 3))))
-    with pytest.raises(ValueError, match=r"arrays must be different attributes"):
+    with pytest.raises(ValueError, match=r"arrays must be distinct attributes"):
         load_points(save(tmp_path / "a.npz", points=np.zeros((3, 3)), label=np.zeros(3), labels=np.zeros(3)))
     for bad in (np.zeros((3, 4)), np.zeros(3), np.zeros((3, 3), bool), np.zeros((3, 3), np.longdouble)):
         with pytest.raises(ValueError, match=r"a\.npz: positions must"):

@@ -91,7 +91,7 @@ def test_from_dense_and_dense_are_inverse() -> None:
     assert torch.equal(x.dense(0, (4, 5, 6)), volume * mask[:, None])
     again = sv.SparseTensor.from_dense(volume, grid=x.grid)
     assert again.grid is x.grid
-    with pytest.raises(ValueError, match=r"grid has a voxel_size and an origin of its own; got also voxel_size=2.0"):
+    with pytest.raises(ValueError, match=r"grid has its own voxel_size and origin; got also voxel_size=2.0"):
         sv.SparseTensor.from_dense(volume, grid=x.grid, voxel_size=2.0)
     assert torch.equal(again.feats, x.feats)
 

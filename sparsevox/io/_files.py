@@ -1,4 +1,4 @@
-"""Shared by readers and writers: paths, .npy and .npz files, arrays to tensors. Nothing is ever unpickled."""
+"""Helpers of readers and writers: paths, .npy and .npz files, arrays to tensors. Nothing is ever unpickled."""
 
 import zipfile
 from collections.abc import Mapping

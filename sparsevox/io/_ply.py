@@ -104,7 +104,7 @@ def encode(mesh: Mesh) -> bytes:
 
 def _storable(name: str, value: Tensor) -> Array:
     if not name.isidentifier() or not name.isascii() or name in _RESERVED | _INTERNAL:
-        raise ValueError(f"attribute names in a .ply file must be ASCII identifiers that it does not use, got {name!r}")
+        raise ValueError(f"attribute names in a .ply file must be ASCII identifiers and not reserved, got {name!r}")
     array = to_array(value)
     if array.dtype.kind == "c":
         raise ValueError(f"attributes in a .ply file must not be complex, got {array.dtype} for {name!r}")

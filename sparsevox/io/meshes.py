@@ -34,7 +34,7 @@ def load_mesh(path: FilePath) -> Mesh:
     - The properties of a .ply file become attributes of the same name, and its normals "normal", unless a texture or
       polygons with more than three corners changed the vertices or faces. Normals in other formats are ignored.
 
-    The mesh need not be closed; `describe` tells whether it is.
+    The mesh need not be closed; `describe` checks whether it is.
 
     Args:
         path: File to load.
@@ -102,7 +102,7 @@ class MeshInfo(NamedTuple):
     Attributes:
         vertices: Number of distinct positions that faces use.
         faces: Number of faces with three distinct vertices.
-        degenerate_faces: Number of faces with fewer. They do not contribute to the edges.
+        degenerate_faces: Number of faces with fewer distinct vertices. Their edges are not counted.
         boundary_edges: Number of edges with a single face.
         crowded_edges: Number of edges with more than two faces.
         flipped_edges: Number of edges with two faces of opposite orientation.
@@ -132,7 +132,7 @@ class MeshInfo(NamedTuple):
 
 
 def describe(mesh: Mesh) -> MeshInfo:
-    """Check whether a mesh is closed, edge-manifold and oriented, and count the edges that are not.
+    """Check whether a mesh is closed, edge-manifold and oriented, and count the edges that violate this.
 
     A mesh that is closed and edge-manifold is watertight.
     """
@@ -193,7 +193,7 @@ def _as_utf8(data: bytes) -> bytes:
 
 
 def _check_off(text: str) -> None:
-    """Raise for a truncated .off file, of which trimesh would read the remaining rows."""
+    """Raise for a truncated .off file, whose remaining rows trimesh would read."""
     rows = [words for line in text.splitlines() if (words := line.split("#")[0].split())]
     if rows and len(rows[0]) == 1:  # the counts are on the second line
         rows = [rows[0] + (rows[1] if len(rows) > 1 else []), *rows[2:]]
@@ -205,7 +205,7 @@ def _check_off(text: str) -> None:
 
 
 def _check_stl(data: bytes) -> None:
-    """Raise for a truncated .stl file, of which trimesh would read the remaining triangles."""
+    """Raise for a truncated .stl file, whose remaining triangles trimesh would read."""
     triangles = int.from_bytes(data[80:84], "little")
     if len(data) == 84 + 50 * triangles:
         return

@@ -116,7 +116,7 @@ def _from_arrays(arrays: Mapping[str, Array]) -> Points:
     positions = _positions(arrays[found[0]])
     named = {_KNOWN.get(name, name): value for name, value in arrays.items() if name not in found}
     if len(named) < len(arrays) - 1:
-        raise ValueError(f"arrays must be different attributes, got several names of the same one in {sorted(arrays)}")
+        raise ValueError(f"arrays must be distinct attributes, got several names for the same one in {sorted(arrays)}")
     return Points(positions, rowwise({k: _conventional(k, v) for k, v in named.items()}, len(positions)))
 
 
@@ -141,7 +141,7 @@ def _from_table(table: Array, columns: Sequence[str]) -> Points:
 def _from_bin(data: bytes, columns: Sequence[str]) -> Points:
     width = 4 * (3 + len(columns))
     if len(data) % width:
-        raise ValueError(f"the file must have {width} bytes per point, got {len(data)}: truncated, or other columns")
+        raise ValueError(f"the file must have {width} bytes per point, got {len(data)}: truncated or other columns")
     return _from_table(np.frombuffer(data, "<f4").reshape(-1, width // 4), columns)
 
 

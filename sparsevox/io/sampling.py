@@ -14,10 +14,10 @@ S = TypeVar("S", Mesh, Points)
 
 
 def sample_surface(mesh: Mesh, count: int, *, seed: int = 0) -> Points:
-    """Sample points uniformly on the surface of a mesh, with the "normal" of their faces.
+    """Sample points uniformly on the surface of a mesh. Their "normal" is that of their face.
 
-    Points also get the attributes of their faces, and those of the vertices by barycentric interpolation. Integers are
-    taken from the nearest vertex of the face.
+    Points also get the face attributes, and the vertex attributes by barycentric interpolation. Integer vertex
+    attributes are taken from the nearest vertex of the face.
 
     Args:
         mesh: Mesh to sample. If its area is zero, there are no points.

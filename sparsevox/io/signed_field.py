@@ -34,14 +34,15 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     The voxels form a shell around the surface, one to three voxels thick, such as `voxelize` or XCube produce.
 
     1. Each voxel estimates the height of its center above the middle of the shell, by relaxation: it repeatedly moves
-       toward the mean of what its neighbors' heights and the normals between them predict. This removes the staircase
-       of the voxels, but no detail that normals show. A thick shell of high curvature grows by a fraction of a voxel.
+       toward the mean of the predictions from its neighbors' heights and the normals between them. This removes the
+       staircase of the voxels, but no detail of the normals. A thick shell of high curvature grows by a fraction of a
+       voxel.
     2. The field at p is the mean of `height_i + n_i . (p - c_i)` over nearby voxels i with center c_i and normal n_i,
        weighted by their distance and by the length of n_i, at most 1.
-    3. In each connected component of the empty voxels of the band, all take the sign of the majority, if it is at least
-       three quarters. If all components agree, as on both sides of a shell without holes, the surface is closed,
-       even if the shape is thin and normals vanish or cancel. Otherwise it may end at the border of the band, as it
-       does next to large holes.
+    3. In each connected component of the empty voxels of the band, all voxels take the sign of the majority, if that is
+       at least three quarters. If every component has such a majority, as on both sides of a shell without holes, the
+       surface is closed, even if the shape is thin and normals vanish or cancel. Otherwise it may end at the border of
+       the band, as it does next to large holes.
 
     Where no normal is near, voxels are inside, and empty ones take the sign of their component, or else are outside.
 

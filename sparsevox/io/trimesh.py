@@ -1,4 +1,4 @@
-"""Conversion of meshes to and from trimesh, which reads, writes and samples them: `pip install 'sparsevox[io]'`."""
+"""Conversion of meshes to and from trimesh (`pip install 'sparsevox[io]'`), which reads, writes and samples them."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def import_trimesh() -> Any:
-    """Import trimesh, or raise an ImportError that tells how to install it."""
+    """Import trimesh, or raise an ImportError that says how to install it."""
     try:
         import trimesh
     except ImportError as error:

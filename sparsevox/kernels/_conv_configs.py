@@ -1,7 +1,7 @@
 """Tile shapes of convolutions: defaults by channels, dtype and device, and the results of autotuning (`sv.tune`).
 
-Whatever decides the order in which floats are added (input channels per step, pairs per step, splits) follows from
-shapes and dtype alone. A `Config` holds the rest, which does not change the bits of a result.
+The parameters that set the order in which floats are added (input channels per step, pairs per step, splits) follow
+from shapes and dtype alone. A `Config` holds the rest, which does not change the bits of a result.
 C input and D output channels of a group, K taps, T blocks of output rows.
 """
 

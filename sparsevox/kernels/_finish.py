@@ -46,7 +46,7 @@ def scatter_kernel(
     MERGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write present bricks to their places, which count from 1. MERGE takes the OR of the masks that share a place."""
+    """Write present bricks to their places, which count from 1. MERGE takes the OR of the masks of one place."""
     i = items(BLOCK)
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
     present = masks != 0

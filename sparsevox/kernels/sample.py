@@ -112,7 +112,7 @@ def sum_rows(values: Tensor, rows: Tensor, weights: Tensor, count: int) -> Tenso
     need not wait for the length of the longest list.
     """
     if rows.numel() > MAX_PAIRS:
-        raise ValueError(f"points must have at most {MAX_PAIRS} corners in all, got {rows.numel()}")
+        raise ValueError(f"points must have at most {MAX_PAIRS} corners in total, got {rows.numel()}")
     values, weights = values.contiguous(), weights.contiguous()
     if rows.numel() == 0 or count == 0:
         return values.new_zeros((count, values.shape[1]))

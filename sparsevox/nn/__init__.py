@@ -1,7 +1,7 @@
 """Modules for sparse tensors, named as in `torch.nn`.
 
 Each takes a `SparseTensor` and returns one, except `GlobalPool`, which returns a tensor [B, C]. Modules that change the
-voxels accept the output grid as `grid=`. Use `Sequential` to combine them with modules of `torch.nn`.
+voxels also accept the output grid: `module(x, grid=...)`. Use `Sequential` to combine them with modules of `torch.nn`.
 """
 
 from sparsevox.nn.attention import Attention

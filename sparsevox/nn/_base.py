@@ -18,7 +18,7 @@ def check_sparse(module: torch.nn.Module, x: object) -> SparseTensor:
     if not isinstance(x, SparseTensor):
         raise TypeError(
             f"{type(module).__name__} takes a sparsevox.SparseTensor, got {type(x).__name__}; "
-            "to combine it with modules of torch.nn use sparsevox.nn.Sequential"
+            "to combine it with modules of torch.nn, use sparsevox.nn.Sequential"
         )
     return x
 

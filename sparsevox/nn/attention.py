@@ -28,7 +28,7 @@ class Attention(Module):
         channels: Number of channels C.
         num_heads: Number of attention heads H. Must divide `channels`.
         window: Number of voxels per window. None attends to the whole batch item.
-        shift: Number of voxels by which the windows are shifted, in [0, window): the first has `window - shift` voxels.
+        shift: Number of voxels by which the windows are shifted, in [0, window). The first window has `window - shift`.
         bias: Whether the projections have biases.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -76,7 +76,7 @@ class Attention(Module):
 def window_offsets(grid: Grid, window: int, shift: int = 0) -> Tensor:
     """Compute the first row of each window, then N: int64 [W + 1]. No window spans two batch items.
 
-    The number of windows lives on the device. To avoid a synchronization, W is its upper bound, and the last windows
+    Only the device knows the number of windows. To avoid a synchronization, W is an upper bound, and the last windows
     may be empty.
     """
     offsets = grid.bricks.offsets  # [B + 1]

@@ -66,7 +66,7 @@ class _Conv(Module):
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def extra_repr(self) -> str:
-        """List channels and geometry, and what else is not the default."""
+        """List channels, geometry and all options that are not the default."""
         words = [str(self.in_channels), str(self.out_channels)]
         for name, value in self.geometry._asdict().items():
             words.append(f"{name}={value[0] if len(set(value)) == 1 else value}")
@@ -78,17 +78,17 @@ class Conv3d(_Conv):
     """Sparse convolution: `torch.nn.Conv3d`, evaluated at the voxels that exist.
 
     With stride 1 the output has the voxels of the input (submanifold convolution, Graham et al. 2018,
-    arXiv:1711.10275). With a larger stride it has every coarse voxel that a tap reaches. `forward(x, grid=...)` takes
-    the voxels of a given grid instead.
+    arXiv:1711.10275). With a larger stride it has every coarse voxel that a tap reaches. `forward(x, grid=...)`
+    computes the output on the voxels of a given grid instead.
 
     Args:
         in_channels: Number of input channels, C.
         out_channels: Number of output channels, D.
-        kernel_size: Taps (kernel offsets) per axis, 1 to 7; one int or three (i, j, k), as stride, padding and
-            dilation.
-        stride: Ratio of coarse to fine voxels.
+        kernel_size: Taps (kernel offsets) per axis, 1 to 7: one int or three (i, j, k). The same holds for stride,
+            padding and dilation.
+        stride: Ratio of the coarse to the fine voxel size.
         padding: By default `floor((kernel_size - 1) / 2) * dilation`, which centers odd kernels.
-        dilation: Distance of taps in voxels.
+        dilation: Distance between taps in voxels.
         groups: Number of groups; must divide C and D. `groups=C` is a depthwise convolution.
         bias: Whether to add a learnable bias.
         device: Device of the parameters.
@@ -118,9 +118,9 @@ class Conv3d(_Conv):
 class ConvTranspose3d(_Conv):
     """Transposed sparse convolution, the adjoint of a convolution: `torch.nn.ConvTranspose3d`.
 
-    `forward(x, grid=fine)` takes the voxels of a given grid, usually that of the encoder's features of the same
-    resolution; the kernel map is that of the encoder's convolution. Without a grid it is generative: the output has
-    every fine voxel that a tap reaches.
+    `forward(x, grid=fine)` computes the output on the voxels of a given grid, usually that of the encoder's features of
+    the same resolution; it then uses the kernel map of the encoder's convolution. Without a grid the layer is
+    generative: the output has every fine voxel that a tap reaches.
 
     Arguments and errors are those of `Conv3d`.
     """

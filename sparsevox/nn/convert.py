@@ -81,9 +81,7 @@ def _from_flat(weight: Tensor, source: str, kernel_size: int | tuple[int, int, i
     taps = weight.shape[0]
     size = checks.int_triple("kernel_size", round(taps ** (1 / 3)) if kernel_size is None else kernel_size)
     if size[0] * size[1] * size[2] != taps:
-        raise ValueError(
-            f"kernel_size must multiply to {taps}, as weight has shape {list(weight.shape)}, got {kernel_size!r}"
-        )
+        raise ValueError(f"kernel_size must have {taps} taps, as weight {list(weight.shape)} has, got {kernel_size!r}")
     k0, k1, k2 = size
     last_axis_fastest = source == "torchsparse" and not all(k % 2 for k in size)
     order = "(k0 k1 k2)" if last_axis_fastest else "(k2 k1 k0)"

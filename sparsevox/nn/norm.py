@@ -160,7 +160,7 @@ class BatchNorm(torch.nn.BatchNorm1d):
         check_channels(self, check_sparse(self, x), self.num_features)
         if x.dtype == torch.float64 and any(p.dtype != x.dtype for p in self.parameters()):
             raise ValueError(
-                f"parameters of {type(self).__name__} must be float64 for features of float64; convert one of them"
+                f"parameters of {type(self).__name__} must be float64 for float64 features; convert one of them"
             )
         if torch.compiler.is_compiling() and self.training:
             return x.map(self._by_sums)
@@ -192,7 +192,7 @@ class BatchNorm(torch.nn.BatchNorm1d):
         return normal.to(feats.dtype)
 
     def _total(self, sums: Tensor) -> Tensor:
-        """Sum over all processes that share statistics, here only this one."""
+        """Sum over all processes with common statistics, here only this one."""
         return sums
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ Index3 = int | Sequence[int]
 
 
 class _Pool(Module):
-    """Both kinds of windows: blocks of children, and all others, which go through a kernel map."""
+    """Base of the poolings. Windows are blocks of children, or, for any other geometry, those of a kernel map."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class _Pool(Module):
         return f"{self.factor}" if self.factor else ", ".join(f"{k}={v}" for k, v in self.geometry._asdict().items())
 
     def _window(self, x: SparseTensor, grid: Grid | None) -> tuple[Grid, Window]:
-        """The coarse grid and the map to it."""
+        """Return the coarse grid and the map to it."""
         check_grid(self, grid)
         if self.factor:
             grid = x.grid._coarsen(self.factor) if grid is None else grid
@@ -57,14 +57,20 @@ class _Pool(Module):
 
 
 class MaxPool3d(_Pool):
-    """Largest feature of each window, 0 for an empty one. `forward(x, grid=...)` pools onto a given grid.
+    """Max pooling: the largest element of each window, 0 if it has no voxel.
+
+    `forward(x, grid=...)` pools onto the voxels of a given grid.
 
     Args:
         kernel_size: Voxels per axis, one int or three. Without other arguments, the window of coarse voxel c is the
             block of fine voxels i with floor(i / kernel_size) = c.
-        stride: Ratio of coarse to fine voxels, by default the kernel size.
-        padding: By default none for such blocks, else as for convolutions.
-        dilation: Distance of taps in voxels.
+        stride: Ratio of the coarse to the fine voxel size, by default the kernel size.
+        padding: Padding in voxels. By default 0 for such blocks, else as in `Conv3d`.
+        dilation: Distance between taps in voxels.
+
+    Raises:
+        TypeError: If a number is not an int.
+        ValueError: If a number is out of range; in `forward`, if the given grid does not fit.
     """
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
@@ -74,7 +80,7 @@ class MaxPool3d(_Pool):
 
 
 class SumPool3d(_Pool):
-    """Sum of each window, 0 for an empty one. Arguments are those of `MaxPool3d`."""
+    """Sum pooling: the sum of each window, 0 if it has no voxel. Arguments and errors are those of `MaxPool3d`."""
 
     def forward(self, x: SparseTensor, grid: Grid | None = None) -> SparseTensor:
         """Return features [M, C] on the coarse voxels."""
@@ -83,14 +89,14 @@ class SumPool3d(_Pool):
 
 
 class AvgPool3d(_Pool):
-    """Mean of each window, 0 for an empty one. Arguments are those of `MaxPool3d`, and one more.
+    """Average pooling: the mean of each window, 0 if it has no voxel. Other arguments and errors as in `MaxPool3d`.
 
     Args:
         kernel_size: As in `MaxPool3d`.
         stride: As in `MaxPool3d`.
         padding: As in `MaxPool3d`.
         dilation: As in `MaxPool3d`.
-        count: "active" divides by the number of voxels that exist, "window" by the volume of the window.
+        count: Divisor: "active" for the number of voxels that exist, "window" for the volume of the window.
     """
 
     def __init__(
@@ -114,7 +120,11 @@ class AvgPool3d(_Pool):
 
 
 class GlobalPool(Module):
-    """The "mean", "max", "sum" or "min" over the voxels of each grid, 0 if it has none: a plain tensor [B, C]."""
+    """Reduce the voxels of each grid to one row: a plain tensor [B, C], 0 for grids without voxels.
+
+    Args:
+        reduce: "mean", "max", "sum" or "min". Anything else raises a ValueError.
+    """
 
     def __init__(self, reduce: Literal["mean", "max", "sum", "min"] = "mean") -> None:
         super().__init__()
@@ -131,8 +141,17 @@ class GlobalPool(Module):
 class Upsample(Module):
     """Nearest-neighbor upsampling: copy the features of every voxel to its children; floor(i / factor) is the parent.
 
-    `forward(x)` fills all children; with `mask`, bool [M], those of some voxels; for factor 2, with child occupancy,
-    bool [M, 8], some children; with `grid` the voxels of a given grid, where those without a parent get 0.
+    - `forward(x)` fills all children.
+    - `forward(x, mask)` fills the children of the voxels where `mask`, bool [M], is True; for factor 2, the mask may
+      also be child occupancy, bool [M, 8].
+    - `forward(x, grid=grid)` fills the voxels of a given grid; those without a parent get 0.
+
+    Args:
+        factor: Children per axis, one int or three.
+
+    Raises:
+        TypeError: If `factor` holds anything but ints.
+        ValueError: If a factor is out of range; in `forward`, if the mask or the grid does not fit, or both are given.
     """
 
     def __init__(self, factor: Index3 = 2) -> None:
@@ -160,7 +179,7 @@ class Prune(Module):
 
 
 def _fine_grid(module: Module, x: SparseTensor, factor: Axes, mask: Tensor | None, grid: Grid | None) -> Grid:
-    """The voxels to upsample to: children of the voxels of x, all or selected ones, or those of a given grid."""
+    """Return the voxels to upsample to: all or selected children of the voxels of x, or those of a given grid."""
     if mask is not None and grid is not None:
         raise ValueError("mask and grid both select the output voxels; give one of them")
     check_grid(module, grid)
@@ -168,7 +187,7 @@ def _fine_grid(module: Module, x: SparseTensor, factor: Axes, mask: Tensor | Non
 
 
 def _block(factor: Index3) -> Geometry:
-    """The geometry whose taps are the children of a voxel."""
+    """Return the geometry whose taps are the children of a voxel."""
     x, y, z = checks.factor("factor", factor)
     if max(x, y, z) > MAX_KERNEL_SIZE:
         raise ValueError(f"factor must be between 1 and {MAX_KERNEL_SIZE}, got {factor!r}")
@@ -176,12 +195,12 @@ def _block(factor: Index3) -> Geometry:
 
 
 class SpaceToChannel(Module):
-    """Merge blocks of `factor`^3 voxels to one voxel with `factor`^3 * C channels; absent voxels are 0.
+    """Merge each block of `factor`^3 voxels into one voxel with `factor`^3 * C channels; absent voxels are 0.
 
     The C channels of a child are consecutive; children are numbered with k fastest.
 
     Args:
-        factor: Voxels of a block per axis, one int or three.
+        factor: Voxels of a block per axis, one int or three, each 1 to 7.
     """
 
     def __init__(self, factor: Index3 = 2) -> None:

@@ -1,4 +1,4 @@
-"""The catalog of operations on features. They take tensors, grids and kernel maps, and return tensors."""
+"""Operations on features: functions that take tensors, grids and kernel maps, and return tensors."""
 
 from sparsevox.ops.attention import attention
 from sparsevox.ops.conv import conv3d, conv_transpose3d

@@ -16,10 +16,10 @@ class ChildMap:
 
     factor: Fine voxels per coarse voxel, on each axis.
     parents: Coarse row of each fine voxel, -1 where the coarse grid lacks it: int32 [N].
-    children: Fine rows sorted by parent; those without a parent come first, outside of all ranges: int32 [N]. None if
-        they are 0 to N - 1, as they are where the children of every voxel are consecutive rows in Z-order.
-    ranges: Where the children of each coarse voxel begin, in `children` or in the fine rows, and the end: int32 [M +
-        1].
+    children: Fine rows sorted by parent, int32 [N]; those without a parent come first, outside of all ranges. None if
+        they are 0 to N - 1, because the children of every voxel are consecutive rows.
+    ranges: Start of the children of each coarse voxel, in `children` or among the fine rows, then the end: int32
+        [M + 1].
     """
 
     def __init__(self, factor: Axes, parents: Tensor, children: Tensor | None, ranges: Tensor) -> None:

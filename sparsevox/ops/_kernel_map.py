@@ -13,7 +13,7 @@ from sparsevox.plans import Bags, PairLists, RowPlan
 
 
 class Direction:
-    """One direction of a kernel map: its table, and the plans that convolutions ask for, made at first use."""
+    """One direction of a kernel map: its table, and the plans of convolutions, made at first use."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -52,7 +52,7 @@ class KernelMap:
 
     geometry: Kernel size, stride, dilation and padding.
     table: Fine row of each coarse voxel at each tap, -1 where there is none: int32 [K, M].
-    symmetric: Whether the way up is the way down with the taps in reverse order.
+    symmetric: Whether the map is its own adjoint with the taps in reverse order.
     """
 
     def __init__(self, geometry: Geometry, table: Tensor, fine_rows: Tensor, symmetric: bool) -> None:
@@ -69,7 +69,7 @@ class KernelMap:
 
     @property
     def up(self) -> Direction:
-        """From coarse to fine voxels: the adjoint."""
+        """Direction from coarse to fine voxels: the adjoint."""
         if self._up is None:
             with _library.lasting():
                 self._up = Direction(plan_ops.adjoint_table(self.table, self._fine_rows))
@@ -92,7 +92,7 @@ class KernelMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors made so far; a tensor that both directions share counts once."""
+        """Bytes of all tensors made so far; a tensor of both directions counts once."""
         tensors = self.down.tensors + (self._up.tensors if self._up else [])
         distinct = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(distinct.values())

@@ -37,9 +37,9 @@ def register(
         schema: "name(arguments) -> results" in the language of `torch.library`.
         reference: Computes the op in plain PyTorch; takes the arguments of the schema in their order, as do the others.
         kernels: Returns the function that computes it in Triton: a lambda, so that Triton is imported only when a
-            kernel runs. None if the reference serves every device.
+            kernel runs. None if every device uses the reference.
         fake: Returns empty results of the right shapes and dtypes, for tracing.
-        setup_context: `(ctx, inputs, output)`, keeps what `backward` needs.
+        setup_context: `(ctx, inputs, output)`, saves the tensors that `backward` needs.
         backward: `(ctx, *gradients)` -> one gradient per argument. If it is made of differentiable ops, it can be
             differentiated again. Without it the results have no gradients.
     """
@@ -68,12 +68,12 @@ def _run(default: str, reference: Function, kernels: Callable[[], Function] | No
 
 
 def uses_kernels(tensor: Tensor) -> bool:
-    """Whether ops on this tensor run Triton kernels. What they need prepared differs from what the reference needs."""
+    """Whether ops on this tensor run Triton kernels, which need other plans than the reference."""
     return _backend("reference" if tensor.device.type == "cpu" else "triton") == "triton"
 
 
 def lasting() -> AbstractContextManager[Any]:
-    """Where maps and grids are made that outlive the call: what inference mode makes could not serve training."""
+    """Context for making maps and grids that outlive the call: inference tensors could not be used in training."""
     return nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
 
 
@@ -95,7 +95,7 @@ def _backend(default: str) -> str:
 
 
 def fake_bricks(like: Tensor, batch_size: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Bricks of a grid that is not built: sizes that only the data can tell become symbols."""
+    """Make the bricks of a grid that is not built: sizes that depend on the data become symbols."""
     bricks, voxels = dynamic_size(), dynamic_size()
     boundaries = dynamic_size() if batch_size is None else batch_size + 1
     return (
@@ -108,5 +108,5 @@ def fake_bricks(like: Tensor, batch_size: Any) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def dynamic_size() -> Any:
-    """A size that only the data can tell, inside a fake."""
+    """Make a size that depends on the data, inside a fake."""
     return torch.library.get_ctx().new_dynamic_size()

@@ -77,7 +77,7 @@ sum_ranges = _library.register(
     backward=_sum_ranges_backward,
 )
 # Largest or smallest element of each range, and its input row int32 [M, C], the lowest of equal ones; 0 and -1 in an
-# empty range. NaN wins. Without `parents` nobody needs the input rows, which are then [0, C].
+# empty range. NaN wins. Without `parents` the input rows are not needed and are [0, C].
 extreme_ranges = _library.register(
     "extreme_ranges(Tensor feats, Tensor ranges, Tensor? children, Tensor? parents, bool largest, int longest)"
     " -> (Tensor out, Tensor winners)",

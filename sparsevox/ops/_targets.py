@@ -87,7 +87,7 @@ def _listed(bricks: Bricks, geometry: Geometry, *, up: bool) -> Bricks:
 
 
 def _coarse(fine: Tensor, stride: Tensor) -> Tensor:
-    """Divide by the stride; outside of compiled graphs, drop what has a remainder."""
+    """Divide by the stride; outside of compiled graphs, drop voxels with a remainder."""
     quotients = torch.div(fine, stride, rounding_mode="floor")
     return quotients if torch.compiler.is_compiling() else quotients[(quotients * stride == fine).all(-1)]
 

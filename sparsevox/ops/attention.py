@@ -54,7 +54,7 @@ def attention(
 
     Queries without keys, and rows outside of all items, get 0, and so do their gradients. The lengths of items are
     copied to the host. Where PyTorch has a fused kernel for the dtype, memory is linear in the number of rows, not in
-    the number of (query, key) pairs. There is no second derivative. Under `torch.autocast` all three are cast first.
+    the number of (query, key) pairs. There is no second derivative. Under `torch.autocast`, q, k and v are cast first.
 
     Args:
         q: Queries [N, H, D].
@@ -62,10 +62,10 @@ def attention(
         v: Values [M, H, E].
         q_offsets: First query row of each item, then the end: ascending integers [B + 1] between 0 and N.
         k_offsets: The same for keys and values. By default they are `q_offsets`, which requires M = N.
-        scale: Factor of the scores, 1 / sqrt(D) by default.
+        scale: Factor of the scores, by default 1 / sqrt(D).
 
     Returns:
-        [N, H, E] in the dtype of the queries.
+        Rows [N, H, E] in the dtype of the queries.
 
     Raises:
         TypeError: If q, k or v is not floating-point, their dtypes differ, or offsets are not integers.

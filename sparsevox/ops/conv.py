@@ -59,7 +59,7 @@ def _kept(ctx: Any) -> tuple[Tensor, Tensor, _Route]:
 
 
 def _no_gradients(ctx: Any) -> Gradients:
-    """Of a route, whose lists have to come back as lists."""
+    """Return the gradients of a route: none, but in lists like those of the route."""
     return (*([None] * length for length in ctx.lengths), None, None)
 
 
@@ -123,7 +123,7 @@ _conv_weight = _library.register(
 
 
 class Tunable(NamedTuple):
-    """What `sv.tune` needs to know about an op."""
+    """Description of an op for `sv.tune`."""
 
     name: str
     groups: int  # position of that argument
@@ -140,18 +140,18 @@ def conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: Kerne
     a GPU it runs as an implicit GEMM: rows are gathered and multiplied tile by tile, and the gathered matrix is never
     stored.
 
-    Sums are float32 (float64 for float64). Under `torch.autocast` features are cast first; the weight may have another
-    floating-point dtype than the features, and is cast to theirs.
+    Sums are float32, or float64 for float64 features. Under `torch.autocast` features are cast first. The weight may
+    have another floating-point dtype; it is cast to that of the features.
 
     Args:
-        feats: [N, C], rows of the fine grid.
-        weight: [D, C / groups, k0, k1, k2].
-        bias: [D] or None.
-        kernel_map: From `Grid.kernel_map`.
+        feats: Features [N, C] of the fine grid.
+        weight: Weight [D, C / groups, k0, k1, k2].
+        bias: Bias [D] or None.
+        kernel_map: Kernel map from `Grid.kernel_map`.
         groups: Number of groups; must divide C and D.
 
     Returns:
-        [M, D], rows of the coarse grid, in the dtype of the features.
+        Features [M, D] of the coarse grid, in the dtype of `feats`.
 
     Raises:
         TypeError: If a tensor is not floating-point.
@@ -170,14 +170,14 @@ def conv_transpose3d(
     It is `torch.nn.functional.conv_transpose3d`, evaluated at the fine voxels that exist.
 
     Args:
-        feats: [M, C], rows of the coarse grid.
-        weight: [C, D / groups, k0, k1, k2].
-        bias: [D] or None.
-        kernel_map: The map of the convolution whose adjoint this is.
+        feats: Features [M, C] of the coarse grid.
+        weight: Weight [C, D / groups, k0, k1, k2].
+        bias: Bias [D] or None.
+        kernel_map: Kernel map of the convolution whose adjoint this is.
         groups: Number of groups; must divide C and D.
 
     Returns:
-        [N, D], rows of the fine grid, in the dtype of the features.
+        Features [N, D] of the fine grid, in the dtype of `feats`.
 
     Raises:
         TypeError: If a tensor is not floating-point.
@@ -194,7 +194,7 @@ def conv_transpose3d(
 def _run(
     feats: Tensor, matrices: Tensor, bias: Tensor | None, kernel_map: KernelMap, groups: int, *, up: bool
 ) -> Tensor:
-    """Convolve along one direction of the map. What only gradients need is made only for them."""
+    """Convolve along one direction of the map. Plans that only gradients need are made only for them."""
     training = torch.is_grad_enabled()
     here = kernel_map.up if up else kernel_map.down
     pairs: Sequence[Tensor] = here.pairs if training and matrices.requires_grad else ()

@@ -102,14 +102,14 @@ def to_dense(
     the bounds of the grid.
 
     Args:
-        feats: [N, C], rows of the grid.
-        grid: A batch of B grids.
+        feats: Features [N, C] of the grid.
+        grid: Batch of B grids.
         lower: First voxel of the box; by default the smallest coordinates in the whole batch.
         upper: End of the box, exclusive; by default the largest coordinates in the batch plus one, but not less than
             `lower`. If there are no voxels and neither corner is given, the box is empty.
 
     Returns:
-        [B, C, X, Y, Z] in the dtype of the features.
+        Volume [B, C, X, Y, Z] in the dtype of the features.
 
     Raises:
         TypeError: If features are not floating-point or corners not integers.
@@ -127,15 +127,15 @@ def from_dense(volume: Tensor, grid: HasCoords, lower: int | Sequence[int] = (0,
     Differentiable any number of times; the adjoint of `to_dense`.
 
     Args:
-        volume: [B, C, X, Y, Z].
-        grid: A batch of B grids.
+        volume: Dense features [B, C, X, Y, Z].
+        grid: Batch of B grids.
         lower: Coordinates of the first voxel of the volume.
 
     Returns:
-        [N, C], rows of the grid, in the dtype of the volume.
+        Features [N, C] of the grid, in the dtype of the volume.
 
     Raises:
-        TypeError: If the volume is not floating-point or `lower` not integers.
+        TypeError: If the volume is not floating-point or `lower` does not hold integers.
         ValueError: If shapes or devices do not fit.
     """
     batch_size = grid.bricks.offsets.shape[0] - 1

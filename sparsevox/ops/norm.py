@@ -82,19 +82,19 @@ def group_norm(
 ) -> Tensor:
     """Normalize over the channels of a group and all voxels of a grid: `torch.nn.functional.group_norm` grid by grid.
 
-    Statistics are float32 (float64 for float64); the variance is computed from centered values. A grid without voxels
-    has nothing to normalize. Differentiable any number of times.
+    Statistics are float32, or float64 for float64 features; the variance is computed from centered values. Grids may be
+    empty. Differentiable any number of times.
 
     Args:
-        feats: [N, C], rows of the grid.
-        grid: A batch of B grids.
-        num_groups: G; must divide C.
-        weight: [C] or None, of any floating-point dtype.
-        bias: [C] or None.
-        eps: Added to the variance.
+        feats: Features [N, C] of the grid.
+        grid: Batch of B grids.
+        num_groups: Number of groups G; must divide C.
+        weight: Factor per channel, [C] of any floating-point dtype, or None.
+        bias: Offset per channel, likewise.
+        eps: Value added to the variance.
 
     Returns:
-        [N, C] in the dtype of the features.
+        Features [N, C] in the dtype of `feats`.
 
     Raises:
         TypeError: If a tensor is not floating-point, `num_groups` is not an int or `eps` is not a number.

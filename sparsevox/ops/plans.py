@@ -58,7 +58,7 @@ def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
     Args:
         table: Input row of each output row at each tap, -1 where there is none: int32 [K, M]. No input row occurs twice
             at one tap.
-        rows: Any tensor [N, ...]; only its length counts.
+        rows: Any tensor [N, ...]; only its length is used.
     """
     return _adjoint_table(table, rows)
 

@@ -55,17 +55,17 @@ def parents_and_children(
 def max_pool3d(feats: Tensor, window: Window) -> Tensor:
     """Largest element of each window; 0 where it holds no voxel, NaN where it holds a NaN.
 
-    The gradient of equal elements goes to the lowest row.
+    Among equal elements, the lowest row gets the gradient.
 
     Args:
-        feats: [N, C], rows of the fine grid.
-        window: From `Grid.child_map`, for windows that do not overlap, or `Grid.kernel_map`.
+        feats: Features [N, C] of the fine grid.
+        window: Windows, from `Grid.child_map` if they do not overlap, else from `Grid.kernel_map`.
 
     Returns:
-        [M, C], rows of the coarse grid.
+        Features [M, C] of the coarse grid.
 
     Raises:
-        TypeError: If `feats` is not floating-point, or `window` is not a map.
+        TypeError: If `feats` is not floating-point, or `window` is neither a ChildMap nor a KernelMap.
         ValueError: If there is not one row per voxel, or the devices differ.
     """
     x = _checked(feats, window)
@@ -82,9 +82,9 @@ def max_pool3d(feats: Tensor, window: Window) -> Tensor:
 def avg_pool3d(feats: Tensor, window: Window, *, count: str = "active") -> Tensor:
     """Mean of each window, 0 where it holds no voxel.
 
-    `count="active"` divides by the number of voxels that exist, `count="window"` by the volume of the window. Other
-    arguments, result and errors are those of `max_pool3d`; an unknown `count` is a ValueError. Sums are float32
-    (float64 for float64).
+    `count="active"` divides by the number of voxels that exist, `count="window"` by the volume of the window. Sums are
+    float32, or float64 for float64 features. Other arguments, result and errors are those of `max_pool3d`; an unknown
+    `count` raises a ValueError.
     """
     if count not in ("active", "window"):
         raise ValueError(f"count must be 'active' or 'window', got {count!r}")
@@ -98,17 +98,17 @@ def sum_pool3d(feats: Tensor, window: Window) -> Tensor:
 
 
 def upsample(feats: Tensor, child_map: ChildMap) -> Tensor:
-    """Copy the row of the parent to each fine voxel, 0 if it has no parent; the gradient sums over children.
+    """Copy the features of the parent to each fine voxel, 0 without a parent. The gradient sums over children.
 
     Args:
-        feats: [M, C], rows of the coarse grid.
-        child_map: From `Grid.child_map` of the fine grid.
+        feats: Features [M, C] of the coarse grid.
+        child_map: Child map from `Grid.child_map` of the fine grid.
 
     Returns:
-        [N, C], rows of the fine grid.
+        Features [N, C] of the fine grid.
 
     Raises:
-        TypeError: If `feats` is not floating-point, or `child_map` is not such a map.
+        TypeError: If `feats` is not floating-point, or `child_map` is not a ChildMap.
         ValueError: If there is not one row per voxel, or the devices differ.
     """
     if not isinstance(child_map, ChildMap):

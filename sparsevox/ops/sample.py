@@ -98,19 +98,19 @@ def sample_trilinear(
     """Interpolate between the eight voxels whose centers enclose each point. Differentiable any number of times.
 
     Voxels that do not exist count as 0. With `outside="renormalize"` they are left out instead: the weights of those
-    that exist are scaled to sum to 1. A point without any such voxel, a point that is not finite and a point of no
-    batch item get 0. On the border of two cells, the gradient with respect to a point is that of the cell which begins
-    there.
+    that exist are scaled to sum to 1. A point gets 0 if none of its eight voxels exists, it is not finite, or its batch
+    item does not exist. On the border of two cells, the gradient with respect to a point is that of the cell that
+    begins there.
 
     Args:
-        feats: [N, C], rows of the grid.
-        grid: The voxels.
+        feats: Features [N, C] of the grid.
+        grid: Grid, or batch of grids, that has the features.
         points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
         batch: Batch item of each point, integers [P], 0 by default.
         outside: "zero" or "renormalize".
 
     Returns:
-        [P, C] in the dtype of the features. Sums are float32 (float64 for float64).
+        Values [P, C] in the dtype of the features. Sums are float32, or float64 for float64 features.
 
     Raises:
         TypeError: If features or points are not floating-point, or batch indices not integers.
@@ -133,13 +133,13 @@ def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor
     For the nearest voxel that exists, use `feats[grid.nearest(points, batch)]`.
 
     Args:
-        feats: [N, C], rows of the grid.
-        grid: The voxels.
+        feats: Features [N, C] of the grid.
+        grid: Grid, or batch of grids, that has the features.
         points: World positions, floating point [P, 3]; they get no gradient.
         batch: Batch item of each point, integers [P], 0 by default.
 
     Returns:
-        [P, C] in the dtype of the features.
+        Values [P, C] in the dtype of the features.
 
     Raises:
         TypeError: If features or points are not floating-point, or batch indices not integers.
@@ -155,17 +155,18 @@ def sample_nearest(feats: Tensor, grid: HasVoxels, points: Tensor, batch: Tensor
 def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tensor | None = None) -> Tensor:
     """Add each value, times its trilinear weight, to the existing voxels among the eight around its point.
 
-    The result is a weighted sum, not a mean: nothing is normalized, and weights of absent voxels are lost. The adjoint
-    of `sample_trilinear(..., outside="zero")`. Sums run in the order of the points, so equal input gives equal bits.
+    The result is a weighted sum, not a mean: nothing is normalized, and weights of absent voxels are lost. It is the
+    adjoint of `sample_trilinear(..., outside="zero")`. Sums run in the order of the points, so equal input gives equal
+    bits.
 
     Args:
         points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
-        values: [P, C].
+        values: Values of the points, floating point [P, C].
         grid: The voxels that values are added to.
         batch: Batch item of each point, integers [P], 0 by default.
 
     Returns:
-        [N, C], rows of the grid, in the dtype of the values. Sums are float32 (float64 for float64).
+        Features [N, C] of the grid, in the dtype of the values. Sums are float32, or float64 for float64 values.
 
     Raises:
         TypeError: If points or values are not floating-point, or batch indices not integers.

@@ -16,16 +16,16 @@ REDUCTIONS = ("sum", "mean", "max", "min")
 def segment_reduce(feats: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
     """Reduce the rows from offsets[s] to offsets[s + 1], exclusive, of every segment s.
 
-    Sums are float32 (float64 for float64). For "max" and "min", NaN wins, and the gradient of equal elements goes to
-    the lowest row. Empty segments give 0. Rows outside of all segments are ignored.
+    Sums are float32, or float64 for float64 features. For "max" and "min", NaN wins, and among equal elements the
+    lowest row gets the gradient. Empty segments give 0. Rows outside of all segments are ignored.
 
     Args:
-        feats: [N, C].
-        offsets: Ascending integers [S + 1] between 0 and N. This is not checked on a GPU.
-        reduce: "sum", "mean", "max" or "min".
+        feats: Features [N, C].
+        offsets: Bounds of the segments, ascending integers [S + 1] between 0 and N. They are not checked on a GPU.
+        reduce: Reduction: "sum", "mean", "max" or "min".
 
     Returns:
-        [S, C], in the dtype of the features.
+        Rows [S, C] in the dtype of the features.
 
     Raises:
         TypeError: If `feats` is not floating-point or `offsets` does not hold integers.
@@ -47,11 +47,11 @@ def broadcast(values: Tensor, grid: HasBricks) -> Tensor:
     """Copy the row of each grid of a batch to every voxel of that grid; the gradient sums over voxels.
 
     Args:
-        values: [B, C].
-        grid: A batch of B grids.
+        values: Rows [B, C], one per grid.
+        grid: Batch of B grids.
 
     Returns:
-        [N, C].
+        Rows [N, C], one per voxel.
 
     Raises:
         TypeError: If `values` is not floating-point.
@@ -69,12 +69,12 @@ def global_pool(feats: Tensor, grid: HasBricks, reduce: str = "mean") -> Tensor:
     """Reduce the voxels of each grid of a batch to one row, as `segment_reduce` does.
 
     Args:
-        feats: [N, C], rows of the grid.
-        grid: A batch of B grids.
-        reduce: "sum", "mean", "max" or "min".
+        feats: Features [N, C] of the grid.
+        grid: Batch of B grids.
+        reduce: Reduction: "sum", "mean", "max" or "min".
 
     Returns:
-        [B, C], 0 for grids without a voxel.
+        Rows [B, C], 0 for grids without a voxel.
 
     Raises:
         TypeError: If `feats` is not floating-point.

@@ -95,7 +95,7 @@ def _first_extremes(feats: Tensor, rows: Tensor, ranges: Tensor, largest: bool) 
 
 
 def _look_through(feats: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Scan nonempty ranges step by step, in parallel; a range that is over repeats its last row."""
+    """Scan nonempty ranges step by step, in parallel; a range that has ended repeats its last row."""
     best = feats.index_select(0, rows[starts])
     winners = rows[starts][:, None].expand(best.shape).contiguous()
     for step in range(1, int(lengths.max())):

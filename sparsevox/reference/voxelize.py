@@ -46,8 +46,7 @@ def mesh_voxels(vertices: Tensor, faces: Tensor) -> Tensor:
 
     Memory: about 100 MB for CHUNK cells and FACES faces, for any mesh, and 24 bytes per row of the result, or 60 where
     duplicates are removed. That happens whenever there are more than MERGE rows, and more than twice as many as were
-    left
-    the last time: the result has at most MERGE rows, or twice as many as there are voxels.
+    left the last time: the result has at most MERGE rows, or twice as many as there are voxels.
     """
     parts: list[Tensor] = []
     count, limit = 0, MERGE

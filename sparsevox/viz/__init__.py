@@ -1,4 +1,4 @@
-"""Visualization: `render_png` and `render_row` draw pictures, `show_html` writes pages, `serve` starts a viewer."""
+"""Visualization: `render_png` and `render_row` draw images, `show_html` writes HTML pages, `serve` starts a viewer."""
 
 from sparsevox.viz.html import show_html
 from sparsevox.viz.png import MARGIN, render_png, render_row

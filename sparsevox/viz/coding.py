@@ -21,11 +21,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Coding:
-    """How the values of an attribute become bytes, and the bytes colors.
+    """Encoding of the values of an attribute as bytes, and of the bytes as colors.
 
     Attributes:
-        kind: "rgb" for three bytes that are the color, "scalar" for a position on a color ramp, "label" for the index
-            of a class.
+        kind: Meaning of the bytes: "rgb" for a color of three bytes, "scalar" for a position on a color ramp, "label"
+            for the index of a class.
         palette: Colors of the bytes; empty for "rgb".
         range: Minimum and maximum of a "scalar".
         classes: Sorted values of a "label".

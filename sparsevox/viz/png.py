@@ -65,7 +65,7 @@ def render_png(
         azimuth: Direction of the camera around the k axis, in degrees. At 0 it looks along -i.
         elevation: Height of the camera, in degrees from -90 (below) to 90 (above).
         background: Background color, in any notation of matplotlib.
-        palette: Number of colors of the file, 2 to 256. None keeps all; 256 makes it about three times smaller.
+        palette: Number of colors of the file, 2 to 256. None keeps all; 256 makes the file about three times smaller.
         batch_item: Index of the grid in the batch.
 
     Raises:

@@ -48,7 +48,7 @@ def serve(
         host: Address to listen on. By default only browsers on this machine can connect; "0.0.0.0" accepts connections
             from everywhere.
         port: Port to listen on. If it is in use, viser takes the next free one.
-        title: Title of the page.
+        title: Title of the page. By default "sparsevox".
         attributes: Names of the attributes to include. None includes all.
         color: Initial color, as in `show_html`.
 
