@@ -82,7 +82,7 @@ def test_bad_prompts_are_refused(encoder: TextEncoder, tmp_path: Path) -> None:
         encoder("chair")
     with pytest.raises(TypeError, match="prompts must be a list of strings"):
         encoder([1])  # type: ignore[list-item]  # on purpose
-    with pytest.raises(ValueError, match="prompts must hold one string at least"):
+    with pytest.raises(ValueError, match="prompts must hold at least one string"):
         encoder([])
     with pytest.raises(OSError, match="nothing"):
         TextEncoder.from_pretrained(tmp_path / "nothing")
