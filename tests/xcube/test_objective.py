@@ -55,9 +55,9 @@ def test_flows_of_ragged_batches_are_straight(items: list[tuple[int, float]]) ->
     grid = Grid.stack([shape(n, count) for n, (count, _) in enumerate(items)])
     latents, noise, diffusion = normal(grid, 1), normal(grid, 2).feats, Diffusion(DiffusionConfig("flow"))
     t = torch.tensor([time for _, time in items], dtype=torch.float64)
-    share = (t / 1000)[grid.batch.long()][:, None]
+    fraction = (t / 1000)[grid.batch.long()][:, None]
     noisy, target = diffusion.add_noise(latents, noise, t), diffusion.target(latents, noise, t)
-    torch.testing.assert_close(noisy.feats, (1 - share) * latents.feats + share * noise)
+    torch.testing.assert_close(noisy.feats, (1 - fraction) * latents.feats + fraction * noise)
     torch.testing.assert_close(target, noise - latents.feats)
     torch.testing.assert_close(diffusion.denoised(noisy, target, t).feats, latents.feats)
 

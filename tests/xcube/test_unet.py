@@ -115,8 +115,8 @@ def test_both_spaces_do_the_same_as_torch_alone() -> None:
     scale, shift = values[:, :6, None, None, None], values[:, 6:, None, None, None]
     blocks = volume.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5, 7))
     tokens = volume.flatten(2).transpose(1, 2).unflatten(2, (2, 3)).transpose(1, 2)
-    share = (tokens @ tokens.transpose(2, 3) / 3**0.5).softmax(3)
-    attended = (share @ tokens).transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (4, 4, 4))
+    weights = (tokens @ tokens.transpose(2, 3) / 3**0.5).softmax(3)
+    attended = (weights @ tokens).transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (4, 4, 4))
     spaces: list[Space] = [Sparse("active"), Sparse("window"), Dense()]
     for space in spaces:
         field = space.from_sparse(x)

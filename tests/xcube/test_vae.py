@@ -65,7 +65,7 @@ def test_every_variant_runs_and_every_parameter_learns(name: str, training: bool
     assert decoded.voxels.grid.voxel_size == pytest.approx((SIZE,) * 3)
     losses = vae_losses(model, voxels, posterior, decoded, LossConfig())
     losses.total.backward()
-    if training:  # the truth goes on, so every part has something to do
+    if training:  # the decoder continues with the truth, so every layer gets a gradient
         idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
         # Behind a convolution that begins at zero nothing has a gradient at first.
         assert all(".conv1." in name or ".norm" in name for name in idle), idle
@@ -128,7 +128,7 @@ def test_a_decode_that_comes_out_empty_is_legal(name: str) -> None:
     losses.total.backward()
 
 
-# What goes on in training
+# Voxels that the decoder continues with in training
 
 
 def truth_of(model: VAE, voxels: Voxels) -> list[Grid]:

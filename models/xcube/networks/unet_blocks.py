@@ -183,7 +183,7 @@ class ResAttention(torch.nn.Module):
         return x if self.lift is None else self.lift(x, time, like)
 
 
-class Downsample(torch.nn.Module):
+class MeanDownsample(torch.nn.Module):
     """Average pooling to the next coarser resolution."""
 
     def __init__(self, space: Space) -> None:
@@ -256,7 +256,7 @@ class UNetLayers:
 
     def downsample(self, channels: int) -> torch.nn.Module:
         """Make the layer between a resolution and the next coarser one."""
-        return Downsample(self.space)
+        return MeanDownsample(self.space)
 
     def upsample(self, channels: int) -> torch.nn.Module:
         """Make the layer between a resolution and the next finer one."""
