@@ -140,7 +140,7 @@ def _section(device: str, rows: Sequence[Row]) -> str:
     lines = [
         f"### {device}",
         "",
-        f"| operation | scene | voxels | contender | {' | '.join(columns)} | peak MB | target |",
+        f"| operation | scene | voxels | contender | {' | '.join(columns)} | peak memory, MB | target |",
     ]
     lines.append("|---|---|--:|---|" + "--:|" * len(counts) + "--:|---|")
     groups: dict[tuple[str, str, str], dict[int, Row]] = {}

@@ -1,8 +1,10 @@
 """The README tells the truth: its examples run, its table is measured, its links lead somewhere."""
 
 import doctest
+import importlib
 import re
 import runpy
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +100,41 @@ def test_the_two_commands_are_there() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 
-def test_links_lead_somewhere() -> None:
-    anchors = {"#" + line.lstrip("# ").lower().replace(" ", "-") for line in TEXT.splitlines() if line[:2] == "##"}
-    links = re.findall(r"\]\(([^)]+)\)", TEXT)
-    assert len(links) > 8
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^##+ (.*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {"#" + title.lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(("name", "least"), [("README.md", 9), ("models/xcube/README.md", 2), ("bench/README.md", 2)])
+def test_links_lead_somewhere(name: str, least: int) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\((?!https://)([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert len(links) >= least
     for link in links:
-        assert link in anchors if link.startswith("#") else (ROOT / link).exists(), link
+        path, hash_sign, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not hash_sign or f"#{anchor}" in anchors(target), link
+
+
+@pytest.mark.parametrize("name", ["README.md", "models/xcube/README.md"])
+def test_commands_of_xcube_parse(name: str) -> None:
+    pytest.importorskip("jsonargparse", reason="the command line")
+    from xcube import cli
+
+    lines = re.findall(r"^xcube (.*)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        cli.parser().parse_args(cli._with_preset_files(shlex.split(line, comments=True)))
+
+
+def test_commands_of_the_benchmarks_parse() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("models/xcube/README.md", "bench/README.md"))
+    commands = re.findall(r"(?:^|`)python -m (bench[\w.]*) ([^`\n]+)", text, flags=re.MULTILINE)
+    assert len(commands) >= 10
+    for module, words in commands:
+        main = f"{module}.__main__" if module == "bench" else module
+        importlib.import_module(main).parse(shlex.split(words, comments=True))
 
 
 def test_pictures_are_small() -> None:
