@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sparsevox as sv
+from bench import report
 from bench.scenes import scene
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +136,11 @@ def test_commands_of_the_benchmarks_parse() -> None:
     for module, words in commands:
         main = f"{module}.__main__" if module == "bench" else module
         importlib.import_module(main).parse(shlex.split(words, comments=True))
+
+
+def test_tables_of_the_benchmarks_are_those_of_the_results() -> None:
+    tables = report.markdown(report.load(sorted((ROOT / "bench" / "results").glob("*.csv"))))
+    assert f"{report.BEGIN}\n{tables}\n{report.END}" in (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
 
 
 def test_pictures_are_small() -> None:
