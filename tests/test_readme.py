@@ -62,7 +62,7 @@ def test_memory_is_what_the_table_says(row) -> None:
 
 
 def test_every_public_name_of_a_grid_is_there() -> None:
-    verbs = TEXT.split("## Verbs")[1].split("\n## ")[0]
+    verbs = TEXT.split("## Methods of a grid")[1].split("\n## ")[0]
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", verbs))))
     internal = {"bricks", "table"}
     public = {name for name in dir(sv.Grid.empty()) if not name.startswith("_")} - internal
