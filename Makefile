@@ -1,14 +1,14 @@
-# Two commands do everything on a machine with Python 3.11 or newer and pip: `make demo` and `make test`.
-# Each makes the environments it needs, and makes them again when pyproject.toml or the pins have changed.
+# Two commands need only Python 3.11 or newer and pip: `make demo` and `make test`.
+# Each makes the environments that it needs, and makes them again when pyproject.toml or the pins have changed.
 
 PYTHON ?= python3
 VENV   := .venv
 VENV36 := .venv-triton36
 
-# As many processes as cores. tests/conftest.py gives each one thread, and Triton's interpreter unless told not to.
+# One process per core. tests/conftest.py gives each one thread, and Triton's interpreter unless TRITON_INTERPRET=0.
 PYTEST := -m pytest -q -rs -n auto --maxprocesses 8 --dist worksteal
 
-# The environment of whoever calls make does not decide what is tested.
+# The environment variables of the caller do not change the tests.
 unexport TRITON_INTERPRET SPARSEVOX_BACKEND
 
 .DEFAULT_GOAL := help
@@ -19,11 +19,11 @@ help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
 DEMO ?=
-demo: $(VENV)/demo.stamp ## Train XCube on made shapes and make new ones, in 15 minutes, in demo/ (DEMO="--minutes 5")
+demo: $(VENV)/demo.stamp ## Train XCube on procedural shapes and generate new ones, in 15 minutes, in demo/ (DEMO="--minutes 5")
 	$(VENV)/bin/xcube demo --out demo $(DEMO)
 
 # Triton's interpreter and its compiler exclude each other in one process: hence several runs.
-# Under 3.6 every kernel is compiled too: that is what GPU machines have. XCube needs packages that are not there.
+# Under 3.6 every kernel is compiled, too, because GPU machines have that version. XCube needs packages that are missing there.
 test: $(VENV)/dev.stamp $(VENV36)/test.stamp lint ## Lint, types and all tests, under Triton 3.9 and 3.6
 	@echo "== Triton 3.6: kernels in the interpreter"
 	$(VENV36)/bin/python $(PYTEST) -m "triton36 and not aot" --ignore tests/xcube
@@ -47,11 +47,11 @@ NAMES ?=
 bench: $(VENV)/bench.stamp ## Measure on the CPU (NAMES="bricks topology", all by default; OUT=folder)
 	$(VENV)/bin/python -m bench $(NAMES) --out $${OUT:-bench/results}
 
-# For machines on which nothing may be installed: whatever Python and Triton are there. Benches run after failed tests
-# too, and the failure counts in the end.
+# For machines on which nothing may be installed: uses the installed Python and Triton. Benchmarks run even after failed
+# tests, and the exit status then reports the failure.
 PY ?= python3
 gpu: export PYTHONPATH := .:models$(if $(PYTHONPATH),:$(PYTHONPATH))
-gpu: ## Tests and benches on a GPU with the Python that is there (PY=python3, OUT=folder)
+gpu: ## GPU tests and benchmarks with the installed Python (PY=python3, OUT=folder)
 	$(PY) -m pytest -q -m gpu --ignore tests/xcube; tests=$$?; \
 	$(PY) -m bench --device cuda $(NAMES) --out $${OUT:-bench/results} && exit $$tests
 
