@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import morton
-from sparsevox.geometry import MAX_KERNEL_SIZE, Axes, Geometry, default_padding
+from sparsevox.conv_geometry import MAX_KERNEL_SIZE, Axes, Geometry, default_padding
 
 Triple = tuple[float, float, float]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsevox import checks
 from sparsevox.checks import Triple
-from sparsevox.geometry import Axes, Geometry
+from sparsevox.conv_geometry import Axes, Geometry
 from sparsevox.morton import Bricks
 from sparsevox.ops import _library, _targets
 from sparsevox.ops import bricks as brick_ops

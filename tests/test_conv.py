@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevox import Grid, ops
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.testing import Voxel, VoxelSet, as_coords, row_order, voxel_sets
 from tests.definitions import conv as definition
 from tests.goldens import GoldenFile

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevox import Grid, KernelMap
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.plans import Bags
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, cloud, row_order, voxel_sets
 from tests.definitions.neighbors import kernel_table, taps

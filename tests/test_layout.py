@@ -19,7 +19,7 @@ MAX_LINES, MAX_LINES_OF_LONG = 400, 700
 
 # From the bottom to the top. A module imports from its own entry and from lower rows only.
 LAYERS = (
-    {"morton", "files", "_readback", "geometry", "plans"},
+    {"morton", "files", "_readback", "conv_geometry", "plans"},
     {"checks"},
     {"reference", "kernels"},
     {"ops"},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevox import Grid, ops
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.morton import Bricks
 from sparsevox.ops import bricks as brick_ops
 from sparsevox.reference import neighbors as reference

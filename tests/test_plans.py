@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.morton import Bricks
 from sparsevox.plans import TILE_ROWS, pair_block
 from sparsevox.reference import plans as reference

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevox import Grid
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.testing import LIMIT, Voxel, VoxelSet, as_coords, cloud, row_order, voxel_sets
 from tests.definitions.neighbors import generative, strided
 

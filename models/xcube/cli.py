@@ -12,12 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from xcube.commands.convert import convert
 from xcube.commands.data import build_files, build_procedural, build_scenes
 from xcube.commands.demo import demo
 from xcube.commands.evaluate import evaluate
-from xcube.commands.models import convert, reconstruct, train_all, train_denoiser, train_refiner, train_vae
-from xcube.commands.options import Integers, Names, Numbers
+from xcube.commands.list_types import Integers, Names, Numbers
+from xcube.commands.reconstruct import reconstruct
 from xcube.commands.sample import sample, upsample
+from xcube.commands.train import train_all, train_denoiser, train_refiner, train_vae
 from xcube.commands.view import view
 from xcube.pipeline.options import SampleOptions
 from xcube.training.jobs import TRAINERS

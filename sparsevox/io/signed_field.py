@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import checks
-from sparsevox.geometry import Axes, Geometry
+from sparsevox.conv_geometry import Axes, Geometry
 from sparsevox.grid import Grid
 from sparsevox.io import _cells
 from sparsevox.io.sampling import check_finite

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import checks, ops
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.io import _cells
 from sparsevox.ops.neighbors import kernel_table
 from sparsevox.shapes import Mesh

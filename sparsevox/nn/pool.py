@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsevox import checks, ops
 from sparsevox._gather import rows_or
-from sparsevox.geometry import MAX_KERNEL_SIZE, Axes, Geometry
+from sparsevox.conv_geometry import MAX_KERNEL_SIZE, Axes, Geometry
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module, check_grid
 from sparsevox.ops.pool import Window

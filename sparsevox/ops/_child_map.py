@@ -6,7 +6,7 @@ N fine voxels, M coarse voxels.
 import torch
 from torch import Tensor
 
-from sparsevox.geometry import Axes
+from sparsevox.conv_geometry import Axes
 
 
 class ChildMap:

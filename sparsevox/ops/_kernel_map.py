@@ -6,7 +6,7 @@ N fine voxels, M coarse voxels, K taps (kernel offsets).
 import torch
 from torch import Tensor
 
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.ops import _library
 from sparsevox.ops import plans as plan_ops
 from sparsevox.plans import Bags, PairLists, RowPlan

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsevox import morton
 from sparsevox._readback import send
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.morton import Bricks
 from sparsevox.ops import morphology, topology
 from sparsevox.ops.bricks import assemble, coords, table

@@ -6,7 +6,7 @@ N fine voxels, M coarse voxels, K taps (kernel offsets).
 from torch import Tensor
 
 from sparsevox import kernels
-from sparsevox.geometry import Geometry
+from sparsevox.conv_geometry import Geometry
 from sparsevox.ops import _library
 from sparsevox.ops.bricks import HasBricks
 from sparsevox.reference import neighbors as reference

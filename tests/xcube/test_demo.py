@@ -20,7 +20,7 @@ from tests.xcube.balls import SIDE, ball
 from xcube import cli
 from xcube.commands import demo as command
 from xcube.commands import demo_page
-from xcube.commands.options import MIN_COMPONENT
+from xcube.commands.demo_page import MIN_COMPONENT
 from xcube.commands.report import draw_curves, draw_samples, smoothed, write_page
 from xcube.data.build import build
 from xcube.data.hierarchy import Box, build_hierarchy

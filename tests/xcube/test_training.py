@@ -1,4 +1,4 @@
-"""Training: the same result when it is cut short and taken up again, with and without other processes."""
+"""Training: averaged weights, batches, the refiner on noisy decodes, learning rates, and options that are refused."""
 
 from functools import partial
 from pathlib import Path

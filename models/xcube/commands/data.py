@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from xcube.commands.options import Integers, Names, Numbers
+from xcube.commands.list_types import Integers, Names, Numbers
 from xcube.data import (
     BuildReport,
     Source,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sparsevox.files import atomic_write
-from xcube.commands.options import MIN_COMPONENT, Names
+from xcube.commands.list_types import Names
 from xcube.commands.sample import sample
 from xcube.data import Source, build, file_sources
 from xcube.data.engines import cores
@@ -77,6 +77,7 @@ def demo(
     trained = train_all(data, runs, chosen, limit, restart=restart, quiet=quiet)
 
     log(f"sampling: {SAMPLES} shapes")
+    from xcube.commands.demo_page import MIN_COMPONENT, write_demo_page
     from xcube.pipeline.checkpoint import fingerprint
     from xcube.pipeline.output import SETTINGS
 
@@ -91,8 +92,6 @@ def demo(
     sample(runs, samples, SAMPLES, categories, options, restart=restart or outdated)
 
     log("metrics and pictures")
-    from xcube.commands.demo_page import write_demo_page
-
     write_demo_page(out, trained, _from_files(sources), chosen, quiet)
     log("done")
     sys.stdout.write(f"open {out / 'index.html'}, or look at {out / 'gallery.png'}; meshes are in {samples}\n")

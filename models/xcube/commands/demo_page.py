@@ -11,7 +11,6 @@ import torch
 
 from sparsevox.files import atomic_write
 from xcube.commands.evaluate import COLUMNS, cells
-from xcube.commands.options import MIN_COMPONENT
 from xcube.commands.report import (
     PICTURES,
     HeldOut,
@@ -30,6 +29,9 @@ from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, draw_gallery
 from xcube.pipeline.pipeline import XCubePipeline
 
+# Fraction of a shape below which connected components are removed: after minutes of training most loose parts are
+# smaller.
+MIN_COMPONENT = 0.01
 METRICS, PAGE = "metrics.json", "index.html"
 SAMPLES_SHOWN = 16
 POINTS = 1024  # per shape for distances: half of the default, in half of the time

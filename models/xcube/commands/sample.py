@@ -10,7 +10,7 @@ import torch
 
 from sparsevox import Voxels
 from sparsevox.io import load_voxels
-from xcube.commands.options import Names
+from xcube.commands.list_types import Names
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.sources import load_shape
 from xcube.networks.pretrained import digest

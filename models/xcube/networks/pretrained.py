@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save
 from sparsevox.files import atomic_write
 from xcube.config import Config
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
-from xcube.networks.earlier import upgrade
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
+from xcube.networks.upgrade_config import upgrade
 from xcube.networks.vae import VAE
 
 FORMAT = 1

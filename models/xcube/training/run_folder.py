@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from xcube.data.dataset import remove_partial_files
-from xcube.networks.earlier import upgrade
 from xcube.networks.pretrained import CONFIG, WEIGHTS, read_config
+from xcube.networks.upgrade_config import upgrade
 from xcube.training.callbacks import LOGS, TABLE
 
 CHECKPOINT = "last.ckpt"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
-from xcube.networks.earlier import upgrade
 from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
+from xcube.networks.upgrade_config import upgrade
 from xcube.networks.vae import VAE
 from xcube.training.run_folder import CHECKPOINT, checkpoint_step
 
