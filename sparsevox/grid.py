@@ -549,7 +549,7 @@ class Grid:
             kernel_size: Taps per axis, 1 to 7; one int or three.
             stride: Ratio of the coarse to the fine voxel size, one int or three.
             dilation: Distance between taps in voxels, one int or three.
-            padding: One int or three; by default `floor((kernel_size - 1) / 2) * dilation`.
+            padding: Padding in voxels, one int or three; by default `floor((kernel_size - 1) / 2) * dilation`.
             target: The coarse grid. By default this grid itself for stride 1, else `strided(...)`.
 
         Raises:

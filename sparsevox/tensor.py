@@ -266,7 +266,7 @@ class SparseTensor:
         return SparseTensor(grid, _gather.rows_or(self._feats, self._grid.index(grid.coords), fill))
 
     def prune(self, mask: Tensor) -> "SparseTensor":
-        """Keep the voxels where `mask`, bool [N], is True."""
+        """Keep the voxels where `mask`, bool [N], is True. Any other mask raises TypeError or ValueError."""
         grid = self._grid.prune(mask)
         if torch.compiler.is_compiling():  # the compiler does not know how many rows a mask selects
             return self.to_grid(grid)
@@ -288,6 +288,10 @@ class SparseTensor:
 
         Returns:
             Volume [B, C, X, Y, Z].
+
+        Raises:
+            TypeError: If a corner holds anything but ints.
+            ValueError: If `lower` exceeds `upper`.
         """
         return ops.to_dense(self._feats, self._grid, lower, upper)
 
@@ -308,6 +312,7 @@ class SparseTensor:
             Features [P, C].
 
         Raises:
+            TypeError: If `points` is not floating-point or `batch` is not integer.
             ValueError: If `mode` is unknown, or shapes or devices do not match.
         """
         if mode not in ("trilinear", "nearest"):

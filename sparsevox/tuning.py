@@ -64,7 +64,7 @@ def tune(model: torch.nn.Module, *sample: Any, budget_s: float = 60.0) -> list[T
     multiplies with NumPy. Where no Triton kernel runs, as on a CPU, there is nothing to tune.
 
     Args:
-        model: Any module.
+        model: Module whose convolutions are tuned.
         sample: Inputs of the model, of a typical size.
         budget_s: Seconds after which no more candidates are tried.
 

@@ -28,7 +28,7 @@ class Attention(Module):
         channels: Number of channels C.
         num_heads: Number of attention heads H. Must divide `channels`.
         window: Number of voxels per window. None attends to the whole batch item.
-        shift: Number of voxels by which the windows are shifted, in [0, window). The first window has `window - shift`.
+        shift: Shift of the windows in voxels, in [0, window). The first window has `window - shift` voxels.
         bias: Whether the projections have biases.
         device: Device of the parameters.
         dtype: Dtype of the parameters.

@@ -87,7 +87,7 @@ class Conv3d(_Conv):
         kernel_size: Taps (kernel offsets) per axis, 1 to 7: one int or three (i, j, k). The same holds for stride,
             padding and dilation.
         stride: Ratio of the coarse to the fine voxel size.
-        padding: By default `floor((kernel_size - 1) / 2) * dilation`, which centers odd kernels.
+        padding: Padding in voxels, by default `floor((kernel_size - 1) / 2) * dilation`, which centers odd kernels.
         dilation: Distance between taps in voxels.
         groups: Number of groups; must divide C and D. `groups=C` is a depthwise convolution.
         bias: Whether to add a learnable bias.

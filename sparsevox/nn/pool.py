@@ -92,10 +92,10 @@ class AvgPool3d(_Pool):
     """Average pooling: the mean of each window, 0 if it has no voxel. Other arguments and errors as in `MaxPool3d`.
 
     Args:
-        kernel_size: As in `MaxPool3d`.
-        stride: As in `MaxPool3d`.
-        padding: As in `MaxPool3d`.
-        dilation: As in `MaxPool3d`.
+        kernel_size: Voxels per axis, as in `MaxPool3d`.
+        stride: Ratio of the coarse to the fine voxel size, by default the kernel size.
+        padding: Padding in voxels, as in `MaxPool3d`.
+        dilation: Distance between taps in voxels.
         count: Divisor: "active" for the number of voxels that exist, "window" for the volume of the window.
     """
 
@@ -123,7 +123,7 @@ class GlobalPool(Module):
     """Reduce the voxels of each grid to one row: a plain tensor [B, C], 0 for grids without voxels.
 
     Args:
-        reduce: "mean", "max", "sum" or "min". Anything else raises a ValueError.
+        reduce: Reduction: "mean", "max", "sum" or "min". Anything else raises a ValueError.
     """
 
     def __init__(self, reduce: Literal["mean", "max", "sum", "min"] = "mean") -> None:
@@ -201,6 +201,10 @@ class SpaceToChannel(Module):
 
     Args:
         factor: Voxels of a block per axis, one int or three, each 1 to 7.
+
+    Raises:
+        TypeError: If `factor` holds anything but ints.
+        ValueError: If a factor is out of range; in `forward`, if the given grid does not fit.
     """
 
     def __init__(self, factor: Index3 = 2) -> None:
@@ -222,7 +226,11 @@ class ChannelToSpace(Module):
     """Split the channels of every voxel among its `factor`^3 children: the inverse of `SpaceToChannel`.
 
     Args:
-        factor: Children per axis, one int or three.
+        factor: Children per axis, one int or three, each 1 to 7.
+
+    Raises:
+        TypeError: If `factor` holds anything but ints.
+        ValueError: If a factor is out of range; in `forward`, if the channels, the mask or the grid do not fit.
     """
 
     def __init__(self, factor: Index3 = 2) -> None:

@@ -61,7 +61,7 @@ def attention(
         k: Keys [M, H, D].
         v: Values [M, H, E].
         q_offsets: First query row of each item, then the end: ascending integers [B + 1] between 0 and N.
-        k_offsets: The same for keys and values. By default they are `q_offsets`, which requires M = N.
+        k_offsets: First key row of each item, then the end, likewise. By default `q_offsets`, which requires M = N.
         scale: Factor of the scores, by default 1 / sqrt(D).
 
     Returns:

@@ -107,7 +107,7 @@ def sample_trilinear(
         grid: Grid, or batch of grids, that has the features.
         points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
         batch: Batch item of each point, integers [P], 0 by default.
-        outside: "zero" or "renormalize".
+        outside: Treatment of voxels that do not exist: "zero" or "renormalize".
 
     Returns:
         Values [P, C] in the dtype of the features. Sums are float32, or float64 for float64 features.
@@ -162,7 +162,7 @@ def splat_trilinear(points: Tensor, values: Tensor, grid: HasVoxels, batch: Tens
     Args:
         points: World positions, floating point [P, 3]; voxel coordinates are computed in float64.
         values: Values of the points, floating point [P, C].
-        grid: The voxels that values are added to.
+        grid: Grid, or batch of grids, that the values are added to.
         batch: Batch item of each point, integers [P], 0 by default.
 
     Returns:
