@@ -625,8 +625,8 @@ class Grid:
         for fine, coarse, step in zip(self.voxel_size, target.voxel_size, stride, strict=True):
             if abs(coarse / (fine * step) - 1) > RATIO_TOLERANCE:
                 raise ValueError(
-                    f"target does not fit: coarse voxels must be {stride} times as large as fine ones, with voxel_size "
-                    f"{self.voxel_size}, got voxel_size {target.voxel_size}"
+                    f"target must have {stride} times the voxel_size of the fine grid, {self.voxel_size}, "
+                    f"got {target.voxel_size}"
                 )
 
     def clear_cache(self) -> None:

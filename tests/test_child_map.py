@@ -150,9 +150,9 @@ def test_errors_of_child_maps() -> None:
         grid.child_map(2, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="target must have the batch size of this grid, 2, got 3"):
         grid.child_map(2, Grid.full(0, 4, batch_size=3, voxel_size=2))
-    with pytest.raises(ValueError, match=r"must be \(2, 2, 2\) times as large as fine ones.* got voxel_size"):
+    with pytest.raises(ValueError, match=r"target must have \(2, 2, 2\) times the voxel_size of the fine grid, .* got"):
         grid.child_map(2, grid)
-    with pytest.raises(ValueError, match=r"must be \(2, 2, 2\) times as large as fine ones.* got voxel_size"):
+    with pytest.raises(ValueError, match=r"target must have \(2, 2, 2\) times the voxel_size of the fine grid, .* got"):
         grid.child_map(2, Grid.full(0, 2, batch_size=2, voxel_size=2.001))
     with pytest.raises(ValueError, match="target must be on the device of this grid, cpu, got meta"):
         grid.child_map(2, grid.coarsen(2).to("meta"))
