@@ -206,7 +206,7 @@ def test_the_time_is_a_limit(data: Path, tmp_path: Path) -> None:
 # What a folder says
 
 
-def test_logs_figures_and_facts(data: Path, tmp_path: Path) -> None:
+def test_logs_metrics_and_metadata(data: Path, tmp_path: Path) -> None:
     metadata = run_and_read(data, tmp_path, steps=12, val_every=5)
     found = rows(tmp_path)
     assert {"train/loss", "train/kl", "val/iou", "val/accuracy-1", "voxels"} <= set(found[0])
@@ -294,7 +294,7 @@ def test_networks_that_do_not_fit_each_other_are_named(data: Path, tmp_path: Pat
     good: dict[str, Any] = {"voxel_size": 1 / SIDE, "channels": (8, 8, 8)}
     bad: list[tuple[dict[str, Any], str]] = [
         ({"voxel_size": 1 / 32}, "model must have the voxel_size of the level, 0.0625, got 0.03125"),
-        ({"num_labels": 3}, r"model must take the normal and num_labels \(True, 0\) .*, got \(True, 3\)"),
+        ({"num_labels": 3}, r"model must have the normal and num_labels that .*, \(True, 0\), got \(True, 3\)"),
     ]
     for changes, message in bad:
         with pytest.raises(ValueError, match=message):

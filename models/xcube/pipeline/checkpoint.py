@@ -138,8 +138,8 @@ def _usual_index(path: Path) -> dict[str, Any]:
 
 def _folder_name(path: Path, kind: str, level: int) -> str:
     """The sub-folder of a network, by its present name or the one that earlier versions gave it."""
-    old = f"{OLD_NAMES.get(kind, kind)}-{level}"
-    return old if (path / old / CONFIG).is_file() else f"{kind}-{level}"
+    name, old = f"{kind}-{level}", f"{OLD_NAMES.get(kind, kind)}-{level}"
+    return old if (path / old / CONFIG).is_file() and not (path / name / CONFIG).is_file() else name
 
 
 def _read_level(path: Path, number: int, names: Mapping[str, str]) -> Level:
