@@ -120,7 +120,7 @@ def head(module: Head, x: Volume) -> Volume:
 
 
 def encode(net: VAE, x: Volume) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode the embedded input of a modern VAE with three depths: mean, log-variance and mask of the latents."""
+    """Encode the embedded input of a modern VAE with three resolutions: mean, log-variance and mask of the latents."""
     encoder, middle = net.encoder, coarser(x.mask)
     masks = (x.mask, middle, coarser(wider(middle)))
     for stage, mask in zip(encoder.stages, masks, strict=True):
@@ -132,18 +132,18 @@ def encode(net: VAE, x: Volume) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def decode(net: VAE, latents: Volume, truth: Sequence[Tensor]) -> tuple[list[Volume], Volume]:
-    """Decode, continuing with the ground truth: logits of the candidates of each depth, finest first, and normals."""
+    """Decode, continuing with the ground truth: logits of the candidates, finest resolution first, and normals."""
     decoder = net.decoder
     x = residual(decoder.neck, linear(decoder.enter, latents))
     logits = [head(decoder.root, x)]
     keep = x.mask * truth[-1]
     x = Volume(x.feats * keep, keep)
-    for depth in reversed(range(len(truth) - 1)):
-        part, lift = decoder.heads[depth], decoder.lifts[depth]
+    for resolution in reversed(range(len(truth) - 1)):
+        part, lift = decoder.heads[resolution], decoder.lifts[resolution]
         assert isinstance(part, Head)
         children = Volume(shuffled(head(part, x).feats), finer(x.mask))
         logits.insert(0, children)
-        keep = children.mask * truth[depth]
+        keep = children.mask * truth[resolution]
         reduced = linear(lift.get_submodule("reduce"), x)
         x = residual(lift.get_submodule("block"), Volume(shuffled(reduced.feats) * keep, keep))
     assert decoder.normal is not None

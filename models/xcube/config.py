@@ -18,7 +18,7 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-        """Build a configuration from what `to_dict` returns. Fields that are missing get their defaults.
+        """Build a configuration from the result of `to_dict`. Fields that are missing get their defaults.
 
         Raises:
             ValueError: If `values` has a key that is not a field, or a field has an invalid value.

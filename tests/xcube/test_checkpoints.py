@@ -153,7 +153,7 @@ def test_the_box_of_an_official_network_is_kept(tmp_path: Path) -> None:
 
 def test_lacking_hyper_parameters_are_named(tmp_path: Path) -> None:
     hparams = {name: value for name, value in HPARAMS.items() if name != "cut_ratio"}
-    with pytest.raises(ValueError, match=r"last.ckpt: the hyper-parameters lack 'cut_ratio'"):
+    with pytest.raises(ValueError, match=r"last.ckpt: the hyperparameters lack 'cut_ratio'"):
         convert(save(tmp_path / "last.ckpt", hyper_parameters=hparams), tmp_path / "out")
 
 
@@ -200,7 +200,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     torch.save([1, 2], broken)
     with pytest.raises(ValueError, match="must hold a dictionary, got list"):
         read_checkpoint(broken)
-    with pytest.raises(ValueError, match="has no hyper-parameters that can be read"):
+    with pytest.raises(ValueError, match="has no hyperparameters that can be read"):
         convert(save(tmp_path / "last.ckpt", hyper_parameters=None), tmp_path / "out")
     with pytest.raises(ValueError, match="has no state_dict of tensors"):
         convert(save(tmp_path / "last.ckpt", state_dict={"a": 1}), tmp_path / "out")

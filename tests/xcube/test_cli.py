@@ -43,7 +43,7 @@ def test_build(voxels, capsys):
     }
     assert len(ShapeFolder(voxels / "out", None)) == 4
     assert run(voxels, *options, "--license", "CC0", "--source", "dice") == 0
-    assert capsys.readouterr().out == "0 shapes built, 4 were there already, 0 skipped\n"
+    assert capsys.readouterr().out == "0 shapes built, 4 already existed, 0 skipped\n"
 
 
 def test_what_is_left_out_is_counted_and_nothing_is_an_error(voxels, capsys):

@@ -167,7 +167,7 @@ def test_equal_seeds_give_equal_figures(data: Path) -> None:
     assert metrics_of(0) != metrics_of(1)
 
 
-def test_the_coarsest_level_is_that_of_data_sets(data: Path) -> None:
+def test_the_coarsest_level_is_that_of_datasets(data: Path) -> None:
     fine, coarse = (ShapeFolder(data, "train", level=level)[4] for level in (1, 0))
     assert coarsest_grid(fine.grid, BOX, 1).same_voxels(coarse.grid)
     assert coarsest_grid(coarse.grid, BOX, 0) is coarse.grid
@@ -202,9 +202,9 @@ def test_what_cannot_be_compared_is_an_error(data: Path, tmp_path: Path) -> None
         evaluate_shapes(items(data, "test")[:1], data)
     with pytest.raises(ValueError, match=r"samples must have voxels of size 0\.25, got \(0\.0625, .* in '01'"):
         evaluate_shapes(items(data, "test"), data, level=0)
-    with pytest.raises(IndexError, match="level must be one of the 2"):
+    with pytest.raises(IndexError, match="level must be an index of the levels"):
         evaluate_shapes(items(data, "test"), data, level=2)
-    with pytest.raises(FileNotFoundError, match="is no dataset"):
+    with pytest.raises(FileNotFoundError, match="is not a dataset"):
         evaluate_shapes(items(data, "test"), tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_the_command_prints_and_writes(data: Path, tmp_path: Path, capsys: pytes
     assert out[2].endswith("standard error 14.4%")
     assert any(line.startswith("MMD, EMD ") for line in out)
     assert f"{TEST} of 7 samples were compared" in out[-2]
-    assert out[-1] == f"{folder / 'evaluation.json'} holds all metrics, also those of each sample"
+    assert out[-1] == f"all metrics, including those of each sample: {folder / 'evaluation.json'}"
     read = json.loads((folder / "evaluation.json").read_text())
     assert len(read["samples"]) == TEST
     assert read["rows"]["samples"]["nearest_iou"] == 1
@@ -295,7 +295,7 @@ def test_the_command_says_what_is_wrong(data: Path, tmp_path: Path, capsys: pyte
     assert main(["evaluate", str(tmp_path), "--data", str(data)]) == 2
     assert "must hold voxels (.npz) or meshes" in capsys.readouterr().err
     assert main(["evaluate", str(data), "--data", str(tmp_path)]) == 2
-    assert "is no dataset" in capsys.readouterr().err
+    assert "is not a dataset" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -26,7 +26,7 @@ class Golden(GoldenFile):
         hparams = merged(NETWORKS[CASES[name]]["hparams"], self.meta["override"])
         self.model = VAE(config_from_official(hparams)).double().eval()
         weights = {k[2:]: self[k].double() for k in self.names if k.startswith("w/")}
-        self.model.load_state_dict(vae_state(weights, self.model.config.depths))
+        self.model.load_state_dict(vae_state(weights, self.model.config.num_resolutions))
 
         grid = self.grid("in")
         self.voxels = sv.Voxels(grid, {"normal": self.aligned(grid, "in/coords", "in/normal").double()})
@@ -48,15 +48,18 @@ def test_posterior(golden: Golden) -> None:
 
 
 def test_structure_of_every_depth(golden: Golden) -> None:
-    for depth, decided in enumerate(golden.decoded.structure):
-        close(decided.columns, golden.aligned(decided.candidates, f"struct/{depth}/coords", f"struct/{depth}/logits"))
-        kept = sv.Grid.from_coords(golden[f"struct_grid/{depth}/coords"], batch_size=decided.grid.batch_size)
+    for resolution, decided in enumerate(golden.decoded.structure):
+        close(
+            decided.columns,
+            golden.aligned(decided.candidates, f"struct/{resolution}/coords", f"struct/{resolution}/logits"),
+        )
+        kept = sv.Grid.from_coords(golden[f"struct_grid/{resolution}/coords"], batch_size=decided.grid.batch_size)
         assert kept.same_voxels(decided.grid)
         for name in ("voxel_size", "origin"):
-            expected = golden[f"struct/{depth}/grid_{name}"].tolist()
+            expected = golden[f"struct/{resolution}/grid_{name}"].tolist()
             assert getattr(decided.grid, name) == pytest.approx(expected, rel=1e-5, abs=1e-8)
-        assert float(golden.losses.metrics[f"accuracy-{depth}"]) == pytest.approx(
-            float(golden[f"metric/struct-acc-{depth}"]), abs=1e-6
+        assert float(golden.losses.metrics[f"accuracy-{resolution}"]) == pytest.approx(
+            float(golden[f"metric/struct-acc-{resolution}"]), abs=1e-6
         )
 
 
@@ -68,7 +71,7 @@ def test_normals_and_their_targets(golden: Golden) -> None:
 
 
 def test_losses_and_their_weights(golden: Golden) -> None:
-    names = {f"structure-{d}": f"struct-{d}" for d in range(golden.model.config.depths)}
+    names = {f"structure-{d}": f"struct-{d}" for d in range(golden.model.config.num_resolutions)}
     for ours, theirs in (names | {"normal": "normal", "kl": "kld"}).items():
         close(golden.losses.terms[ours], golden[f"loss/{theirs}"])
         assert golden.losses.weights[ours] == golden[f"loss_weight/{theirs}"]
@@ -97,11 +100,11 @@ def test_structure_losses_of_either_truth(file: GoldenFile, variant: str, coarse
     truth = sv.Grid.from_coords(file["gt/coords"], voxel_size=0.0025, origin=0.00125)
     model = VAE(VAEConfig.official(dilation="all" if coarse == "hash_tree" else "none", channels=(8, 8, 8)))
     prefix = "nohash/" if variant == "nohash" else ""
-    for depth, grid in enumerate(model.truth(truth)):
-        coords = file[f"{prefix}struct/{depth}/coords"]
-        logits = file[f"{prefix}struct/{depth}/logits"].double()
+    for resolution, grid in enumerate(model.truth(truth)):
+        coords = file[f"{prefix}struct/{resolution}/coords"]
+        logits = file[f"{prefix}struct/{resolution}/logits"].double()
         loss = structure_loss(logits[:, 0] - logits[:, 1], grid.contains(coords))
-        close(loss, file[f"{variant}/loss/struct-{depth}"])
+        close(loss, file[f"{variant}/loss/struct-{resolution}"])
 
 
 def test_attribute_losses(file: GoldenFile) -> None:
@@ -156,6 +159,6 @@ def test_every_official_network_has_exactly_these_parameters(name: str) -> None:
     with torch.device("meta"):
         model = VAE(config_from_official(entry["hparams"]))
         official = {k: torch.empty(shape) for k, shape in entry["state_dict"].items()}
-        ours = vae_state(official, model.config.depths)
+        ours = vae_state(official, model.config.num_resolutions)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert sum(p.numel() for p in model.parameters()) == entry["n_params"]

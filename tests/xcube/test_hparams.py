@@ -1,4 +1,4 @@
-"""Official hyper-parameters: each key is read, known to be irrelevant, or refused by its name."""
+"""Official hyperparameters: each key is read, known to be irrelevant, or refused by its name."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from xcube.checkpoints import denoiser, hparams, vae
-from xcube.checkpoints.hparams import HyperParameters
+from xcube.checkpoints.hparams import Hyperparameters
 from xcube.networks.configs import UNetConfig, VAEConfig
 
 VAE: dict[str, Any] = {
@@ -102,8 +102,8 @@ def test_other_denoisers_are_refused(key: str) -> None:
     ({"with_semantic_branch": True}, "with_semantic_branch must be False"),
     ({"supervision.normal_weight": 0.0}, "normal_weight must be positive as use_input_normal is True, got 0.0"),
     ({"supervision.semantic_weight": 20.0}, "semantic_weight must be 0 as use_input_semantic is False, got 20.0"),
-    ({"remain_h": True}, f"{PARAMS}.pooling_level must name depths if and only if remain_h is true, got []"),
-    ({f"{PARAMS}.pooling_level": [2]}, f"{PARAMS}.pooling_level must name depths if and only if remain_h is true"),
+    ({"remain_h": True}, f"{PARAMS}.pooling_level must name resolutions if and only if remain_h is true, got []"),
+    ({f"{PARAMS}.pooling_level": [2]}, f"{PARAMS}.pooling_level must name resolutions if and only if remain_h is true"),
     ({"tree_depth": "four"}, "tree_depth must be an integer, got 'four'"),
     ({"tree_depth": True}, "tree_depth must be an integer, got True"),
     ({"use_hash_tree": 1}, "use_hash_tree must be true or false, got 1"),
@@ -111,8 +111,8 @@ def test_other_denoisers_are_refused(key: str) -> None:
     ({"voxel_size": [0.1, 0.1, 0.2]}, "voxel_size must be a number, got [0.1, 0.1, 0.2]"),
     ({f"{PARAMS}.neck_bound": [8, 8.5, 8]}, f"{PARAMS}.neck_bound must be a list of integers, got [8, 8.5, 8]"),
     ({f"{PARAMS}.neck_dense_type": None}, "neck_dense_type"),
-    ({"use_point_net": False}, "all hyper-parameters must be known, got use_point_net=False; if the trained"),
-    ({"network.color.width": 3, "z": "a"}, "all hyper-parameters must be known, got network.color.width=3, z='a'"),
+    ({"use_point_net": False}, "all hyperparameters must be known, got use_point_net=False; if the trained"),
+    ({"network.color.width": 3, "z": "a"}, "all hyperparameters must be known, got network.color.width=3, z='a'"),
 ])  # fmt: skip
 def test_vaes_that_are_not_understood_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises((KeyError, ValueError), match=re.escape(message)):
@@ -130,8 +130,8 @@ def test_vaes_that_are_not_understood_are_refused(changes: dict[str, Any], messa
     (WITH_TEXT | {"context_dim": None}, "context_dim"),
     ({f"{DIFFUSER}.model_channels": None}, f"{DIFFUSER}.model_channels"),
     ({f"{DIFFUSER}.num_heads": 8.0}, f"{DIFFUSER}.num_heads must be an integer, got 8.0"),
-    ({f"{DIFFUSER}.transformer_depth": 2}, f"all hyper-parameters must be known, got {DIFFUSER}.transformer_depth=2"),
-    ({"use_micro_cond": True}, "all hyper-parameters must be known, got use_micro_cond=True"),
+    ({f"{DIFFUSER}.transformer_depth": 2}, f"all hyperparameters must be known, got {DIFFUSER}.transformer_depth=2"),
+    ({"use_micro_cond": True}, "all hyperparameters must be known, got use_micro_cond=True"),
 ])  # fmt: skip
 def test_denoisers_that_are_not_understood_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises((KeyError, ValueError), match=re.escape(message)):
@@ -171,7 +171,7 @@ def test_every_irrelevant_key_has_a_reason() -> None:
 
 
 def test_references_are_followed() -> None:
-    h = HyperParameters({"a": {"b": 3}, "c": "${a.b}", "d": "${e}"})
+    h = Hyperparameters({"a": {"b": 3}, "c": "${a.b}", "d": "${e}"})
     assert h.read("c", int) == 3
     assert h.read("f", float, 0.5) == 0.5
     with pytest.raises(ValueError, match=re.escape("d must be an integer, got '${e}'")):
@@ -191,5 +191,5 @@ def test_lacking_keys_are_named_by_the_command(tmp_path: Path) -> None:
     for values in (changed(VAE, {"cut_ratio": None}), changed(DENOISER, {f"{DIFFUSER}.num_heads": None})):
         state = {"unet.out_block.2.weight": torch.zeros(8, 64, 3, 3, 3)}
         torch.save({"state_dict": state, "hyper_parameters": values}, tmp_path / "last.ckpt")
-        with pytest.raises(ValueError, match=r"last.ckpt: the hyper-parameters lack '(cut_ratio|network.*num_heads)'"):
+        with pytest.raises(ValueError, match=r"last.ckpt: the hyperparameters lack '(cut_ratio|network.*num_heads)'"):
             convert(tmp_path / "last.ckpt", tmp_path / "out")

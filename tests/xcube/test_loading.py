@@ -90,7 +90,7 @@ def test_errors(folder, tmp_path):
         ShapeFolder(folder, "test")
     level: Any
     for level in (3, -4, (0, 3), ()):
-        with pytest.raises(IndexError, match=r"level must be one of the 3 of \(4, 8, 16\), got"):
+        with pytest.raises(IndexError, match=r"level must be an index of the levels \(4, 8, 16\), got"):
             ShapeFolder(folder, level=level)
     with pytest.raises(TypeError, match=r"level must be an int, got 1.5"):
         ShapeFolder(folder, level=(0, 1.5))  # type: ignore[arg-type]

@@ -352,8 +352,8 @@ def test_texts() -> None:
     assert least_iou(mixed[:1], chair[:1]) >= 0.99
     # Without a text, guidance has nothing to change.
     assert least_iou(made(pipeline, 2, text=""), made(pipeline, 2, guidance=3.0)) >= 0.99
-    with pytest.raises(ValueError, match="text must be an encoder, or where to find one"):
+    with pytest.raises(ValueError, match="text must be a TextEncoder or a TextSource"):
         made(XCubePipeline(levels), 1)
     encoder.channels = 3
-    with pytest.raises(ValueError, match=r"must be an encoder of \{6\} channels, got one of 3"):
+    with pytest.raises(ValueError, match=r"must be an encoder with \{6\} channels, got one with 3"):
         made(pipeline, 1)

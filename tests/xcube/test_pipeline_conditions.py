@@ -119,16 +119,16 @@ def test_what_cannot_be_done_is_said_before_anything_is() -> None:
     calls: list[object] = []
     with watched(cascade(2).levels[0].denoiser, calls.append):
         for options, message in (
-            ({"category": 2}, "category must be 0 to 1, got 2"),
-            ({"conditions": {2: lambda conditions, grid, batch: conditions}}, r"must be of levels 0 to 1, got \[2\]"),
-            ({"hooks": {-1: lambda grid, batch: None}}, r"must be of levels 0 to 1, got \[-1\]"),
+            ({"category": 2}, r"category must be a number in \[0, 2\), got 2"),
+            ({"conditions": {2: lambda conditions, grid, batch: conditions}}, r"must be for levels 0 to 1, got \[2\]"),
+            ({"hooks": {-1: lambda grid, batch: None}}, r"must be for levels 0 to 1, got \[-1\]"),
         ):
             with pytest.raises(ValueError, match=message):
                 cascade(2).stream([0], SampleOptions(**options))  # nobody asks for the first shape
-        with pytest.raises(ValueError, match=r"guidance must be 1 for a model without unconditional training"):
+        with pytest.raises(ValueError, match="guidance must be 1 for a model that was trained without dropping"):
             cascade(1).stream([0], SampleOptions(guidance=2.0))
         for values, message in (
-            ({"category": 1.5}, "category must be one, or"),
+            ({"category": 1.5}, "category must be a single one, or"),
             ({"text": 3}, "text must be a string"),
         ):
             with pytest.raises(TypeError, match=message):

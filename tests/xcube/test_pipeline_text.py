@@ -106,7 +106,7 @@ def test_runs_name_the_model_and_the_tokenizer(transformers: Any, clip: Path, tm
     write_runs(tmp_path / "runs", levels, text_model=model, tokenizer=tokenizer)
     found = made(XCubePipeline.from_pretrained(tmp_path / "runs"), 1, text="chair")
     assert same_bits(found, made(XCubePipeline(levels, text=TextEncoder.from_pretrained(clip)), 1, text="chair"))
-    # In a sub-folder, as in releases.
+    # In a subfolder, as in official checkpoints.
     write_model(transformers, tmp_path / "official" / "text_encoder", CHANNELS)
     source = TextSource(str(tmp_path / "official"), tokenizer, "text_encoder")
     XCubePipeline(levels, text=source).save_pretrained(tmp_path / "saved")
@@ -121,7 +121,7 @@ def test_a_text_for_a_model_without(tmp_path: Path) -> None:
 
 def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path: Path) -> None:
     write_runs(tmp_path, [tiny(0)])
-    with pytest.raises(ValueError, match="text must be an encoder, or where to find one, for a model that reads"):
+    with pytest.raises(ValueError, match="text must be a TextEncoder or a TextSource for a model that takes"):
         made(XCubePipeline.from_pretrained(tmp_path), 1, text="chair")
     write_tokenizer(transformers, tmp_path / "half")  # no model next to it
     write_model(transformers, tmp_path / "wide", channels=2 * CHANNELS)
@@ -129,7 +129,7 @@ def test_folders_from_which_no_text_can_be_embedded(transformers: Any, tmp_path:
     for name, error, message in (
         ("nowhere", OSError, "nowhere"),
         ("half", OSError, "half"),
-        ("wide", ValueError, r"text must be an encoder of \{8\} channels, got one of 16"),
+        ("wide", ValueError, r"text must be an encoder with \{8\} channels, got one with 16"),
     ):
         XCubePipeline([tiny(0)], text=TextSource(str(tmp_path / name))).save_pretrained(tmp_path)
         pipeline = XCubePipeline.from_pretrained(tmp_path)  # which needs no text model yet

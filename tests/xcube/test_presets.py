@@ -167,7 +167,7 @@ def test_parameters_of_vaes_are_the_official_ones(made, name):
     values = made(name)
     with torch.device("meta"):
         network = VAE(values["model"])
-        official = vae_state({n: torch.empty(shape) for n, shape in shapes.items()}, values["model"].depths)
+        official = vae_state({n: torch.empty(shape) for n, shape in shapes.items()}, values["model"].num_resolutions)
     assert {n: v.shape for n, v in network.state_dict().items()} == {n: v.shape for n, v in official.items()}
     # `max_voxels` is not official, and a box is needed by a cutoff only.
     theirs, hparams = config_from_official(entry["hparams"]).to_dict(), entry["hparams"]

@@ -189,7 +189,7 @@ def test_other_options_are_refused_unless_they_are_free(data: Path, tmp_path: Pa
         train_refiner(data, tmp_path, tmp_path, model=refine, train=config(), quiet=True)
     save_pretrained(VAE(MODEL), tmp_path / "converted")
     with pytest.raises(
-        ValueError, match=r"out must be the folder of a run, got .*, which holds a vae that no run made"
+        ValueError, match=r"out must be the folder of a run, got .*, which holds a vae that was not trained by a run"
     ):
         run_vae(data, tmp_path / "converted")
 
@@ -259,14 +259,14 @@ def test_data_that_do_not_fit_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data must have the attributes \['label', 'normal'\] .* without \['label'\]"):
         run_vae(data, tmp_path, labels)
     for level in (1, -2):
-        with pytest.raises(ValueError, match=rf"level must be one of the 1 of \(16,\), got {level}"):
+        with pytest.raises(ValueError, match=rf"level must be an index of the levels \(16,\), got {level}"):
             train_vae(data, tmp_path, level, MODEL, quiet=True)
     labeled = built(tmp_path / "labeled", {3.0: "train", 4.0: "val"}, ("normal", "label"))
     with pytest.raises(
         ValueError, match=r"labels must lie in \[0, 3\), as num_labels of the model says, got \d+ to \d+"
     ):
         run_vae(labeled, tmp_path / "out", labels)
-    with pytest.raises(FileNotFoundError, match="is no dataset"):
+    with pytest.raises(FileNotFoundError, match="is not a dataset"):
         run_vae(tmp_path, tmp_path / "out")
 
 

@@ -71,7 +71,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_every_shape_is_in_files_of_its_own(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "samples"
     assert run(model, out, "--count", "3", "--seed", "1", "--category", "lamp", "--guidance", "2") == 0
-    look = f"look at {out / 'gallery.png'}, or open {out / 'index.html'}"
+    look = f"view {out / 'gallery.png'}, or open {out / 'index.html'} in a browser"
     assert capsys.readouterr().out == f"3 shapes generated\n{look}\n"
     names = [f"shape-00000{n}" for n in range(3)]
     expected = {f"{name}{suffix}" for name in names for suffix in (".npz", ".glb")}
@@ -110,14 +110,14 @@ def test_the_same_command_goes_on(
     (cut / ".0.part").write_bytes(b"half")
     capsys.readouterr()
     assert run(model, cut, *words) == 0
-    assert capsys.readouterr().out.startswith("2 shapes generated, 2 were there already\n")
+    assert capsys.readouterr().out.startswith("2 shapes generated, 2 already existed\n")
     assert {name: (cut / name).stat().st_mtime_ns for name in times} == times
     voxels = [name for name in files(whole) if name.endswith(".npz")]
     assert {name: files(cut).get(name) for name in voxels} == {name: files(whole)[name] for name in voxels}
     assert files(cut).keys() == files(whole).keys()
     # More of them.
     assert run(model, cut, "--count", "5", "--batch_size", "2") == 0
-    assert capsys.readouterr().out.startswith("1 shapes generated, 4 were there already\n")
+    assert capsys.readouterr().out.startswith("1 shapes generated, 4 already existed\n")
     assert (cut / "shape-000004.npz").is_file()
 
 
@@ -173,11 +173,11 @@ def test_empty_shapes_are_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("--count", "0"), "count must be at least 1, got 0"),
         (("--seed", "-1"), "seed must not be negative"),
         (("--text", "a chair"), "text must be None for a model that takes none, got 'a chair'"),
-        (("--category", "sofa"), "category must be chair, lamp, 0 to 1, got 'sofa'"),
+        (("--category", "sofa"), "category must be one of chair, lamp or a number in [0, 2), got 'sofa'"),
         (("--steps", "600"), "steps of DDIM must nearly divide 1000"),
         (("--batch_size", "0"), "batch_size must lie in"),
         (("--budget", "0"), "budget must be positive"),
-        (("--device", "nowhere"), "device must be one of this machine, got 'nowhere'"),
+        (("--device", "nowhere"), "device must be available on this machine, got 'nowhere'"),
         (("--model", "nowhere"), "nowhere holds no pipeline: neither pipeline.json nor vae-0"),
     ],
 )
@@ -224,7 +224,7 @@ def test_upsample(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert not (voxels.grid.coarsen(2) - given).num_voxels
     assert float(voxel_iou(first.grid, second.grid).min()) < 0.9
     assert main([*words, "--level", "1", "--count", "2"]) == 0
-    assert capsys.readouterr().out.startswith("0 shapes generated, 2 were there already\n")
+    assert capsys.readouterr().out.startswith("0 shapes generated, 2 already existed\n")
     (tmp_path / "cube.npz").unlink()
     save_voxels(Voxels(given.crop([-3] * 3, [3, 3, 2])), file)
     assert main([*words, "--level", "1"]) == 2

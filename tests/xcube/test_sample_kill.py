@@ -101,7 +101,7 @@ def test_killed_while_it_samples(model: Path, whole: Path, tmp_path: Path, capsy
     capsys.readouterr()
     assert main(words(model, out)) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{COUNT - len(written)} shapes generated, {len(written)} were there already\n")
+    assert printed.startswith(f"{COUNT - len(written)} shapes generated, {len(written)} already existed\n")
     assert {name: (out / name).stat().st_mtime_ns for name in times} == times
     assert voxels(out) == voxels(whole)
     assert meshes(out) == meshes(whole)
@@ -113,7 +113,7 @@ def test_every_word_counts(model: Path, whole: Path, tmp_path: Path, capsys: pyt
     assert main(words(model, whole, steps=5)) == 2
     assert "holds shapes with other settings: steps" in capsys.readouterr().err
     assert main([*words(model, tmp_path / "out"), "--guidance", "2"]) == 2
-    assert "guidance must be 1 for a model without unconditional training" in capsys.readouterr().err
+    assert "guidance must be 1 for a model that was trained without dropping conditions" in capsys.readouterr().err
     assert main([*words(model, tmp_path / "out", steps=2), "--sampler", "dpm++", "--count", "1"]) == 0
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["sampler"] == "dpm++"
 

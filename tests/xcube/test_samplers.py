@@ -189,9 +189,13 @@ def test_a_mask_that_does_not_fit_is_named() -> None:
 
 def test_what_a_sampler_cannot_do_is_named(net: UNet) -> None:
     grid, flow = shape(0, 10), Diffusion(DiffusionConfig("flow"))
-    with pytest.raises(ValueError, match="sampler must be 'flow' for a flow, and only then, got 'ddim'"):
+    with pytest.raises(
+        ValueError, match="sampler must be 'flow' if and only if the denoiser predicts a flow, got 'ddim'"
+    ):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=flow)
-    with pytest.raises(ValueError, match="sampler must be 'flow' for a flow, and only then, got 'flow'"):
+    with pytest.raises(
+        ValueError, match="sampler must be 'flow' if and only if the denoiser predicts a flow, got 'flow'"
+    ):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig("flow"))
     with pytest.raises(ValueError, match=r"unconditional must be given for guidance 2.0, got None"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig(guidance=2.0))

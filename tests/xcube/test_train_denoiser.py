@@ -224,12 +224,12 @@ def test_dropping_follows_from_the_step_alone(data: Path, vae: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"level": 4}, "level must be one of the 1 of"),
+    ({"level": 4}, "level must be an index of the levels"),
     ({"model": UNetConfig(latent_channels=3)}, "latent_channels of the VAE, 2, got 3"),
     ({"model": BOX}, "model must not be dense: the latents of a VAE without dense_neck"),
     ({"model": UNetConfig(latent_channels=2, extra=1)}, "model must have extra 0"),
     ({"model": UNetConfig(latent_channels=2, num_labels=4)}, "the model needs, got .* without \\['label'\\]"),
-    ({"categories": ("a",)}, "categories must be 0, as the model has"),
+    ({"categories": ("a",)}, "categories must have 0 entries, as the model"),
     ({"model": UNetConfig(latent_channels=2, text_channels=8)}, "text_channels of the text model, 0"),
     ({"drop": 2.0}, r"drop must lie in \[0, 1\], got 2.0"),
 ])  # fmt: skip

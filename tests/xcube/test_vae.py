@@ -79,10 +79,10 @@ def test_structure_is_consistent(name: str) -> None:
     with torch.no_grad():
         _, decoded = model.eval()(voxels)
     strides = (*model.config.all_strides, None)
-    for depth, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
+    for resolution, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
         assert decided.grid.same_voxels(decided.candidates.prune(decided.logits > 0))
         if stride is not None:
-            assert decided.candidates.same_voxels(decoded.structure[depth + 1].grid.subdivide(stride))
+            assert decided.candidates.same_voxels(decoded.structure[resolution + 1].grid.subdivide(stride))
     assert decoded.structure[0].grid.same_voxels(decoded.voxels.grid)
 
 
@@ -189,7 +189,7 @@ def test_the_cutoff_of_the_official_code_empties_what_explodes() -> None:
         predicted = torch.arange(candidates.num_voxels) < fraction * candidates.num_voxels
         keep = model.decoder.guided(candidates, predicted, candidates, 1)
         assert bool(keep.any()) == survives
-        assert model.decoder.guided(candidates, predicted, candidates, 2).any()  # never at the latent depth
+        assert model.decoder.guided(candidates, predicted, candidates, 2).any()  # never at the latent resolution
 
 
 def test_evaluation_never_sees_the_truth() -> None:
@@ -263,14 +263,14 @@ def test_trees(dilation: Any) -> None:
     grid, strides = spheres(7).grid, [(2, 2, 2)] * 3
     tree, truth = pooling_tree(grid, strides, dilation), truth_tree(grid, strides, dilation)
     centers = grid.to_world(grid.ijk)
-    for depth in (1, 2, 3):
-        size = SIZE * 2**depth
+    for resolution in (1, 2, 3):
+        size = SIZE * 2**resolution
         enclosing = Grid.from_points(centers, mode="enclosing", voxel_size=size, origin=size / 2)
         plain = Grid.from_points(centers, voxel_size=size, origin=size / 2)
-        dilated = dilation == "all" or (dilation == "latent" and depth == 3)
-        assert tree[depth].same_voxels(enclosing if dilated else plain)
-        assert truth[depth].same_voxels(enclosing if dilation == "all" else plain)
-        assert tree[depth].voxel_size == pytest.approx((size,) * 3)
+        dilated = dilation == "all" or (dilation == "latent" and resolution == 3)
+        assert tree[resolution].same_voxels(enclosing if dilated else plain)
+        assert truth[resolution].same_voxels(enclosing if dilation == "all" else plain)
+        assert tree[resolution].voxel_size == pytest.approx((size,) * 3)
     assert tree[0] is grid
 
 
@@ -287,7 +287,7 @@ def test_configs_go_through_plain_values() -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"architecture": "paper"}, "architecture must be one of modern, official, got 'paper'"),
     ({"channels": ()}, "channels, latent_channels and hidden must be positive"),
-    ({"strides": ((2, 2, 2),)}, "strides must be 2 triples for 3 depths"),
+    ({"strides": ((2, 2, 2),)}, "strides must be 2 triples for 3 resolutions"),
     ({"strides": ((2, 2, 1), (2, 2, 2))}, r"strides other than \(2, 2, 2\) need dilation 'none'"),
     ({"strides": ((0, 2, 2), (2, 2, 2))}, "strides must be 2 triples"),
     ({"voxel_size": 0.0}, "voxel_size must be one positive number or three, got 0.0"),

@@ -1,4 +1,4 @@
-"""The official networks: their hyper-parameters, parameter names and checkpoints."""
+"""The official networks: their hyperparameters, parameter names and checkpoints."""
 
 from xcube.checkpoints.convert import convert, vae_from_official
 

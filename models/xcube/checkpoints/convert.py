@@ -18,41 +18,41 @@ from xcube.networks.vae import VAE
 
 
 def vae_from_official(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> VAE:
-    """The VAE that official hyper-parameters describe, with the given weights, in evaluation mode.
+    """The VAE that official hyperparameters describe, with the given weights, in evaluation mode.
 
     Args:
         state: Parameters by official name.
-        hparams: Official hyper-parameters.
+        hparams: Official hyperparameters.
 
     Raises:
-        KeyError: If a hyper-parameter is missing.
-        ValueError: If a hyper-parameter is unknown or has a value that no official network has, or parameters are
+        KeyError: If a hyperparameter is missing.
+        ValueError: If a hyperparameter is unknown or has a value that no official network has, or parameters are
             missing, extra or of another shape; the message names them.
     """
     config = config_from_official(hparams)
     with torch.device("meta"):
         model = VAE(config)
-    weights = vae_state(state, config.depths)
+    weights = vae_state(state, config.num_resolutions)
     model.to_empty(device="cpu")
     load_exactly(model, weights, "the checkpoint")
     return model.eval()
 
 
 def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | UNet:
-    """Convert an official checkpoint of a VAE or a denoiser to a folder with the network.
+    """Convert an official checkpoint of a VAE or a denoiser to a folder that xcube loads.
 
     Args:
-        checkpoint: Checkpoint of the official code. Nothing in it is executed.
-        out: Folder to write: config.json and model.safetensors.
-        hparams: JSON file with hyper-parameters to use in place of those in the checkpoint.
+        checkpoint: Checkpoint file of the official code. No code in it is executed.
+        out: Output folder of config.json and model.safetensors.
+        hparams: JSON file with hyperparameters to use in place of those in the checkpoint.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the checkpoint is damaged, has no weights or no hyper-parameters, does not fit the network of its
-            hyper-parameters, or one of these is unknown; the message names it.
+        ValueError: If the checkpoint is damaged, has no weights or no hyperparameters, does not fit the network of its
+            hyperparameters, or one of these is unknown; the message names it.
     """
     content = read_checkpoint(checkpoint)
     state = content.get("state_dict")
@@ -60,7 +60,7 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | U
         raise ValueError(f"{checkpoint} has no state_dict of tensors")
     values = plain(content.get("hyper_parameters")) if hparams is None else json.loads(hparams.read_text())
     if not isinstance(values, dict) or "network" not in values:
-        raise ValueError(f"{checkpoint} has no hyper-parameters that can be read; give them as a JSON file")
+        raise ValueError(f"{checkpoint} has no hyperparameters that can be read; pass them as a JSON file, --hparams")
     model: VAE | UNet
     metadata: dict[str, Any]
     try:
@@ -71,7 +71,7 @@ def convert(checkpoint: Path, out: Path, hparams: Path | None = None) -> VAE | U
             model = vae = vae_from_official(state, values)
             metadata = _box_of(vae, values)
     except KeyError as error:
-        raise ValueError(f"{checkpoint}: the hyper-parameters lack {error}") from error
+        raise ValueError(f"{checkpoint}: the hyperparameters lack {error}") from error
     save_pretrained(model, out, source=checkpoint.name, **metadata)
     return model
 

@@ -1,4 +1,4 @@
-"""Official denoisers: their hyper-parameters and parameter names, and ours.
+"""Official denoisers: their hyperparameters and parameter names, and ours.
 
 The axes of the kernels of sparse convolutions have the order z, y, x there, those of dense convolutions x, y, z.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import sparsevox as sv
-from xcube.checkpoints.hparams import HyperParameters
+from xcube.checkpoints.hparams import Hyperparameters
 from xcube.networks.configs import Position, UNetConfig
 from xcube.networks.pretrained import load_exactly
 from xcube.networks.unet import UNet
@@ -101,13 +101,13 @@ IRRELEVANT: Mapping[str, str] = {
 
 
 def config_from_official(hparams: Mapping[str, Any], latent_channels: int) -> UNetConfig:
-    """Our configuration of a denoiser with these official hyper-parameters.
+    """Our configuration of a denoiser with these official hyperparameters.
 
     Raises:
-        KeyError: If a hyper-parameter is missing.
-        ValueError: If a hyper-parameter is unknown, or has a value that no official network has; the message names it.
+        KeyError: If a hyperparameter is missing.
+        ValueError: If a hyperparameter is unknown, or has a value that no official network has; the message names it.
     """
-    h, unet, semantic = HyperParameters(hparams), "network.diffuser", "network.cond_stage_model.params"
+    h, unet, semantic = Hyperparameters(hparams), "network.diffuser", "network.cond_stage_model.params"
     dense = h.read("network.diffuser_name", str) == "UNetModel_Dense"
     expected = dict(FIXED)
     # 1. Conditions, which are joined to the latents or read by cross-attention.
@@ -197,11 +197,11 @@ def _converted(name: str, value: Tensor, config: UNetConfig) -> Tensor:
 def denoiser_from_official(
     state: Mapping[str, Tensor], hparams: Mapping[str, Any], *, averaged: bool | None = None
 ) -> tuple[UNet, float]:
-    """The denoiser that official hyper-parameters describe, with the given weights, and the scale of its latents.
+    """The denoiser that official hyperparameters describe, with the given weights, and the scale of its latents.
 
     Args:
         state: Parameters by official name, of the whole checkpoint.
-        hparams: Official hyper-parameters.
+        hparams: Official hyperparameters.
         averaged: Whether to use the moving averages of the weights; by default where the checkpoint has them.
 
     Returns:
@@ -209,8 +209,8 @@ def denoiser_from_official(
         added.
 
     Raises:
-        KeyError: If a hyper-parameter is missing.
-        ValueError: If a hyper-parameter is unknown or has a value that no official network has, or parameters are
+        KeyError: If a hyperparameter is missing.
+        ValueError: If a hyperparameter is unknown or has a value that no official network has, or parameters are
             missing, extra or of another shape; the message names them.
     """
     last = next((state[n] for n in ("unet.out.2.weight", "unet.out_block.2.weight") if n in state), None)

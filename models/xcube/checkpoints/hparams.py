@@ -1,4 +1,4 @@
-"""Official hyper-parameters, read key by key, so that none is overlooked."""
+"""Official hyperparameters, read key by key, so that none is overlooked."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ EXPECTED = {bool: "true or false", int: "an integer", float: "a number", str: "a
 MISSING: Any = object()
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # OmegaConf's name for the value of another key
 
-# Patterns of keys that do not change what a trained network computes, each with what it is for.
+# Patterns of keys that do not change what a trained network computes, each with its purpose.
 IRRELEVANT: Mapping[str, str] = {
     "_*": "path or name of the dataset",
     "include_configs": "files that the options were read from",
@@ -38,8 +38,8 @@ IRRELEVANT: Mapping[str, str] = {
 }
 
 
-class HyperParameters:
-    """Hyper-parameters by dotted names such as `network.encoder.c_dim`, which keeps track of the keys that were read.
+class Hyperparameters:
+    """Hyperparameters by dotted names such as `network.encoder.c_dim`, which keeps track of the keys that were read.
 
     Args:
         values: Nested dictionaries as the official code writes them. A string "${key}" stands for the value of a key.
@@ -104,7 +104,7 @@ class HyperParameters:
         if unknown:
             given = ", ".join(f"{key}={self.values[key]!r}" for key in unknown)
             raise ValueError(
-                f"all hyper-parameters must be known, got {given}; "
+                f"all hyperparameters must be known, got {given}; "
                 "if the trained network does not depend on them, pass the others in a JSON file as hparams"
             )
 

@@ -1,4 +1,4 @@
-"""Official VAEs: their hyper-parameters and parameter names, and ours.
+"""Official VAEs: their hyperparameters and parameter names, and ours.
 
 The axes of the kernels of sparse convolutions have the order z, y, x there.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import sparsevox as sv
-from xcube.checkpoints.hparams import HyperParameters
+from xcube.checkpoints.hparams import Hyperparameters
 from xcube.networks.configs import VAEConfig
 
 # Official name -> ours; `{}` stands for the index that the pattern finds, converted by `_index`.
@@ -64,22 +64,24 @@ IRRELEVANT: Mapping[str, str] = {
 
 
 def config_from_official(hparams: Mapping[str, Any]) -> VAEConfig:
-    """Our configuration of a VAE with these official hyper-parameters.
+    """Our configuration of a VAE with these official hyperparameters.
 
     Raises:
-        KeyError: If a hyper-parameter is missing.
-        ValueError: If a hyper-parameter is unknown, or has a value that no official network has; the message names it.
+        KeyError: If a hyperparameter is missing.
+        ValueError: If a hyperparameter is unknown, or has a value that no official network has; the message names it.
     """
-    h, unet = HyperParameters(hparams), "network.unet.params"
-    # 1. Depths and channels.
-    depths, f_maps = h.read("tree_depth", int), h.read(f"{unet}.f_maps", int)
+    h, unet = Hyperparameters(hparams), "network.unet.params"
+    # 1. Resolutions and channels.
+    num_resolutions, f_maps = h.read("tree_depth", int), h.read(f"{unet}.f_maps", int)
     hidden = h.read("network.encoder.c_dim", int)
-    channels = tuple(f_maps << depth for depth in range(depths))
+    channels = tuple(f_maps << resolution for resolution in range(num_resolutions))
     strides, full = None, h.read(f"{unet}.pooling_level", tuple, ())
     if h.read("remain_h", bool, False) != bool(full):
-        raise ValueError(f"{unet}.pooling_level must name depths if and only if remain_h is true, got {list(full)}")
-    if full:  # heights are halved only at these depths
-        strides = tuple((2, 2, 2) if depth in full else (2, 2, 1) for depth in range(1, depths))
+        raise ValueError(
+            f"{unet}.pooling_level must name resolutions if and only if remain_h is true, got {list(full)}"
+        )
+    if full:  # heights are halved only at these resolutions
+        strides = tuple((2, 2, 2) if resolution in full else (2, 2, 1) for resolution in range(1, num_resolutions))
     bound = h.read(f"{unet}.neck_bound", tuple)
     if len(bound) != 3:
         raise ValueError(f"{unet}.neck_bound must be three integers, got {list(bound)}")
@@ -92,7 +94,7 @@ def config_from_official(hparams: Mapping[str, Any]) -> VAEConfig:
             expected = f"{'positive' if own else '0'} as use_input_{name} is {own}"
             raise ValueError(f"supervision.{name}_weight must be {expected}, got {weight}")
     num_labels = h.read("num_semantic", int, 0)
-    same = {f"{unet}.num_blocks": depths, f"{unet}.in_channels": hidden}
+    same = {f"{unet}.num_blocks": num_resolutions, f"{unet}.in_channels": hidden}
     same |= {"with_normal_branch": normal, "with_semantic_branch": semantic}
     h.expect({**FIXED, **{key: (value,) for key, value in same.items()}})
     # 3. Everything else.
@@ -118,7 +120,7 @@ def config_from_official(hparams: Mapping[str, Any]) -> VAEConfig:
     return config
 
 
-def _voxel_size(h: HyperParameters) -> float:
+def _voxel_size(h: Hyperparameters) -> float:
     """Edge of a voxel, of which the official code may have made three."""
     edges = h.values.get("voxel_size")
     if isinstance(edges, list) and len(edges) == 3 and len(set(edges)) == 1:
@@ -126,12 +128,12 @@ def _voxel_size(h: HyperParameters) -> float:
     return h.read("voxel_size", float)
 
 
-def vae_state(state: Mapping[str, Tensor], depths: int) -> dict[str, Tensor]:
+def vae_state(state: Mapping[str, Tensor], num_resolutions: int) -> dict[str, Tensor]:
     """Official parameters under our names, kernels in our order of axes. Unknown parameters keep their names."""
-    return {our_name(name, depths): _converted(value) for name, value in state.items()}
+    return {our_name(name, num_resolutions): _converted(value) for name, value in state.items()}
 
 
-def our_name(name: str, depths: int) -> str:
+def our_name(name: str, num_resolutions: int) -> str:
     """Our name of an official parameter; an unknown name is returned as it is."""
     for pattern, ours in RULES:
         match = re.match(pattern, name)
@@ -140,13 +142,13 @@ def our_name(name: str, depths: int) -> str:
             for theirs, part in PARTS.items():
                 if rest.startswith(theirs):
                     rest = part + rest[len(theirs) :]
-            return ours.format(*(_index(text, depths) for text in match.groups())) + rest
+            return ours.format(*(_index(text, num_resolutions) for text in match.groups())) + rest
     return name
 
 
-def _index(text: str, depths: int) -> int:
-    """Depth of an official index: those of the decoder are negative, and -1 is the depth of the latents."""
-    return depths + int(text) if text.startswith("-") else int(text)
+def _index(text: str, num_resolutions: int) -> int:
+    """Resolution of an official index: those of the decoder are negative, and -1 is the resolution of the latents."""
+    return num_resolutions + int(text) if text.startswith("-") else int(text)
 
 
 def _converted(value: Tensor) -> Tensor:

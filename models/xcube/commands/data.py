@@ -57,26 +57,27 @@ def build_files(
     """Build a dataset from meshes, point clouds or voxels, or resume one.
 
     Shapes that cannot be used are skipped and listed in report.csv. The same command resumes after an interruption. The
-    exit status is 1 if the dataset stays empty and 2 if it cannot be built.
+    exit status is 1 if no shape could be used and 2 if the dataset cannot be built.
 
     Args:
-        shapes: Files, folders, or patterns such as 'scans/**/*.ply'; with a layout other than files, one folder.
+        shapes: Files, folders, or patterns such as 'scans/**/*.ply'; one folder if the layout is not "files".
         out: Output folder of the dataset.
-        levels: Number of voxels along the first axis of the box, from the coarsest level to the finest.
-        size: Edge lengths of the box around the origin: one for a cube, or three.
-        layout: Layout of the input: files of any name; CATEGORY/MODEL of ShapeNet; sequences/ of SemanticKITTI; arrays
-            of voxels of the finest level.
+        levels: Number of voxels along the first axis of the box at each level, coarsest first, separated by commas.
+        size: Edge lengths of the box, centered at the origin, in world units: one number for a cube, or three.
+        layout: Layout of the input: "files" with any names, "shapenet" folders CATEGORY/MODEL, "semantic-kitti" folders
+            sequences/NUMBER, or "voxels", arrays of the voxels of the finest level.
         lists: Folder of lists such as train.lst, which name the shapes of each split.
-        attributes: Voxel attributes to store, of normal, color, label, instance and intensity.
-        samples: Number of points on the surface of a mesh, from which attributes are computed.
-        seed: Random seed of the sample points.
-        outside: Treatment of shapes that do not fit into the box: error skips, clip cuts, rescale scales them.
-        splits: Fraction of each split, for shapes that are on no list.
-        source: Origin of the shapes, for the card of the dataset.
-        license: License of the shapes, for the card of the dataset.
-        workers: Number of processes; by default one per core, 0 builds in this process.
-        engine: Engine that runs the processes: processes on this machine, or ray, a cluster that sees the same files.
-        overwrite: Remove an existing dataset first.
+        attributes: Voxel attributes to store: any of normal, color, label, instance and intensity, separated by commas.
+        samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
+        seed: Random seed of the sampled points.
+        outside: Treatment of shapes that do not fit into the box: "error" skips and "clip" crops them, "rescale" moves
+            and scales every mesh and point cloud to fill the box.
+        splits: Fraction of shapes in each split, for shapes that no list names.
+        source: Source of the shapes, written to card.json.
+        license: License of the shapes, written to card.json.
+        workers: Number of worker processes, by default one per core; 0 builds in the main process.
+        engine: Where workers run: "processes" on this machine, or a "ray" cluster whose nodes see the same files.
+        overwrite: Delete an existing dataset first.
     """
     box = as_box(levels, size[0] if len(size) == 1 else size)
     if layout == "files":
@@ -118,15 +119,15 @@ def build_procedural(
 ) -> int:
     """Build a dataset of procedural chairs, tables, sofas, lamps, airplanes and cars.
 
-    The exit status is 1 if the dataset stays empty and 2 if it cannot be built.
+    The exit status is 1 if no shape could be used and 2 if the dataset cannot be built.
 
     Args:
         out: Output folder of the dataset.
         count: Number of shapes, divided equally among the families.
-        levels: Number of voxels along the box, from the coarsest level to the finest.
-        attributes: Voxel attributes to store, of normal and label.
-        workers: Number of processes; by default one per core, 0 builds in this process.
-        overwrite: Remove an existing dataset first.
+        levels: Number of voxels along an edge of the box at each level, coarsest first, separated by commas.
+        attributes: Voxel attributes to store: normal, label or both, separated by a comma.
+        workers: Number of worker processes, by default one per core; 0 builds in the main process.
+        overwrite: Delete an existing dataset first.
     """
     box = as_box(levels)
     sources = procedural_sources(count, box)
@@ -144,16 +145,16 @@ def build_scenes(
 ) -> int:
     """Build a dataset of procedural streets with houses, trees and vehicles.
 
-    The exit status is 1 if the dataset stays empty and 2 if it cannot be built.
+    The exit status is 1 if no shape could be used and 2 if the dataset cannot be built.
 
     Args:
         out: Output folder of the dataset.
         count: Number of scenes.
-        levels: Number of voxels along the first axis of the box, from the coarsest level to the finest.
-        size: Edge lengths of the box in meters.
-        attributes: Voxel attributes to store, of normal and label.
-        workers: Number of processes; by default one per core, 0 builds in this process.
-        overwrite: Remove an existing dataset first.
+        levels: Number of voxels along the first axis of the box at each level, coarsest first, separated by commas.
+        size: Edge lengths of the box in meters, separated by commas.
+        attributes: Voxel attributes to store: normal, label or both, separated by a comma.
+        workers: Number of worker processes, by default one per core; 0 builds in the main process.
+        overwrite: Delete an existing dataset first.
     """
     box = as_box(levels, size[0] if len(size) == 1 else size)
     names = [f"scene-{seed:06}" for seed in range(count)]

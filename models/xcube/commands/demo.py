@@ -39,21 +39,22 @@ def demo(
     restart: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Build a dataset, train a cascade and generate shapes: 15 minutes on two cores, with nothing to download.
+    """Build a dataset, train a cascade and generate shapes, in 15 minutes on two CPU cores, without downloads.
 
-    The dataset has procedural chairs, tables, sofas, lamps, airplanes and cars, and your own meshes. For each level a
-    VAE, a denoiser and a refiner are trained on it. Of the 64 generated shapes the page shows the first 16; metrics are
-    computed from all. The same command resumes after an interruption, and makes only what is missing.
+    The dataset has procedural chairs, tables, sofas, lamps, airplanes and cars, and the meshes of --mesh. For
+    each level, a VAE, a denoiser and a refiner are trained on it. The HTML page shows the first 16 of 64 generated
+    shapes; the metrics are of all 64. The same command resumes after an interruption.
 
     Args:
         out: Output folder; open its index.html.
-        minutes: Approximate time limit in minutes, of which three are not for training; less time gives rougher shapes.
-        mesh: Mesh files to add to the training data; the first eight are reconstructed, and upsampled from their
-            coarse voxels.
-        preset: Networks to train: demo, 16^3 and then 64^3; or small, 32^3 and then 128^3, the default on a GPU.
+        minutes: Approximate time limit in minutes, about three of them for everything but training. Less time gives
+            rougher shapes.
+        mesh: Mesh files to add to the training data. The page shows the first eight, reconstructed and upsampled from
+            their coarse voxels.
+        preset: Cascade to train: "demo" (16^3 and 64^3 voxels), or "small" (32^3 and 128^3), the default on a GPU.
         seed: Random seed of the samples.
-        restart: Start from scratch, whatever the folder holds.
-        quiet: Show no progress.
+        restart: Start from scratch, even if the folder holds results.
+        quiet: Hide the progress.
     """
     chosen = preset or ("small" if torch.cuda.is_available() else "demo")
     jobs = read_preset(chosen)
@@ -94,7 +95,9 @@ def demo(
     log("metrics and pictures")
     write_demo_page(out, trained, _from_files(sources), chosen, quiet)
     log("done")
-    sys.stdout.write(f"open {out / 'index.html'}, or look at {out / 'gallery.png'}; meshes are in {samples}\n")
+    sys.stdout.write(
+        f"open {out / 'index.html'} in a browser, or view {out / 'gallery.png'}; meshes are in {samples}\n"
+    )
     return 0
 
 
@@ -158,7 +161,7 @@ def _prepare_folder(out: Path, options: dict[str, Any], restart: bool) -> None:
 
 
 def _build(sources: Sequence[Source], data: Path, box: Box, restart: bool, quiet: bool) -> None:
-    """Build the dataset, or what it lacks.
+    """Build the dataset, or its missing shapes.
 
     Raises:
         ValueError: If a mesh of the user cannot be used.

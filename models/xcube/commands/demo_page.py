@@ -51,7 +51,7 @@ def write_demo_page(
         trained: Metrics of the training of each network, by its name.
         own: Meshes of the user with their files.
         preset: Preset of the networks.
-        quiet: Show no progress.
+        quiet: Hide the progress.
     """
     settings = digest(out / "samples" / SETTINGS)
     if _page_settings(out) == settings:

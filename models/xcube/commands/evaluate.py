@@ -18,7 +18,7 @@ LINES = (
     ("emd_one_nna", "1-NNA, EMD", FRACTION, ""),
     ("emd_coverage", "COV, EMD", FRACTION, ""),
     ("emd_mmd", "MMD, EMD", DISTANCE, ""),
-    ("normal_consistency", "normals", FRACTION, "agreement with the nearest held-out shape"),
+    ("normal_consistency", "normals", FRACTION, "agreement of held-out shapes with the nearest one"),
     ("empty", "empty", COUNT, ""),
     ("valid", "valid", FRACTION, "one component, watertight"),
     ("one_component", "1 component", FRACTION, ""),
@@ -39,8 +39,8 @@ def evaluate(samples: Path, data: Path, out: Path | None = None, **options: Any)
     sys.stdout.write(table(found.rows))
     used, total = found.settings["shapes"], found.settings["samples"]
     if used < total:
-        sys.stdout.write(f"{used} of {total} samples were compared: the size of the smallest set, or --count\n")
-    sys.stdout.write(f"{target} holds all metrics, also those of each sample\n")
+        sys.stdout.write(f"{used} of {total} samples were compared, limited by the smallest set or --count\n")
+    sys.stdout.write(f"all metrics, including those of each sample: {target}\n")
     return 0
 
 

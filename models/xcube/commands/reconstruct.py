@@ -14,5 +14,5 @@ def reconstruct(shape: Path, model: Path, out: Path, **options: Any) -> int:
     metrics = reconstruct_file(shape, model, out, **options)
     for name, value in metrics.items():
         sys.stdout.write(f"{name:>16}  {value:,.4g}\n" if isinstance(value, float) else f"{name:>16}  {value:,}\n")
-    sys.stdout.write(f"look at {out / 'reconstruction.png'}, or open {out / 'reconstruction.html'}\n")
+    sys.stdout.write(f"view {out / 'reconstruction.png'}, or open {out / 'reconstruction.html'} in a browser\n")
     return 0

@@ -33,19 +33,19 @@ def sample(
     device: str = "auto",
     restart: bool = False,
 ) -> int:
-    """Generate shapes from noise: voxels, meshes, a picture and a page.
+    """Generate shapes from noise, and write voxels, meshes, a picture and an HTML page.
 
     Every shape is written as soon as it is finished. The same command continues after an interruption, or with a larger
     count, and keeps finished shapes.
 
     Args:
-        model: Folder of a pipeline, or of the runs vae-0, denoiser-0, refiner-0, vae-1 and so on.
-        out: Folder for the shapes.
+        model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on.
+        out: Output folder.
         count: Number of shapes.
-        category: Class of the shapes, for models that know classes; several, as in chair,lamp, are taken in turn.
+        category: Category of the shapes, for class-conditional models; a list such as chair,lamp is cycled through.
         options: Options of sampling.
-        device: Device to run on: cpu, cuda, or auto, which is a GPU if there is one.
-        restart: Start from scratch and remove shapes that are in the folder.
+        device: Device to run on: cpu, cuda, or auto (a GPU if available).
+        restart: Remove the shapes in the folder and start from scratch.
     """
     return _fill_folder(_load_pipeline(model, count, device), model, out, count, category, options, restart)
 
@@ -61,21 +61,21 @@ def upsample(
     device: str = "auto",
     restart: bool = False,
 ) -> int:
-    """Generate finer shapes from coarse voxels: voxels, meshes, a picture and a page.
+    """Generate finer shapes from coarse voxels, and write voxels, meshes, a picture and an HTML page.
 
-    Normals that a network takes are estimated if the voxels have none. The same command continues after an
+    Normals are estimated if a network needs them and the voxels have none. The same command continues after an
     interruption.
 
     Args:
-        file: Voxels of one shape, .npz or .npy; or a mesh or points, which are voxelized for the level.
-        model: Folder of a pipeline, or of the runs vae-0, denoiser-0, refiner-0, vae-1 and so on.
-        level: First level to run; by default the level that takes voxels of this size, or 1 for a mesh or points.
-        out: Folder for the shapes.
+        file: File of one shape: voxels (.npz or .npy), or a mesh or a point cloud, which is voxelized for the level.
+        model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on.
+        level: First level to generate; by default the one that takes voxels of this size, or 1 for a mesh or points.
+        out: Output folder.
         count: Number of variants.
-        category: Class of the shapes, for models that know classes; several, as in chair,lamp, are taken in turn.
+        category: Category of the shapes, for class-conditional models; a list such as chair,lamp is cycled through.
         options: Options of sampling.
-        device: Device to run on: cpu, cuda, or auto, which is a GPU if there is one.
-        restart: Start from scratch and remove shapes that are in the folder.
+        device: Device to run on: cpu, cuda, or auto (a GPU if available).
+        restart: Remove the shapes in the folder and start from scratch.
     """
     pipeline = _load_pipeline(model, count, device)
     shape = _coarse_voxels(file, pipeline, level)
@@ -83,7 +83,7 @@ def upsample(
 
 
 def _load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
-    """The pipeline of a folder on a device; checks first that cost nothing."""
+    """The pipeline of a folder on a device, after cheap checks of the arguments."""
     from xcube.pipeline.pipeline import XCubePipeline  # slow to import, and other commands do not need it
 
     if count < 1:
@@ -92,8 +92,8 @@ def _load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # what torch raises for a device that is not there
-        raise ValueError(f"device must be one of this machine, got {device!r}: {error}") from error
+    except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device
+        raise ValueError(f"device must be available on this machine, got {device!r}: {error}") from error
     return XCubePipeline.from_pretrained(model).to(device)
 
 
@@ -146,8 +146,8 @@ def _fill_folder(
             folder.write(number, generated)
     if missing or not (out / PAGE).is_file():
         folder.show(count, out.name)
-    kept = f", {count - len(missing)} were there already" if len(missing) < count else ""
+    kept = f", {count - len(missing)} already existed" if len(missing) < count else ""
     sys.stdout.write(f"{len(missing)} shapes generated{kept}\n")
     if (out / PAGE).is_file():
-        sys.stdout.write(f"look at {out / GALLERY}, or open {out / PAGE}\n")
+        sys.stdout.write(f"view {out / GALLERY}, or open {out / PAGE} in a browser\n")
     return 0

@@ -24,10 +24,10 @@ def view(
 
     Args:
         shapes: Files, or folders of datasets.
-        page: Write a page that opens offline, instead of serving one.
-        host: Address of the server.
-        port: Port of the server.
-        limit: Largest number of shapes to show of a dataset.
+        page: HTML file to write, which opens offline, instead of starting a server.
+        host: Address that the server listens on.
+        port: Port that the server listens on.
+        limit: Maximum number of shapes to show of each dataset.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
@@ -41,7 +41,7 @@ def view(
         from sparsevox.viz import show_html
 
         show_html(found, page)
-        sys.stdout.write(f"{page} opens in a browser\n")
+        sys.stdout.write(f"open {page} in a browser\n")
         return 0
     from sparsevox.viz import serve
 

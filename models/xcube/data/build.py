@@ -46,10 +46,10 @@ SAVE_SECONDS = 10.0  # between writes of the index: the work that a kill may cos
 class Skipped(NamedTuple):
     """A shape that was skipped.
 
-    name: Its name.
-    path: Its file, "" if it has none.
-    reason: The reason in a few words.
-    detail: The full error message.
+    name: Name of the shape.
+    path: File of the shape, "" if it has none.
+    reason: Reason in a few words.
+    detail: Full error message.
     """
 
     name: str
@@ -72,7 +72,7 @@ class BuildReport:
     skipped: Sequence[Skipped] = field(default=())
 
     def __str__(self) -> str:
-        kept = f", {self.kept:,} were there already" if self.kept else ""
+        kept = f", {self.kept:,} already existed" if self.kept else ""
         lines = [f"{len(self.built):,} shapes built{kept}, {len(self.skipped):,} skipped"]
         lines += [f"  {count:,} {reason}" for reason, count in Counter(s.reason for s in self.skipped).most_common()]
         undefined = sum(entry.watertight is False for entry in self.built)
@@ -99,8 +99,8 @@ def build(
 ) -> BuildReport:
     """Build a dataset from shapes, or resume one.
 
-    Shapes that cannot be used are skipped and reported. The result is the same to the byte for any number of workers,
-    any order of the sources and any number of interruptions. Shapes in the index are not built again, even if their
+    Shapes that cannot be used are skipped and reported. The result is byte-identical for any number of workers, any
+    order of the sources and any number of interruptions. Shapes in the index are not built again, even if their
     file has changed, and stay if they are no longer among the sources; skipped ones are tried again.
 
     A script that uses workers needs `if __name__ == "__main__":`, as with every process pool.
@@ -109,17 +109,17 @@ def build(
         sources: Named shapes, such as those of `file_sources` and of the converters.
         out: Folder of the dataset, created if it does not exist; `xcube.data.dataset` describes its layout.
         box: The box with its levels.
-        attributes: Attributes to store: names of `ATTRIBUTES`, or a mapping from any names to how they are stored. A
-            shape without one of them is skipped.
-        samples: Number of points on the surface of a mesh, from which attributes are computed.
+        attributes: Attributes to store: names of `ATTRIBUTES`, or a mapping from any name to its `Attribute`. A shape
+            that lacks one of them is skipped.
+        samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
         seed: Random seed of these points, combined with name and file of the shape.
-        outside: What to do with shapes that do not fit into the box (`build_hierarchy`); "error" skips them.
+        outside: Treatment of shapes that do not fit into the box (`build_hierarchy`); "error" skips them.
         splits: Fraction of each split, for sources without a split.
-        source: Origin of the shapes, for the card.
-        license: License of the shapes, for the card.
-        workers: Number of processes; 0 builds in this process.
+        source: Source of the shapes, written to card.json.
+        license: License of the shapes, written to card.json.
+        workers: Number of worker processes; 0 builds in the main process.
         engine: "processes" on this machine, or "ray", a cluster whose nodes see the same files.
-        overwrite: Whether to remove a dataset in the folder first.
+        overwrite: Whether to delete an existing dataset in the folder first.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -127,7 +127,7 @@ def build(
         OSError: If a file of the dataset cannot be written, for example because the disk is full. Shapes in the index
             are complete; the same call resumes.
         ValueError: If an argument is invalid, two sources have the same name, the folder holds something else, or a
-            dataset that was built with other options.
+            dataset built with other options.
     """
     if engine not in ("processes", "ray"):
         raise ValueError(f"engine must be 'processes' or 'ray', got {engine!r}")
@@ -160,7 +160,7 @@ def build(
 
 
 def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
-    """Load one shape and write its levels. Returns its entry in the index, or why it was skipped.
+    """Load one shape and write its levels. Return its entry in the index, or the reason why it was skipped.
 
     Raises:
         OSError: If a file cannot be written.
@@ -218,7 +218,7 @@ def _as_stored(attributes: Sequence[str] | Mapping[str, Attribute]) -> dict[str,
     unknown = [name for name in attributes if name not in ATTRIBUTES]
     if unknown or isinstance(attributes, str):
         raise ValueError(
-            f"attributes must be names of {', '.join(ATTRIBUTES)}, or a mapping from any names to how they are stored, "
+            f"attributes must be names of {', '.join(ATTRIBUTES)}, or a mapping from any name to its Attribute, "
             f"got {attributes!r}"
         )
     return {name: ATTRIBUTES[name] for name in attributes}
@@ -263,7 +263,7 @@ def _check_same(folder: Path, existing: Card, card: Card) -> None:
 def _collect(
     results: Iterator[tuple[Source, Entry | Skipped | None]], folder: Path, card: Card, entries: dict[str, Entry]
 ) -> tuple[list[Entry], list[Skipped]]:
-    """Collect results, and write the index every few seconds and in any case at the end."""
+    """Collect results, and write the index every few seconds and at the end."""
     built: list[Entry] = []
     skipped: list[Skipped] = []
     saved = time.monotonic()

@@ -57,8 +57,8 @@ def shapenet_sources(root: str | PathLike[str]) -> list[Source]:
     """Find meshes in folders of categories; their names are CATEGORY/MODEL.
 
     A model is a mesh file such as CATEGORY/MODEL.obj, or a folder CATEGORY/MODEL with one mesh, or with one at the path
-    of ShapeNetCore. If a category has lists (CATEGORY/train.lst and so on), they give the splits, and models on none of
-    them are left out.
+    of ShapeNetCore. If a category has lists (CATEGORY/train.lst and so on), they give the splits, and models that
+    no list names are left out.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -105,7 +105,7 @@ def semantic_kitti_sources(
 
     Args:
         root: The folder that holds sequences/.
-        classes: The class of each label; missing labels become 0. None keeps the labels.
+        classes: The class of each label; missing labels become 0. None keeps the original labels.
 
     Raises:
         FileNotFoundError: If there are no scans.

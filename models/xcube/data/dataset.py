@@ -39,9 +39,9 @@ _PART = re.compile(r"(?!.*\.npz$)[A-Za-z0-9_~%-][A-Za-z0-9._~%-]{0,199}", re.DOT
 
 
 class Attribute(NamedTuple):
-    """How an attribute is stored.
+    """The storage format of an attribute.
 
-    dtype: NumPy's name of the type. An integer type scales colors from [0, 1] to its range.
+    dtype: NumPy name of the type. An integer type scales colors from [0, 1] to its range.
     channels: Number of channels C of [N, C]; None for [N].
     """
 
@@ -64,9 +64,9 @@ class Card:
     """The description of a dataset.
 
     box: The box and its levels.
-    attributes: How each attribute is stored.
+    attributes: Storage format of each attribute.
     options: Options of the build.
-    source: Origin of the shapes.
+    source: Source of the shapes.
     license: License of the shapes.
     creator: The software that wrote the folder.
 
@@ -107,9 +107,9 @@ class Card:
 class Entry(NamedTuple):
     """A shape in the index.
 
-    name: Its path below shapes/.
-    split: Its split, such as "train".
-    watertight: Whether its mesh has no open edge and consistently oriented faces; otherwise its inside is undefined.
+    name: Name of the shape, its path below shapes/.
+    split: Split, such as "train".
+    watertight: Whether the mesh has no open edge and consistently oriented faces; otherwise its inside is undefined.
         None if the shape is not a mesh.
     voxels: Number of voxels at each level, the coarsest first.
     """
@@ -149,18 +149,18 @@ def read_card(root: str | PathLike[str]) -> Card:
     """Read card.json.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the file is missing.
         ValueError: If it is damaged, or of another format or version. The message names the file.
     """
     path = Path(root, CARD)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, so {root} is no dataset")
+        raise FileNotFoundError(f"{path} does not exist, so {root} is not a dataset")
     try:
         data = json.loads(path.read_bytes())
         if data["format"] != FORMAT or data["version"] != VERSION:
             raise ValueError(
                 f"must be {FORMAT!r} of version {VERSION}, got {data['format']!r} of version {data['version']!r}; "
-                "build the dataset again, or read it with the sparsevox that wrote it"
+                "rebuild the dataset, or read it with the version of sparsevox that wrote it"
             )
         (terms,) = (data[name] for name in data if name.startswith("licen"))  # earlier versions spelled it otherwise
         return Card(
@@ -191,7 +191,7 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
     """Read index.csv.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the file is missing.
         ValueError: If it is damaged or does not fit the card. The message names the file and the line.
     """
     path = Path(root, INDEX)

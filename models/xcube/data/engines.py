@@ -2,7 +2,7 @@
 
 An engine calls a function, which must be importable, with each input. It yields pairs of an input and its result as
 they finish, in any order, and keeps a bounded number of inputs in flight, so memory does not grow with their number. If
-a process dies, the result of the input that it worked on is None; the other inputs do not suffer.
+a process dies, the result of the input that it worked on is None; the other inputs are not affected.
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
 """Voxel hierarchies: one shape at the resolutions of all levels of a cascade (section 3 of the paper).
 
-R voxels along the box, N voxels of a level.
+R voxels along an edge of the box, N voxels of a level.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class Box:
     The lower corner of voxel (0, 0, 0) of every level is the world origin, so that the corners of all levels coincide;
     its center, the `origin` of grids, is half a voxel away.
 
-    levels: Number of voxels along the first axis, from the coarsest level to the finest. The coarsest is even, each
-        other one is a power of two times the one before.
+    levels: Number of voxels along the first axis at each level, coarsest first. The first number is even, each
+        other one is the one before times a power of two.
     size: Edge lengths of the box in world units; multiples of two voxels of the coarsest level.
 
     Raises:
@@ -68,7 +68,7 @@ class Box:
     def margin(self) -> float:
         """Distance that a shape must keep from the border, so that all levels stay inside the box.
 
-        The enclosing rule adds up to half a voxel on each side at every coarser level.
+        Early dilation adds up to half a voxel on each side at every coarser level.
         """
         return sum(self.voxel_size(level) / 2 for level in range(len(self.levels) - 1))
 
@@ -83,9 +83,9 @@ def build_hierarchy(
 ) -> list[Voxels]:
     """Voxelize one shape at every level of a box, the coarsest first.
 
-    The finest level holds the voxels that touch the mesh or contain a point (the containing rule). Each coarser level
-    is made of the voxel centers of the next finer one by the enclosing rule. This gives exactly the latent grid of a
-    VAE of the finer level, so the cascade is trained on the grids that it samples.
+    The finest level holds the voxels that touch the mesh or contain a point. Each coarser level is computed from the
+    voxel centers of the next finer one by early dilation (section 3.4 of the paper). This gives exactly the latent grid
+    of a VAE of the finer level, so the cascade is trained on the grids that it samples.
 
     The attributes of all levels are averaged from the same points: samples on the surface of a mesh, the points
     themselves, or the voxel centers (`sv.io.splat_attributes`).
@@ -95,8 +95,8 @@ def build_hierarchy(
         box: The box with its levels.
         samples: Number of points to sample on the surface of a mesh.
         seed: Random seed of these points.
-        outside: What to do with a shape that is closer to the border than `box.margin`: "error" raises an error, "clip"
-            omits the voxels there, "rescale" moves and scales the shape to fit.
+        outside: Treatment of a shape that is closer to the border than `box.margin`: "error" raises ValueError, "clip"
+            drops the voxels there; "rescale" moves and scales every mesh and point cloud to fill the box.
 
     Returns:
         A `Voxels` of one grid for each level.
@@ -150,7 +150,7 @@ S = TypeVar("S", Mesh, Points)
 
 
 def _fitted(shape: S, box: Box, outside: Outside) -> S:
-    """Scale the shape if asked to, or drop parts far from the box, whose voxels might not fit into memory."""
+    """Scale the shape to fit, or drop parts far from the box, whose voxels might not fit into memory."""
     half = torch.tensor(box.size, dtype=torch.float64) / 2 - box.margin
     if outside == "rescale":
         # One fine voxel less, so that a side that lies on a border between voxels does not touch the next voxel.
@@ -219,7 +219,7 @@ def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
     raise ValueError(f"{_too_wide(box)}, got {int(beyond.sum())} voxels beyond, the first at {first}; {_CHOICES}")
 
 
-_CHOICES = "outside='clip' omits the parts beyond, outside='rescale' scales meshes and points to fit"
+_CHOICES = "outside='clip' crops the shape, outside='rescale' scales meshes and points to fit"
 
 
 def _too_wide(box: Box) -> str:

@@ -15,7 +15,7 @@ Levels = TypeVar("Levels", Voxels, list[Voxels])
 
 
 class ShapeFolder(Dataset[Levels]):
-    """The shapes of one split of a dataset that `build` made.
+    """The shapes of one split of a dataset made by `build`.
 
     An item is one level of a shape, or a list of several, each a `Voxels` of one grid on the CPU; `sv.collate` makes
     batches of them. The number of voxels of each item is known without opening its file:
@@ -25,13 +25,13 @@ class ShapeFolder(Dataset[Levels]):
         loader = DataLoader(shapes, batch_sampler=sampler, collate_fn=sv.collate, num_workers=4)
 
     root: The folder.
-    card: Its description: box, attributes, license.
-    entries: The shapes of the split, in the order of their names, which is that of the items.
+    card: Description of the dataset: box, attributes, license.
+    entries: The shapes of the split, in the order of the items, sorted by name.
     sizes: Number of voxels of each item, summed over its levels.
 
     Args:
-        root: The folder.
-        split: The split to take; None takes all shapes.
+        root: The folder of the dataset.
+        split: The split to load; None loads all shapes.
         level: The level to load; 0 is the coarsest, -1 the finest. With a sequence of levels, items are lists.
 
     Raises:
@@ -68,7 +68,7 @@ class ShapeFolder(Dataset[Levels]):
         count = len(self.card.box.levels)
         levels = [checks.integer("level", each) for each in ([level] if isinstance(level, int) else level)]
         if not levels or not all(-count <= each < count for each in levels):
-            raise IndexError(f"level must be one of the {count} of {self.card.box.levels}, got {level}")
+            raise IndexError(f"level must be an index of the levels {self.card.box.levels}, got {level}")
         self._levels = [each % count for each in levels]
         self.sizes = [sum(entry.voxels[each] for each in self._levels) for entry in self.entries]
 

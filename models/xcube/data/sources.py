@@ -1,4 +1,4 @@
-"""Sources of a dataset: named shapes that are loaded when they are needed."""
+"""Sources of a dataset: named shapes that are loaded on demand."""
 
 import glob
 import hashlib
@@ -28,10 +28,11 @@ LONGEST = 180  # characters of a part of a name
 class Source:
     """A named shape that is loaded later.
 
-    name: Its name in the dataset.
-    load: Loads or makes the shape. It must be picklable: a function of a module, or a `functools.partial` of one.
-    path: The file it comes from, if any. The seed of its sample points depends on the name and the bytes of the file.
-    split: Its split; by default it follows from the hash of the name.
+    name: Name of the shape in the dataset.
+    load: Function that loads or makes the shape. It must be picklable: a module-level function, or a
+        `functools.partial` of one.
+    path: File of the shape, if any. The random seed of its sample points depends on the name and the bytes of the file.
+    split: Split of the shape; by default it is derived from a hash of the name.
 
     Raises:
         ValueError: If the name is invalid (`check_name`).
@@ -68,7 +69,7 @@ def file_sources(paths: Iterable[str | PathLike[str]]) -> list[Source]:
         if not found and not path.is_dir():
             raise FileNotFoundError(f"{path}: no such file or folder, and no match for a pattern")
         kept = [file for file in found if file.suffix.lower() in (*READS, *POINTS) and not file.is_dir()]
-        kept = _without_buffers(_outside_data_sets(kept, root))
+        kept = _without_buffers(_outside_datasets(kept, root))
         if found == [path] and not kept:
             raise ValueError(f"{path} must end in one of {', '.join(sorted({*READS, *POINTS}))}")
         sources += [file_source(file, root) for file in kept if not _hidden(file.relative_to(root))]
@@ -127,14 +128,14 @@ def unique(sources: Sequence[Source]) -> list[Source]:
         first = seen.setdefault(source.name.lower(), source)
         if first is not source and (first.path is None or first.path != source.path):
             raise ValueError(
-                f"names must differ, got {first.name!r} and {source.name!r} for {first.path} and {source.path}; give "
+                f"names must differ, got {first.name!r} and {source.name!r} for {first.path} and {source.path}; pass "
                 "the folder above them, or a pattern that matches one of them"
             )
     return sorted(seen.values(), key=lambda source: source.name)
 
 
 def with_lists(sources: Sequence[Source], folder: str | PathLike[str]) -> list[Source]:
-    """Return the sources that the lists in a folder name, with their splits; others are left out.
+    """Return the sources that are named by the lists in a folder, with their splits; others are left out.
 
     The file train.lst names the shapes of the split "train", one per line: a name or its last parts, with or without a
     suffix. A line without a source becomes a source that fails to load, so that the build reports it.
@@ -165,7 +166,7 @@ def with_lists(sources: Sequence[Source], folder: str | PathLike[str]) -> list[S
 
 
 def split_of(source: Source, splits: Splits) -> str:
-    """Return the split of a source, by default by the hash of its name, so that it does not depend on other sources."""
+    """Return the split of a source, by default from a hash of its name, so that it does not depend on other sources."""
     if source.split is not None:
         return source.split
     digest = hashlib.sha256(source.name.encode()).digest()
@@ -191,7 +192,7 @@ def _before_wildcards(pattern: Path) -> Path:
     return next(path for path in pattern.parents if not glob.has_magic(str(path)))
 
 
-def _outside_data_sets(files: list[Path], root: Path) -> list[Path]:
+def _outside_datasets(files: list[Path], root: Path) -> list[Path]:
     """Drop the files of datasets below the root, such as one that is built inside its input."""
     inside = {folder: is_dataset(folder) for file in files for folder in file.parents if folder.is_relative_to(root)}
     return [file for file in files if not any(inside.get(folder) for folder in file.parents)]

@@ -1,1 +1,1 @@
-"""Diffusion of latents: the noise schedule, what a denoiser predicts, and samplers."""
+"""Diffusion of latents: the noise schedule, prediction targets of denoisers, and samplers."""

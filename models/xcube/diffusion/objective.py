@@ -27,16 +27,15 @@ Denoiser = Callable[[SparseTensor, Tensor, Conditions], SparseTensor]
 
 @dataclass(frozen=True)
 class DiffusionConfig(Config):
-    """The prediction target of a denoiser and the times that it is trained at.
+    """The prediction target of a denoiser and the distribution of training times.
 
     Args:
         prediction: Prediction target: "v", the velocity (Salimans & Ho 2022, arXiv:2202.00512), as in the official
-            code; "epsilon", the noise (Ho et al. 2020, arXiv:2006.11239); both with the 1000 steps of the official
-            code; or "flow", the straight path from latents to noise in continuous time (Liu et al. 2022,
-            arXiv:2209.03003).
-        times: Distribution of the times of a flow in training: "uniform", or "logit-normal" with more of them in the
+            code; "epsilon", the noise (Ho et al. 2020, arXiv:2006.11239), both with 1000 timesteps; or "flow", flow
+            matching along straight paths in continuous time (Liu et al. 2022, arXiv:2209.03003).
+        times: Distribution of training times for flow matching: "uniform", or "logit-normal" with more of them in the
             middle (Esser et al. 2024, arXiv:2403.03206).
-        shift: Shift of the times of a flow toward noise, as in the same paper; 1 for none.
+        shift: Shift of training times toward noise for flow matching (Esser et al. 2024); 1 for none.
     """
 
     prediction: Prediction = "v"
@@ -76,7 +75,7 @@ class Diffusion:
         return STEPS * shift * fraction / (1 + (shift - 1) * fraction)
 
     def add_noise(self, latents: SparseTensor, noise: Tensor, t: Tensor | float) -> SparseTensor:
-        """Add noise [M, L] to latents, as much as belongs to the time of their grid.
+        """Add noise [M, L] to latents, scaled by the time of their grid.
 
         Args:
             latents: Latents without noise, [M, L].
@@ -84,7 +83,7 @@ class Diffusion:
             t: Time of each grid, [B], or one for all of them.
 
         Raises:
-            ValueError: If shapes do not fit, a time is out of range, or is no integer where there are steps.
+            ValueError: If shapes do not fit, a time is out of range, or is not an integer, except for a flow.
         """
         rows = self._rows(latents, noise, t)
         if self.is_flow:
@@ -92,7 +91,7 @@ class Diffusion:
         return latents.map(lambda z: self.schedule.add_noise(z, noise, rows))
 
     def target(self, latents: SparseTensor, noise: Tensor, t: Tensor | float) -> Tensor:
-        """Compute what the denoiser should predict, [M, L]. Takes and raises the same as `add_noise`."""
+        """Compute the prediction target of the denoiser, [M, L]. Takes and raises the same as `add_noise`."""
         rows = self._rows(latents, noise, t)
         if self.is_flow:
             return noise - latents.feats
@@ -116,7 +115,7 @@ class Diffusion:
     ) -> Tensor:
         """Compute the mean squared error of the prediction over all voxels and channels of the batch.
 
-        Large grids count for more, as in the official code. It is 0 if there are no voxels. Raises as `add_noise`.
+        Larger grids have more weight, as in the official code. It is 0 if there are no voxels. Raises as `add_noise`.
         """
         predicted = denoiser(self.add_noise(latents, noise, t), t, conditions).feats
         target = self.target(latents, noise, t).to(predicted.dtype)
@@ -141,8 +140,8 @@ class Diffusion:
 class Noise:
     """A source of standard normal noise, in which the noise of a shape does not depend on the rest of its batch.
 
-    It follows from a seed, the index of the shape and the level. Each shape has its own random generator on the CPU, so
-    batches of other sizes, in another order, or on another device give it the same numbers.
+    The noise depends on the seed, the index of the shape and the level. Each shape has its own random generator on the
+    CPU, so it gets the same numbers in batches of any size and order, and on any device.
 
     Args:
         seed: Seed of all shapes.

@@ -19,7 +19,7 @@ from xcube.diffusion.schedule import STEPS, official_schedule
 from xcube.networks.conditions import Conditions
 
 Kind = Literal["ddim", "ddpm", "dpm++", "flow"]
-RESOLUTIONS = 8  # the most that a denoiser has
+RESOLUTIONS = 8  # the maximum of a denoiser
 
 # Draws the next standard normal numbers [M, L] for a grid and a number of channels, as `objective.Noise` does.
 NoiseSource = Callable[[Grid, int], Tensor]
@@ -33,18 +33,18 @@ class SamplerConfig(Config):
 
     Args:
         sampler: Sampler: "ddim" (Song et al. 2021, arXiv:2010.02502); "ddpm", ancestral sampling, which is DDIM with
-            eta 1; "dpm++" (Lu et al. 2022, arXiv:2211.01095); "flow", Euler steps, which flows always take.
+            eta 1; "dpm++" (Lu et al. 2022, arXiv:2211.01095); "flow", Euler steps, always used for flow matching.
         steps: Number of steps, at most 1000. Each calls the denoiser once, or twice with guidance.
-        eta: Amount of noise that DDIM adds at each step, from 0 (none) to 1.
-        spacing: Spacing of the steps of DDIM: "leading" counts them from the first of the 1000, as in the official
-            code; "trailing" counts them from the last, starts at full noise, and needs a divisor of 1000.
+        eta: Amount of noise that DDIM adds at each step, from 0 (none) to 1 (as much as ancestral sampling).
+        spacing: Spacing of the timesteps of DDIM: "leading" counts up from the first of the 1000, as in the official
+            code; "trailing" counts down from the last, starts at full noise, and needs steps that divide 1000.
         order: Order of DPM-Solver++, from 1 to 3.
-        karras: Whether DPM-Solver++ spaces its steps as Karras et al. (2022, arXiv:2206.00364).
-        official: Whether DPM-Solver++ rounds its steps to whole ones and ends at the first of the 1000, with a little
+        karras: Whether DPM-Solver++ spaces its steps as in Karras et al. (2022, arXiv:2206.00364).
+        official: Whether DPM-Solver++ rounds its timesteps to integers and ends at the first of the 1000, with a little
             noise left, as in the official code.
         guidance: Weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); 1 for none.
-        formula: Formula of guidance: "usual", `without + guidance * (with - without)`, or "official",
-            `with + guidance * (with - without)`, except that 1 is no guidance.
+        formula: Formula of guidance: "usual", `uncond + guidance * (cond - uncond)`, or "official",
+            `cond + guidance * (cond - uncond)`, except that a weight of 1 disables guidance.
     """
 
     sampler: Kind = "ddim"
@@ -76,7 +76,7 @@ class SamplerConfig(Config):
             below, above = (STEPS // (STEPS // self.steps + more) for more in (1, 0))
             raise ValueError(
                 f"steps of DDIM must nearly divide {STEPS}, as {below} and {above} do, got {self.steps}, which would "
-                f"start at {first} of {STEPS}, where not all is noise"
+                f"start at {first} of {STEPS}, short of full noise"
             )
         if self.official and self.sampler == "dpm++" and self.karras and self.order == 3 and self.steps >= 15:
             raise ValueError(
@@ -90,7 +90,7 @@ class SamplerConfig(Config):
 
     @classmethod
     def official_defaults(cls, **changes: Any) -> Self:
-        """The sampler of the official code: 100 steps of DDIM with eta 1, which is its default there."""
+        """The default sampler of the official code: 100 steps of DDIM with eta 1."""
         defaults: dict[str, Any] = {"steps": 100, "eta": 1.0, "formula": "official", "order": 3, "official": True}
         return cls(**(defaults | changes))
 
@@ -115,23 +115,23 @@ def sample_latents(
         grid: The latent grids.
         channels: Number of channels L of a latent vector.
         noise: Source of noise, called once for the start and, if the sampler adds noise, once per step.
-        diffusion: The diffusion that the denoiser was trained on.
+        diffusion: The diffusion process that the denoiser was trained with.
         sampler: The sampler and its options.
         conditions: The conditions of the denoiser.
         unconditional: The conditions of the second call of each step, for classifier-free guidance.
         hook: Function that may change the latents before each step and at the end; see `keep_known_latents`.
-        watch: Function called after each step with the number of steps done and the number of all steps.
+        watch: Function called after each step with the number of finished steps and of all steps.
 
     Raises:
         ValueError: If the sampler does not fit the prediction of the denoiser, there is guidance without
             `unconditional`, or the denoiser, the hook or the noise has a wrong shape.
     """
     if (sampler.sampler == "flow") != diffusion.is_flow:
-        raise ValueError(f"sampler must be 'flow' for a flow, and only then, got {sampler.sampler!r}")
+        raise ValueError(f"sampler must be 'flow' if and only if the denoiser predicts a flow, got {sampler.sampler!r}")
     if sampler.weight != 1 and unconditional is None:
         raise ValueError(f"unconditional must be given for guidance {sampler.guidance}, got None")
     solver = Solver(sampler, diffusion.config)
-    # A grid caches coarser ones, and they their kernel maps, only while they are referenced: all steps share these.
+    # Keep references to the coarser grids, whose caches hold kernel maps, so that all steps use the same ones.
     coarser = [grid]
     while len(coarser) < RESOLUTIONS and coarser[-1].num_voxels > grid.batch_size:
         coarser.append(coarser[-1].coarsen(2))
@@ -184,7 +184,7 @@ class Solver:
         self.times: Tensor = self._scheduler.timesteps
 
     def step(self, prediction: Tensor, t: Tensor, x: Tensor, noise: Tensor | None) -> Tensor:
-        """Take latents [M, L] from the time `t` to the next one; `noise` is added if there is an eta."""
+        """Take latents [M, L] from the time `t` to the next one; `noise` [M, L], is scaled by eta."""
         if noise is None:
             result: Tensor = self._scheduler.step(prediction, t, x).prev_sample
         else:
@@ -198,7 +198,7 @@ def keep_known_latents(diffusion: Diffusion, latents: SparseTensor, mask: Tensor
     This is RePaint without its jumps back in time (Lugmayr et al. 2022, arXiv:2201.09865).
 
     Args:
-        diffusion: The diffusion that the denoiser was trained on.
+        diffusion: The diffusion process that the denoiser was trained with.
         latents: Known latents, scaled as those of the denoiser, [M, L]; those of unknown voxels are ignored.
         mask: Which latents are known, bool [M].
         noise: Noise that is added to the known latents at each step, [M, L].

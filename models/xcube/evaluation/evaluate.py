@@ -1,4 +1,4 @@
-"""Evaluation of generated shapes against a dataset, next to the metrics that training shapes get in their place.
+"""Evaluation of generated shapes against held-out ones, with the metrics of training shapes for reference.
 
 N voxels of a shape.
 """
@@ -36,8 +36,8 @@ class Evaluation:
     """The result of `evaluate_shapes`.
 
     settings: The dataset, the split, and how shapes were compared.
-    rows: Metrics of "samples", of equally many "training" shapes in their place, and of the "held_out" shapes that both
-        are compared with. A row lacks metrics that are not defined for it.
+    rows: Metrics of "samples", of as many "training" shapes in their place, and of the "held_out" shapes that both are
+        compared with. A row lacks metrics that are not defined for it.
     samples: For each sample that was compared: name, validity, and the nearest training shapes.
     """
 
@@ -64,7 +64,7 @@ def evaluate_shapes(
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """Compare generated shapes with shapes of a dataset that no network was trained on.
+    """Compare generated shapes with held-out shapes of a dataset, and search for copies of training shapes.
 
     - "one_nna", "coverage" and "mmd" are those of `xcube.evaluation.metrics`, under the squared Chamfer distance of
       `points` points in world units; with `emd` also under the earth mover's distance of 256 points ("emd_one_nna" and
@@ -76,17 +76,17 @@ def evaluate_shapes(
       Chamfer distance of voxel centers to one of the eight training shapes of the largest IoU; its mean ignores empty
       shapes. Copies have IoU 1 and distance 0.
 
-    All sets are cut to the size of the smallest one, and to `count`, at random.
+    All sets are subsampled at random to the size of the smallest one, and to at most `count`.
 
     Args:
         samples: Generated shapes of one level of the dataset, for example from `read_samples`.
         data: Folder of the dataset, with a split "train".
         split: The split to compare with.
-        count: Largest number of shapes of each set, at least 2.
+        count: Maximum number of shapes in each set, at least 2.
         level: The level of the dataset; -1 is the finest.
-        on: Whether points are voxel centers, or lie on surfaces (for voxels, the mesh of `sv.io.to_mesh`).
+        on: Points to compare: the centers of "voxels", or points on the "surface" (of voxels: `sv.io.to_mesh`).
         points: Number of points per shape for the Chamfer distance.
-        emd: Whether to also compute the earth mover's distance, which takes a few times as long.
+        emd: Whether to also compute metrics under the earth mover's distance, which takes a few times as long.
         seed: Random seed of the choice of shapes and points.
         progress: Whether to show progress bars in a terminal.
 
@@ -265,23 +265,23 @@ def evaluate_folder(
     out: Path | None = None,
     quiet: bool = False,
 ) -> Evaluation:
-    """Compare generated shapes with shapes that no network was trained on, and look for copies of training shapes.
+    """Compare generated shapes with held-out shapes, and search for copies of training shapes.
 
-    The same metrics are computed for training shapes in place of the generated ones, which shows about what the best
-    model could reach.
+    The same metrics are computed for training shapes in place of the generated ones, as an estimate of the best
+    values that a model can reach.
 
     Args:
-        samples: Folder of .npz files of voxels or, if there are none, of meshes.
+        samples: Folder of the generated shapes: .npz files of voxels or, if there are none, meshes.
         data: Folder of the dataset.
-        split: Split to compare with, test or val.
-        count: Largest number of shapes of each set.
+        split: Split of the held-out shapes, test or val.
+        count: Maximum number of shapes in each set.
         level: Level of the dataset; 0 is the coarsest, -1 the finest.
-        on: Place of the points that are compared: voxel centers, or surfaces.
+        on: Points to compare: the voxel centers ("voxels"), or points sampled on the "surface".
         points: Number of points per shape for the Chamfer distance.
-        emd: Also compute the earth mover's distance of 256 points, which takes a few times as long.
+        emd: Also compute metrics under the earth mover's distance of 256 points, which takes a few times as long.
         seed: Random seed of the choice of shapes and points.
         out: Output file of the metrics; by default evaluation.json in the folder of the samples.
-        quiet: Show no progress bar.
+        quiet: Hide the progress bar.
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no shape.

@@ -29,7 +29,7 @@ class NamedShape:
 
 
 def read_samples(folder: Path, box: Box, level: int) -> list[NamedShape]:
-    """Read the shapes in a folder and its sub-folders, in the order of their names.
+    """Read the shapes in a folder and its subfolders, in the order of their names.
 
     .npz files hold voxels, as `sv.io.save_voxels` writes them: one grid or a batch, of one level of the box. Files of
     other levels are skipped. If there are no .npz files, meshes are read and voxelized at the level. A grid without

@@ -1,4 +1,4 @@
-"""Metrics of a set of generated shapes, from distances to real ones, and of a single shape: is it whole, watertight?
+"""Metrics of a set of generated shapes, from distances to real ones, and of a single shape: connected, watertight.
 
 G generated shapes, R real shapes, N voxels. Distance matrices come from `xcube.geometry.distances.distance_matrix`.
 """
@@ -20,8 +20,7 @@ def one_nna(generated: Tensor, between: Tensor, real: Tensor) -> float:
 
     N_X is the shape nearest to X among all others of both sets. 0.5 is ideal: the sets cannot be distinguished. 1 means
     that they have nothing in common, less than 0.5 that shapes were copied. A shape whose nearest neighbors in both
-    sets are equally far counts half. A shape that is infinitely far from all others, an empty one, counts as classified
-    correctly.
+    sets are equally far counts as half correct. An empty shape, infinitely far from all others, counts as correct.
 
     The sets must be equally large, since only then a random guess is right half of the time. `one_nna_error` gives the
     standard error.
@@ -56,8 +55,8 @@ def one_nna(generated: Tensor, between: Tensor, real: Tensor) -> float:
 def one_nna_error(shapes: int) -> float:
     """Standard error of the 1-NNA, 0.5 / sqrt(shapes), where `shapes` counts generated and real ones together.
 
-    It is that of a binomial variable with probability 0.5: 4.4 percentage points for 64 against 64 shapes. It is a
-    little too small, since neighbors depend on each other.
+    This is the error of a binomial variable with probability 0.5: 4.4 percentage points for 64 against 64 shapes. It is
+    a little too small, since neighbors depend on each other.
 
     Raises:
         ValueError: If there are no shapes.
@@ -73,7 +72,7 @@ def coverage(between: Tensor) -> float:
         COV = |{argmin_{Y in S_r} D(X, Y) : X in S_g}| / |S_r|
 
     Of equally near shapes the first counts; an empty shape covers none. A set that collapsed to one shape covers one.
-    Another set of real shapes does not reach 1 either, so compare with what it reaches.
+    Even another set of real shapes does not reach 1, so compare with its coverage.
 
     Args:
         between: Distances from generated to real shapes [G, R].
@@ -129,9 +128,9 @@ class ShapeValidity:
     """Whether a shape is connected and watertight.
 
     voxels: Number of voxels.
-    components: Number of connected components, of 26 neighbors.
+    components: Number of connected components (26-connectivity).
     largest_fraction: Fraction of the voxels in the largest component; 0 for an empty shape.
-    watertight: Whether every edge of its surface has two faces.
+    watertight: Whether every edge of the surface belongs to exactly two faces.
     """
 
     voxels: int

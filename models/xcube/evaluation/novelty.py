@@ -1,4 +1,4 @@
-"""Novelty of generated shapes: their nearest training shapes, which show copies."""
+"""Novelty of generated shapes: their nearest training shapes, which reveal copies."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -67,7 +67,7 @@ def nearest_training(
 
 
 def coarsest_grid(grid: Grid, box: Box, level: int) -> Grid:
-    """Coarsen the grid of a level to the coarsest level of a box, with the rule by which datasets are built."""
+    """Coarsen the grid of a level to the coarsest level of a box by early dilation, as datasets are built."""
     for finer in range(level, 0, -1):
         grid = enclosing_coarsen(grid, box.levels[finer] // box.levels[finer - 1])
     return grid

@@ -1,1 +1,1 @@
-"""Geometry that several rooms share: grids at every resolution, normals, connected components, distances."""
+"""Geometry for several packages: grids at every resolution, normals, connected components, distances."""

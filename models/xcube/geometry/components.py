@@ -47,7 +47,7 @@ def component_sizes(grid: Grid) -> Tensor:
 def without_small_components(voxels: Voxels, fraction: float) -> Voxels:
     """Remove the components that have less than a fraction of the voxels of their shape.
 
-    The largest component of each shape of the batch stays in any case.
+    The largest component of each shape of the batch is always kept.
 
     Raises:
         ImportError: If scipy is not installed.

@@ -39,8 +39,8 @@ def require_scipy() -> Any:
 def shape_points(shape: Voxels | Mesh | Points, count: int, *, seed: int = 0) -> Points:
     """Sample points of a shape: voxel centers, points of a cloud, or points spread evenly over the surface of a mesh.
 
-    Voxels and points are drawn without replacement. A shape with fewer than `count` of them is gone through again, so
-    that no point is drawn more than once more often than another. Equal shapes and seeds give equal points.
+    Voxels and points are drawn without replacement. If a shape has fewer than `count`, they are drawn in rounds, each
+    without replacement. Equal shapes and seeds give equal points.
 
     Args:
         shape: One shape; voxels must be one grid.
@@ -232,7 +232,7 @@ def normal_consistency(a: Points, b: Points) -> float:
 
 
 def iou_matrix(a: Sequence[Grid], b: Sequence[Grid]) -> Tensor:
-    """Pairwise intersection over union of grids, by voxel index; where the grids lie in the world does not matter.
+    """Pairwise intersection over union of grids by voxel index; voxel sizes and origins are ignored.
 
     Returns:
         float64 [A, B]; 1 where both are empty.

@@ -39,9 +39,9 @@ def enclosing_coarsen(grid: Grid, factor: int) -> Grid:
     return grid if factor == 1 else grid.coarsen(factor // 2).dilate(1).coarsen(2)
 
 
-def hash_tree(grid: Grid, depth: int) -> list[Grid]:
-    """Grids at resolutions 0, the grid itself, to `depth`, each dilated directly from the finest grid."""
-    return [enclosing_coarsen(grid, 1 << d) for d in range(depth + 1)]
+def hash_tree(grid: Grid, resolution: int) -> list[Grid]:
+    """Grids at resolutions 0, the grid itself, to `resolution`, each dilated directly from the finest grid."""
+    return [enclosing_coarsen(grid, 1 << d) for d in range(resolution + 1)]
 
 
 def pooling_tree(grid: Grid, strides: Sequence[Triple], dilation: Dilation) -> list[Grid]:

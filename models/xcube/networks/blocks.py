@@ -1,4 +1,4 @@
-"""Layers and helpers that the VAE and the refiner share.
+"""Layers and helpers of both the VAE and the refiner.
 
 N voxels, C channels.
 """
@@ -21,7 +21,7 @@ def make_norm(channels: int, groups: int = 8) -> sv.nn.GroupNorm:
 
 
 class ResBlock(torch.nn.Module):
-    """Twice GroupNorm, SiLU and a convolution, plus a skip connection. The second convolution starts at zero."""
+    """GroupNorm, SiLU and a convolution, twice, plus a skip connection. The second convolution starts at zero."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ResBlock(torch.nn.Module):
 
 
 class Head(torch.nn.Module):
-    """A prediction per voxel: a linear map behind `unit`, which by default is GroupNorm and SiLU."""
+    """A prediction per voxel: `unit`, by default GroupNorm and SiLU, followed by a linear map."""
 
     def __init__(self, in_channels: int, out_channels: int, unit: torch.nn.Module | None = None) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ def centers(grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Convert to float32 what is less precise, for losses and decisions under autocast."""
+    """Convert lower precision to float32, for losses and decisions under autocast."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def checkpointed(function: Callable[[SparseTensor], R], x: SparseTensor, active: bool) -> R:
-    """Call `function(x)`; if `active`, its activations are recomputed in the backward pass and not stored."""
+    """Call `function(x)`; if `active`, its activations are recomputed in the backward pass instead of stored."""
     if not (active and torch.is_grad_enabled()):
         return function(x)
     result: R = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)

@@ -66,7 +66,7 @@ class Conditions:
     """The conditions of a batch of latent grids; each may be None. `Conditions()` has none.
 
     normal: Normals of the coarser level, [M, 3]; zero for voxels without one.
-    label: Semantic classes of the coarser level, integers [M]; -1 for voxels without one.
+    label: Semantic labels of the coarser level, integers [M]; -1 for voxels without one.
     extra: Other features of latent voxels, [M, channels]; zero for voxels without them.
     category: Category of each shape, integers [B]; -1 for none.
     text: A text for each shape.
@@ -134,7 +134,7 @@ class Conditions:
             which: The shapes whose conditions are removed, bool [B].
             grid: The latent grids.
             names: The names of the conditions to remove; all by default.
-            empty_text: The text that stands for no text, a batch of one; by default a text without tokens.
+            empty_text: The embedding of the empty text, a batch of one; by default a text without tokens.
 
         Raises:
             ValueError: If `which` is not bool with an entry for each grid, or a name is unknown.

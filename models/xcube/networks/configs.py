@@ -1,7 +1,7 @@
-"""Hyper-parameters of the networks: the VAE, the denoiser and the refiner.
+"""Hyperparameters of the networks: the VAE, the denoiser and the refiner.
 
 VAE and denoiser exist in two architectures: "modern", which is ours, and "official", the networks of the XCube authors,
-layer by layer, so that their checkpoints run. What differs is in `official.py`.
+layer by layer, so that their checkpoints run. The layers of "official" are in `official.py`.
 """
 
 import math
@@ -18,37 +18,39 @@ POSITION_CHANNELS: dict[str, int] = {"none": 0, "ijk": 3, "embedded": 33, "world
 
 @dataclass(frozen=True)
 class VAEConfig(Config):
-    """The sparse structure VAE of one level of the cascade. Depth 0 is its finest grid, depth D - 1 its latent grid.
+    """Hyperparameters of the sparse structure VAE of one level of the cascade.
 
-    The defaults are the modern network; `VAEConfig.official` has those of the official one.
+    The VAE has D resolutions: 0 is its finest grid, D - 1 its latent grid. The defaults are the modern network;
+    `VAEConfig.official` has those of the official one.
 
     Args:
-        voxel_size: Edge length of a voxel at depth 0 in world units, one number or one per axis.
+        voxel_size: Edge length of a voxel at resolution 0 in world units, one number or one per axis.
         architecture: "modern" (residual blocks, strided convolutions, child occupancy) or "official" (the layers of the
             official networks).
-        channels: Number of channels at each depth, finest first; one entry per depth, D in all.
+        channels: Number of channels at each resolution, finest first; one entry per resolution.
         latent_channels: Number of channels of a latent vector.
-        hidden: Number of channels of the embedded input.
-        dense_neck: Half the edge lengths, in latent voxels, of a box that the latents fill. None keeps the latent grid
-            sparse.
-        strides: Downsampling factors between consecutive depths, D - 1 triples. None means (2, 2, 2) everywhere.
-        dilation: Grids that early dilation enlarges: "all" coarser ones, as in the paper, only the "latent" grid, or
-            "none".
+        hidden: Number of channels of the input embedding.
+        dense_neck: Half the edge lengths, in latent voxels, of a dense box to use as the latent grid. None keeps the
+            latent grid sparse.
+        strides: Downsampling factors between consecutive resolutions, one triple per step. None means (2, 2, 2)
+            everywhere.
+        dilation: Grids that early dilation enlarges: "all" grids but the finest, as in the paper; only the "latent"
+            grid; or "none".
         logvar_init: Initial bias of the predicted log-variance. The official architecture ignores it.
         attention: Whether the latent voxels of each grid attend to each other.
-        keep: Voxels with which the decoder continues at the next depth in training: the "predicted" ones, or the
-            "union" of prediction and ground truth.
-        keep_ratio: Largest ratio of predicted to true voxels of a shape for which the "union" is taken; beyond it, the
-            decoder continues with the ground truth of that shape.
-        max_voxels: Largest number of candidate voxels of a batch at each depth in training; beyond it, the decoder
-            continues with the ground truth. No limit applies outside training, where the ground truth is unknown.
-        cutoff: Fraction of the box above which a depth below the latent one is emptied in training, as in the official
-            code. None disables it.
-        box: Number of voxels along each axis at depth 0, needed by `cutoff` only.
-        normal: Whether normals are an input. The decoder predicts them then.
-        intensity: Whether intensities are an input.
-        color: Whether colors are an input. The decoder predicts them then.
-        num_labels: Number of semantic classes, as input and output; 0 for none.
+        keep: Voxels that the decoder keeps in training: the "predicted" ones, or the "union" of prediction and
+            ground truth.
+        keep_ratio: Maximum ratio of predicted to true voxels of a shape for which "union" adds the predicted ones;
+            above it, the decoder keeps only the true voxels of that shape.
+        max_voxels: Maximum number of candidate voxels of a batch at each resolution in training; above it, the decoder
+            keeps only the true voxels. No limit applies outside training, where the ground truth is unknown.
+        cutoff: Fraction of the box above which all predicted voxels of a resolution finer than the latent grid are
+            dropped in training, as in the official code. None disables it.
+        box: Number of voxels along each axis at resolution 0; needed only by `cutoff`.
+        normal: Whether normals are an input, and predicted by the decoder.
+        intensity: Whether intensities are an input; they are not predicted.
+        color: Whether colors are an input, and predicted by the decoder.
+        num_labels: Number of semantic classes, as an input and a prediction; 0 for none.
         label_dim: Number of channels of the class embedding.
         checkpointing: Whether activations are recomputed in the backward pass to save memory.
     """
@@ -84,8 +86,13 @@ class VAEConfig(Config):
         if not self.channels or min(self.channels) < 1 or self.latent_channels < 1 or self.hidden < 1:
             given = f"{self.channels}, {self.latent_channels} and {self.hidden}"
             raise ValueError(f"channels, latent_channels and hidden must be positive, got {given}")
-        if len(self.all_strides) != self.depths - 1 or any(len(s) != 3 or min(s) < 1 for s in self.all_strides):
-            raise ValueError(f"strides must be {self.depths - 1} triples for {self.depths} depths, got {self.strides}")
+        if len(self.all_strides) != self.num_resolutions - 1 or any(
+            len(s) != 3 or min(s) < 1 for s in self.all_strides
+        ):
+            raise ValueError(
+                f"strides must be {self.num_resolutions - 1} triples for {self.num_resolutions} resolutions, "
+                f"got {self.strides}"
+            )
         if len(self.voxel_sizes) != 3 or min(self.voxel_sizes) <= 0:
             raise ValueError(f"voxel_size must be one positive number or three, got {self.voxel_size}")
         for name in ("dense_neck", "box"):
@@ -109,30 +116,30 @@ class VAEConfig(Config):
             raise ValueError("cutoff is a fraction of a box, so it needs box, got None")
 
     @property
-    def depths(self) -> int:
-        """The number of depths D."""
+    def num_resolutions(self) -> int:
+        """The number of resolutions D."""
         return len(self.channels)
 
     @property
     def all_strides(self) -> tuple[Triple, ...]:
-        """The downsampling factors from depth 0 to 1, from 1 to 2, and so on: D - 1 triples."""
-        return ((2, 2, 2),) * (self.depths - 1) if self.strides is None else self.strides
+        """The downsampling factors from resolution 0 to 1, from 1 to 2, and so on: D - 1 triples."""
+        return ((2, 2, 2),) * (self.num_resolutions - 1) if self.strides is None else self.strides
 
     @property
     def voxel_sizes(self) -> tuple[float, float, float]:
-        """The edge lengths of a voxel at depth 0, one per axis."""
+        """The edge lengths of a voxel at resolution 0, one per axis."""
         size = self.voxel_size
         return (size, size, size) if isinstance(size, int | float) else size
 
-    def factor_to(self, depth: int) -> Triple:
-        """The downsampling factor per axis from depth 0 to `depth`."""
-        x, y, z = (math.prod(stride[axis] for stride in self.all_strides[:depth]) for axis in range(3))
+    def factor_to(self, resolution: int) -> Triple:
+        """The downsampling factor per axis from resolution 0 to `resolution`."""
+        x, y, z = (math.prod(stride[axis] for stride in self.all_strides[:resolution]) for axis in range(3))
         return x, y, z
 
     @property
     def factor(self) -> Triple:
-        """The downsampling factor per axis from depth 0 to the latent grid."""
-        return self.factor_to(self.depths - 1)
+        """The downsampling factor per axis from resolution 0 to the latent grid."""
+        return self.factor_to(self.num_resolutions - 1)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -149,30 +156,30 @@ class VAEConfig(Config):
 
 @dataclass(frozen=True)
 class UNetConfig(Config):
-    """The denoiser of one level of the cascade. Resolution 0 is the latent grid; each further one is half as fine.
+    """Hyperparameters of the denoiser of one level of the cascade, a U-Net.
 
-    The defaults are the modern network; `UNetConfig.official` has those of the official one.
+    Resolution 0 is the latent grid; each further one has voxels of twice the size. The defaults are the modern network;
+    `UNetConfig.official` has those of the official one.
 
     Args:
         latent_channels: Number of channels L of a latent vector.
-        architecture: "modern" (average pooling and nearest neighbors between resolutions) or "official" (the layers of
-            the official networks: residual blocks between resolutions, which take about half of the time).
-        dense: Whether the latent grid is a full box and is computed as a dense volume. Dense convolutions are two to
-            three times as fast as sparse ones there. Parameters are the same either way.
+        architecture: "modern" (average pooling and nearest-neighbor upsampling) or "official" (the layers of the
+            official networks: residual blocks that downsample and upsample, which take about half of the runtime).
+        dense: Whether to run dense convolutions, for a latent grid that fills a box. They are two to three times as
+            fast there as sparse ones, and have the same parameters.
         channels: Number of channels at resolution 0.
-        multipliers: Number of channels at each resolution in units of `channels`, finest first.
+        multipliers: Number of channels at each resolution as a multiple of `channels`, finest first.
         blocks: Number of residual blocks at each resolution on the way down, and again on the way up.
         attention: Resolutions with self-attention, given by their downsampling factors: 1, 2, 4, and so on. The
-            coarsest resolution always has it, between the two blocks in the middle.
+            coarsest resolution always has self-attention, between the two blocks in the middle.
         heads: Number of attention heads.
-        groups: Number of groups of GroupNorm; where it does not divide the channels, the largest number that divides
-            both.
-        position: Voxel positions as an input: "none"; "ijk", the coordinates; "embedded", with their sines and
-            cosines; "world", world positions with their sines and cosines.
-        normal: Whether normals are a condition.
-        num_labels: Number of semantic classes as a condition, embedded; 0 for none.
+        groups: Number of groups of GroupNorm; where it does not divide the channels, the greatest common divisor.
+        position: Voxel positions as an input: "none"; "ijk", the coordinates; "embedded", the coordinates, their
+            sines and cosines; "world", world positions, their sines and cosines.
+        normal: Whether the denoiser is conditioned on normals.
+        num_labels: Number of semantic classes of voxels as a condition; 0 for none.
         label_dim: Number of channels of the class embedding.
-        extra: Number of channels of any other condition on latent voxels, such as the latents of a coarser level.
+        extra: Number of channels of any other condition per latent voxel, such as the latents of a coarser level.
         categories: Number of shape categories as a condition; 0 for none.
         text_channels: Number of channels of a text token as a condition; 0 for none.
         checkpointing: Whether activations are recomputed in the backward pass to save memory.
@@ -208,7 +215,7 @@ class UNetConfig(Config):
             raise ValueError(f"channels must be even, for sines and cosines of the time, got {self.channels}")
         wrong = [width for width in self.attention_widths if width % self.heads]
         if wrong:
-            raise ValueError(f"heads must divide the channels where there is attention, {wrong[0]}, got {self.heads}")
+            raise ValueError(f"heads must divide the channels of layers with attention, {wrong[0]}, got {self.heads}")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -217,7 +224,7 @@ class UNetConfig(Config):
 
     @property
     def text_everywhere(self) -> bool:
-        """Whether a text is read after every block, as in the official sparse network, not only with attention."""
+        """Whether every block attends to the text, as in the official sparse network, not only those with attention."""
         return self.architecture == "official" and not self.dense and self.text_channels > 0
 
     @property
@@ -253,18 +260,18 @@ class UNetConfig(Config):
 
 @dataclass(frozen=True)
 class RefinerConfig(Config):
-    """The refiner: a U-Net on the decoded voxels and those around them.
+    """Hyperparameters of the refiner, a U-Net on the decoded voxels and those around them.
 
     Args:
         voxel_size: Edge length of a voxel in world units.
-        channels: Number of channels at each resolution, finest first; each resolution is half as fine as the last.
+        channels: Number of channels at each resolution, finest first; the voxel size doubles from each to the next.
         blocks: Number of residual blocks at each resolution on the way down, and again on the way up.
-        radius: Largest distance, in voxels along each axis, at which a voxel may be added to the decoded ones.
-        normal: Whether normals are an input and an output.
-        num_labels: Number of semantic classes, as input and output; 0 for none.
+        radius: Maximum distance, in voxels along each axis, of added voxels from decoded ones.
+        normal: Whether normals are an input and a prediction.
+        num_labels: Number of semantic classes, as an input and a prediction; 0 for none.
         checkpointing: Whether activations are recomputed in the backward pass to save memory.
-        threshold: Probability above which a voxel exists. The F1 score, and with it the IoU, is largest at half of its
-            largest value (Lipton et al. 2014, arXiv:1402.1892): below 0.5, and the lower the more voxels are uncertain.
+        threshold: Probability above which a voxel exists. The threshold that maximizes F1 and IoU is half of the
+            maximum F1 (Lipton et al. 2014, arXiv:1402.1892): below 0.5, and lower the more voxels are uncertain.
     """
 
     voxel_size: float = 1 / 64

@@ -1,6 +1,6 @@
-"""The decoder of the VAE: at each depth it predicts which voxels exist, and continues with those.
+"""The decoder of the VAE: at each resolution it predicts which voxels exist, and continues with those.
 
-N voxels, M candidates, D depths, C channels.
+N voxels, M candidates, D resolutions, C channels.
 """
 
 import math
@@ -19,7 +19,7 @@ from xcube.networks.configs import Triple, VAEConfig
 
 @dataclass(frozen=True)
 class Structure:
-    """The prediction of structure at one depth.
+    """The prediction of structure at one resolution.
 
     candidates: The grid of candidate voxels, M of them.
     logits: The logits of existence, [M].
@@ -37,7 +37,7 @@ class Structure:
 class Decoded:
     """The result of decoding.
 
-    structure: The predictions of structure, one per depth, from depth 0 on.
+    structure: The predictions of structure, one per resolution, from resolution 0 on.
     voxels: The voxels that exist with the predicted attributes: "normal" [N, 3] and "color" [N, 3] as they leave the
         network, "label_logits" [N, classes] and "label" [N].
     """
@@ -47,7 +47,7 @@ class Decoded:
 
 
 class UpBlock(torch.nn.Module):
-    """Features of the next finer depth: a linear map to the channels of all children, and a residual block."""
+    """Features of the next finer resolution: a linear map to the channels of all children, and a residual block."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
         super().__init__()
@@ -72,21 +72,21 @@ class Decoder(torch.nn.Module):
         self.neck = self.block(top, top)
         self.attention = sv.nn.Attention(top) if config.attention else None
         widths = zip(config.channels[1:], config.channels[:-1], config.all_strides, strict=True)
-        self.lifts = torch.nn.ModuleList(self.up_block(a, b, stride) for a, b, stride in widths)  # by finer depth
+        self.lifts = torch.nn.ModuleList(self.up_block(a, b, stride) for a, b, stride in widths)  # by finer resolution
         self.make_structure_heads()
         self.normal = self.head(finest, 3) if config.normal else None
         self.label = self.head(finest, config.num_labels) if config.num_labels else None
         self.color = self.head(finest, 3) if config.color else None
 
     def forward(self, latents: SparseTensor, truth: Sequence[Grid] | None) -> Decoded:
-        """Decode latents [M, L]; with `truth`, the true grids of all depths, the decoder continues by `config.keep`."""
+        """Decode latents [M, L]; `truth`, the true grids of all resolutions, guides decoding as `config.keep` says."""
         # 1. The neck.
         x = self.neck(self.enter(latents))
         if self.attention is not None:
             x = x + self.attention(x)
-        # 2. Which voxels exist, depth by depth.
+        # 2. Which voxels exist, resolution by resolution.
         x, structure = self.decode_structure(x, truth)
-        # 3. Attributes of the voxels at depth 0.
+        # 3. Attributes of the voxels at resolution 0.
         made: dict[str, Tensor] = {}
         if self.normal is not None:
             made["normal"] = at_least_float32(self.normal(x))
@@ -98,41 +98,41 @@ class Decoder(torch.nn.Module):
         return Decoded(tuple(structure), Voxels(x.grid, made))
 
     def decode_structure(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
-        """Compute features of the voxels at depth 0, and the predictions of structure from depth 0 on."""
+        """Compute features of the voxels at resolution 0, and the predictions of structure from resolution 0 on."""
         config = self.config
         # 1. Which latent voxels exist: one logit each.
-        decision, keep = self.decide(x.grid, self.root(x), truth, config.depths - 1)
+        decision, keep = self.decide(x.grid, self.root(x), truth, config.num_resolutions - 1)
         structure, x = [decision], SparseTensor(decision.grid, x.feats[keep])
-        for depth in reversed(range(config.depths - 1)):
+        for resolution in reversed(range(config.num_resolutions - 1)):
             # 2. Child occupancy: logits [N, children] of the voxels become logits [N * children, 1] of candidates.
-            to_children = sv.nn.ChannelToSpace(config.all_strides[depth])
-            children = to_children(x.replace(self.heads[depth](x)))
-            decision, _ = self.decide(children.grid, children.feats, truth, depth)
+            to_children = sv.nn.ChannelToSpace(config.all_strides[resolution])
+            children = to_children(x.replace(self.heads[resolution](x)))
+            decision, _ = self.decide(children.grid, children.feats, truth, resolution)
             structure.insert(0, decision)
             # 3. Features of the children that exist.
-            x = checkpointed(partial(self.lifts[depth], grid=decision.grid), x, config.checkpointing)
+            x = checkpointed(partial(self.lifts[resolution], grid=decision.grid), x, config.checkpointing)
         return x, structure
 
     def decide(
-        self, candidates: Grid, logits: Tensor, truth: Sequence[Grid] | None, depth: int
+        self, candidates: Grid, logits: Tensor, truth: Sequence[Grid] | None, resolution: int
     ) -> tuple[Structure, Tensor]:
         """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M]."""
         logits = at_least_float32(logits).squeeze(1)
         predicted = logits.detach() > 0
-        keep = predicted if truth is None else self.guided(candidates, predicted, truth[depth], depth)
+        keep = predicted if truth is None else self.guided(candidates, predicted, truth[resolution], resolution)
         return Structure(candidates, logits, predicted, candidates.prune(keep)), keep
 
-    def guided(self, candidates: Grid, predicted: Tensor, truth: Grid, depth: int) -> Tensor:
+    def guided(self, candidates: Grid, predicted: Tensor, truth: Grid, resolution: int) -> Tensor:
         """Choose the candidates to continue with in training, bool [M]."""
         config = self.config
         real = truth.contains(candidates.coords)
-        keep = self.joined(candidates, predicted, real, depth)
+        keep = self.joined(candidates, predicted, real, resolution)
         if config.max_voxels is not None:
-            children = math.prod(config.all_strides[depth - 1]) if depth else 1
+            children = math.prod(config.all_strides[resolution - 1]) if resolution else 1
             keep = torch.where(keep.sum() * children <= config.max_voxels, keep, real)
         return keep
 
-    def joined(self, candidates: Grid, predicted: Tensor, real: Tensor, depth: int) -> Tensor:
+    def joined(self, candidates: Grid, predicted: Tensor, real: Tensor, resolution: int) -> Tensor:
         """Join predicted and true candidates as `config.keep` says, bool [M]."""
         if self.config.keep == "predicted":
             return predicted
@@ -143,7 +143,7 @@ class Decoder(torch.nn.Module):
     # The layers of the modern architecture, which those of `official.OfficialDecoder` override.
 
     def first_layer(self, in_channels: int, out_channels: int) -> torch.nn.Module:
-        """Make the first layer. It has no norm, which would take the scale from the latents."""
+        """Make the first layer. It has no norm, which would remove the scale of the latents."""
         return sv.nn.Linear(in_channels, out_channels)
 
     def block(self, in_channels: int, out_channels: int) -> torch.nn.Module:
@@ -151,7 +151,7 @@ class Decoder(torch.nn.Module):
         return ResBlock(in_channels, out_channels)
 
     def up_block(self, in_channels: int, out_channels: int, stride: Triple) -> torch.nn.Module:
-        """Make the layers that lead to the next finer depth."""
+        """Make the layers that lead to the next finer resolution."""
         return UpBlock(in_channels, out_channels, stride)
 
     def head(self, in_channels: int, out_channels: int) -> Head:
@@ -159,7 +159,7 @@ class Decoder(torch.nn.Module):
         return Head(in_channels, out_channels)
 
     def make_structure_heads(self) -> None:
-        """Add the heads of existence: `root` for the latent voxels, `heads` for the children at each finer depth."""
+        """Add the heads of existence: `root` for the latent voxels, `heads` for children at finer resolutions."""
         config = self.config
         self.root = self.head(config.channels[-1], 1)
         counts = (math.prod(stride) for stride in config.all_strides)

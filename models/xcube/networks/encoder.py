@@ -1,6 +1,6 @@
 """The encoder of the VAE: from voxels with attributes to the posterior of a latent vector per coarse voxel.
 
-N voxels at depth 0, M latent voxels, L latent channels, D depths, C channels.
+N voxels at resolution 0, M latent voxels, L latent channels, D resolutions, C channels.
 """
 
 from dataclasses import dataclass
@@ -71,14 +71,14 @@ class Featurizer(torch.nn.Module):
 
 
 class DownBlock(torch.nn.Module):
-    """One depth of the encoder: downsampling from the finer depth, except at depth 0, and a block."""
+    """One resolution of the encoder: downsampling from the finer resolution, except at resolution 0, and a block."""
 
     def __init__(self, pool: torch.nn.Module | None, block: torch.nn.Module) -> None:
         super().__init__()
         self.pool, self.block = pool, block
 
     def forward(self, x: SparseTensor, grid: Grid) -> SparseTensor:
-        """Compute features [M, C] on `grid`, the grid of this depth."""
+        """Compute features [M, C] on `grid`, the grid of this resolution."""
         y: SparseTensor = self.block(x if self.pool is None else self.pool(x, grid=grid))
         return y
 
@@ -102,9 +102,9 @@ class Encoder(torch.nn.Module):
     def forward(self, voxels: Voxels) -> Posterior:
         """Compute the posterior on the latent grid, or on the box of a dense neck."""
         config = self.config
-        # 1. The grid of each depth, finest first.
+        # 1. The grid of each resolution, finest first.
         grids = pooling_tree(voxels.grid, config.all_strides, config.dilation)
-        # 2. Attributes to features, depth by depth down to the latent grid.
+        # 2. Attributes to features, resolution by resolution down to the latent grid.
         x = self.enter(self.featurizer(voxels))
         for stage, grid in zip(self.stages, grids, strict=True):
             x = checkpointed(partial(stage, grid=grid), x, config.checkpointing)
@@ -126,7 +126,7 @@ class Encoder(torch.nn.Module):
         return ResBlock(in_channels, out_channels)
 
     def down_block(self, in_channels: int, out_channels: int, stride: Triple | None) -> DownBlock:
-        """Make the layers of one depth; `stride` is the factor from the finer depth, None at depth 0."""
+        """Make the layers of one resolution; `stride` is the factor from the finer resolution, None at resolution 0."""
         if stride is None:
             return DownBlock(None, ResBlock(in_channels, out_channels))
         pool = sv.nn.Conv3d(in_channels, out_channels, stride, stride=stride, padding=0)

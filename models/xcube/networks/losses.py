@@ -25,16 +25,16 @@ class LossConfig(Config):
     """Weights of the losses of the VAE. The defaults are those of the official code.
 
     Args:
-        structure: Weight of the cross entropy of existence at each depth.
-        normal: Weight of the error of the normals.
-        label: Weight of the cross entropy of the labels.
-        color: Weight of the error of the colors.
+        structure: Weight of the cross entropy of voxel existence at each resolution.
+        normal: Weight of the mean absolute error of the normals.
+        label: Weight of the cross entropy of the semantic labels.
+        color: Weight of the mean absolute error of the colors.
         kl: Weight of the Kullback-Leibler divergence after annealing.
         kl_start: Weight of the Kullback-Leibler divergence at the first step, if it is annealed.
-        anneal: Number of steps over which the weight of the divergence rises linearly from `kl_start` to `kl`; 0 for no
-            annealing.
-        float32_positions: Whether true normals are splatted from positions that are rounded to float32 as in the
-            official code. Voxels next to a true one then get a short normal where they should have none.
+        anneal: Number of steps over which the weight of the divergence rises linearly from `kl_start` to `kl`; 0
+            disables annealing.
+        float32_positions: Whether positions are rounded to float32, as in the official code, before true normals are
+            splatted from them. Voxels next to a true one then get a short normal instead of zero.
     """
 
     structure: float = 20.0
@@ -72,8 +72,8 @@ def vae_losses(
 ) -> Losses:
     """Compute all losses of a batch (section 3.2 of the paper).
 
-    - "structure-d": cross entropy of existence, its mean over the candidates at depth d. True voxels that are not among
-      the candidates do not count.
+    - "structure-d": mean cross entropy of existence over the candidates at resolution d. True voxels that are not
+      among the candidates do not count.
     - "normal": mean absolute difference to the true normals, splatted onto the predicted voxels.
     - "color": mean absolute difference to the color of the nearest true voxel.
     - "label": cross entropy with the label of the nearest true voxel.
@@ -83,11 +83,11 @@ def vae_losses(
     """
     losses, attributes = Losses(), decoded.voxels.attributes
     truth = model.truth(voxels.grid)
-    for depth, decision in enumerate(decoded.structure):
-        real = truth[depth].contains(decision.candidates.coords)
-        losses.terms[f"structure-{depth}"] = structure_loss(decision.logits, real)
-        losses.weights[f"structure-{depth}"] = config.structure
-        losses.metrics[f"accuracy-{depth}"] = mean_or_zero((decision.predicted == real).float())
+    for resolution, decision in enumerate(decoded.structure):
+        real = truth[resolution].contains(decision.candidates.coords)
+        losses.terms[f"structure-{resolution}"] = structure_loss(decision.logits, real)
+        losses.weights[f"structure-{resolution}"] = config.structure
+        losses.metrics[f"accuracy-{resolution}"] = mean_or_zero((decision.predicted == real).float())
     target = true_attributes(voxels, decoded.voxels.grid, attributes, float32_positions=config.float32_positions)
     for name in ("normal", "color"):
         if name in attributes:

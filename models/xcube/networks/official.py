@@ -1,8 +1,8 @@
-"""The architecture of the official networks, where it differs from ours: their checkpoints need these very layers.
+"""The layers of the official networks that differ from ours. Official checkpoints need exactly these.
 
 VAE: blocks "GCR" (GroupNorm, convolution, ReLU), max pooling, nearest upsampling, a posterior that ends in ReLU, and
 existence from two columns of logits per candidate, without child occupancy. UNet: residual blocks between resolutions,
-pooling over whole windows, more skip connections, and texts that are read elsewhere.
+pooling over whole windows, more skip connections, and attention to texts in other blocks.
 
 N voxels, M candidates, C channels.
 """
@@ -77,7 +77,7 @@ class OfficialEncoder(Encoder):
 
 @dataclass(frozen=True)
 class OfficialStructure(Structure):
-    """The prediction of structure at one depth.
+    """The prediction of structure at one resolution.
 
     columns: The two logits of each candidate, [M, 2]: column 0 for existence, column 1 against it. The sigmoid of
         `logits`, their difference, is the softmax of the columns.
@@ -106,23 +106,23 @@ class OfficialDecoder(Decoder):
 
     def decode_structure(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
         structure: list[Structure] = []
-        for depth in reversed(range(self.config.depths)):
+        for resolution in reversed(range(self.config.num_resolutions)):
             # 1. Which candidates exist.
-            columns = at_least_float32(checkpointed(self.heads[depth], x, self.config.checkpointing))  # [M, 2]
+            columns = at_least_float32(checkpointed(self.heads[resolution], x, self.config.checkpointing))  # [M, 2]
             logits = columns[:, :1] - columns[:, 1:]  # [M, 1]
-            decision, keep = self.decide(x.grid, logits, truth, depth)
+            decision, keep = self.decide(x.grid, logits, truth, resolution)
             structure.insert(0, OfficialStructure(**vars(decision), columns=columns))
             x = SparseTensor(decision.grid, x.feats[keep])
             # 2. Features of all children of those.
-            if depth:
-                x = self.lifts[depth - 1](x)
+            if resolution:
+                x = self.lifts[resolution - 1](x)
         return x, structure
 
-    def joined(self, candidates: Grid, predicted: Tensor, real: Tensor, depth: int) -> Tensor:
-        """Empty a depth where more than the fraction `cutoff` of the box would exist, to bound memory in training."""
-        config, keep = self.config, super().joined(candidates, predicted, real, depth)
-        if config.cutoff is not None and config.box is not None and depth < config.depths - 1:
-            edges = zip(config.box, config.factor_to(depth), strict=True)
+    def joined(self, candidates: Grid, predicted: Tensor, real: Tensor, resolution: int) -> Tensor:
+        """Drop all voxels of a resolution that exceed the fraction `cutoff` of the box, to bound memory in training."""
+        config, keep = self.config, super().joined(candidates, predicted, real, resolution)
+        if config.cutoff is not None and config.box is not None and resolution < config.num_resolutions - 1:
+            edges = zip(config.box, config.factor_to(resolution), strict=True)
             volume = candidates.batch_size * math.prod(edge // factor for edge, factor in edges)
             keep = keep & (keep.sum() <= config.cutoff * volume)
         return keep
@@ -140,7 +140,7 @@ class OfficialDecoder(Decoder):
         return Head(in_channels, out_channels, GCRUnit(in_channels, in_channels))
 
     def make_structure_heads(self) -> None:
-        """Add the heads of existence, one per depth, with two columns of logits."""
+        """Add the heads of existence, one per resolution, with two columns of logits."""
         self.heads = torch.nn.ModuleList(self.head(width, 2) for width in self.config.channels)
 
 

@@ -36,7 +36,7 @@ def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **metad
     Args:
         model: A `VAE`, `UNet` or `Refiner`.
         folder: The folder, created if necessary.
-        metadata: Further plain values to save with it, such as the scale of the latents or the data it was trained on.
+        metadata: Further JSON values to save, such as the scale of the latents or the dataset.
 
     Raises:
         TypeError: If the model is not one of these networks.

@@ -24,7 +24,7 @@ from xcube.networks.losses import Losses, mean_or_zero, structure_loss, true_att
 class Refined:
     """The result of refining.
 
-    candidates: All candidate voxels, with the attributes that they would have.
+    candidates: All candidate voxels, with their predicted attributes.
     logits: The logits of existence [M].
     voxels: The candidates that exist.
     """
@@ -35,7 +35,7 @@ class Refined:
 
 
 class Refiner(torch.nn.Module):
-    """Refines decoded voxels, with "normal" and "label" as configured: a U-Net on the candidates."""
+    """A U-Net that adds and removes voxels of decoded shapes, and predicts "normal" and "label" as configured."""
 
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()

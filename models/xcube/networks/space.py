@@ -1,4 +1,4 @@
-"""Where a denoiser computes: on the voxels of sparse grids, or on dense volumes. Everything that differs is in here.
+"""The space a denoiser computes on: sparse grids or dense volumes. All code that depends on it is in this file.
 
 A field is a SparseTensor, or a volume [B, C, X, Y, Z]. N voxels, B grids, C channels, S tokens, H heads; `...` stands
 for N, or for B, X * Y * Z.
@@ -97,7 +97,7 @@ class Space(ABC):
 
 
 class Sparse(Space):
-    """Fields on the voxels of grids. `count` is that of `sv.nn.AvgPool3d`: what `down` divides by."""
+    """Fields on the voxels of grids. `count`, that of `sv.nn.AvgPool3d`, chooses the divisor of `down`."""
 
     def __init__(self, count: Literal["active", "window"] = "active") -> None:
         self._pool, self._upsample = sv.nn.AvgPool3d(2, count=count), sv.nn.Upsample(2)

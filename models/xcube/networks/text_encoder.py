@@ -11,7 +11,7 @@ from xcube.networks.conditions import Text
 
 
 class TextEncoder:
-    """A tokenizer and a text model: embeds prompts as the last hidden state of each token, after the final norm.
+    """A tokenizer and a text model, which embed a prompt as the last hidden states of its tokens, after the final norm.
 
     channels: Number of channels of a token.
 
@@ -33,14 +33,14 @@ class TextEncoder:
         *,
         subfolder: str = "",
     ) -> "TextEncoder":
-        """Load both with transformers, which downloads them unless they are local folders.
+        """Load tokenizer and text model with transformers, which downloads them unless they are local folders.
 
-        The official networks read `stabilityai/stable-diffusion-2-1-base`, subfolder "text_encoder", with the tokenizer
+        The official networks use `stabilityai/stable-diffusion-2-1-base`, subfolder "text_encoder", with the tokenizer
         of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`.
 
         Args:
-            model: Folder of the text model, or its name at Hugging Face.
-            tokenizer: Folder of the tokenizer, or its name at Hugging Face; by default that of the model.
+            model: Folder of the text model, or its name on the Hugging Face Hub.
+            tokenizer: Folder of the tokenizer, or its name on the Hugging Face Hub; by default that of the model.
             subfolder: Subfolder of the text model.
 
         Raises:
@@ -59,8 +59,8 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Embed prompts, padded to the longest. Prompts that are too long for the model are truncated.
 
-        Tokens include the first and the last one that CLIP adds, so the empty prompt has two. A prompt gets the same
-        tokens whatever the other prompts are.
+        Tokens include the first and the last one that CLIP adds, so the empty prompt has two. The tokens of a
+        prompt do not depend on the other prompts.
 
         Raises:
             TypeError: If `prompts` is one string, or holds anything but strings.

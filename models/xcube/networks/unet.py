@@ -20,7 +20,7 @@ from xcube.networks.unet_blocks import MiddleBlock, OutputLayer, ResAttention, U
 
 
 class UNet(torch.nn.Module):
-    """Predicts noise, velocity or flow from noisy latents, their time and the conditions."""
+    """The denoiser: a U-Net that predicts noise, velocity or flow from noisy latents, their time and conditions."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class UNet(torch.nn.Module):
             conditions: The conditions that the network takes, `config.conditions`.
 
         Raises:
-            ValueError: If shapes do not fit, or conditions are missing, or there are more than the network takes.
+            ValueError: If shapes do not fit, or the conditions are not exactly those that the network takes.
         """
         config, active = self.config, self.config.checkpointing
         conditions = Conditions() if conditions is None else conditions
@@ -79,7 +79,7 @@ class UNet(torch.nn.Module):
             raise ValueError(f"x must have {config.latent_channels} channels, got {x.channels}")
         conditions.check(x.grid, config)
 
-        # 1. What all layers read: the embedding of time and category [B, E], and the text.
+        # 1. Inputs of all layers: the embedding of time and category [B, E], and the text.
         time = self._embed_time(x, t, conditions)
         text = conditions.text
         context = None if text is None else self.space.context(text.tokens.to(time.dtype), text.mask)

@@ -1,6 +1,6 @@
 """The sparse structure VAE (section 3.2 of the paper): voxels with attributes to latents on a coarse grid, and back.
 
-M latent voxels, L latent channels, D depths. Depth 0 is the finest, D - 1 the latent one.
+M latent voxels, L latent channels, D resolutions. Resolution 0 is the finest, D - 1 the latent one.
 """
 
 import torch
@@ -39,8 +39,8 @@ class VAE(torch.nn.Module):
 
         Args:
             latents: Latents on a latent grid.
-            truth: The ground-truth grid at depth 0. In training it guides which voxels the decoder continues with, as
-                `config.keep` says.
+            truth: The ground-truth grid at resolution 0. In training it guides the decoder as `config.keep` says;
+                otherwise it is ignored.
 
         Raises:
             ValueError: If the channels or the voxel size of the latents are not those of the model.
@@ -58,10 +58,10 @@ class VAE(torch.nn.Module):
         return posterior, self.decode(posterior.sample(noise), voxels.grid)
 
     def truth(self, grid: Grid) -> list[Grid]:
-        """The grids that the decoder should predict for a grid at depth 0: one per depth, from depth 0 to D - 1."""
+        """The grids that the decoder should predict for a grid at resolution 0: one per resolution, finest first."""
         return truth_tree(grid, self.config.all_strides, self.config.dilation)
 
     def latent_grid(self, grid: Grid) -> Grid:
-        """The latent grid of a grid at depth 0."""
+        """The latent grid of a grid at resolution 0."""
         coarsest = pooling_tree(grid, self.config.all_strides, self.config.dilation)[-1]
         return coarsest if self.config.dense_neck is None else dense_box(coarsest, self.config.dense_neck)

@@ -1,4 +1,4 @@
-"""The folder of a pipeline: the networks of all levels, and `pipeline.json`, which says which is which."""
+"""The folder of a pipeline: the networks of all levels, and `pipeline.json`, which assigns them to levels."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from xcube.networks.vae import VAE
 from xcube.pipeline.level import DROPPED, Level, Size, check_levels
 
 FORMAT, INDEX = 1, "pipeline.json"
-OLD_NAMES = {"denoiser": "diffusion", "refiner": "refine"}  # of the sub-folders that earlier versions wrote
+OLD_NAMES = {"denoiser": "diffusion", "refiner": "refine"}  # of the subfolders that earlier versions wrote
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -35,11 +35,11 @@ class TextSource:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the folder of a pipeline holds.
+    """The content of the folder of a pipeline.
 
     Args:
         levels: Networks of each level, coarse to fine.
-        size: Edges of the box around the origin, world units; None if they are not recorded.
+        size: Edge lengths of the box, centered at the origin, in world units; None if they are not recorded.
         text: Source of the text encoder, if it is recorded.
     """
 
@@ -51,7 +51,7 @@ class Checkpoint:
 def read_pipeline(folder: str | PathLike[str]) -> Checkpoint:
     """Load the networks of a folder, onto the CPU.
 
-    `pipeline.json` names the sub-folders of each level. Without it they are vae-0, denoiser-0, refiner-0, vae-1 and so
+    `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0, vae-1 and so
     on, where refiners may be missing.
 
     Raises:
@@ -79,7 +79,7 @@ def read_pipeline(folder: str | PathLike[str]) -> Checkpoint:
 
 
 def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str]) -> None:
-    """Write the networks to sub-folders of a folder, and then `pipeline.json`."""
+    """Write the networks to subfolders of a folder, and then `pipeline.json`."""
     path = Path(folder)
     entries = []
     for number, level in enumerate(checkpoint.levels):
@@ -119,12 +119,12 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file} must have format {FORMAT} and a list of levels, got {index}")
     for name in (name for names in levels for name in names.values()):
         if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{file} must name sub-folders, got {name!r}")
+            raise ValueError(f"{file} must name subfolders, got {name!r}")
     return index
 
 
 def _usual_index(path: Path) -> dict[str, Any]:
-    """The index of sub-folders with the usual names."""
+    """The index of subfolders with the usual names."""
     levels: list[dict[str, str]] = []
     while True:
         names = {kind: _folder_name(path, kind, len(levels)) for kind in KINDS}
@@ -137,7 +137,7 @@ def _usual_index(path: Path) -> dict[str, Any]:
 
 
 def _folder_name(path: Path, kind: str, level: int) -> str:
-    """The sub-folder of a network, by its present name or the one that earlier versions gave it."""
+    """The subfolder of a network, by its present name or the one that earlier versions gave it."""
     name, old = f"{kind}-{level}", f"{OLD_NAMES.get(kind, kind)}-{level}"
     return old if (path / old / CONFIG).is_file() and not (path / name / CONFIG).is_file() else name
 
@@ -164,7 +164,7 @@ def _read_level(path: Path, number: int, names: Mapping[str, str]) -> Level:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         file = path / names["denoiser"] / CONFIG
-        raise ValueError(f"{file} must say latent_scale and diffusion among the metadata: {error!r}") from error
+        raise ValueError(f"{file} must have latent_scale and diffusion in its metadata: {error!r}") from error
 
 
 def _check_scale(path: Path, names: Mapping[str, str], of_vae: object, of_denoiser: object) -> None:

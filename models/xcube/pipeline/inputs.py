@@ -1,4 +1,4 @@
-"""Where sampling starts: a full box of latent voxels, or grids that the user gives.
+"""The start of sampling: a full box of latent voxels, or grids given by the user.
 
 N voxels, B shapes.
 """
@@ -15,10 +15,10 @@ from xcube.pipeline.level import Level, Size, in_box, latent_voxel_size, same_si
 
 
 def box_size(level: Level, size: Sequence[float] | None) -> Size:
-    """Edges of the box of a cascade with this first level: the box that its latents fill, or else the given one.
+    """Edge lengths of the box of a cascade with this first level: of the box that its latents fill, or the given ones.
 
     Raises:
-        TypeError: If the given edges are no numbers.
+        TypeError: If the given edge lengths are not numbers.
         ValueError: If they are not three, not positive, or not the box of the latents.
     """
     config = level.vae.config
@@ -48,17 +48,17 @@ def full_box(level: Level) -> Voxels:
 
 
 def latent_grid_of(levels: Sequence[Level], size: Size, shape: object, number: int | None) -> tuple[int, Voxels]:
-    """The level that a given shape is the latent grid of, and the shape with the attributes that this level takes.
+    """Find the level to start at, and return it with the shape and the attributes that this level takes.
 
     Args:
         levels: All levels of the cascade.
-        size: Edges of the box.
-        shape: A Grid or Voxels, a batch of shapes.
-        number: Number of the level; None for the level whose latent voxels have the size of those of the shape.
+        size: Edge lengths of the box.
+        shape: A batch of shapes, Grid or Voxels: latent grids of the level.
+        number: Number of the level; None for the level whose latent voxels have the voxel size of the shape.
 
     Raises:
         ImportError: If normals are to be estimated and scipy is not installed.
-        TypeError: If `shape` is neither a Grid nor Voxels, or `number` no integer.
+        TypeError: If `shape` is neither a Grid nor Voxels, or `number` is not an integer.
         ValueError: If there is no such level, or voxels have another size, lie outside of the box or lack an attribute.
     """
     if not isinstance(shape, Grid | Voxels):

@@ -1,4 +1,4 @@
-"""One level of the cascade: its networks, whether they fit each other, and what they do with a batch of shapes.
+"""One level of the cascade: its networks, checks that they fit each other, and their use on a batch of shapes.
 
 M latent voxels, N decoded voxels, L latent channels, B shapes.
 """
@@ -31,15 +31,15 @@ Size = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """The networks of one level of the cascade, and the numbers that belong to them.
+    """The networks of one level of the cascade, and their metadata.
 
     Args:
         vae: Sparse structure VAE: voxels to latents and back.
         denoiser: U-Net that denoises the latents.
-        refiner: Network that refines decoded voxels; None for none.
-        latent_scale: Factor on the latents of the VAE for which the denoiser was trained: 1 / their standard deviation.
+        refiner: Network that refines decoded voxels, if any.
+        latent_scale: Factor from the latents of the VAE to those of the denoiser: 1 / their standard deviation.
         diffusion: Training objective of the denoiser.
-        categories: Class names that the denoiser knows, in order; empty if classes only have numbers.
+        categories: Names of the categories of the denoiser, in order; empty if they only have numbers.
         dropped: Conditions that were dropped at random in training, so that classifier-free guidance can use them.
         metadata: Further metadata by network, "vae", "denoiser" and "refiner"; it is kept in their folders.
     """
@@ -118,7 +118,7 @@ def in_box(grid: Grid, size: Size) -> torch.Tensor:
 
 
 def latent_voxel_size(config: VAEConfig) -> Size:
-    """Edges of a latent voxel, world units."""
+    """Edge lengths of a latent voxel, in world units."""
     x, y, z = (size * factor for size, factor in zip(config.voxel_sizes, config.factor, strict=True))
     return x, y, z
 
@@ -138,7 +138,7 @@ def check_levels(levels: Sequence[Level]) -> None:
         _check_next(levels[number - 1] if number else None, level, f"levels[{number}]")
     channels = {c for c in (level.denoiser.config.text_channels for level in levels) if c}
     if len(channels) > 1:
-        raise ValueError(f"levels must read the embeddings of one text model, got text_channels {sorted(channels)}")
+        raise ValueError(f"levels must take the embeddings of one text model, got text_channels {sorted(channels)}")
 
 
 def _check_types(level: Level, name: str) -> None:
@@ -163,7 +163,7 @@ def _check_level(level: Level, name: str) -> None:
         raise ValueError(f"{name}.latent_scale must be positive and finite, got {level.latent_scale}")
     if level.categories and len(level.categories) != denoiser.categories:
         raise ValueError(
-            f"{name}.categories must be {denoiser.categories}, as the denoiser has, got {list(level.categories)}"
+            f"{name}.categories must have {denoiser.categories} entries, as the denoiser, got {list(level.categories)}"
         )
     if level.refiner is None:
         return

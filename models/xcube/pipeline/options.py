@@ -1,4 +1,4 @@
-"""Options of sampling, the shapes that are asked for, and the samples that come back.
+"""Options of sampling, requested shapes, and generated samples.
 
 M latent voxels, B shapes of a batch.
 """
@@ -47,25 +47,25 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SamplerConfig):
-    """Options of sampling: those of the sampler, which hold at every level, and those of the pipeline.
+    """Options of sampling: those of `SamplerConfig`, which apply to every level, and those of the pipeline.
 
     Args:
         seed: Seed of the noise. A shape depends on the seed, its number and the level.
-        text: Text prompt for all shapes, or one for each.
-        category: Class for all shapes, by name or number, or one for each.
+        text: Text prompt for all shapes, or one per shape.
+        category: Category of all shapes, by name or number, or one per shape.
         batch_size: Maximum number of shapes per batch.
-        budget: Maximum number of voxels per batch, of latent grids and of decoded grids. A larger shape is a batch of
-            its own. Batches are also halved when the memory of a GPU runs out.
-        min_component: Remove connected components of less than this fraction of a shape's voxels, at every level. The
-            largest component stays. 0 removes none.
-        quiet: Show no progress bar.
-        hooks: Functions by level that make a hook, which may change latents before every step: see
-            `xcube.diffusion.samplers`.
-        conditions: Functions by level that edit or add conditions of the denoiser.
+        budget: Maximum number of voxels per batch, for latent grids and for decoded grids. A larger shape is a batch of
+            its own. Batches are also halved when GPU memory runs out.
+        min_component: Remove connected components with less than this fraction of a shape's voxels, at every level. The
+            largest component is always kept. 0 removes none.
+        quiet: Hide the progress bar.
+        hooks: For each level, a function that makes a hook, which can change the latents before every step: see `Hook`
+            in `xcube.diffusion.samplers`.
+        conditions: For each level, a function that edits or adds conditions of the denoiser.
 
     Raises:
         ImportError: If small components are to be removed and scipy is not installed.
-        TypeError: If a number has the wrong type, or a text is no string.
+        TypeError: If a number has the wrong type, or a text is not a string.
         ValueError: If an option is out of range.
     """
 
@@ -96,7 +96,7 @@ class SampleOptions(SamplerConfig):
             require_scipy()  # raises ImportError before anything is sampled
         texts = self.text if isinstance(self.text, Sequence) else [self.text]
         if self.text is not None and not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"text must be a string or one for each shape, got {self.text!r}")
+            raise TypeError(f"text must be a string, or one per shape, got {self.text!r}")
 
     def check_schedule(self) -> None:
         """Leave this check to `for_level`: whether the number of steps is legal depends on the sampler of a level."""
@@ -122,13 +122,13 @@ class SampleOptions(SamplerConfig):
 
 @dataclass(frozen=True, eq=False)
 class ShapeRequest:
-    """A shape on its way through the cascade.
+    """A shape that is being generated, between two levels of the cascade.
 
     Args:
         number: Number of the shape; its noise depends on it.
         voxels: Latent grid of the next level: one grid, with the attributes that the level before decoded.
-        category: Class of the shape, if it has one.
-        text: Embedded prompt, if the model reads texts: a batch of one.
+        category: Category of the shape, if it has one.
+        text: Embedded prompt, if the model takes texts: a batch of one.
     """
 
     number: int
@@ -151,12 +151,12 @@ def shape_requests(
         numbers: Number of each shape.
         grids: Latent grid of the first of these levels, one for each shape.
         options: Options of sampling.
-        embed: Embeds a text, for denoisers that read texts.
+        embed: Function that embeds a text, for denoisers that take texts.
 
     Raises:
-        TypeError: If a number is no integer, or a category neither a string nor an int.
+        TypeError: If a number is not an integer, or a category is neither a string nor an int.
         ValueError: If there is no shape, a number is negative, a text, category or guidance is given to levels that
-            take none, their number is not that of the shapes, or a category is unknown.
+            take none, there is not one text or category per shape, or a category is unknown.
     """
     if not numbers:
         raise ValueError("numbers must hold at least one number, got none")
@@ -168,7 +168,9 @@ def shape_requests(
         if getattr(options, name) is not None and name not in takes:
             raise ValueError(f"{name} must be None for a model that takes none, got {getattr(options, name)!r}")
     if options.weight != 1 and not any(level.has_guidance for level in levels):
-        raise ValueError(f"guidance must be 1 for a model without unconditional training, got {options.guidance}")
+        raise ValueError(
+            f"guidance must be 1 for a model that was trained without dropping conditions, got {options.guidance}"
+        )
     categories = _for_each("category", options.category, len(numbers))
     for level in levels:
         for category in set(categories):
@@ -186,9 +188,9 @@ def _for_each(name: str, value: Any, count: int) -> list[Any]:
     if value is None or isinstance(value, str | int):
         return [value] * count
     if not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be one, or one for each of {count} shapes, got {value!r}")
+        raise TypeError(f"{name} must be a single one, or one for each of {count} shapes, got {value!r}")
     if len(value) != count:
-        raise ValueError(f"{name} must be one, or one for each of {count} shapes, got {len(value)}")
+        raise ValueError(f"{name} must be a single one, or one for each of {count} shapes, got {len(value)}")
     return list(value)
 
 
@@ -205,4 +207,5 @@ def class_number(level: Level, category: Category | None) -> int:
         return names.index(category)
     if isinstance(category, int) and not isinstance(category, bool) and 0 <= category < count:
         return category
-    raise ValueError(f"category must be {', '.join([*names, f'0 to {count - 1}'])}, got {category!r}")
+    known = f"one of {', '.join(names)} or " if names else ""
+    raise ValueError(f"category must be {known}a number in [0, {count}), got {category!r}")

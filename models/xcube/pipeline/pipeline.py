@@ -37,12 +37,12 @@ class XCubePipeline:
 
     Args:
         levels: Networks of each level, coarse to fine. They are put into evaluation mode.
-        size: Edges of the box around the origin, world units. By default the box that the latents of the first level
-            fill, or a cube of edge 1 if its latent grid is sparse.
-        text: Text encoder, for denoisers that read texts, or where to load it from when it is needed.
+        size: Edge lengths of the box, centered at the origin, in world units. By default the box that the latents of
+            the first level fill, or a unit cube if its latent grid is sparse.
+        text: Text encoder for denoisers that take texts, or a `TextSource` to load it from when needed.
 
     Raises:
-        TypeError: If `levels` holds something else than a Level, or a network of the wrong type.
+        TypeError: If `levels` holds anything other than a `Level`, or a network has the wrong type.
         ValueError: If there is no level, networks do not fit each other, or the size is not that of the latents.
     """
 
@@ -66,7 +66,7 @@ class XCubePipeline:
     def from_pretrained(cls, folder: str | PathLike[str]) -> "XCubePipeline":
         """Load a pipeline from a folder, onto the CPU.
 
-        `pipeline.json` names the sub-folders of each level. Without it they are vae-0, denoiser-0, refiner-0 (which may
+        `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0 (which may
         be missing), vae-1, and so on: the folders that training writes.
 
         Raises:
@@ -77,12 +77,12 @@ class XCubePipeline:
         return cls(found.levels, size=found.size, text=found.text)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write all networks and `pipeline.json`. Of a text model only its source is written, if it is known."""
+        """Write all networks and `pipeline.json`. Only the source of a text encoder is written, if it is known."""
         write_pipeline(Checkpoint(self.levels, self.size, self._source), folder)
 
     @property
     def voxel_sizes(self) -> tuple[Size, ...]:
-        """Edges of the voxels of each level, world units."""
+        """Edge lengths of the voxels of each level, in world units."""
         return tuple(level.vae.config.voxel_sizes for level in self.levels)
 
     @property
@@ -96,7 +96,7 @@ class XCubePipeline:
         return next(self.levels[0].vae.parameters()).device
 
     def to(self, device: torch.device | str) -> "XCubePipeline":
-        """Move the networks to a device and return the pipeline. Results are on the CPU in any case."""
+        """Move the networks to a device and return the pipeline. Results are always on the CPU."""
         for level in self.levels:
             for model in level.networks.values():
                 model.to(device)
@@ -117,29 +117,29 @@ class XCubePipeline:
     ) -> list[Sample]:
         """Generate shapes from noise.
 
-        The same call gives the same bits. A shape depends on the seed and its number only; with another batch size or
-        budget sums are taken in another order, so that single voxels may differ.
+        The same call gives bitwise identical shapes. A shape depends only on the seed and its number; but another batch
+        size or budget changes the order of floating-point sums, so individual voxels may differ.
 
         Args:
             n: Number of shapes; they are numbered from 0 to n - 1.
             options: Options of sampling. The keywords below override its fields of the same names.
             seed: Seed of the noise.
-            category: Class for all shapes, by name or number, or one for each.
-            text: Text prompt for all shapes, or one for each.
+            category: Category of all shapes, by name or number, or one per shape.
+            text: Text prompt for all shapes, or one per shape.
             steps: Number of denoising steps at each level.
-            guidance: Classifier-free guidance scale of category and text.
+            guidance: Weight of classifier-free guidance by category and text; 1 for none.
 
         Returns:
             One Sample per shape, on the CPU.
 
         Warns:
-            UserWarning: If a shape loses all its voxels at some level. It is empty from that level on.
+            UserWarning: If a shape has no voxels left at some level; its finer levels are then empty.
 
         Raises:
             ImportError: If a text is to be embedded and transformers is not installed, or small components are to be
                 removed and scipy is not.
             TypeError: If an option has the wrong type.
-            ValueError: If an option is out of range, or is for networks that this pipeline has not.
+            ValueError: If an option is out of range, or the networks of this pipeline do not take it.
         """
         if checks.integer("n", n) < 1:
             raise ValueError(f"n must be at least 1, got {n}")
@@ -154,15 +154,15 @@ class XCubePipeline:
         level: int | None = None,
         numbers: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """Generate finer shapes from coarse voxels: run the cascade from some level on.
+        """Generate finer shapes from coarse voxels, with the levels of the cascade from `level` on.
 
         Args:
-            shape: A batch of latent grids of that level, which are what the level before generates. Normals that the
-                denoiser takes are estimated if there are none, as by `estimated_normals`.
+            shape: A batch of latent grids of the first level to run, such as the level before it generates. If the
+                denoiser takes normals and there are none, they are estimated (`estimated_normals`).
             options: Options of sampling.
-            level: First level to run. By default the level whose latent voxels have the size of those of `shape`.
-            numbers: Number of each result, on which its noise depends; 0, 1, ... by default. A single shape may have
-                several: there are as many variants of it.
+            level: First level to run. By default the level whose latent voxels have the voxel size of `shape`.
+            numbers: Number of each result, on which its noise depends; 0, 1, ... by default. Several numbers for a
+                single shape give as many variants of it.
 
         Returns:
             One Sample per number, on the CPU.
@@ -171,7 +171,7 @@ class XCubePipeline:
             ImportError: If normals are to be estimated and scipy is not installed.
             TypeError: If `shape` is neither a Grid nor Voxels.
             ValueError: If there is no shape or no such level, voxels have another size, are not in the box, or lack an
-                attribute; and as `sample`.
+                attribute; also as in `sample`.
         """
         count = shape.batch_size if isinstance(shape, Grid | Voxels) else 1
         return list(self.stream(range(count) if numbers is None else numbers, options, shape=shape, level=level))
@@ -184,7 +184,7 @@ class XCubePipeline:
         shape: Grid | Voxels | None = None,
         level: int | None = None,
     ) -> Iterator[Sample]:
-        """Generate the shapes of these numbers one after the other, batch by batch.
+        """Generate the shapes with the given numbers, batch by batch, and yield them one by one.
 
         Args:
             numbers: Number of each shape, on which its noise depends.
@@ -194,7 +194,7 @@ class XCubePipeline:
             level: First level to run, with `shape`.
 
         Raises:
-            ImportError, TypeError, ValueError: As `sample` and `upsample` do, at once and not at the first shape.
+            ImportError, TypeError, ValueError: As in `sample` and `upsample`; raised by the call, not by iteration.
         """
         first, grids = 0, [full_box(self.levels[0])] * len(numbers) if shape is None else []
         if shape is not None:
@@ -300,7 +300,7 @@ class XCubePipeline:
         run = range(first, len(self.levels))
         unknown = sorted({*options.hooks, *options.conditions} - set(run))
         if unknown:
-            raise ValueError(f"hooks and conditions must be of levels {first} to {run[-1]}, got {unknown}")
+            raise ValueError(f"hooks and conditions must be for levels {first} to {run[-1]}, got {unknown}")
         for number in run:
             if self.levels[number].denoiser.config.extra and number not in options.conditions:
                 raise ValueError(f"conditions must have an entry for level {number}, whose denoiser takes extra")
@@ -308,14 +308,14 @@ class XCubePipeline:
     def _embed(self, text: str) -> Text:
         """Embed a text. The text encoder is loaded for the first one."""
         if self._encoder is None and self._source is None:
-            raise ValueError("text must be an encoder, or where to find one, for a model that reads texts, got None")
+            raise ValueError("text must be a TextEncoder or a TextSource for a model that takes texts, got None")
         if self._encoder is None and self._source is not None:
             source = self._source
             self._encoder = TextEncoder.from_pretrained(source.model, source.tokenizer, subfolder=source.subfolder)
         assert self._encoder is not None
         expected = {level.denoiser.config.text_channels for level in self.levels} - {0}
         if {self._encoder.channels} != expected:
-            raise ValueError(f"text must be an encoder of {expected} channels, got one of {self._encoder.channels}")
+            raise ValueError(f"text must be an encoder with {expected} channels, got one with {self._encoder.channels}")
         return self._encoder.to(self.device)([text])
 
     def reconstruct(
@@ -325,17 +325,18 @@ class XCubePipeline:
 
         Args:
             shape: A mesh, points, or the voxels of the finest level.
-            samples: Number of points on the surface of a mesh, from which attributes are taken.
-            outside: Treatment of a shape that does not fit into the box: refuse it, crop it, or scale it down.
+            samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
+            outside: Treatment of a shape that does not fit into the box: "error" raises ValueError, "clip" crops it;
+                "rescale" moves and scales every mesh and point cloud to fill the box.
 
         Returns:
             One Reconstruction per level, on the CPU.
 
         Raises:
             ImportError: If the shape is a mesh and trimesh is not installed.
-            KeyError: If it lacks an attribute that a VAE takes.
-            TypeError: If it is something else.
-            ValueError: If it cannot be used, or voxels of the levels are no cubes.
+            KeyError: If the shape lacks an attribute that a VAE takes.
+            TypeError: If `shape` has another type.
+            ValueError: If the shape cannot be used, or voxels of a level are not cubes.
         """
         if any(len(set(sizes)) > 1 for sizes in self.voxel_sizes):
             raise ValueError(f"voxels of all levels must be cubes for hierarchies of a shape, got {self.voxel_sizes}")

@@ -1,4 +1,4 @@
-"""Reconstruction: a shape through a VAE and back."""
+"""Reconstruction: encode a shape with a VAE, decode and refine it."""
 
 import json
 import time
@@ -24,12 +24,12 @@ from xcube.networks.vae import VAE
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A shape, its decode, and the refined decode.
+    """A shape, its reconstruction by a VAE, and the refined reconstruction.
 
     Args:
         input: Voxels of the shape.
         decoded: Voxels decoded from the mean of its latents.
-        refined: Decoded voxels after the refiner; None without one.
+        refined: Decoded voxels after refinement; None without a refiner.
         latents: Latent grid.
     """
 
@@ -40,7 +40,7 @@ class Reconstruction:
 
     @property
     def best(self) -> Voxels:
-        """The refined decode, or the decode without a refiner."""
+        """The refined voxels, or the decoded ones without a refiner."""
         return self.decoded if self.refined is None else self.refined
 
     def to(self, device: torch.device | str) -> "Reconstruction":
@@ -70,11 +70,11 @@ def reconstruct(voxels: Voxels, vae: VAE, refiner: Refiner | None = None) -> Rec
     Args:
         voxels: One grid or a batch, with the attributes that the model takes.
         vae: VAE of the level.
-        refiner: Refiner of the level; None for none.
+        refiner: Refiner of the level, if any.
 
     Raises:
         KeyError: If voxels lack an attribute that the model takes.
-        ValueError: If the voxels have another size than those of the model.
+        ValueError: If the voxel size is not that of the model.
     """
     with torch.no_grad():
         latents = vae.eval().encode(voxels).mode()
@@ -110,16 +110,17 @@ def reconstruct_file(
     outside: Outside = "rescale",
     samples: int = 1_000_000,
 ) -> dict[str, Any]:
-    """Reconstruct a mesh or a point cloud with a trained VAE: writes a mesh, a picture, a page and metrics.
+    """Reconstruct a mesh or a point cloud with a trained VAE, and write a mesh, a picture, an HTML page and metrics.
 
     Args:
-        shape: File of the shape, of any kind that xcube data takes.
+        shape: File of the shape, in any format that `xcube data build` reads.
         model: Folder of the VAE.
-        out: Folder for reconstruction.glb (unless the decode is empty), reconstruction.png, reconstruction.html and
-            metrics.json.
-        refiner: Folder of the refiner.
-        outside: Treatment of a shape that does not fit into the model's box: refuse it, crop it, or scale it down.
-        samples: Number of points on the surface of a mesh, from which attributes are taken.
+        out: Output folder of reconstruction.glb (unless no voxel is decoded), reconstruction.png, reconstruction.html
+            and metrics.json.
+        refiner: Folder of a refiner to apply to the decoded voxels.
+        outside: Treatment of a shape that does not fit into the box of the model: "error" rejects it, "clip" crops it;
+            "rescale" moves and scales every shape to fill the box.
+        samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
 
     Returns:
         Metrics by name, as in metrics.json.

@@ -27,24 +27,24 @@ def train_all(
 ) -> dict[str, NetworkMetrics]:
     """Train all networks of a cascade, or resume: for each level the VAE, the denoiser and the refiner.
 
-    Networks that do not depend on each other are trained in parallel, each in its own sub-folder, vae-0, denoiser-0 and
-    so on, which makes the output folder that of a pipeline. The same command resumes after an interruption. A network
-    whose VAE has changed since is trained from scratch.
+    Networks that do not depend on each other are trained in parallel. Each is written to a subfolder (vae-0, denoiser-0
+    and so on), so that `xcube sample` can load the output folder. The same command resumes after an interruption. A
+    network whose VAE has changed is trained from scratch.
 
     Args:
         data: Folder of a dataset made by `xcube data`.
         out: Output folder of the networks.
         preset: Name of a preset such as demo or small, or a folder with vae-0.yaml, denoiser-0.yaml and so on.
-        minutes: Time limit for training all networks, in minutes, to which their steps are scaled; the default is that
-            of the preset. Start-up, encoding and validation take about one minute more.
+        minutes: Time limit for training all networks, in minutes; numbers of steps are scaled to it. The default is the
+            limit of the preset. Start-up, encoding and validation take about one minute more.
         processes: Number of networks to train in parallel; by default one per level, at most one per core.
-        threads: Number of CPU threads of each process; by default the processes share the cores.
+        threads: Number of CPU threads of each process; by default the cores are divided among the processes.
         seed: Random seed of the weights, the order of shapes and the noise of all networks.
-        restart: Train from scratch, whatever the folder holds.
-        quiet: Show no progress.
+        restart: Train from scratch, even if the folder holds runs.
+        quiet: Hide the progress.
 
     Returns:
-        The metrics of each network by its name: steps, seconds, and those of the last validation.
+        The metrics of each network by its name: "steps", "seconds", and the metrics of the last validation.
 
     Raises:
         FileNotFoundError: If there is no such dataset or preset.

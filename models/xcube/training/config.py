@@ -1,4 +1,4 @@
-"""Settings of the optimization that all networks share."""
+"""Settings of the optimization, the same for all networks."""
 
 import math
 from dataclasses import dataclass
@@ -14,27 +14,28 @@ class TrainConfig(Config):
     Args:
         steps: Number of optimizer steps.
         minutes: Time limit of training in minutes. The learning rate schedule follows the steps or the time, whichever
-            is nearer to its end.
-        batch_size: Largest number of shapes in a batch.
-        voxels: Largest number of voxels in a batch, at the level that is trained. A larger shape is a batch of its own.
+            is closer to its limit.
+        batch_size: Maximum number of shapes in a batch.
+        voxels: Maximum number of voxels in a batch at the trained level, or of latent voxels if latents are cached. A
+            larger shape is a batch of its own.
         learning_rate: Peak learning rate of AdamW.
-        warmup: Number of steps in which the learning rate rises from 0 to its peak.
-        schedule: Learning rate schedule: "cosine" decays to the fraction `final` of the peak, "constant" stays at it,
-            "official" multiplies by 0.7 every 50,000 shapes, down to a hundredth of the peak, without warm-up.
+        warmup: Number of steps over which the learning rate rises from 0 to its peak.
+        schedule: Learning rate schedule: "cosine" decays to the fraction `final` of the peak, "constant" stays at the
+            peak, "official" multiplies by 0.7 every 50,000 shapes, down to a hundredth of the peak, without warm-up.
         final: Fraction of the peak learning rate at the end of the cosine schedule.
         weight_decay: Weight decay of AdamW.
-        amsgrad: Use the AMSGrad variant of AdamW.
-        clip_norm: Largest norm of the gradient; 0 for no limit.
-        clip_value: Largest absolute value of an entry of the gradient; 0 for no limit.
-        ema: Decay of the exponential moving average of the weights, which is what is saved; at step n it is at most
-            (1 + n) / (10 + n). 0 saves the weights themselves.
+        amsgrad: Whether to use the AMSGrad variant of AdamW.
+        clip_norm: Maximum norm of the gradient; 0 for no limit.
+        clip_value: Maximum absolute value of an entry of the gradient; 0 for no limit.
+        ema: Decay of the exponential moving average (EMA) of the weights, at step n at most (1 + n) / (10 + n). The
+            averaged weights are saved. 0 disables averaging.
         precision: Numerical precision: "32-true", or "bf16-mixed" for autocast to bfloat16.
         seed: Random seed of the weights, the order of shapes and the noise.
         val_every: Number of steps between validations.
         val_shapes: Number of shapes in a validation.
         save_every: Number of steps between checkpoints.
-        workers: Number of processes that load data; 0 loads it in the training process.
-        devices: Number of GPUs, or of training processes on the CPU. Each has its own batches; gradients are averaged.
+        workers: Number of processes that load data; 0 loads data in the training process.
+        devices: Number of GPUs, or of training processes on the CPU, each with its own batches; gradients are averaged.
         accelerator: Device type: "auto", "cpu" or "gpu".
         accumulate: Number of batches whose gradients are accumulated for one step.
 

@@ -27,14 +27,14 @@ class DenoiserModule(FrozenVAEModule):
 
     Args:
         net: The denoiser.
-        train: Settings of the optimization.
+        train: Optimization.
         vae: The VAE of the level.
         scale: Factor that gives latents unit standard deviation.
-        diffusion: The diffusion process and what the denoiser predicts.
+        diffusion: Diffusion process and prediction target.
         shape_conditions: Conditions of whole shapes, for the splits "train" and "val".
         drop: Fraction of the training shapes whose conditions are dropped, for classifier-free guidance.
-        dropped: Names of the conditions that are dropped.
-        cache: Whether the latents of all shapes are computed once and kept in memory, or else at every step.
+        dropped: Names of the conditions to drop.
+        cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
 
     Raises:
         ValueError: If `drop` is outside [0, 1].

@@ -1,4 +1,4 @@
-"""The networks of a cascade as training jobs: what each one needs, which is next, and how long all of them take."""
+"""The networks of a cascade as training jobs: their dependencies, order and total time."""
 
 import heapq
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,16 +16,16 @@ TRAINERS: dict[NetworkKind, Callable[..., Any]] = {
     "denoiser": train.train_denoiser,
     "refiner": train.train_refiner,
 }
-WARMUP_FRACTION = 0.2  # largest fraction of the steps that a scaled job spends on warm-up
+WARMUP_FRACTION = 0.2  # maximum fraction of the steps of a scaled job for warm-up
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """One network of a cascade to train.
 
-    kind: The kind of the network.
-    level: Its level of the cascade; 0 is the coarsest.
-    train: Settings of the optimization.
+    kind: Kind of the network.
+    level: Level of the cascade; 0 is the coarsest.
+    train: Optimization.
     options: Further arguments of the function in `TRAINERS`, by name.
     """
 
@@ -46,7 +46,7 @@ class TrainingJob:
 
     @property
     def minutes(self) -> float:
-        """The time limit; for a job without one, an estimate that serves to order the jobs."""
+        """The time limit in minutes; for a job without one, an estimate by which jobs are ordered."""
         return self.train.steps / 100 if self.train.minutes is None else self.train.minutes
 
     def with_seed(self, seed: int) -> "TrainingJob":
@@ -62,7 +62,7 @@ class TrainingJob:
         return replace(self, train=replace(self.train, steps=steps, minutes=minutes, warmup=warmup, **every))
 
     def run(self, data: Path, out: Path, *, restart: bool, quiet: bool) -> NetworkMetrics:
-        """Train the network in the sub-folder `name` of `out` and return its metrics."""
+        """Train the network in the subfolder `name` of `out` and return its metrics."""
         from xcube.training.run_folder import read_metrics  # imports Lightning, which is slow
 
         vae = {} if self.requires is None else {"vae": out / self.requires}

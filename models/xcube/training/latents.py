@@ -1,4 +1,4 @@
-"""What a denoiser is trained on: the latents of shapes, the index of each shape, and conditions of whole shapes.
+"""Training data of a denoiser: the latents of shapes, the index of each shape, and conditions of whole shapes.
 
 B grids.
 """
@@ -30,8 +30,8 @@ class ShapeConditions:
 
     Args:
         names: Names of the shapes, in the order of the dataset.
-        categories: For each category the prefix of the names of its shapes.
-        captions: Texts by the name of the shape; shapes without one have the empty text.
+        categories: Name prefix of the shapes of each category.
+        captions: Text of each shape by its name; shapes without one have the empty text.
         encoder: The text encoder.
     """
 
@@ -75,7 +75,7 @@ class LatentDataset:
 
     Args:
         shapes: The dataset.
-        most: Largest number of shapes to take; None takes all.
+        most: Maximum number of shapes to load; None loads all.
     """
 
     def __init__(self, shapes: ShapeFolder[Voxels], most: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Lightning modules of the VAE and the refiner: the losses of a training step, the optimizer and the logs."""
+"""Lightning modules of the VAE and the refiner: losses of a training step, optimizer and logs."""
 
 import time
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ SCALE_SHAPES = 128  # shapes from which the scale of latents is computed, to hal
 
 
 class NetworkModule(lightning.LightningModule, ABC):
-    """Base of the modules that train a network: optimizer, schedule, logs, and noise that depends on the step alone.
+    """Base of the modules that train a network: optimizer, schedule, logs, and noise that depends only on the step.
 
     All parameters get a gradient in every step, zeros where a decoded grid is empty, so that processes that train
     together (DDP) wait for the same ones.
@@ -169,11 +169,11 @@ class RefinerModule(FrozenVAEModule):
 
     Args:
         net: The refiner.
-        train: Settings of the optimization.
+        train: Optimization.
         vae: The VAE of the level.
         scale: Factor that gives latents unit standard deviation.
-        first: Smallest diffusion timestep of the noise.
-        last: Largest diffusion timestep of the noise.
+        first: Minimum diffusion timestep of the noise.
+        last: Maximum diffusion timestep of the noise.
 
     Raises:
         ValueError: If `first` and `last` are not timesteps in this order.

@@ -68,7 +68,7 @@ class TrainingProcess:
 
 
 def stop(processes: Sequence[TrainingProcess]) -> None:
-    """End processes, whatever they are doing; a run resumes from its last checkpoint."""
+    """Terminate processes; a run resumes from its last checkpoint."""
     for each in processes:
         each.process.terminate()
     for each in processes:

@@ -1,4 +1,4 @@
-"""A training run: the Lightning trainer, and the folder that gets the logs, the checkpoints and finally the network."""
+"""A training run: the Lightning trainer, and the folder with logs, checkpoints and finally the network."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from xcube.training.run_folder import CHECKPOINT, METRICS, checkpoint_step, is_f
 
 M = TypeVar("M", bound=NetworkModule)
 
-# Warnings of Lightning about what is intended here, or about its own code.
+# Warnings of Lightning about intended behavior, or about its own code.
 EXPECTED_WARNINGS = (
     ".*LeafSpec.* is deprecated",
     ".*does not have many workers",
@@ -42,27 +42,27 @@ EXPECTED_WARNINGS = (
 def train_module(module: M, data: Path, out: Path, *, level: int = -1, restart: bool = False, quiet: bool = False) -> M:
     """Train a network on one level of a dataset and save it to a folder.
 
-    During training the folder gets `last.ckpt`, from which the same call resumes after an interruption, and logs for
-    TensorBoard and as CSV. At the end it gets `metrics.json` (steps, seconds and the last validation) and what
-    `save_pretrained` writes, with the averaged weights. If the run in the folder is finished, its network is loaded.
+    During training, the folder holds `last.ckpt`, from which the same call resumes after an interruption, and logs for
+    TensorBoard and as CSV. At the end, `metrics.json` (steps, seconds and the metrics of the last validation) and the
+    network with averaged weights (`save_pretrained`) are written. If the run is finished, its network is loaded.
 
     Args:
-        module: The network and how to train it.
+        module: The Lightning module of the network.
         data: Folder of a dataset with a split "train" and, for validation, "val".
         out: Folder of the run.
         level: Level of the dataset; 0 is the coarsest.
-        restart: Whether to train from scratch, whatever the folder holds.
+        restart: Whether to train from scratch, even if the folder holds a run.
         quiet: Whether to hide the progress bar.
 
     Returns:
         The module with the averaged weights.
 
     Raises:
-        FileNotFoundError: If `data` is no dataset.
+        FileNotFoundError: If `data` is not a dataset.
         IndexError: If there is no such level.
         KeyboardInterrupt: If training was interrupted.
         OSError: If `out` cannot be written to.
-        ValueError: If `data` is damaged or has nothing to train on, or `out` holds a damaged file, another network, or
+        ValueError: If `data` is damaged or has no training shapes, or `out` holds a damaged file, another network, or
             a run with other options. Only those in `run_folder.CHANGEABLE` may differ.
     """
     shapes = ShapeFolder[Voxels](data, "train", level=level)

@@ -29,7 +29,7 @@ Options = dict[str, Any]
 
 @rank_zero_only
 def prepare_folder(out: Path, restart: bool) -> None:
-    """Create the folder of a run; with `restart`, remove what an earlier run has left.
+    """Create the folder of a run; with `restart`, remove the files of an earlier run.
 
     Raises:
         OSError: If it cannot be created or written to.
@@ -66,7 +66,9 @@ def is_finished(out: Path, options: Options) -> bool:
     values = read_config(out)
     metadata = values["metadata"]
     if "options" not in metadata:
-        raise ValueError(f"out must be the folder of a run, got {out}, which holds a {values['kind']} that no run made")
+        raise ValueError(
+            f"out must be the folder of a run, got {out}, which holds a {values['kind']} that was not trained by a run"
+        )
     trained_on = {name: metadata.get(name) for name in options["data"]}
     old = {"kind": values["kind"], "model": values["config"], "data": trained_on} | metadata["options"]
     check_same_options(out, old, options)

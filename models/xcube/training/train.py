@@ -31,8 +31,8 @@ def train_vae(
 ) -> VAE:
     """Train the VAE of one level of a dataset, or resume.
 
-    The output folder gets checkpoints, from which the same command resumes after an interruption, logs for TensorBoard
-    and as CSV, and at the end metrics.json and the network: config.json and model.safetensors.
+    Checkpoints and logs (TensorBoard and CSV) are written to the output folder, at the end also metrics.json and the
+    network: config.json and model.safetensors. The same command resumes after an interruption.
 
     Args:
         data: Folder of a dataset made by `xcube data`.
@@ -40,9 +40,9 @@ def train_vae(
         level: Level of the dataset; 0 is the coarsest, -1 the finest.
         model: Architecture of the VAE.
         loss: Weights of the losses.
-        train: Settings of the optimization.
-        restart: Train from scratch, whatever the folder holds.
-        quiet: Show no progress bar.
+        train: Optimization.
+        restart: Train from scratch, even if the folder holds a run.
+        quiet: Hide the progress bar.
 
     Raises:
         FileNotFoundError: If there is no dataset.
@@ -81,15 +81,15 @@ def train_refiner(
     Args:
         data: Folder of a dataset made by `xcube data`.
         out: Output folder of the run.
-        vae: Folder of the trained VAE of the level.
+        vae: Folder of the trained VAE of the same level.
         level: Level of the dataset; 0 is the coarsest, -1 the finest.
         model: Architecture of the refiner.
-        train: Settings of the optimization.
-        first: Smallest diffusion timestep of the noise that is added to latents.
-        last: Largest diffusion timestep of the noise that is added to latents.
+        train: Optimization.
+        first: Minimum diffusion timestep of the noise that is added to latents, from 0 to 999.
+        last: Maximum diffusion timestep of the noise that is added to latents, from 0 to 999.
         unscaled: Add the noise to unscaled latents, as in the paper, instead of latents of unit standard deviation.
-        restart: Train from scratch, whatever the folder holds.
-        quiet: Show no progress bar.
+        restart: Train from scratch, even if the folder holds a run.
+        quiet: Hide the progress bar.
 
     Raises:
         FileNotFoundError: If there is no dataset or no VAE.
@@ -142,20 +142,20 @@ def train_denoiser(
     Args:
         data: Folder of a dataset made by `xcube data`.
         out: Output folder of the run.
-        vae: Folder of the trained VAE of the level.
+        vae: Folder of the trained VAE of the same level.
         level: Level of the dataset; 0 is the coarsest, -1 the finest.
         model: Architecture of the denoiser.
         diffusion: Diffusion process and prediction target.
-        train: Settings of the optimization. With cached latents, train.voxels counts latent voxels.
+        train: Optimization.
         drop: Fraction of shapes whose conditions are dropped in training, for classifier-free guidance.
-        dropped: Names of the conditions that are dropped.
-        categories: Prefixes of the names of shapes, one for each category.
-        captions: JSON file with the text of each shape by its name.
-        text_model: Folder or name of the CLIP text model that embeds the texts.
-        tokenizer: Folder or name of the tokenizer of the text model, if it is not in the same folder.
+        dropped: Names of the conditions to drop.
+        categories: Categories to condition on. A shape has a category if its name begins with it.
+        captions: JSON file that maps the name of each shape to its text.
+        text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
+        tokenizer: Folder or Hugging Face name of the tokenizer, if it is not in the folder of the text model.
         cache: Keep the latents of all shapes in memory instead of encoding them at every step.
-        restart: Train from scratch, whatever the folder holds.
-        quiet: Show no progress bar.
+        restart: Train from scratch, even if the folder holds a run.
+        quiet: Hide the progress bar.
 
     Raises:
         FileNotFoundError: If there is no dataset, no VAE or no file of captions.
@@ -201,7 +201,7 @@ def train_denoiser(
 
 
 def _latent_scale(folder: Path, vae: VAE, shapes: ShapeFolder[Voxels], train: TrainConfig) -> float:
-    """The scale of the latents that the folder of a VAE says or, for a VAE that no run made, their measured one."""
+    """The latent scale recorded in the folder of a VAE or, for a VAE that no run trained, the measured one."""
     from xcube.training.data import training_batches
     from xcube.training.modules import SCALE_SHAPES, latent_scale
 
@@ -221,7 +221,7 @@ def _check_level(data: Path, level: int, sizes: tuple[float, float, float], name
     card = read_card(data)
     count = len(card.box.levels)
     if not -count <= level < count:
-        raise ValueError(f"level must be one of the {count} of {card.box.levels}, got {level}")
+        raise ValueError(f"level must be an index of the levels {card.box.levels}, got {level}")
     expected = card.box.voxel_size(level)
     if any(abs(size - expected) > 1e-5 * expected for size in sizes):
         given = sizes[0] if len(set(sizes)) == 1 else sizes
@@ -261,7 +261,7 @@ def _check_denoiser(
     conditions = {"normal": model.normal, "label": model.num_labels > 0}
     _check_attributes(data, card, {*config.attributes, *(name for name, used in conditions.items() if used)})
     if model.categories != len(categories):
-        raise ValueError(f"categories must be {model.categories}, as the model has, got {list(categories)}")
+        raise ValueError(f"categories must have {model.categories} entries, as the model, got {list(categories)}")
     channels = 0 if captions is None or text is None else text.channels
     if model.text_channels != channels:
         raise ValueError(
