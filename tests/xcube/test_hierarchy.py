@@ -175,7 +175,7 @@ def test_outside(kind):
     }[kind]
     box = Box((4, 16))
     with pytest.raises(
-        ValueError, match=r"shape must keep a distance of 0.125 from the border .* outside='clip' omits"
+        ValueError, match=r"shape must keep a distance of 0.125 from the border .* outside='clip' crops"
     ):
         build_hierarchy(given_, box)
     clipped = build_hierarchy(given_, box, outside="clip", samples=2000)[1].grid
