@@ -1,1 +1,1 @@
-"""What the subcommands of `xcube` do: functions whose signature and docstring make their options and help."""
+"""The subcommands of `xcube`: functions whose signatures and docstrings define their options and help."""

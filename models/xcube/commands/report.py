@@ -29,10 +29,10 @@ SMOOTH = 0.1  # weight of a new value in a smoothed curve
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Reconstructions of shapes that no network was trained on.
+    """Reconstructions of held-out shapes.
 
     shapes: Number of shapes.
-    iou: Mean voxel IoU of what the VAE decodes, for each level from the coarsest on.
+    iou: Mean voxel IoU of the decoded shapes at each level, coarsest first.
     refined: The same after the refiner; None for a level without one.
     examples: Some of the reconstructions: for each shape those of all levels.
     """

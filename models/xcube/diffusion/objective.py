@@ -35,7 +35,7 @@ class DiffusionConfig(Config):
             matching along straight paths in continuous time (Liu et al. 2022, arXiv:2209.03003).
         times: Distribution of training times for flow matching: "uniform", or "logit-normal" with more of them in the
             middle (Esser et al. 2024, arXiv:2403.03206).
-        shift: Shift of training times toward noise for flow matching (Esser et al. 2024); 1 for none.
+        shift: Shift of times toward noise for flow matching, in training and sampling (Esser et al. 2024); 1 for none.
     """
 
     prediction: Prediction = "v"

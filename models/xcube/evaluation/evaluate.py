@@ -110,7 +110,7 @@ def evaluate_shapes(
             raise ValueError(
                 f"samples must have voxels of size {size}, got {item.voxels.grid.voxel_size} in {item.name!r}"
             )
-    # 1. Draw equally many shapes of each set, and give all of them a surface.
+    # 1. Draw the same number of shapes from each set, and compute their surfaces.
     drawn = {
         "samples": [samples[n] for n in _draw(len(samples), used, seed)],
         "training": _shapes(training, _draw(len(training), used, seed)),

@@ -18,9 +18,9 @@ VOXELS = ".npz"
 class NamedShape:
     """A shape to compare.
 
-    name: Its name.
+    name: Name of the shape.
     voxels: One grid, with or without the attribute "normal".
-    surface: The mesh that was read; None if voxels were.
+    surface: The mesh that was read; None if voxels were read.
     """
 
     name: str

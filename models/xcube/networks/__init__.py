@@ -1,1 +1,1 @@
-"""The networks: the sparse structure VAE, the denoiser and the refiner, and what they are built of."""
+"""The networks: the sparse structure VAE, the denoiser and the refiner, and their layers, configurations and losses."""

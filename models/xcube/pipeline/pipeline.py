@@ -118,7 +118,7 @@ class XCubePipeline:
         """Generate shapes from noise.
 
         The same call gives bitwise identical shapes. A shape depends only on the seed and its number; but another batch
-        size or budget changes the order of floating-point sums, so individual voxels may differ.
+        size or budget changes the order of floating-point sums, and individual voxels may differ.
 
         Args:
             n: Number of shapes; they are numbered from 0 to n - 1.
@@ -254,7 +254,7 @@ class XCubePipeline:
     ) -> list[SparseTensor]:
         """Latents [M, L] of each shape of a batch, from noise on its latent grid."""
         level, numbers = self.levels[number], [shape.number for shape in shapes]
-        # 1. The latent grids, M voxels in all, and what the denoiser is conditioned on.
+        # 1. The latent grids, M voxels in all, and the conditions of the denoiser.
         latent = Voxels.stack([shape.voxels for shape in shapes]).to(self.device)
         conditions = self._conditions(number, options, latent, shapes)
         unconditional = None
@@ -296,7 +296,7 @@ class XCubePipeline:
         return edit(known, latent.grid, [shape.number for shape in shapes])
 
     def _check_edits(self, first: int, options: SampleOptions) -> None:
-        """Raise ValueError unless hooks and conditions are for levels that run, and what a denoiser needs is given."""
+        """Raise ValueError unless hooks and conditions are for levels that run, and no condition is missing."""
         run = range(first, len(self.levels))
         unknown = sorted({*options.hooks, *options.conditions} - set(run))
         if unknown:

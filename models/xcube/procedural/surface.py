@@ -24,7 +24,7 @@ def voxelize_solid(solid: Solid, box: Box, *, level: int = -1, device: torch.dev
     each primitive is evaluated only at points near to it. Memory is that of one tile and of the result.
 
     Args:
-        solid: The solid; what lies outside of the box is left out. `build_hierarchy` refuses shapes in the margin
+        solid: The solid; parts outside of the box are dropped. `build_hierarchy` refuses shapes in the margin
             of the box.
         box: The box, whose voxels are those of `build_hierarchy`.
         level: Level of the box; the finest by default.

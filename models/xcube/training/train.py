@@ -1,4 +1,4 @@
-"""Training of one network: `xcube train vae`, `denoiser` and `refiner`. Functions import what is slow to import."""
+"""Training of one network: `xcube train vae`, `denoiser` and `refiner`. Slow imports are inside functions."""
 
 import json
 from collections.abc import Collection, Sequence
