@@ -139,13 +139,6 @@ def local(bit, AXIS: tl.constexpr):
 
 
 @triton.jit
-def bit_at(x, y, z):
-    """Bit of the voxel at coordinates 0 to 3 within the brick: the inverse of `local`."""
-    high = (x >> 1) * 4 + (y >> 1) * 2 + (z >> 1)
-    return high << 3 | (x & 1) * 4 + (y & 1) * 2 + (z & 1)
-
-
-@triton.jit
 def planes(masks, AXIS: tl.constexpr):
     """First and last position (0 to 3) along an axis at which there is a voxel; 4 and -1 in empty masks."""
     first = tl.full(masks.shape, 4, tl.int64)
