@@ -28,7 +28,7 @@ LAYERS = (
     {"tensor"},
     {"shapes"},
     {"nn"},
-    {"data", "io", "testing", "tuning", "viz"},
+    {"data", "io", "ptx", "testing", "tuning", "viz"},
     {"__init__"},
 )
 
