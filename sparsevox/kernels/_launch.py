@@ -68,7 +68,7 @@ SCALARS = {
     "upper": "i32",
 }
 
-# On CPU tensors, kernels run in Triton's interpreter. Its time depends on the number of programs, hardly on their size.
+# The time of Triton's interpreter depends on the number of programs, hardly on their size.
 INTERPRETER_LANES = 1 << 16
 
 
@@ -90,7 +90,7 @@ def launch(
         return
     tensor = args[0]
     assert isinstance(tensor, torch.Tensor)
-    if not tensor.is_cuda:
+    if not isinstance(kernel, triton.JITFunction):  # an interpreted one
         block = INTERPRETER_LANES // lanes
     with torch.cuda.device_of(tensor):
         kernel[(triton.cdiv(n, block) * parts,)](*args, BLOCK=block, num_warps=num_warps, **flags)
