@@ -34,6 +34,7 @@ BENCHES = (
     "html",
     "xcube",
     "denoise",
+    "host",
 )
 
 

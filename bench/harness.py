@@ -9,7 +9,6 @@ slows down affects all contenders. Timer and statistics are those of pytest-benc
 import contextlib
 import ctypes
 import gc
-import math
 import operator
 import resource
 import statistics
@@ -18,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +32,13 @@ class WrongAnswer(Exception):
     """Two contenders disagree, or one returns a cached result, so there is nothing to time."""
 
 
+class HostCalls(NamedTuple):
+    """Number of calls that the host makes for one run of a contender."""
+
+    launches: int  # of Triton kernels
+    aten_calls: int  # of PyTorch's ops, without those that they call in turn
+
+
 @dataclass(frozen=True)
 class Contender:
     """An implementation of the operation of a case. sparsevox comes first; the fastest baseline defines the ratio."""
@@ -43,7 +49,8 @@ class Contender:
     baseline: bool = False
     nbytes: Callable[[Any], int] | None = None  # size of a result that is kept
     taps: Callable[[Any], float] | None = None  # for a plan: mean number of taps that a tile of 128 rows executes
-    target: "Target | None" = None  # for the "speed" or "memory" of sparsevox relative to this contender
+    target: "Target | None" = None  # for the "speed", "time" or "memory" of sparsevox relative to this contender
+    host: HostCalls | None = None
     max_threads: int | None = None  # largest number of threads with which it is correct
 
 
@@ -64,9 +71,11 @@ class Target:
 
 
 def relative(column: str, ours: Row, theirs: Row) -> float | None:
-    """Compute our speed, or the peak memory of a call, relative to another contender."""
+    """Compute our speed, time or peak memory relative to another contender."""
     if column == "speed":
         return theirs.median_ms / ours.median_ms
+    if column == "time":
+        return ours.median_ms / theirs.median_ms
     return ours.peak_mb / theirs.peak_mb if ours.peak_mb is not None and theirs.peak_mb else None
 
 
@@ -102,6 +111,8 @@ class Case:
     agree: Callable[[Tensor, Tensor], bool] = same  # compares the views of the first and another contender
     dtype: str = "int32"
     rounds: int | None = None  # maximum number of rounds, for calls that take seconds
+    timer: Callable[[], float] | None = None  # seconds, on the CPU; by default that of pytest-benchmark
+    context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext  # around all of the case
 
 
 @dataclass(frozen=True)
@@ -122,15 +133,20 @@ def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, qui
     Raises:
         WrongAnswer: If contenders disagree.
     """
+    with case.context():
+        return _measure(case, coords, threads, min(rounds, case.rounds or rounds), quick, date)
+
+
+def _measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, quick: bool, date: str) -> list[Row]:
     torch.set_num_threads(threads[0])
     everyone = case.prepare(coords)
-    rounds = min(rounds, case.rounds or rounds)
     rows = []
     for count in threads:
         torch.set_num_threads(count)
         contenders = [c for c in everyone if c.max_threads is None or count <= c.max_threads]
         kept = check_results(case, contenders)
-        samples = (time_cpu if coords.device.type == "cpu" else time_gpu)(contenders, rounds)
+        on_cpu = coords.device.type == "cpu"
+        samples = time_cpu(contenders, rounds, case.timer) if on_cpu else time_gpu(contenders, rounds)
         times = [s.median_ms for s, c in zip(samples, contenders, strict=True) if c.baseline]
         environment = environment_of(coords.device, count, date)
         some = []
@@ -148,10 +164,11 @@ def measure(case: Case, coords: Tensor, threads: Sequence[int], rounds: int, qui
                 rounds=rounds,
                 quick=quick,
                 taps=taps,
+                **(contender.host._asdict() if contender.host else {}),
                 **asdict(environment),
             )
             some.append(row)
-        if not quick and coords.device.type == "cpu":  # targets are for CPUs
+        if not quick and on_cpu:  # targets are for CPUs
             check_targets(case, contenders, some)
         rows += some
     return rows
@@ -195,19 +212,28 @@ def check_results(case: Case, contenders: Sequence[Contender]) -> list[tuple[int
     return kept
 
 
-def time_cpu(contenders: Sequence[Contender], rounds: int) -> list[Sample]:
+def time_cpu(contenders: Sequence[Contender], rounds: int, timer: Callable[[], float] | None = None) -> list[Sample]:
     """Time contenders on the CPU. Results are freed within their round, so that no call can reuse an earlier one."""
     from pytest_benchmark.stats import Stats
     from pytest_benchmark.timers import default_timer  # type: ignore[attr-defined]
 
+    now = timer or default_timer
+
     def clock(run: Callable[[], Any], calls: int) -> float:
-        start = default_timer()
+        start = now()
         for _ in range(calls):
             run()
-        return float(default_timer() - start) / calls
+        return float(now() - start) / calls
+
+    def calls_of(run: Callable[[], Any]) -> int:
+        """Find how many calls take long enough. The first calls are slower than later ones."""
+        calls = 1
+        while calls * clock(run, calls) < SAMPLE_SECONDS:
+            calls *= 2
+        return calls
 
     peaks = [peak_mb_cpu(c.run) for c in contenders]
-    calls = [max(1, math.ceil(SAMPLE_SECONDS / max(clock(c.run, 1), 1e-6))) for c in contenders]
+    calls = [calls_of(c.run) for c in contenders]
     stats: list[Any] = [Stats() for _ in contenders]
     with no_garbage_collector():
         for _ in range(rounds):

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+import sparsevox
+
 KEPT = ("stored_mb", "bytes_per_voxel")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -61,6 +63,8 @@ class Row(Environment):
     target: str = ""
     met: bool | None = None
     taps: float | None = None  # for a plan: mean number of taps that a tile of 128 rows executes
+    launches: int | None = None  # for the time of the host: kernels of Triton that a call launches
+    aten_calls: int | None = None  # and ops of PyTorch that it calls
 
 
 def append(rows: Sequence[Row], path: Path) -> None:
@@ -102,6 +106,8 @@ def describe(rows: Sequence[Row]) -> str:
             parts.append(f"{r.stored_mb:>8.2f} MB stored ={_number(r.bytes_per_voxel, '.2f'):>6} B/voxel")
         if r.taps is not None:
             parts.append(f"{r.taps:>8.2f} taps/tile")
+        if r.launches is not None:
+            parts.append(f"{r.launches:>4} launches{r.aten_calls:>4} ops of torch")
         if r.target:
             parts.append(f"   {r.target}: {_verdict(r)}")
         lines.append("".join(parts))
@@ -134,7 +140,8 @@ def write_readme(path: Path, text: str) -> None:
     path.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
 
 
-def _section(device: str, rows: Sequence[Row]) -> str:
+def _section(device: str, everything: Sequence[Row]) -> str:
+    rows = [r for r in everything if r.launches is None]
     counts = sorted({r.threads for r in rows})
     columns = [f"{_plural(n)}: ms (spread), ratio" for n in counts]
     lines = [
@@ -186,11 +193,38 @@ def _section(device: str, rows: Sequence[Row]) -> str:
     for r in plans:
         cells = [_what(r), r.scene, f"{r.voxels:,}", r.contender, _number(r.taps, ".2f")]
         lines.append(f"| {' | '.join(cells)} |")
-    runs = sorted({f"{r.date}, commit {r.commit}" for r in rows})
-    r = rows[-1]
+    lines += _host_table([r for r in everything if r.launches is not None])
+    runs = sorted({f"{r.date}, commit {r.commit}" for r in everything})
+    r = everything[-1]
     versions = f"Python {r.python}, torch {r.torch}, triton {r.triton}, numpy {r.numpy}, sparsevox {r.sparsevox}"
-    rounds = " to ".join(str(n) for n in sorted({min(row.rounds for row in rows), max(row.rounds for row in rows)}))
+    counted = {row.rounds for row in everything}
+    rounds = " to ".join(str(n) for n in sorted({min(counted), max(counted)}))
     return "\n".join([*lines, "", f"{versions}; median of {rounds} rounds. Runs: {'; '.join(runs)}."])
+
+
+def _host_table(rows: Sequence[Row]) -> list[str]:
+    """Render the time of the host per layer and phase, with that of the baseline in the same run."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        "| time of the host | sparsevox, us (spread) | torch, us (spread) | times torch | kernel launches | "
+        "ops of torch | target |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    cases: dict[tuple[str, int], list[Row]] = {}
+    for r in rows:
+        cases.setdefault((r.op, r.threads), []).append(r)
+    for ours, theirs in cases.values():
+        cells = [
+            ours.op.removeprefix("host: "),
+            *(f"{1e3 * r.median_ms:.1f} ({1e3 * r.iqr_ms:.1f})" for r in (ours, theirs)),
+            f"{ours.median_ms / theirs.median_ms:.2f}",
+            *(f"{a} ({b})" if b else f"{a}" for a, b in ((ours.launches, 0), (ours.aten_calls, theirs.aten_calls))),
+            _goal(theirs),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _what(r: Row) -> str:
@@ -249,7 +283,7 @@ def _cpu_name() -> str:
 @functools.cache
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        where = ["git", "-C", str(Path(__file__).parent)]
+        where = ["git", "-C", str(Path(sparsevox.__file__).parent)]
         return subprocess.run([*where, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
