@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsevox.ptx import access, integers  # noqa: F401  (register their forms)
+from sparsevox.ptx import access, integers, tensor_cores  # noqa: F401  (register their forms)
 from sparsevox.ptx.findings import Finding, Findings, KernelError
 from sparsevox.ptx.forms import guard, make_step
 from sparsevox.ptx.memory import GlobalMemory, SharedMemory, parameter_value
@@ -15,6 +15,7 @@ from sparsevox.ptx.parse import BITS, ENDS_BLOCK, SPECIAL, Instruction, Kernel
 from sparsevox.ptx.races import WARP_SIZE
 from sparsevox.ptx.reach import reach
 from sparsevox.ptx.registers import Lanes, Operands, Reader, Step
+from sparsevox.ptx.warp_groups import Products, registers_of, watch
 
 BATCH_THREADS = 1 << 14
 STEP_LIMIT = 1_000_000
@@ -38,12 +39,13 @@ class Program(Kernel):
         self.steps: list[list[Step]] = []  # of each block, without the instruction that ends it
         self.ends: list[Instruction | None] = []
         self.guards: list[Reader | None] = []
+        watched = registers_of(self)  # of wgmma
         for first, last in self.blocks:
             end = self.instructions[last - 1] if last > first else None
             if end and end.opcode not in ENDS_BLOCK and end.name not in ENDS_BLOCK:
                 end = None
             body = self.instructions[first : last - 1 if end else last]
-            self.steps.append([make_step(self, instruction) for instruction in body])
+            self.steps.append([watch(self, instruction, make_step(self, instruction), watched) for instruction in body])
             self.ends.append(end)
             self.guards.append(guard(Operands(self, end)) if end and end.guard else None)
             if end:
@@ -96,6 +98,7 @@ class Batch:
             else np.array(0xDEADBEEFDEADBEEF & ((1 << BITS[kind]) - 1), f"u{BITS[kind] // 8}")[()]
             for kind in list(program.registers.values())[len(SPECIAL) :]
         ]
+        self.products: Products | None = None  # of wgmma, made when the first one is issued
         self.memory = machine.memory
         self.shared = SharedMemory(
             len(programs),

@@ -57,7 +57,7 @@ def product(a: Numbers, b: Numbers, c: Accumulators) -> Accumulators:
     sizes = {"half": 2, "e": 2, "g": 8, "t": 4}
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are results like others
         total = np.matmul(a, b.swapaxes(1, 2)) + rearrange(c, f"{held} -> {whole}", unit=len(a), **sizes)
-        return rearrange(total.astype(np.float32), f"{whole} -> {held}", **sizes)
+        return np.ascontiguousarray(rearrange(total.astype(np.float32), f"{whole} -> {held}", **sizes))
 
 
 def mma(a: Bits, b: Bits, c: Accumulators, kind: str) -> Accumulators:

@@ -14,7 +14,7 @@ import torch
 
 from sparsevox.ptx.findings import Findings
 from sparsevox.ptx.parse import Instruction
-from sparsevox.ptx.races import Shadow
+from sparsevox.ptx.races import THREAD, Shadow
 from sparsevox.ptx.registers import DTYPES, Lanes, Value
 
 
@@ -133,6 +133,19 @@ class SharedMemory(Bytes):
         """Granules [N, k] of accesses at offsets."""
         first = lanes.flat(offset) // self.granule
         return first[:, None] + np.arange(max(1, size // self.granule)), None
+
+    def fence(self, lanes: Lanes) -> None:
+        """A proxy fence: the asynchronous proxy sees the writes that come before it for any of these threads."""
+        if self.shadow is None:
+            return
+        batch, (programs, threads) = lanes.batch, lanes.shape
+        granules = np.flatnonzero(self.shadow.unfenced & (self.shadow.in_flight == 0))
+        writes, program = self.shadow.writes[granules], granules * self.granule // self.stride
+        fences = np.zeros(programs * threads, bool)
+        fences[lanes.threads] = True
+        epoch = np.where(fences, batch.epoch, 0).reshape(programs, threads).max(1)[program]
+        own = (writes["scope"] == THREAD) & fences[program * threads + writes["thread"]]
+        self.shadow.unfenced[granules[own | (writes["epoch"] < epoch)]] = False
 
 
 def check(
