@@ -64,7 +64,7 @@ class Row(Environment):
     met: bool | None = None
     taps: float | None = None  # for a plan: mean number of taps that a tile of 128 rows executes
     launches: int | None = None  # for the time of the host: kernels of Triton that a call launches
-    aten_calls: int | None = None  # and ops of PyTorch that it calls
+    aten_calls: int | None = None  # for the time of the host and for training steps: ops of PyTorch that a call makes
 
 
 def append(rows: Sequence[Row], path: Path) -> None:
@@ -108,6 +108,8 @@ def describe(rows: Sequence[Row]) -> str:
             parts.append(f"{r.taps:>8.2f} taps/tile")
         if r.launches is not None:
             parts.append(f"{r.launches:>4} launches{r.aten_calls:>4} ops of torch")
+        elif r.aten_calls is not None:
+            parts.append(f"{r.aten_calls:>8,} ops of torch")
         if r.target:
             parts.append(f"   {r.target}: {_verdict(r)}")
         lines.append("".join(parts))
@@ -193,6 +195,7 @@ def _section(device: str, everything: Sequence[Row]) -> str:
     for r in plans:
         cells = [_what(r), r.scene, f"{r.voxels:,}", r.contender, _number(r.taps, ".2f")]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _steps_table([at[min(at)] for at in groups.values() if at[min(at)].aten_calls is not None])
     lines += _host_table([r for r in everything if r.launches is not None])
     runs = sorted({f"{r.date}, commit {r.commit}" for r in everything})
     r = everything[-1]
@@ -200,6 +203,17 @@ def _section(device: str, everything: Sequence[Row]) -> str:
     counted = {row.rounds for row in everything}
     rounds = " to ".join(str(n) for n in sorted({min(counted), max(counted)}))
     return "\n".join([*lines, "", f"{versions}; median of {rounds} rounds. Runs: {'; '.join(runs)}."])
+
+
+def _steps_table(rows: Sequence[Row]) -> list[str]:
+    """Render the number of ops of PyTorch per training step."""
+    if not rows:
+        return []
+    lines = ["", "| ops of torch per call | scene | voxels | contender | ops | target |", "|---|---|--:|---|--:|---|"]
+    for r in rows:
+        cells = [_what(r), r.scene, f"{r.voxels:,}", r.contender, f"{r.aten_calls:,}"]
+        lines.append(f"| {' | '.join(cells)} | {_goal(r) if r.target.startswith('aten_calls') else ''} |")
+    return lines
 
 
 def _host_table(rows: Sequence[Row]) -> list[str]:

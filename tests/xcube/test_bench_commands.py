@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from bench import build_dataset, cascade, cascade_vs_single, networks, official_vae, samples_picture
+from bench import build_dataset, cascade, cascade_vs_single, networks, official_vae, report, samples_picture, steps
 from bench import refiner as refiner_bench
 from bench.scenes import sphere_mesh
 from sparsevox import Grid, Voxels
@@ -83,3 +84,25 @@ def test_samples_picture(tmp_path: Path) -> None:
     assert samples_picture.main([str(tmp_path / "samples"), "--out", str(tmp_path / "small.png")]) == 0
     with Image.open(tmp_path / "small.png") as picture:
         assert picture.width == samples_picture.WIDTH
+
+
+def test_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Local:
+        """Answers in this process instead of a new one."""
+
+        def __init__(self, root: Path, name: str) -> None:
+            self.answers = steps.answers(name)
+
+        def ask(self, question: str) -> Any:
+            return self.answers[question]()
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(steps, "Version", Local)
+    out = tmp_path / "rows.csv"
+    assert steps.main(["denoiser-0", "--before", str(steps.ROOT), "--rounds", "2", "--out", str(out)]) == 0
+    assert "geometric mean of 1 networks" in capsys.readouterr().out
+    ours, theirs = report.load([out])
+    assert theirs.contender.startswith("commit ")
+    assert ours.aten_calls == theirs.aten_calls  # the same code
