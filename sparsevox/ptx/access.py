@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from sparsevox.ptx.forms import form
-from sparsevox.ptx.memory import Bytes, GlobalMemory, SharedMemory
+from sparsevox.ptx.memory import GlobalMemory, SharedMemory
 from sparsevox.ptx.parse import BITS, Instruction
+from sparsevox.ptx.races import THREAD
 from sparsevox.ptx.registers import DTYPES, Lanes, Operands, Step, Value
 
 SPACE = r"\.(?P<space>global|shared(?:::cta)?)"
@@ -48,7 +49,12 @@ def note_read(
 
 
 def write_values(
-    memory: GlobalMemory | SharedMemory, lanes: Lanes, instruction: Instruction, offset: Value, values: np.ndarray
+    memory: GlobalMemory | SharedMemory,
+    lanes: Lanes,
+    instruction: Instruction,
+    offset: Value,
+    values: np.ndarray,
+    scope: int = THREAD,
 ) -> None:
     """Store values [N] or, as vectors, [N, count], with the checks for races."""
     width, count = values.dtype.itemsize, values.shape[1] if values.ndim == 2 else 1
@@ -59,7 +65,7 @@ def write_values(
         same = present.all(1) if count > 1 else present
         granules, inside = memory.granules(lanes, offset, width * count)
         if inside is None:
-            crowd = memory.shadow.write(lanes, instruction, granules, same)
+            crowd = memory.shadow.write(lanes, instruction, granules, same, scope)
     order = lanes.batch.shuffled(len(index))
     vectors[index[order]] = values[order]
     if crowd is not None and crowd.any():
@@ -191,8 +197,3 @@ def _atomic(operands: Operands, opcode: str, order: str, space: str, order_after
             write(lanes, lanes.shaped(old))
 
     return step
-
-
-def raw_bytes(memory: Bytes) -> np.ndarray:
-    """The bytes of a memory, [n]."""
-    return memory.vectors(1, 1)

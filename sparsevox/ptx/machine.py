@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsevox.ptx import access, integers, tensor_cores  # noqa: F401  (register their forms)
+from sparsevox.ptx import access, conversions, copies, floats, integers, tensor_cores, warp  # noqa: F401  (register forms)
 from sparsevox.ptx.findings import Finding, Findings, KernelError
 from sparsevox.ptx.forms import guard, make_step
 from sparsevox.ptx.memory import GlobalMemory, SharedMemory, parameter_value
@@ -100,6 +100,7 @@ class Batch:
         ]
         self.products: Products | None = None  # of wgmma, made when the first one is issued
         self.memory = machine.memory
+        self.copies = copies.Groups(n)
         self.shared = SharedMemory(
             len(programs),
             machine.shared_bytes,
@@ -175,9 +176,9 @@ class Machine:
         ]
         self._findings = Findings(program.name)
         tensors = [argument if isinstance(argument, torch.Tensor) else None for argument in padded]
-        for tensor in tensors:
-            if tensor is not None and tensor.device.type != "cpu":
-                raise ValueError(f"the interpreter of PTX expects CPU tensors, got one on {tensor.device}")
+        for each in tensors:
+            if each is not None and each.device.type != "cpu":
+                raise ValueError(f"the interpreter of PTX expects CPU tensors, got one on {each.device}")
         self.memory = GlobalMemory(
             tensors,
             program.reach.of,
@@ -240,6 +241,8 @@ class Schedule:
             elif self.waits.any():
                 self._release()
             else:
+                for copy in self.batch.copies.pending:
+                    self.batch.report("cp.async is never waited for", copy.instruction, copy.threads)
                 return
         raise KernelError(f"{self.program.name}: threads still run after {STEP_LIMIT} steps")
 

@@ -84,14 +84,16 @@ class GlobalMemory(Bytes):
                 n += -(-(high - low) // granule)
         self.shadow = Shadow(n, "global", findings, instructions) if n else None
 
-    def resolve(self, lanes: Lanes, address: Value, size: int, instruction: Instruction) -> tuple[Value, Value | None]:
+    def resolve(
+        self, lanes: Lanes, address: Value, size: int, instruction: Instruction, alignment: int = 0
+    ) -> tuple[Value, Value | None]:
         """Offsets into the array of accesses to `size` bytes, and None or which of them are legal."""
         spans = self.spans[instruction.number]
         good = np.False_
         for low, high in spans.values():
             if high - low >= size:
                 good = good | ((address - np.int64(low)).view(np.uint64) <= np.uint64(high - low - size))
-        return check(lanes, address, size, good, instruction, address - np.int64(_AddressSpace.origin))
+        return check(lanes, address, alignment or size, good, instruction, address - np.int64(_AddressSpace.origin))
 
     def granules(self, lanes: Lanes, offset: Value, size: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Granules [N, k] of accesses at offsets, and None or which of the N are in written memory at all."""
@@ -124,10 +126,12 @@ class SharedMemory(Bytes):
             Shadow(programs * self.stride // granule, "shared", findings, instructions) if checked and size else None
         )
 
-    def resolve(self, lanes: Lanes, address: Value, size: int, instruction: Instruction) -> tuple[Value, Value | None]:
+    def resolve(
+        self, lanes: Lanes, address: Value, size: int, instruction: Instruction, alignment: int = 0
+    ) -> tuple[Value, Value | None]:
         """Offsets into the array of accesses to `size` bytes, and None or which of them are legal."""
         good = address.view(np.uint64) <= np.uint64(self.size - size) if size <= self.size else np.False_
-        return check(lanes, address, size, good, instruction, address + lanes.take(self.base))
+        return check(lanes, address, alignment or size, good, instruction, address + lanes.take(self.base))
 
     def granules(self, lanes: Lanes, offset: Value, size: int) -> tuple[np.ndarray, None]:
         """Granules [N, k] of accesses at offsets."""
@@ -149,14 +153,14 @@ class SharedMemory(Bytes):
 
 
 def check(
-    lanes: Lanes, address: Value, size: int, good: Value, instruction: Instruction, offset: Value
+    lanes: Lanes, address: Value, alignment: int, good: Value, instruction: Instruction, offset: Value
 ) -> tuple[Value, Value | None]:
     """Report accesses that are not `good` or misaligned. Returns offsets, and None or which accesses are legal."""
     if np.count_nonzero(good) != good.size:
         lanes.batch.report("address out of bounds", instruction, lanes.threads[~lanes.flat(good)])
-    elif not np.bitwise_or.reduce(address, axis=None) & (size - 1):
+    elif not np.bitwise_or.reduce(address, axis=None) & (alignment - 1):
         return offset, None
-    aligned = address & np.int64(size - 1) == 0
+    aligned = address & np.int64(alignment - 1) == 0
     if not np.all(aligned):
         lanes.batch.report("misaligned address", instruction, lanes.threads[~lanes.flat(aligned)])
     return offset, good & aligned

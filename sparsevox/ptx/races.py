@@ -63,7 +63,12 @@ class Shadow:
         self.name, self.findings, self.instructions = name, findings, instructions
 
     def access(
-        self, lanes: Lanes, instruction: Instruction, granules: np.ndarray, scope: int, atomic: bool
+        self,
+        lanes: Lanes,
+        instruction: Instruction,
+        granules: np.ndarray,
+        scope: int = THREAD,
+        atomic: bool = False,
     ) -> np.ndarray:
         """Records of accesses now, in the shape of the granules, [N, k]."""
         now = np.empty((len(granules), 1), RECORD)
@@ -93,14 +98,16 @@ class Shadow:
         instruction: Instruction,
         granules: np.ndarray,
         same: np.ndarray,
+        scope: int = THREAD,
         atomic: bool = False,
+        proxy: bool = True,
     ) -> np.ndarray:
         """Record and check writes of granules int64 [N, k] by N threads.
 
         `same` [N] is True where the memory holds the value already, so that the order does not matter. Returns True [N]
-        where another thread writes the granule in the same instruction.
+        where another thread writes the granule in the same instruction. `proxy`: False if no proxy fence is needed.
         """
-        now = self.access(lanes, instruction, granules, THREAD, atomic)
+        now = self.access(lanes, instruction, granules, scope, atomic)
         for kind, records in (("write after write", self.writes), ("write after read", self.reads)):
             past = records[granules]
             race = unordered(past, now)
@@ -115,7 +122,7 @@ class Shadow:
         used = self.in_use[granules]
         if used.any():
             self.report_plain("write to shared memory that wgmma may still read", used.any(1), lanes, instruction)
-        self.unfenced[granules] = True
+        self.unfenced[granules] = proxy
         return self.record(self.writes, granules, now).any(1)
 
     def check_in_flight(self, lanes: Lanes, instruction: Instruction, granules: np.ndarray) -> None:

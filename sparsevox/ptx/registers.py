@@ -82,6 +82,8 @@ class Lanes:
 
     def flat(self, value: Value) -> np.ndarray:
         """A value per thread, [N]."""
+        if value.ndim == 1:
+            return np.broadcast_to(value, self.threads.shape)
         if self.partial:
             return np.broadcast_to(value, self.threads.shape)
         return np.broadcast_to(value, self.shape).reshape(-1)

@@ -82,7 +82,7 @@ def store_matrix(operands: Operands, count: str, trans: str | None) -> Step:
         offset, good = lanes.batch.shared.resolve(rows, rows.flat(address(rows)), matrix.CHUNK, instruction)
         if good is not None:
             rows, offset, chunks = rows.select(good), offset[rows.flat(good)], chunks[rows.flat(good)]
-        write_values(lanes.batch.shared, rows, instruction, offset, chunks)
+        write_values(lanes.batch.shared, rows, instruction, offset, chunks, WARP)
 
     return step
 

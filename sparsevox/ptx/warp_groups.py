@@ -2,7 +2,8 @@
 
 A product is computed when it is issued, and is in flight until a wait for the commit group that holds it. Until then
 its registers must not be touched, and the shared memory that it reads must not be written. It reads through the
-asynchronous proxy, so that what the generic proxy has written (`st`, `cp.async`) needs a proxy fence first.
+asynchronous proxy, so that what `st` has written needs a proxy fence first. Copies by `cp.async` are not held to that:
+Triton, like NVIDIA's own kernels, waits for them and passes a barrier without the fence.
 """
 
 import re
@@ -207,8 +208,8 @@ def multiply(operands: Operands, columns: str, depth: str, kind: str) -> Step:
             granules, _ = batch.shared.granules(readers, inside + readers.take(batch.shared.base), matrix.CHUNK)
             late = batch.shared.shadow.unfenced[granules]
             if late.any():
-                kind = "wgmma reads shared memory that was written before no fence.proxy.async"
-                batch.report(kind, instruction, readers.threads[late.any(1)])
+                title = "wgmma reads shared memory that was written without a fence.proxy.async since"
+                batch.report(title, instruction, readers.threads[late.any(1)])
             granules = granules.reshape(len(leaders), -1)
         return matrix.operand(chunks.reshape(*addresses.shape, 4), kind, transpose), granules
 
@@ -218,7 +219,8 @@ def multiply(operands: Operands, columns: str, depth: str, kind: str) -> Step:
         batch, products = lanes.batch, products_of(lanes)
         groups = lanes.threads[::GROUP] // GROUP
         if products.unfenced[numbers[:, None], groups].any():
-            batch.report("wgmma uses registers that were written before no wgmma.fence", instruction, lanes.threads)
+            title = "wgmma uses registers that were written without a wgmma.fence since"
+            batch.report(title, instruction, lanes.threads)
         loaded = [operand(lanes, *where, flag) for where, flag in zip(descriptors, transposed, strict=False)]
         left = matrix.a_operand(fragments(lanes, a), kind) if from_registers else loaded[0][0]
         right = loaded[-1][0]
