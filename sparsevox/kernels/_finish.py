@@ -51,6 +51,7 @@ def scatter_kernel(
     masks = tl.load(masks_ptr + i, mask=i < n_pairs, other=0)
     present = masks != 0
     place = tl.load(places_ptr + i, mask=present, other=1) - 1
+    # With MERGE, stores to one place collide on purpose: they write the same key.
     tl.store(out_keys_ptr + place, tl.load(keys_ptr + i, mask=present, other=0), mask=present)
     if MERGE:
         tl.atomic_or(out_masks_ptr + place, masks, mask=present, sem="relaxed")

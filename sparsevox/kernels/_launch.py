@@ -68,6 +68,9 @@ SCALARS = {
     "upper": "i32",
 }
 
+# Contract products and sums to fused multiply-adds. Triton leaves the default to its version.
+FP_FUSION = True
+
 # The time of Triton's interpreter depends on the number of programs, hardly on their size.
 INTERPRETER_LANES = 1 << 16
 
@@ -93,7 +96,9 @@ def launch(
     if not isinstance(kernel, triton.JITFunction):  # an interpreted one
         block = INTERPRETER_LANES // lanes
     with torch.cuda.device_of(tensor):
-        kernel[(triton.cdiv(n, block) * parts,)](*args, BLOCK=block, num_warps=num_warps, **flags)
+        kernel[(triton.cdiv(n, block) * parts,)](
+            *args, BLOCK=block, num_warps=num_warps, enable_fp_fusion=FP_FUSION, **flags
+        )
 
 
 def launch_programs(
@@ -104,4 +109,4 @@ def launch_programs(
     assert isinstance(tensor, torch.Tensor)
     if programs:
         with torch.cuda.device_of(tensor):
-            kernel[(programs,)](*args, **options)
+            kernel[(programs,)](*args, enable_fp_fusion=FP_FUSION, **options)

@@ -87,7 +87,9 @@ def reduce_kernel(
                 total = tl.where(better, value, total)
                 winner = tl.where(better, number, winner)
     if DIVIDE:
-        total = total / tl.load(divisors_ptr + out_row, mask=active, other=1).to(exact)[:, None]
+        divisor = tl.load(divisors_ptr + out_row, mask=active, other=1).to(exact)[:, None]
+        # The division "/" of float32 is approximate on NVIDIA GPUs.
+        total = tl.div_rn(total, divisor) if exact == tl.float32 else total / divisor
     place = out_row[:, None] * channels + column
     tl.store(out_feats_ptr + place, total.to(out_feats_ptr.dtype.element_ty), mask=wanted)
     if WINNERS:
