@@ -14,7 +14,7 @@ import torch
 
 from sparsevox.ptx.findings import Findings
 from sparsevox.ptx.parse import Instruction
-from sparsevox.ptx.races import THREAD, Shadow
+from sparsevox.ptx.races import WARP, Shadow
 from sparsevox.ptx.registers import DTYPES, Lanes, Value
 
 
@@ -148,7 +148,7 @@ class SharedMemory(Bytes):
         fences = np.zeros(programs * threads, bool)
         fences[lanes.threads] = True
         epoch = np.where(fences, batch.epoch, 0).reshape(programs, threads).max(1)[program]
-        own = (writes["scope"] == THREAD) & fences[program * threads + writes["thread"]]
+        own = (writes["scope"] <= WARP) & fences[program * threads + writes["thread"]]
         self.shadow.unfenced[granules[own | (writes["epoch"] < epoch)]] = False
 
 
