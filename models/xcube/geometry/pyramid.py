@@ -21,6 +21,12 @@ def check_voxels(grid: Grid, sizes: Sequence[float], name: str) -> None:
             )
 
 
+def same_lattice(a: Grid, b: Grid) -> bool:
+    """Whether two grids have the same voxel size and origin, up to rounding."""
+    pairs = zip(a.voxel_size * 2, a.voxel_size + a.origin, b.voxel_size + b.origin, strict=True)
+    return all(abs(mine - theirs) <= TOLERANCE * size for size, mine, theirs in pairs)
+
+
 def enclosing_coarsen(grid: Grid, factor: int) -> Grid:
     """Early dilation (section 3.4 of the paper): the eight coarse voxels whose centers enclose each fine voxel center.
 

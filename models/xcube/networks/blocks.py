@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor
@@ -35,8 +36,8 @@ class ResBlock(torch.nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Map features [N, in_channels] to [N, out_channels]."""
-        y = self.conv1(self.norm1(x).map(torch.nn.functional.silu))
-        y = self.conv2(self.norm2(y).map(torch.nn.functional.silu))
+        y = self.conv1(self.norm1(x).map(functional.silu))
+        y = self.conv2(self.norm2(y).map(functional.silu))
         skip: SparseTensor = self.skip(x)
         return skip + y
 
@@ -60,8 +61,10 @@ def embed_position(xyz: Tensor, octaves: int = 5) -> Tensor:
 
     As in NeRF (Mildenhall et al. 2020, arXiv:2003.08934), without the factor pi: x, sin(x), cos(x), sin(2 x), ...
     """
-    waves = [f(xyz * 2**octave) for octave in range(octaves) for f in (torch.sin, torch.cos)]  # each [N, 3]
-    return torch.cat([xyz, *waves], 1)
+    scales = 2.0 ** torch.arange(octaves, dtype=xyz.dtype, device=xyz.device)
+    angles = scales[:, None] * xyz[:, None]  # [N, octaves, 3]
+    waves = torch.stack([angles.sin(), angles.cos()], 2)  # [N, octaves, 2, 3]
+    return torch.cat([xyz, waves.flatten(1)], 1)
 
 
 def centers(grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -84,4 +87,10 @@ def checkpointed(function: Callable[[SparseTensor], R], x: SparseTensor, active:
 
 def count_per_grid(flags: Tensor, grid: Grid) -> Tensor:
     """Count the set flags [N] in each grid of the batch: float32 [B]."""
-    return sv.ops.global_pool(flags[:, None].float(), grid, "sum").squeeze(1)
+    before = functional.pad(flags.cumsum(0), (1, 0))  # set flags before each row, [N + 1]
+    return before[grid.offsets].diff().float()
+
+
+def rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:
+    """Return `values[rows]`, with zeros where the row is -1."""
+    return torch.cat([values, values.new_zeros(1, *values.shape[1:])])[rows]

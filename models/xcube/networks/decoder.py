@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 import sparsevox as sv
@@ -25,12 +26,20 @@ class Structure:
     logits: The logits of existence, [M].
     predicted: Whether each candidate exists by its logit, bool [M].
     grid: The voxels that the decoder continued with; in training the ground truth may have changed them.
+    truth: The true voxels that guided the decoder; None outside of training.
+    rows: The row of each candidate among those, -1 for candidates that do not truly exist, [M]; None without truth.
     """
 
     candidates: Grid
     logits: Tensor
     predicted: Tensor
     grid: Grid
+    truth: Grid | None
+    rows: Tensor | None
+
+    def rows_among(self, truth: Grid) -> Tensor:
+        """The row of each candidate among true voxels, -1 where there is none: int64 [M]."""
+        return self.rows if self.rows is not None and self.truth is truth else truth.index(self.candidates.coords)
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,16 @@ class UpBlock(torch.nn.Module):
         self.to_children = sv.nn.ChannelToSpace(stride)
         self.block = ResBlock(out_channels, out_channels)
 
-    def forward(self, x: SparseTensor, grid: Grid) -> SparseTensor:
-        """Compute features [M, out_channels] on `grid`, which holds children of the voxels of `x`."""
-        y: SparseTensor = self.block(self.to_children(self.reduce(x), grid=grid))
-        return y
+    def forward(self, x: SparseTensor, grid: Grid, keep: Tensor) -> SparseTensor:
+        """Compute features [M, out_channels] on `grid`, the children of the voxels of `x` that `keep` selects."""
+        y = self.reduce(x)
+        if self.to_children.factor == (2, 2, 2):  # the children of a voxel are consecutive rows
+            children = rearrange(y.feats, "n (children c) -> (n children) c", children=8)
+            y = SparseTensor(grid, children.index_select(0, keep.nonzero().squeeze(1)))
+        else:
+            y = self.to_children(y, grid=grid)
+        z: SparseTensor = self.block(y)
+        return z
 
 
 class Decoder(torch.nn.Module):
@@ -107,10 +122,11 @@ class Decoder(torch.nn.Module):
             # 2. Child occupancy: logits [N, children] of the voxels become logits [N * children, 1] of candidates.
             to_children = sv.nn.ChannelToSpace(config.all_strides[resolution])
             children = to_children(x.replace(self.heads[resolution](x)))
-            decision, _ = self.decide(children.grid, children.feats, truth, resolution)
+            decision, keep = self.decide(children.grid, children.feats, truth, resolution)
             structure.insert(0, decision)
             # 3. Features of the children that exist.
-            x = checkpointed(partial(self.lifts[resolution], grid=decision.grid), x, config.checkpointing)
+            lift = partial(self.lifts[resolution], grid=decision.grid, keep=keep)
+            x = checkpointed(lift, x, config.checkpointing)
         return x, structure
 
     def decide(
@@ -118,14 +134,17 @@ class Decoder(torch.nn.Module):
     ) -> tuple[Structure, Tensor]:
         """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M]."""
         logits = at_least_float32(logits).squeeze(1)
-        predicted = logits.detach() > 0
-        keep = predicted if truth is None else self.guided(candidates, predicted, truth[resolution], resolution)
-        return Structure(candidates, logits, predicted, candidates.prune(keep)), keep
+        keep = predicted = logits.detach() > 0
+        true_grid = rows = None
+        if truth is not None:
+            true_grid = truth[resolution]
+            rows = true_grid.index(candidates.coords)
+            keep = self.guided(candidates, predicted, rows >= 0, resolution)
+        return Structure(candidates, logits, predicted, candidates.prune(keep), true_grid, rows), keep
 
-    def guided(self, candidates: Grid, predicted: Tensor, truth: Grid, resolution: int) -> Tensor:
-        """Choose the candidates to continue with in training, bool [M]."""
+    def guided(self, candidates: Grid, predicted: Tensor, real: Tensor, resolution: int) -> Tensor:
+        """Choose the candidates to continue with in training, from those that truly exist: both bool [M]."""
         config = self.config
-        real = truth.contains(candidates.coords)
         keep = self.joined(candidates, predicted, real, resolution)
         if config.max_voxels is not None:
             children = math.prod(config.all_strides[resolution - 1]) if resolution else 1

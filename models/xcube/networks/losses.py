@@ -14,7 +14,8 @@ import sparsevox as sv
 from sparsevox import Grid, Voxels
 from sparsevox.io.voxelize import normalized
 from xcube.config import Config
-from xcube.networks.blocks import centers
+from xcube.geometry.pyramid import same_lattice
+from xcube.networks.blocks import centers, count_per_grid, rows_or_zero
 from xcube.networks.decoder import Decoded
 from xcube.networks.encoder import Posterior
 from xcube.networks.vae import VAE
@@ -84,7 +85,7 @@ def vae_losses(
     losses, attributes = Losses(), decoded.voxels.attributes
     truth = model.truth(voxels.grid)
     for resolution, decision in enumerate(decoded.structure):
-        real = truth[resolution].contains(decision.candidates.coords)
+        real = decision.rows_among(truth[resolution]) >= 0
         losses.terms[f"structure-{resolution}"] = structure_loss(decision.logits, real)
         losses.weights[f"structure-{resolution}"] = config.structure
         losses.metrics[f"accuracy-{resolution}"] = mean_or_zero((decision.predicted == real).float())
@@ -116,25 +117,34 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def true_attributes(
-    voxels: Voxels, grid: Grid, names: Collection[str], *, float32_positions: bool = False
+    voxels: Voxels,
+    grid: Grid,
+    names: Collection[str],
+    *,
+    float32_positions: bool = False,
+    rows: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Transfer the attributes of true voxels to the voxels of another grid, for those of `names` that they have.
 
     Normals are splatted from the voxel centers and normalized, and zero where no true voxel is near. Colors and labels
-    are those of the nearest true voxel of the same grid of the batch, and 0 if it has no voxels.
+    are those of the nearest true voxel of the same grid of the batch, and 0 if it has no voxels. `rows`, the row of
+    each voxel among the true ones, -1 where there is none, saves a look-up if it is known.
     """
     made: dict[str, Tensor] = {}
     for name in voxels.attributes.keys() & set(names):
         value = voxels.attributes[name]
-        if name == "normal":
+        if name == "normal" and not float32_positions and same_lattice(voxels.grid, grid):
+            # Each center coincides with the center of the voxel itself, so it is splatted to no other.
+            rows = voxels.grid.index(grid.coords) if rows is None else rows
+            made[name] = normalized(rows_or_zero(value.float(), rows))
+        elif name == "normal":
             points = voxels.grid.to_world(voxels.grid.ijk)
             if float32_positions:
                 points = _round_to_float32(points, voxels.grid)
             made[name] = normalized(sv.ops.splat_trilinear(points, value.float(), grid, voxels.grid.batch))
         elif name in ("color", "label"):
             nearest = voxels.grid.nearest(centers(grid, torch.float64), grid.batch)
-            padded = torch.cat([value, value.new_zeros(1, *value.shape[1:])])  # row -1: no voxel
-            made[name] = padded[nearest]
+            made[name] = rows_or_zero(value, nearest)
     return made
 
 
@@ -147,8 +157,7 @@ def _round_to_float32(points: Tensor, grid: Grid) -> Tensor:
 
 def voxel_iou(predicted: Grid, real: Grid) -> Tensor:
     """Compute the intersection over union of the voxels of each grid, float32 [B]; 1 where both are empty."""
-    found = predicted.contains(real.coords)
-    both = sv.ops.global_pool(found[:, None].float(), real, "sum").squeeze(1)
+    both = count_per_grid(predicted.contains(real.coords), real)
     union = predicted.offsets.diff() + real.offsets.diff() - both
     return torch.where(union > 0, both / union.clamp(min=1), 1.0)
 

@@ -15,7 +15,15 @@ import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io.voxelize import normalized
 from xcube.geometry.pyramid import check_voxels
-from xcube.networks.blocks import Head, ResBlock, at_least_float32, centers, checkpointed, embed_position
+from xcube.networks.blocks import (
+    Head,
+    ResBlock,
+    at_least_float32,
+    centers,
+    checkpointed,
+    embed_position,
+    rows_or_zero,
+)
 from xcube.networks.configs import RefinerConfig
 from xcube.networks.losses import Losses, mean_or_zero, structure_loss, true_attributes, voxel_iou
 
@@ -100,10 +108,10 @@ class Refiner(torch.nn.Module):
             raise KeyError(f"the model needs the attributes {wanted}, got voxels without {missing}")
         inputs = [embed_position(centers(grid, dtype))]  # [M, 33]
         if config.normal:
-            inputs.append(_rows_or_zero(normalized(voxels.attributes["normal"].to(dtype)), rows))
+            inputs.append(rows_or_zero(normalized(voxels.attributes["normal"].to(dtype)), rows))
         if config.num_labels:
             labels = functional.one_hot(voxels.attributes["label"].long(), config.num_labels)
-            inputs.append(_rows_or_zero(labels.to(dtype), rows))
+            inputs.append(rows_or_zero(labels.to(dtype), rows))
         return inputs
 
     def _unet(self, x: SparseTensor) -> SparseTensor:
@@ -125,11 +133,6 @@ def _res_blocks(in_channels: int, out_channels: int, blocks: int) -> torch.nn.Mo
     return sv.nn.Sequential(*(ResBlock(a, b) for a, b in pairwise(widths)))
 
 
-def _rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:
-    """Return `values[rows]`, with zeros where the row is -1."""
-    return torch.cat([values, values.new_zeros(1, values.shape[1])])[rows]
-
-
 def refiner_losses(refined: Refined, truth: Voxels, *, normal: float = 0.3, label: float = 0.3) -> Losses:
     """Compute the losses of refined voxels.
 
@@ -137,10 +140,11 @@ def refiner_losses(refined: Refined, truth: Voxels, *, normal: float = 0.3, labe
     the mean absolute error and the cross entropy over the candidates that truly exist. "iou" is a metric.
     """
     grid, attributes = refined.candidates.grid, refined.candidates.attributes
-    real = truth.grid.contains(grid.coords)
+    rows = truth.grid.index(grid.coords)
+    real = rows >= 0
     losses = Losses()
     losses.terms["structure"], losses.weights["structure"] = structure_loss(refined.logits, real), 1.0
-    target = true_attributes(truth, grid, attributes)
+    target = true_attributes(truth, grid, attributes, rows=rows)
     if "normal" in attributes:
         losses.terms["normal"] = mean_or_zero((attributes["normal"] - target["normal"]).abs()[real])
         losses.weights["normal"] = normal

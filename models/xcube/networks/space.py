@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
@@ -16,9 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 import sparsevox as sv
-from sparsevox import SparseTensor
+from sparsevox import Grid, SparseTensor
 
 Field = Any  # a SparseTensor of `Sparse`, a Tensor of `Dense`
+Box = tuple[list[int], list[int]]
+
+_boxes: WeakKeyDictionary[Grid, Box] = WeakKeyDictionary()  # lower and upper corners of grids, found by `_box`
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,9 @@ class Sparse(Space):
         return field.map(function)
 
     def modulate(self, field: SparseTensor, values: Tensor) -> SparseTensor:
-        scale, shift = sv.ops.broadcast(values.to(field.dtype), field.grid).chunk(2, 1)  # each [N, C]
-        return field.replace(torch.addcmul(shift, field.feats, scale + 1))
+        scale, shift = values.to(field.dtype).chunk(2, 1)  # each [B, C]
+        factor, shift = sv.ops.broadcast(torch.cat([scale + 1, shift], 1), field.grid).chunk(2, 1)  # each [N, C]
+        return field.replace(torch.addcmul(shift, field.feats, factor))
 
     def cat(self, first: SparseTensor, second: SparseTensor) -> SparseTensor:
         return sv.cat([first, second])
@@ -161,11 +166,11 @@ class Dense(Space):
         Raises:
             ValueError: If the grids of the batch are not the same full box.
         """
-        lower, upper = _box(x)
+        lower, upper = _box(x.grid)
         return x.dense(lower, upper)
 
     def to_sparse(self, field: Tensor, like: SparseTensor) -> SparseTensor:
-        return like.replace(sv.ops.from_dense(field, like.grid, _box(like)[0]))
+        return like.replace(sv.ops.from_dense(field, like.grid, _box(like.grid)[0]))
 
     def conv(self, in_channels: int, out_channels: int) -> torch.nn.Module:
         """Make a convolution with zeros around the box."""
@@ -194,8 +199,8 @@ class Dense(Space):
         return rearrange(field, "b c x y z -> b (x y z) c")
 
     def replace(self, field: Tensor, rows: Tensor) -> Tensor:
-        # Not rearrange: for a batch of one it gives other strides, for which PyTorch chooses other kernels.
-        return rows.transpose(1, 2).unflatten(2, field.shape[2:])
+        # Contiguous, since oneDNN is up to twice as fast on contiguous volumes as on those with the channels last.
+        return rows.transpose(1, 2).contiguous().unflatten(2, field.shape[2:])
 
     def context(self, tokens: Tensor, mask: Tensor) -> Context:
         return Context(tokens, mask)
@@ -210,16 +215,18 @@ class Dense(Space):
         return rearrange(out, "b h n c -> b n (h c)") * some[:, :, None]
 
 
-def _box(x: SparseTensor) -> tuple[list[int], list[int]]:
+def _box(grid: Grid) -> Box:
     """The lower and upper corner of the full box that every grid of a batch is.
 
     Raises:
         ValueError: If the grids are not full boxes, all the same.
     """
-    corners: list[list[list[int]]] = torch.stack(x.grid.bounds(), 1).tolist()  # [B, 2, 3]
+    if grid in _boxes:
+        return _boxes[grid]
+    corners: list[list[list[int]]] = torch.stack(grid.bounds(), 1).tolist()  # [B, 2, 3]
     if corners:
         lower, upper = corners[0]
         volume = math.prod(b - a for a, b in zip(lower, upper, strict=True))
-        if corners.count(corners[0]) == len(corners) and volume * len(corners) == x.grid.num_voxels:
-            return lower, upper
-    raise ValueError(f"x of a dense network must be on full boxes, all the same, got {x.grid!r}")
+        if corners.count(corners[0]) == len(corners) and volume * len(corners) == grid.num_voxels:
+            return _boxes.setdefault(grid, (lower, upper))
+    raise ValueError(f"x of a dense network must be on full boxes, all the same, got {grid!r}")
