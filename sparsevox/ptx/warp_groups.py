@@ -209,7 +209,7 @@ def multiply(operands: Operands, columns: str, depth: str, kind: str) -> Step:
     def step(lanes: Lanes) -> None:
         if not whole(lanes, instruction, GROUP):
             return
-        batch, products = lanes.batch, products_of(lanes)
+        products = products_of(lanes)
         groups = lanes.threads[::GROUP] // GROUP
         loaded = [operand(lanes, *where, flag) for where, flag in zip(descriptors, transposed, strict=False)]
         left = matrix.a_operand(fragments(lanes, a), kind) if from_registers else loaded[0][0]
