@@ -242,6 +242,7 @@ def build_conv(name: str, case: Conv, target: str, folder: Path) -> Any:
         *_, flags = conv_flags(c, d, groups, dtype, bias=True, architecture=architecture)
     else:
         *_, flags = weight_flags(c, d, groups, dtype, architecture)
+    flags = dict(flags)
     options = {option: flags.pop(option) for option in ("num_warps", "num_stages")}
     types = dict.fromkeys(("feats_ptr", "weight_ptr", "grads_ptr", "out_feats_ptr"), POINTERS[dtype])
     types |= {"bias_ptr": "*fp32", "partials_ptr": "*fp64" if dtype == torch.float64 else "*fp32"}

@@ -188,8 +188,9 @@ def test_a_tuned_tile_takes_the_place_of_the_default(
     run: Callable[[], Tensor] = (lambda: run_conv(p, 1)) if op == "conv" else (lambda: run_weight(p, 1, SINGLE))
     default = run()
     chosen = configs.Config(rows=32, columns=32, num_warps=4, num_stages=2)
-    monkeypatch.setitem(configs.tuned, configs.key(op, 40, 72, 1, SINGLE, configs.arch(device)), chosen)
-    assert configs.config(op, 40, 72, 1, SINGLE, 90) == chosen
+    kind = configs.key(op, 40, 72, 1, SINGLE, configs.arch(device))
+    monkeypatch.setitem(configs.tuned, kind, chosen)
+    assert configs.config(kind) == chosen
     assert torch.equal(run(), default)
 
 

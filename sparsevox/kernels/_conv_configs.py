@@ -5,11 +5,12 @@ from shapes and dtype alone. A `Config` holds the rest, which does not change th
 C input and D output channels of a group, K taps, T blocks of output rows.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
+from sparsevox.kernels._launch import cdiv
 from sparsevox.plans import TILE_ROWS
 
 AMD = 0  # architecture number of every AMD GPU; those of NVIDIA are 80, 90, ...
@@ -36,6 +37,7 @@ Key = tuple[str, int, int, int, torch.dtype, str, int]
 tuned: dict[Key, Config] = {}
 
 
+@functools.cache
 def arch(device: torch.device) -> int:
     """Architecture number of a GPU; for the interpreter, that of an H100."""
     if device.type != "cuda":
@@ -61,8 +63,8 @@ def step_channels(c: int, dtype: torch.dtype) -> int:
     """Input channels per step: a power of two, at least 16, with little padding."""
     widest = 64 if dtype.itemsize == 2 else 32
     sizes = [size for size in (64, 32, 16) if size <= widest]
-    least = triton.cdiv(c, 16) * 16
-    return next(size for size in sizes if triton.cdiv(c, size) * size * 4 <= least * 5 or size == 16)
+    least = cdiv(c, 16) * 16
+    return next(size for size in sizes if cdiv(c, size) * size * 4 <= least * 5 or size == 16)
 
 
 def step_pairs(c: int, d: int, dtype: torch.dtype, dot: bool) -> int:
@@ -73,20 +75,23 @@ def step_pairs(c: int, d: int, dtype: torch.dtype, dot: bool) -> int:
 
 
 def key(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> Key:
-    """Key of the table of tuned tiles."""
+    """Key of the table of tuned tiles: everything that tiles and flags depend on."""
     return op, c, d, groups, dtype, precision(dtype, architecture), architecture
 
 
-def config(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> Config:
+def config(kind: Key) -> Config:
     """The tuned tile, or the default one."""
-    known = tuned.get(key(op, c, d, groups, dtype, architecture))
-    if known is not None:
-        return known
+    return tuned.get(kind) or _default_config(kind)
+
+
+@functools.cache
+def _default_config(kind: Key) -> Config:
+    op, c, d, groups, dtype, how, architecture = kind
     if not uses_dot(c, groups, dtype):
         return Config(32 if op == "conv" else 1, _power(d * groups, 16, 64), num_warps=4, num_stages=2)
     # Products of float32 without tensor cores need registers; so do channels that are loaded one by one.
     scalar = _one_by_one(c, d)
-    exact = dtype == torch.float32 and precision(dtype, architecture) == "ieee"
+    exact = dtype == torch.float32 and how == "ieee"
     widest = 128 >> (scalar + exact + (scalar and op == "conv_weight"))
     columns = _power(d, 16, widest)
     rows = min(widest, TILE_ROWS) if op == "conv" else _power(c, 16, widest)
@@ -98,38 +103,53 @@ def config(op: str, c: int, d: int, groups: int, dtype: torch.dtype, architectur
 def conv_flags(
     c: int, d: int, groups: int, dtype: torch.dtype, bias: bool, architecture: int
 ) -> tuple[int, int, dict[str, Any]]:
-    """Rows of a tile, number of tiles along the output channels, and flags and options of `conv_kernel`."""
-    flags, d_tiles, rows = _common("conv", c, d, groups, dtype, architecture)
+    """Rows of a tile, number of tiles along the output channels, and flags and options of `conv_kernel`.
+
+    The flags are memoized by everything that they depend on. Do not write to them.
+    """
+    kind = key("conv", c, d, groups, dtype, architecture)
+    return _conv_flags(kind, bias, config(kind))
+
+
+@functools.cache
+def _conv_flags(kind: Key, bias: bool, tile: Config) -> tuple[int, int, dict[str, Any]]:
+    flags, d_tiles, rows = _common(kind, tile)
     rows = min(rows, TILE_ROWS)
-    channels = step_channels(c, dtype) if flags["DOT"] else 1
+    channels = step_channels(flags["C"], kind[4]) if flags["DOT"] else 1
     return rows, d_tiles, flags | {"BIAS": bias, "TILE": TILE_ROWS, "ROWS": rows, "CHANNELS": channels}
 
 
 def weight_flags(c: int, d: int, groups: int, dtype: torch.dtype, architecture: int) -> tuple[int, dict[str, Any]]:
-    """Number of tiles of the gradient of one tap, and flags and options of `conv_weight_kernel`."""
-    flags, d_tiles, rows = _common("conv_weight", c, d, groups, dtype, architecture)
+    """Number of tiles of the gradient of one tap, and flags and options of `conv_weight_kernel`, memoized likewise."""
+    kind = key("conv_weight", c, d, groups, dtype, architecture)
+    return _weight_flags(kind, config(kind))
+
+
+@functools.cache
+def _weight_flags(kind: Key, tile: Config) -> tuple[int, dict[str, Any]]:
+    _, c, d, _, dtype, _, _ = kind
+    flags, d_tiles, rows = _common(kind, tile)
     channels = rows if flags["DOT"] else 1
     pairs = step_pairs(c, d, dtype, flags["DOT"])
-    return triton.cdiv(c, channels) * d_tiles, flags | {"PAIRS": pairs, "CHANNELS": channels}
+    return cdiv(c, channels) * d_tiles, flags | {"PAIRS": pairs, "CHANNELS": channels}
 
 
-def _common(
-    op: str, c: int, d: int, groups: int, dtype: torch.dtype, architecture: int
-) -> tuple[dict[str, Any], int, int]:
+def _common(kind: Key, tile: Config) -> tuple[dict[str, Any], int, int]:
     """Flags and options of both kernels, number of tiles along the output channels, and rows of a tile."""
-    rows, columns, warps, stages = config(op, c, d, groups, dtype, architecture)
-    dot, how = uses_dot(c, groups, dtype), precision(dtype, architecture)
-    d_tiles = groups * triton.cdiv(d, columns) if dot else triton.cdiv(d * groups, columns)
+    rows, columns, warps, stages = tile
+    _, c, d, groups, dtype, how, _ = kind
+    dot = uses_dot(c, groups, dtype)
+    d_tiles = groups * cdiv(d, columns) if dot else cdiv(d * groups, columns)
     flags = {"C": c, "D": d, "GROUPS": groups, "DOT": dot, "PRECISION": how, "COLUMNS": columns}
     return flags | {"num_warps": warps, "num_stages": stages}, d_tiles, rows
 
 
 def split_blocks(blocks: int, taps: int, c: int, d: int, groups: int) -> int:
     """Blocks of pairs per program of the gradient of the weight: a function of shapes only."""
-    tiles = taps * groups * triton.cdiv(c, 128) * triton.cdiv(d, 128)
+    tiles = taps * groups * cdiv(c, 128) * cdiv(d, 128)
     elements = taps * c * d * groups
     splits = max(1, min(SPLIT_PROGRAMS // max(tiles, 1), SPLIT_ELEMENTS // max(elements, 1)))
-    return max(1, triton.cdiv(blocks, splits))
+    return max(1, cdiv(blocks, splits))
 
 
 def _one_by_one(c: int, d: int) -> bool:
@@ -138,4 +158,5 @@ def _one_by_one(c: int, d: int) -> bool:
 
 
 def _power(number: int, least: int, most: int) -> int:
-    return min(max(triton.next_power_of_2(number), least), most)
+    """The next power of two, between two others."""
+    return min(max(1 << (number - 1).bit_length(), least), most)

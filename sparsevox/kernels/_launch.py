@@ -1,10 +1,18 @@
 """Launching kernels, and the names of their arguments.
 
 A name means the same dtype in every kernel, so that a test can compile all of them ahead of time.
+
+`kernel[grid](*args)` costs the host tens of microseconds: Triton inspects all arguments to find the compiled kernel. So
+the first launch of a kind goes this way and the compiled kernel that it returns is kept; later launches of the kind
+call it directly. Two launches are of one kind if Triton would run the same binary for both (`_Launcher.kind`).
 """
+
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 import triton
+from triton.compiler import CompiledKernel
 
 # Dtypes of pointers. A launcher may pass another integer dtype where a comment says so.
 POINTEES = {
@@ -71,8 +79,18 @@ SCALARS = {
 # Contract products and sums to fused multiply-adds. Triton leaves the default to its version.
 FP_FUSION = True
 
+# Devices whose kernels are kept. A compiled kernel is called as in Triton's tutorials, with all parameters, constants
+# included; other versions of Triton than these, which were tested, may want less.
+TESTED = ("3.6", "3.7", "3.8", "3.9")
+DIRECT = frozenset({"cuda"} if triton.__version__.startswith(tuple(f"{v}." for v in TESTED)) else ())
+
 # The time of Triton's interpreter depends on the number of programs, hardly on their size.
 INTERPRETER_LANES = 1 << 16
+
+
+def cdiv(a: int, b: int) -> int:
+    """Round `a / b` up. `triton.cdiv` is for kernels; on the host it takes microseconds."""
+    return -(-a // b)
 
 
 def launch(
@@ -89,24 +107,85 @@ def launch(
 
     `parts` consecutive programs share a block of items.
     """
-    if n * parts == 0:
-        return
     tensor = args[0]
     assert isinstance(tensor, torch.Tensor)
     if not isinstance(kernel, triton.JITFunction):  # an interpreted one
         block = INTERPRETER_LANES // lanes
-    with torch.cuda.device_of(tensor):
-        kernel[(triton.cdiv(n, block) * parts,)](
-            *args, BLOCK=block, num_warps=num_warps, enable_fp_fusion=FP_FUSION, **flags
-        )
+    launch_programs(kernel, cdiv(n, block) * parts, *args, BLOCK=block, num_warps=num_warps, **flags)
 
 
 def launch_programs(
     kernel: triton.JITFunction, programs: int, *args: torch.Tensor | int, **options: int | str | bool
 ) -> None:
     """Run `programs` programs of `kernel`. Its flags depend on the arguments and cannot be read from the source."""
+    if not programs:
+        return
+    options["enable_fp_fusion"] = FP_FUSION
     tensor = args[0]
     assert isinstance(tensor, torch.Tensor)
-    if programs:
-        with torch.cuda.device_of(tensor):
-            kernel[(programs,)](*args, enable_fp_fusion=FP_FUSION, **options)
+    device = tensor.get_device()
+    if device >= 0 and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch_programs(kernel, programs, *args, **options)
+    elif tensor.device.type in DIRECT and _is_ordinary(kernel):
+        launcher = _launchers.get(id(kernel))
+        if launcher is None:
+            launcher = _launchers[id(kernel)] = _Launcher(kernel)
+        launcher.launch(programs, args, options)
+    else:
+        kernel[(programs,)](*args, **options)
+
+
+def _is_ordinary(kernel: triton.JITFunction) -> bool:
+    """Whether nothing observes or changes launches: no interpreter, no hooks (profilers set them), no debugging."""
+    runtime = triton.knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # functions or lists of them
+    hooks = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
+    return isinstance(kernel, triton.JITFunction) and not (hooks or kernel.pre_run_hooks or runtime.debug)
+
+
+class _Launcher:
+    """Launches one kernel, and keeps it compiled for every kind of launch."""
+
+    def __init__(self, kernel: triton.JITFunction) -> None:
+        self.kernel = kernel
+        self.kept: dict[tuple[Hashable, ...], tuple[CompiledKernel, tuple[Any, ...]]] = {}
+        fixed = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
+        self.specialized = [name not in fixed for name in kernel.arg_names]
+
+    def launch(self, programs: int, args: tuple[torch.Tensor | int, ...], options: dict[str, Any]) -> None:
+        """Run the kernel on the current device and stream."""
+        kind = self.kind(args, options)
+        kept = self.kept.get(kind)
+        if kept is not None:
+            compiled, constants = kept
+            compiled[(programs, 1, 1)](*args, *constants)
+            return
+        compiled = self.kernel[(programs,)](*args, **options)
+        names = self.kernel.arg_names[len(args) :]
+        if isinstance(compiled, CompiledKernel) and all(name in options for name in names):
+            self.kept[kind] = compiled, tuple(options[name] for name in names)
+
+    def kind(self, args: tuple[torch.Tensor | int, ...], options: dict[str, Any]) -> tuple[Hashable, ...]:
+        """Everything that decides which binary Triton runs.
+
+        Of a pointer: its dtype, whether it is aligned to 16 bytes, and on AMD whether 32-bit offsets reach all of its
+        storage. Of an integer: its width, and unless it is exempt, whether it is 1 or divisible by 16. Of a constant
+        or an option: name, type and value. The device.
+        """
+        words: list[Hashable] = [*options, *options.values(), *map(type, options.values())]
+        for arg, specialized in zip(args, self.specialized, strict=False):
+            if isinstance(arg, torch.Tensor):
+                words += arg.dtype, arg.data_ptr() % 16 == 0
+                if torch.version.hip:
+                    words.append(arg.untyped_storage().nbytes() < 1 << 31)
+            else:
+                words.append("i32" if -(1 << 31) <= arg < 1 << 31 else "i64" if arg < 1 << 63 else "u64")
+                if specialized:
+                    words += arg == 1, arg % 16 == 0
+        words.append(args[0].get_device())  # type: ignore[union-attr]
+        return tuple(words)
+
+
+# By identity: the hash of a kernel is that of its source.
+_launchers: dict[int, _Launcher] = {}

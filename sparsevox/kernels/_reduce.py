@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsevox.kernels._launch import launch
+from sparsevox.kernels._launch import cdiv, launch
 
 NARROW = 8  # channels of a program if the tensor has no more
 WIDE = 32  # channels of a program otherwise
@@ -136,6 +136,6 @@ def reduce_rows(
         COLUMNS=columns,
         block=32,
         lanes=columns,
-        parts=triton.cdiv(channels, columns),
+        parts=cdiv(channels, columns),
     )
     return out, out_winners

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsevox.kernels._conv_configs import arch, conv_flags, split_blocks, weight_flags
-from sparsevox.kernels._launch import launch_programs
+from sparsevox.kernels._launch import cdiv, launch_programs
 from sparsevox.plans import PairLists, RowPlan
 
 # The interpreter would multiply the bits of bfloat16 as if they were integers.
@@ -197,7 +197,7 @@ def conv(
     rows, d_tiles, flags = conv_flags(c, wide // groups, groups, feats.dtype, bias is not None, arch(feats.device))
     launch_programs(
         conv_kernel,
-        triton.cdiv(n, rows) * d_tiles,
+        cdiv(n, rows) * d_tiles,
         *(feats.contiguous(), weight.to(feats.dtype).contiguous(), lengths if bias is None else bias.contiguous()),
         *(table, order, lists, lengths, out, n, taps),
         **flags,
@@ -226,7 +226,7 @@ def conv_weight(
     length = split_blocks(blocks, taps, c, wide // groups, groups)
     exact = torch.float64 if feats.dtype == torch.float64 else torch.float32
     # Without blocks there are no pairs, and the sum is over no parts.
-    partials = feats.new_empty((triton.cdiv(blocks, length), taps, c, wide), dtype=exact)
+    partials = feats.new_empty((cdiv(blocks, length), taps, c, wide), dtype=exact)
     tiles, flags = weight_flags(c, wide // groups, groups, feats.dtype, arch(feats.device))
     launch_programs(
         conv_weight_kernel,

@@ -14,7 +14,7 @@ from sparsevox import morton
 from sparsevox._readback import read_back
 from sparsevox.kernels._bits import NONE, as_mask, encode, in_range, items, local
 from sparsevox.kernels._finish import finish, no_bad
-from sparsevox.kernels._launch import launch
+from sparsevox.kernels._launch import cdiv, launch
 from sparsevox.morton import Bricks, VoxelError
 
 MAX_BATCH = tl.constexpr(morton.MAX_BATCH)
@@ -128,7 +128,7 @@ def gather_dense(volume: Tensor, cells: Tensor) -> Tensor:
 
 
 def _move(feats: Tensor, cells: Tensor, out: Tensor, size: Sequence[int], channels: int, gather: bool) -> None:
-    n = cells.shape[0] * triton.cdiv(channels, COLUMNS)
+    n = cells.shape[0] * cdiv(channels, COLUMNS)
     n_cells = max(size[0] * size[1] * size[2], 1)
     arguments = (feats.contiguous(), cells, out, n, n_cells, channels)
     launch(cells_kernel, n, *arguments, GATHER=gather, COLUMNS=COLUMNS, block=32, lanes=COLUMNS)

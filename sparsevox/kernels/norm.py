@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsevox.kernels._launch import INTERPRETER_LANES, launch
+from sparsevox.kernels._launch import INTERPRETER_LANES, cdiv, launch
 from sparsevox.kernels.segment import sum_ranges
 
 CHUNK = tl.constexpr(512)
@@ -240,7 +240,7 @@ def _moments(feats: Tensor, grad: Tensor | None, offsets: Tensor, mean: Tensor) 
     chunks = feats.shape[0] // CHUNK.value + items
     dtype = torch.float64 if grad is None else mean.dtype
     parts = torch.empty((chunks, 2, channels), dtype=dtype, device=feats.device)
-    n = chunks * triton.cdiv(channels, COLUMNS)
+    n = chunks * cdiv(channels, COLUMNS)
     arguments = (feats, feats if grad is None else grad, offsets, mean, parts, n, channels, mean.shape[1], items)
     flags = {"GRADIENT": grad is not None, "COLUMNS": COLUMNS}
     launch(moments_kernel, n, *arguments, block=1, lanes=INTERPRETER_LANES, **flags)
@@ -253,7 +253,7 @@ def _affine(
     """Rows [N, C]: `(feats - mean) * slope + shift`, plus `grad * factor` if there are gradients."""
     out = torch.empty_like(feats)
     items, channels = offsets.shape[0] - 1, feats.shape[1]
-    n = (feats.shape[0] // CHUNK.value + items) * triton.cdiv(channels, COLUMNS)
+    n = (feats.shape[0] // CHUNK.value + items) * cdiv(channels, COLUMNS)
     arguments = (feats, feats if grad is None else grad, offsets, mean, slope, shift, factor, out, n)
     sizes = (channels, mean.shape[1], items)
     flags = {"GRADIENT": grad is not None, "COLUMNS": COLUMNS}

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsevox import morton
 from sparsevox._readback import read_back
 from sparsevox.kernels._bits import items
-from sparsevox.kernels._launch import launch
+from sparsevox.kernels._launch import cdiv, launch
 from sparsevox.plans import MASK_TAPS, TILE_ROWS, WINDOW_ROWS
 
 
@@ -114,7 +114,7 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     Pairs are sorted by block of output rows, then tap, then output row.
     """
     taps, n = table.shape
-    segments = triton.cdiv(n, block) * taps
+    segments = cdiv(n, block) * taps
     starts = torch.zeros(segments + 1, dtype=torch.int64, device=table.device)
     counts = starts[1:]
     sizes = (segments, n, taps, block)
@@ -129,7 +129,7 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
 def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows in the order of tiles, int32 [M]; taps of each tile, int32 [tiles, K]; their number, int32 [tiles]."""
     taps, n = table.shape
-    tiles = triton.cdiv(n, TILE_ROWS)
+    tiles = cdiv(n, TILE_ROWS)
     order = _order(table)
     lists = torch.zeros((tiles, taps), dtype=torch.int32, device=table.device)
     lengths = torch.empty(tiles, dtype=torch.int32, device=table.device)
@@ -151,7 +151,7 @@ def _order(table: Tensor) -> Tensor:
     rarest_first = torch.sort((table >= 0).sum(1), stable=True).indices
     ranks = taps - 1 - torch.sort(rarest_first).indices
     # Padding sorts after all rows.
-    windows = triton.cdiv(n, WINDOW_ROWS)
+    windows = cdiv(n, WINDOW_ROWS)
     masks = torch.full((windows, WINDOW_ROWS), morton.NONE, device=table.device)
     launch(tap_masks_kernel, n, table, ranks, masks, n, taps, block=256)
     first = torch.arange(0, windows * WINDOW_ROWS, WINDOW_ROWS, device=table.device)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsevox.kernels._bits import items
-from sparsevox.kernels._launch import launch
+from sparsevox.kernels._launch import cdiv, launch
 from sparsevox.kernels.segment import _cut, sum_ranges
 
 NARROW = 8  # channels of a program if the tensor has no more
@@ -147,7 +147,7 @@ def _weighted(
 ) -> None:
     """Write the weighted sums to `out`. Arguments that the kernel does not read may be any tensor."""
     columns, channels = _columns(feats), feats.shape[1]
-    n = out.shape[0] * triton.cdiv(channels, columns)
+    n = out.shape[0] * cdiv(channels, columns)
     arguments = (feats, sources, places, ranges, weights, out, n, channels, taps)
     launch(weighted_kernel, n, *arguments, SUM=summing, COLUMNS=columns, block=32, lanes=columns)
 

@@ -129,7 +129,7 @@ class Tunable(NamedTuple):
     groups: int  # position of that argument
 
 
-TUNABLE = {_conv: Tunable("conv", 7), _conv_weight: Tunable("conv_weight", 6)}
+TUNABLE = {_library.overload(name): Tunable(name, groups) for name, groups in (("conv", 7), ("conv_weight", 6))}
 
 
 def conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap, *, groups: int = 1) -> Tensor:
