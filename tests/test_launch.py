@@ -145,11 +145,11 @@ def test_later_launches_go_to_the_kept_kernel(fake: Driver, monkeypatch: pytest.
     for step in range(3):
         fake.stream = step
         launch(copy_kernel, 40 + step, data, out, 40 + step, 2, block=16, TWICE=True)
-        assert fake.launches[-1][:2] == (1, step)
+        assert fake.launches[-1][:2] == (3, step)
         a, b, *rest = fake.launches[-1][2]
         assert a is data
         assert b is out
-        assert rest == [40 + step, 2, _launch.INTERPRETER_LANES, True]
+        assert rest == [40 + step, 2, 16, True]
     assert len(ordinary) == 1
     changed: list[tuple[Any, ...]] = [
         (data[1:], out, 40, 2),
