@@ -140,7 +140,7 @@ def _store(operands: Operands, space: str, order: str, count: str | None, kind: 
     return step
 
 
-def after_atomic(name: str, old: np.ndarray, operand: np.ndarray, new: np.ndarray | None) -> np.ndarray:
+def after_atomic(name: str, old: np.ndarray, operand: np.ndarray, new: Value) -> Value:
     """What an atomic leaves behind. `new`: the value that `cas` stores where it finds `operand`."""
     if name == "cas":
         return np.where(old == operand, new, old)

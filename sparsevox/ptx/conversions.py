@@ -7,7 +7,7 @@ import numpy as np
 from sparsevox.ptx.floats import flush, from_bfloat, to_bfloat
 from sparsevox.ptx.forms import elementwise, form
 from sparsevox.ptx.parse import BITS
-from sparsevox.ptx.registers import DTYPES, Lanes, Operands, Step, Value
+from sparsevox.ptx.registers import DTYPES, Lanes, Operands, Step, Value, where
 
 INTEGERS = r"[su](?:8|16|32|64)"
 FLOATS = r"f(?:16|32|64)|bf16"
@@ -27,7 +27,7 @@ def rounded(x: Value, kind: str, mode: str) -> Value:
         return x.astype(DTYPES[kind])
     if kind == "bf16":  # rz, of float32
         bits = (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-        return np.where(np.isnan(x), np.uint16(0x7FFF), bits)[()]
+        return where(np.isnan(x), np.uint16(0x7FFF), bits)
     result = x.astype(DTYPES[kind])
     exact = result.astype(x.dtype)
     if mode == "rz":
@@ -35,7 +35,7 @@ def rounded(x: Value, kind: str, mode: str) -> Value:
     else:
         wrong = exact > x if mode == "rm" else exact < x
         toward = np.full_like(result, -np.inf if mode == "rm" else np.inf)
-    return np.where(wrong, np.nextafter(result, toward), result)[()]
+    return where(wrong, np.nextafter(result, toward), result)
 
 
 def to_integer(x: Value, kind: str) -> Value:
@@ -49,7 +49,7 @@ def to_integer(x: Value, kind: str) -> Value:
     result = np.where(inside, result, np.where(wide > 0, dtype.type(info.max), dtype.type(info.min)))
     # NaN is 0, but half of the range for 64 bits, on either side.
     undefined = np.uint64(1 << 63).view(dtype) if bits == 64 else dtype.type(0)
-    return np.where(np.isnan(wide), undefined, result)[()]
+    return where(np.isnan(wide), undefined, result)
 
 
 @form(rf"cvt(?P<saturate>\.sat)?\.(?P<to>{INTEGERS})\.(?P<kind>{INTEGERS})")
@@ -105,7 +105,7 @@ def _pair(operands: Operands, mode: str, relu: str | None, to: str) -> Step:
     def function(high: Value, low: Value) -> Value:
         halves = []
         for x in (high, low):
-            y = rounded(np.where(x > 0, x, np.where(np.isnan(x), x, np.float32(0)))[()] if relu else x, to, mode)
+            y = rounded(where(x > 0, x, np.where(np.isnan(x), x, np.float32(0))) if relu else x, to, mode)
             halves.append(y.view(np.uint16).astype(np.uint32))
         return halves[0] << np.uint32(16) | halves[1]
 
@@ -118,6 +118,6 @@ def _to_tf32(operands: Operands, mode: str) -> Step:
         bits = x.view(np.uint32)
         half = np.uint32(0x1000) if mode == "rna" else np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))
         result = (bits + half) & np.uint32(0xFFFFE000)
-        return np.where(np.isnan(x), np.uint32(0x7FFFFFFF), result)[()]
+        return where(np.isnan(x), np.uint32(0x7FFFFFFF), result)
 
     return elementwise(operands, function, ["f32"], 32)

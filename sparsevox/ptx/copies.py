@@ -73,8 +73,8 @@ class Copy:
 
     def part(self, mask: np.ndarray) -> "Copy":
         """The copies of some of the threads."""
-        arrays = (self.threads, self.groups, self.targets, self.sources, self.sizes)
-        return Copy(*(array[mask] for array in arrays), self.width, self.instruction)
+        threads, groups, targets = self.threads[mask], self.groups[mask], self.targets[mask]
+        return Copy(threads, groups, targets, self.sources[mask], self.sizes[mask], self.width, self.instruction)
 
     def finish(self, batch: Any) -> None:
         """Copy."""

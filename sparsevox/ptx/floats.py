@@ -6,10 +6,10 @@ from fractions import Fraction
 import numpy as np
 
 from sparsevox.ptx.forms import elementwise, form
-from sparsevox.ptx.registers import DTYPES, Operands, Step, Value
+from sparsevox.ptx.registers import DTYPES, Operands, Step, Value, where
 
-SIGN = {2: np.uint16(1 << 15), 4: np.uint32(1 << 31), 8: np.uint64(1 << 63)}
-NAN = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFFFFFF), 8: np.uint64(0x7FFFFFFFFFFFFFFF)}
+SIGN: dict[int, Value] = {2: np.uint16(1 << 15), 4: np.uint32(1 << 31), 8: np.uint64(1 << 63)}
+NAN: dict[int, Value] = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFFFFFF), 8: np.uint64(0x7FFFFFFFFFFFFFFF)}
 
 
 def bits_of(x: Value) -> Value:
@@ -19,7 +19,7 @@ def bits_of(x: Value) -> Value:
 
 def flush(x: Value) -> Value:
     """`.ftz`: subnormal numbers become zeros of their sign."""
-    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)[()]
+    return where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
 
 
 def flushed(function: Callable[..., Value]) -> Callable[..., Value]:
@@ -36,7 +36,7 @@ def fma32(x: Value, y: Value, z: Value) -> Value:
     tie = bits_of(total) & np.uint64(0x1FFFFFFF) == np.uint64(0x10000000)
     tie |= (np.abs(total) < 2.0**-126) & (total != 0)
     if np.any(tie):
-        total = np.where(tie, round_to_odd(product, addend), total)[()]
+        total = where(tie, round_to_odd(product, addend), total)
     return total.astype(np.float32)
 
 
@@ -137,7 +137,7 @@ def minimum(x: Value, y: Value, largest: bool = False, with_nan: bool = False) -
     signs = bits_of(x) & bits_of(y) if largest else bits_of(x) | bits_of(y)
     result = np.where((x == 0) & (y == 0), signs.view(x.dtype), result)
     missing = np.isnan(x) | np.isnan(y) if with_nan else np.isnan(x) & np.isnan(y)
-    return np.where(missing, nan, result)[()]
+    return where(missing, nan, result)
 
 
 def maximum(x: Value, y: Value) -> Value:

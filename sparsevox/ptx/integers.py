@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsevox.ptx.forms import elementwise, form
 from sparsevox.ptx.parse import BITS
-from sparsevox.ptx.registers import DTYPES, Lanes, Operands, Step, Value
+from sparsevox.ptx.registers import DTYPES, Lanes, Operands, Step, Value, where
 
 INTEGER = r"\.(?P<kind>[su](?:16|32|64))"
 BITWISE = r"\.(?P<kind>b(?:16|32|64)|pred)"
@@ -18,7 +18,13 @@ BITWISE = r"\.(?P<kind>b(?:16|32|64)|pred)"
     rf"(?P<name>mul)\.lo{INTEGER}",
 )
 def _binary(operands: Operands, name: str, kind: str) -> Step:
-    functions = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.minimum, "max": np.maximum}
+    functions: dict[str, Any] = {
+        "add": np.add,
+        "sub": np.subtract,
+        "mul": np.multiply,
+        "min": np.minimum,
+        "max": np.maximum,
+    }
     functions |= {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
     return elementwise(operands, functions[name], [kind, kind])
 
@@ -83,13 +89,13 @@ def divide(x: Value, y: Value) -> Value:
     """The quotient toward zero; all bits set where the divisor is zero, as GPUs do (PTX leaves it open)."""
     zero = y == 0
     safe = np.where(zero, y.dtype.type(1), y)
-    return np.where(zero, y.dtype.type(0) - y.dtype.type(1), (x - np.fmod(x, safe)) // safe)[()]
+    return where(zero, y.dtype.type(0) - y.dtype.type(1), (x - np.fmod(x, safe)) // safe)
 
 
 def remainder(x: Value, y: Value) -> Value:
     """The remainder with the sign of the dividend; the dividend where the divisor is zero, as GPUs do."""
     zero = y == 0
-    return np.where(zero, x, np.fmod(x, np.where(zero, y.dtype.type(1), y)))[()]
+    return where(zero, x, np.fmod(x, np.where(zero, y.dtype.type(1), y)))
 
 
 @form(rf"div{INTEGER}")
@@ -130,7 +136,7 @@ def extract(x: Value, start: Value, length: Value) -> Value:
     start, length = (np.minimum(n & np.uint32(255), bits) for n in (start, length))
     shifted = x >> start.astype(dtype)  # [start, width), then zeros or copies of the sign
     unused = (bits - length).astype(dtype)
-    return np.where(length == 0, dtype.type(0), shifted << unused >> unused)[()]
+    return where(length == 0, dtype.type(0), shifted << unused >> unused)
 
 
 @form(r"bfe\.(?P<kind>[su](?:32|64))")
@@ -160,7 +166,7 @@ def _permute(operands: Operands) -> Step:
             byte = both >> ((choice & np.uint32(7)) << np.uint32(3)).astype(np.uint64) & np.uint64(0xFF)
             byte = byte.astype(np.uint32)
             sign = (byte >> np.uint32(7)) * np.uint32(0xFF)  # bit 3 of a choice asks for the sign of the byte
-            byte = np.where(choice & np.uint32(8), sign, byte)[()]
+            byte = where(choice & np.uint32(8), sign, byte)
             result = result | byte << np.uint32(8 * i)
         return result
 
@@ -204,7 +210,7 @@ def _count_bits(operands: Operands, name: str, kind: str) -> Step:
 @form(r"bfind\.(?P<kind>[us](?:32|64))")
 def _find_highest_bit(operands: Operands, kind: str) -> Step:
     def function(x: Value) -> Value:
-        positive = np.where(x < 0, ~x, x)[()] if kind[0] == "s" else x
+        positive = where(x < 0, ~x, x) if kind[0] == "s" else x
         return np.uint32(BITS[kind] - 1) - leading_zeros(positive.view(f"u{BITS[kind] // 8}"))  # none: all bits set
 
     return elementwise(operands, function, [kind], 32)
@@ -226,7 +232,7 @@ def _reverse_bits(operands: Operands, kind: str) -> Step:
 @form(r"selp\.(?P<kind>[busf](?:16|32|64))")
 def _select(operands: Operands, kind: str) -> Step:
     plain = f"b{BITS[kind]}"  # the bits of NaN stay as they are
-    return elementwise(operands, lambda x, y, p: np.where(p, x, y)[()], [plain, plain, "pred"])
+    return elementwise(operands, lambda x, y, p: where(p, x, y), [plain, plain, "pred"])
 
 
 COMPARISONS: dict[str, Any] = {"eq": np.equal, "ne": np.not_equal}

@@ -14,7 +14,7 @@ from sparsevox.ptx.memory import GlobalMemory, SharedMemory, parameter_value
 from sparsevox.ptx.parse import BITS, ENDS_BLOCK, SPECIAL, Instruction, Kernel
 from sparsevox.ptx.races import WARP_SIZE
 from sparsevox.ptx.reach import reach
-from sparsevox.ptx.registers import Lanes, Operands, Reader, Step
+from sparsevox.ptx.registers import Lanes, Operands, Reader, Step, Value
 from sparsevox.ptx.warp_groups import Products, registers_of, watch
 
 BATCH_THREADS = 1 << 14
@@ -116,7 +116,9 @@ class Batch:
         thread = np.arange(threads, dtype=np.uint32)[None]
         grid = self.machine.grid
         x, y, z = np.unravel_index(self.programs, grid, order="F")
-        values = {f"%ctaid.{axis}": at.astype(np.uint32)[:, None] for axis, at in zip("xyz", (x, y, z), strict=True)}
+        values: dict[str, Value] = {
+            f"%ctaid.{axis}": at.astype(np.uint32)[:, None] for axis, at in zip("xyz", (x, y, z), strict=True)
+        }
         values |= {f"%nctaid.{axis}": np.uint32(n) for axis, n in zip("xyz", grid, strict=True)}
         values |= {"%tid.x": thread, "%laneid": thread % np.uint32(32), "%warpid": thread // np.uint32(32)}
         values |= {"%ntid.x": np.uint32(threads), "%ntid.y": np.uint32(1), "%ntid.z": np.uint32(1)}
@@ -295,7 +297,7 @@ class Schedule:
         batch, threads = self.batch, self.batch.shape[1]
         waits = self.waits.reshape(-1, threads)
         block = np.where(waits, self.block.reshape(-1, threads), self.end)
-        met = waits.any(1)
+        met: Value = waits.any(1)
         first = block.min(1, keepdims=True)
         for kind, those in (
             ("barrier after some threads have ended", ~waits & met[:, None]),

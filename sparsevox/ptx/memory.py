@@ -5,7 +5,7 @@ the arguments that its address can be derived from.
 """
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -59,7 +59,7 @@ class GlobalMemory(Bytes):
     def __init__(
         self,
         tensors: Sequence[torch.Tensor | None],
-        reach: dict[int, Sequence[int]],
+        reach: Mapping[int, Sequence[int]],
         written: set[int],
         granule: int,
         checked: bool,

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsevox.ptx.findings import Findings
 from sparsevox.ptx.parse import Instruction
-from sparsevox.ptx.registers import Lanes
+from sparsevox.ptx.registers import Lanes, Value
 
 RECORD = np.dtype(
     [
@@ -101,7 +101,7 @@ class Shadow:
         scope: int = THREAD,
         atomic: bool = False,
         proxy: bool = True,
-    ) -> np.ndarray:
+    ) -> Value:
         """Record and check writes of granules int64 [N, k] by N threads.
 
         `same` [N] is True where the memory holds the value already, so that the order does not matter. Returns True [N]
@@ -123,7 +123,8 @@ class Shadow:
         if used.any():
             self.report_plain("write to shared memory that wgmma may still read", used.any(1), lanes, instruction)
         self.unfenced[granules] = proxy
-        return self.record(self.writes, granules, now).any(1)
+        several: Value = self.record(self.writes, granules, now).any(1)
+        return several
 
     def check_in_flight(self, lanes: Lanes, instruction: Instruction, granules: np.ndarray) -> None:
         """Report accesses to what a copy fills that was not waited for."""

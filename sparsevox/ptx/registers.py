@@ -26,6 +26,12 @@ Writer = Callable[["Lanes", Value], None]
 Step = Callable[["Lanes"], None]
 
 
+def where(condition: Value, x: Value, y: Value) -> Value:
+    """`np.where`, but a scalar for scalars."""
+    result: Value = np.where(condition, x, y)
+    return result[()]
+
+
 class _Indices(dict[tuple[int, ...], Any]):
     """Where a group of threads finds its values in a register, by the shape of the register."""
 
