@@ -27,10 +27,14 @@ order of a GPU stay outside. Approximate instructions (`div.full`, `rcp.approx`,
 rounded once. Atomics order nothing: what one program hands to another within a launch is reported as a race.
 """
 
-from sparsevox.ptx.emulate import Emulation, Launch, emulate
+from importlib.util import find_spec
+
 from sparsevox.ptx.findings import Finding, KernelError
 from sparsevox.ptx.machine import Machine, Program
 from sparsevox.ptx.memory import SparseMemory, sparse_memory
+
+if find_spec("triton"):  # the rest runs without it
+    from sparsevox.ptx.emulate import Emulation, Launch, emulate
 
 __all__ = [
     "Emulation",

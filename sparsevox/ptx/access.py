@@ -81,11 +81,14 @@ def write_values(
 @form(r"ld\.param\.(?P<kind>[busf](?:8|16|32|64))")
 def _load_parameter(operands: Operands, kind: str) -> Step:
     write = operands.widened_target(0, kind)
-    name = operands.instruction.operands[1].strip("[] ")
-    number = next((i for i, parameter in enumerate(operands.kernel.parameters) if parameter.name == name), None)
-    if number is None or BITS[operands.kernel.parameters[number].type] != BITS[kind]:
+    name, _, offset = operands.instruction.operands[1].strip("[] ").partition("+")
+    numbers = {parameter.name: i for i, parameter in enumerate(operands.kernel.parameters)}
+    shift = np.uint64(8 * operands.integer(offset.strip()) if offset else 0)
+    number = numbers[name.strip()]
+    if BITS[kind] + shift > BITS[operands.kernel.parameters[number].type]:
         raise operands.unknown()
-    return lambda lanes: write(lanes, lanes.batch.parameters[number].view(DTYPES[kind]))
+    low = DTYPES[f"u{BITS[kind]}"]
+    return lambda lanes: write(lanes, (lanes.batch.parameters[number] >> shift).astype(low).view(DTYPES[kind]))
 
 
 @form(rf"ld{ORDER}{SPACE}{CACHE}{ELEMENT}")

@@ -83,9 +83,10 @@ def fma64(x: Value, y: Value, z: Value) -> Value:
     if np.all(safe & (result != 0)):
         return result
     x, y, z, result, safe = np.broadcast_arrays(x, y, z, result, safe)
-    result = np.where(safe & (result != 0), result, x * y + z)  # right for zeros, infinity and NaN
-    finite = np.isfinite(x) & np.isfinite(y) & np.isfinite(z)
-    for i in np.argwhere(finite & ~safe):
+    finite = np.isfinite(x) & np.isfinite(y)
+    plain = np.where(finite & np.isinf(z), z, x * y + z)  # right for zeros, infinity and NaN
+    result = np.where(safe & (result != 0), result, plain)
+    for i in np.argwhere(finite & np.isfinite(z) & ~safe):
         at = tuple(i)
         exact = Fraction(float(x[at])) * Fraction(float(y[at])) + Fraction(float(z[at]))
         if exact:

@@ -18,7 +18,7 @@ from sparsevox.ptx.registers import Lanes, Operands, Reader, Step, Value
 from sparsevox.ptx.warp_groups import Products, registers_of, watch
 
 BATCH_THREADS = 1 << 14
-STEP_LIMIT = 1_000_000
+STEP_LIMIT = 200_000
 
 
 class Program(Kernel):

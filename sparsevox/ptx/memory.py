@@ -17,6 +17,8 @@ from sparsevox.ptx.parse import Instruction
 from sparsevox.ptx.races import WARP, Shadow
 from sparsevox.ptx.registers import DTYPES, Lanes, Value
 
+MAP_NORESERVE = 0x4000  # of Linux; Python's mmap has no name for it
+
 
 class _AddressSpace:
     """The memory of the process as a buffer. Its first page is never mapped, and NumPy refuses an address of 0."""
@@ -193,8 +195,7 @@ class SparseMemory:
     """
 
     def __init__(self, size: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        self._map = mmap.mmap(-1, size, flags=flags)
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._used = 0
 
