@@ -77,7 +77,7 @@ class Copy:
         return Copy(threads, groups, targets, self.sources[mask], self.sizes[mask], self.width, self.instruction)
 
     def finish(self, batch: Any) -> None:
-        """Copy."""
+        """Write the bytes, with zeros after those that are read."""
         words = self.width // 4
         values = np.zeros((len(self.threads), words), np.uint32)
         some = self.sizes > 0

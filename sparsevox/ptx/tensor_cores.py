@@ -47,7 +47,7 @@ def read_chunks(lanes: Lanes, instruction: Instruction, address: np.ndarray, sco
 
 
 @form(rf"ldmatrix\.sync\.aligned\.m8n8{COUNT}(?P<trans>\.trans)?\.shared(?:::cta)?\.b16")
-def load_matrix(operands: Operands, count: str, trans: str | None) -> Step:
+def _load_matrix(operands: Operands, count: str, trans: str | None) -> Step:
     instruction, n = operands.instruction, int(count)
     writes = [operands.target(target, 32) for target in operands.list(0)]
     address = operands.address(1, shared=True)
@@ -67,7 +67,7 @@ def load_matrix(operands: Operands, count: str, trans: str | None) -> Step:
 
 
 @form(rf"stmatrix\.sync\.aligned\.m8n8{COUNT}(?P<trans>\.trans)?\.shared(?:::cta)?\.b16")
-def store_matrix(operands: Operands, count: str, trans: str | None) -> Step:
+def _store_matrix(operands: Operands, count: str, trans: str | None) -> Step:
     instruction, n = operands.instruction, int(count)
     address = operands.address(0, shared=True)
     reads = [operands.source(source, "b32") for source in operands.list(1)]
@@ -88,7 +88,7 @@ def store_matrix(operands: Operands, count: str, trans: str | None) -> Step:
 
 
 @form(r"mma\.sync\.aligned\.m16n8k(?P<depth>4|8|16)\.row\.col\.f32\.(?P<kind>f16|bf16|tf32)\.(?P=kind)\.f32")
-def multiply(operands: Operands, depth: str, kind: str) -> Step:
+def _multiply(operands: Operands, depth: str, kind: str) -> Step:
     instruction = operands.instruction
     a, b = ([operands.source(source, "b32") for source in operands.list(i)] for i in (1, 2))
     c = [operands.source(source, "f32") for source in operands.list(3)]

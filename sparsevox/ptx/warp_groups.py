@@ -133,13 +133,13 @@ def _names(operand: str) -> set[str]:
 
 
 @form(r"wgmma\.fence\.sync\.aligned")
-def fence(operands: Operands) -> Step:
+def _fence(operands: Operands) -> Step:
     # It orders accesses to registers, which the compilers that follow move across it: nothing to check.
     return lambda lanes: None
 
 
 @form(r"fence\.proxy\.async(?:\.shared::cta)?")
-def proxy_fence(operands: Operands) -> Step:
+def _proxy_fence(operands: Operands) -> Step:
     def step(lanes: Lanes) -> None:
         lanes.batch.shared.fence(lanes)
 
@@ -147,7 +147,7 @@ def proxy_fence(operands: Operands) -> Step:
 
 
 @form(r"wgmma\.commit_group\.sync\.aligned")
-def commit(operands: Operands) -> Step:
+def _commit(operands: Operands) -> Step:
     def step(lanes: Lanes) -> None:
         if whole(lanes, operands.instruction, GROUP):
             products_of(lanes).commits[np.unique(lanes.threads // GROUP)] += 1
@@ -156,7 +156,7 @@ def commit(operands: Operands) -> Step:
 
 
 @form(r"wgmma\.wait_group\.sync\.aligned")
-def wait(operands: Operands) -> Step:
+def _wait(operands: Operands) -> Step:
     left = operands.integer(operands.instruction.operands[0])
     return lambda lanes: products_of(lanes).wait(lanes, left)
 
@@ -165,7 +165,7 @@ def wait(operands: Operands) -> Step:
     r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<columns>\d+)k(?P<depth>8|16)"
     r"\.f32\.(?P<kind>f16|bf16|tf32)\.(?P=kind)"
 )
-def multiply(operands: Operands, columns: str, depth: str, kind: str) -> Step:
+def _multiply(operands: Operands, columns: str, depth: str, kind: str) -> Step:
     instruction, n = operands.instruction, int(columns)
     from_registers = instruction.operands[1].startswith("{")
     scale_d, scale_a, scale_b, *transposes = range(3, len(operands))
