@@ -102,6 +102,13 @@ def test_many_items() -> None:
     assert error(group_norm(feats, ragged(sizes), 3), by_definition(feats, sizes, 3)) < 1e-12
 
 
+@pytest.fixture(params=[False, True], ids=["by block", "whole"])
+def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reference process features block by block, or whole, regardless of their size."""
+    monkeypatch.setattr(reference, "WHOLE", (1 << 62) * request.param)
+
+
+@pytest.mark.usefixtures("whole")
 def test_a_large_mean_costs_no_more_than_its_rounding() -> None:
     for sizes in ([40], [5000, 0, 300]):
         feats = (values(sum(sizes), 8) / 2 + 1e4).float()
@@ -112,6 +119,7 @@ def test_a_large_mean_costs_no_more_than_its_rounding() -> None:
             assert (part.unflatten(1, (2, 4)).var((0, 2), correction=0) - 1).abs().max() < 3e-5
 
 
+@pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize("sizes", [[40], [5000, 0, 300]], ids=str)
 def test_a_small_variance_with_a_large_mean(sizes: list[int]) -> None:
     feats = (values(sum(sizes), 1) / 400 + 1e4).float()
@@ -164,14 +172,20 @@ def test_both_formulas_of_the_gradient_agree() -> None:
     assert max(map(error, fused, composed)) < 1e-12
 
 
-def test_equal_input_gives_equal_bits() -> None:
-    grid = ragged(SIZES["several blocks"])
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("sizes", [SIZES["several blocks"], [9100]], ids=str)
+def test_equal_input_gives_equal_bits_on_any_number_of_threads(sizes: list[int]) -> None:
+    grid = ragged(sizes)
     feats = values(grid.num_voxels, 33, torch.float32).requires_grad_()
     runs = []
-    for _ in range(2):
-        result = group_norm(feats, grid, 3)
-        runs.append((result, *torch.autograd.grad(result.square().sum(), feats)))
-    assert all(map(torch.equal, *runs))
+    try:
+        for threads in (1, 1, 2, 3):
+            torch.set_num_threads(threads)
+            result = group_norm(feats, grid, 3)
+            runs.append((result, *torch.autograd.grad(result, feats, feats.detach())))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(mine, first) for run in runs for mine, first in zip(run, runs[0], strict=True))
 
 
 @pytest.mark.triton36

@@ -1,9 +1,11 @@
-"""Group norm over the rows of each item of a batch, from sums over chunks of rows, block by block.
+"""Group norm over the rows of each item of a batch, from sums over chunks of rows.
 
+Features that fit in the cache of a CPU core are processed whole, in as few calls as possible; others block by block.
 N voxels, B grids, C channels, G groups, T chunks (up to CHUNK rows of one item).
 """
 
 from collections.abc import Iterator
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,54 @@ from torch import Tensor
 
 CHUNK = 128  # rows of one sum, where a block has several items
 BLOCK = 32 * CHUNK  # rows that are processed together: they fit in the cache of a CPU core
+WHOLE = 1 << 18  # features with up to this many elements are processed whole
+
+
+class Items:
+    """The items of a batch whose rows are processed whole."""
+
+    def __init__(self, offsets: Tensor, feats: Tensor, num_groups: int) -> None:
+        device, (count, channels) = offsets.device, feats.shape
+        bounds = offsets.tolist()
+        lengths = [last - first for first, last in pairwise(bounds)]
+        chunks = [range(first, last, CHUNK) for first, last in pairwise(bounds)]
+        self.num_groups = num_groups
+        self.rows = torch.arange(count, device=device)
+        # First row of each chunk [T + 1], and first chunk of each item [B + 1], each with the end.
+        self.starts = torch.tensor([*chain(*chunks), count], device=device)
+        self.ranges = torch.tensor([*accumulate(map(len, chunks), initial=0)], device=device)
+        # Elements of a group in each item, at least 1; the items without rows; the item of each row [N].
+        sizes = [max(length, 1) * (channels // num_groups) for length in lengths]
+        self.sizes = torch.tensor(sizes, dtype=torch.float64, device=device)[:, None]  # [B, 1]
+        self.empty = None if all(lengths) else offsets.diff()[:, None] == 0  # [B, 1]
+        one = len(lengths) == 1
+        self.owners = None if one else torch.repeat_interleave(offsets.diff(), output_size=count)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Sums over the rows [N, C] of each item: float64 [B, C]."""
+        return self._join(_bags(rows, self.starts, self.rows).double())
+
+    def group_means(self, rows: Tensor) -> Tensor:
+        """Means over the rows [N, C] of each item and the channels of each group: float64 [B, G], 0 in empty items."""
+        return self._join(_group_sums(_bags(rows, self.starts, self.rows), self.num_groups)) / self.sizes
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Copy values [B, C] to the rows of each item: [N, C], or [1, C] if there is one item."""
+        return values if self.owners is None else values.index_select(0, self.owners)
+
+    def center(self, rows: Tensor, means: Tensor) -> Tensor:
+        """Compute `rows - means`, for means [B, G]: [N, C]."""
+        centers = self.spread(_by_channel(means, rows.shape[1]))
+        return torch.sub(rows, centers, out=None if self.owners is None else centers)
+
+    def scale_and_shift(self, rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        """Write `rows * scale + shift` to `out` [N, C], for scale and shift [B, C]."""
+        if self.owners is None:
+            return torch.addcmul(shift, rows, scale, out=out)
+        return torch.index_select(shift, 0, self.owners, out=out).addcmul_(rows, self.spread(scale))
+
+    def _join(self, chunks: Tensor) -> Tensor:
+        return torch.segment_reduce(chunks, "sum", offsets=self.ranges, axis=0, unsafe=True)
 
 
 class Block(NamedTuple):
@@ -41,6 +91,8 @@ def group_norm(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalized features [N, C], and mean and 1 / standard deviation [B, G], 0 in empty items."""
+    if feats.numel() <= WHOLE:
+        return _normalize_whole(feats, offsets, weight, bias, num_groups, eps)
     exact, channels = torch.promote_types(feats.dtype, torch.float32), feats.shape[1]
     mean, rstd = (part.to(exact) for part in _statistics(feats, offsets, num_groups, eps))
     scale = _by_channel(rstd, channels)
@@ -53,6 +105,8 @@ def group_norm_backward(
     grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the features [N, C], and of weight and bias [C] in the dtype of the statistics."""
+    if feats.numel() <= WHOLE:
+        return _differentiate_whole(grad, feats, offsets, weight, mean, rstd)
     channels, num_groups = feats.shape[1], mean.shape[1]
     size = offsets.diff()[:, None].clamp(min=1) * (channels // num_groups)
     center, scale = _by_channel(mean, channels), _by_channel(rstd, channels)
@@ -64,6 +118,54 @@ def group_norm_backward(
     coefficients = (factor.to(mean.dtype), (slope * scale).to(mean.dtype), shift.to(mean.dtype))
     d_feats = _affine(feats, grad, offsets, center, coefficients)
     return d_feats, product.sum(0).to(mean.dtype), total.sum(0).to(mean.dtype)
+
+
+def _normalize_whole(
+    feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    exact, channels = torch.promote_types(feats.dtype, torch.float32), feats.shape[1]
+    items = Items(offsets, feats, num_groups)
+    # 1. Center, up to the rounding error of the mean, which matters if the mean is large.
+    x = feats.to(exact)
+    rough = items.group_means(x).to(exact)  # [B, G]
+    centered = items.center(x, rough)  # [N, C]
+    off = items.group_means(centered)
+    # 2. Statistics of each item and group.
+    out = centered * centered
+    variance = torch.addcmul(items.group_means(out), off, off, value=-1)
+    rstd = variance.add_(eps).rsqrt_().to(exact)
+    if items.empty is not None:
+        rstd.masked_fill_(items.empty, 0)
+    # 3. Scale and shift each row: (centered - off) * scale + bias.
+    scale = _by_channel(rstd, channels)  # [B, C]
+    scale = scale if weight is None else (scale * weight).to(exact)
+    start = scale.new_zeros(1) if bias is None else bias.to(exact)
+    shift = torch.addcmul(start, _by_channel(off.to(exact), channels), scale, value=-1)
+    items.scale_and_shift(centered, scale, shift, out=out)
+    return out.to(feats.dtype), off.add_(rough).to(exact), rstd
+
+
+def _differentiate_whole(
+    grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    exact, channels, num_groups = mean.dtype, feats.shape[1], mean.shape[1]
+    items = Items(offsets, feats, num_groups)
+    # 1. Sums of the gradients g, and of the products of g and the normalized features.
+    g = grad.to(exact)
+    centered = items.center(feats.to(exact), mean)  # [N, C]
+    d_feats = centered * g
+    scale = _by_channel(rstd, channels)
+    sums = torch.stack([items.sums(g), items.sums(d_feats) * scale])  # [2, B, C]
+    d_bias, d_weight = sums.sum(1).to(exact)
+    # 2. The gradient of the features is linear in g and the centered features, with coefficients [B, C].
+    factor = scale
+    if weight is not None:
+        sums, factor = sums * weight, (scale * weight).to(exact)
+    means = _group_sums(sums, num_groups) / items.sizes  # [2, B, G]
+    shift, slope = (_by_channel(means, channels) * -scale).to(exact)
+    # 3. Combine them row by row.
+    items.scale_and_shift(centered, slope * scale, shift, out=d_feats)
+    return d_feats.addcmul_(g, items.spread(factor)).to(feats.dtype), d_weight, d_bias
 
 
 def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -149,10 +251,12 @@ def _blocks(offsets: Tensor, rows: int) -> Iterator[Block]:
             yield Block(first, last, mine, lengths, torch.repeat_interleave(lengths, output_size=last - first))
 
 
-def _bags(values: Tensor, bounds: Tensor) -> Tensor:
-    """Sums over the rows from bounds[t] to bounds[t + 1]: [T, C]."""
-    rows = torch.arange(values.shape[0], device=values.device)
-    return torch.nn.functional.embedding_bag(rows, values, bounds, mode="sum", include_last_offset=True)
+def _bags(values: Tensor, bounds: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Sums over the rows from bounds[t] to bounds[t + 1]: [T, C]. `rows` are the numbers of all rows."""
+    if rows is None:
+        rows = torch.arange(values.shape[0], device=values.device)
+    sums, *_ = torch.embedding_bag(values, rows, bounds, mode=0, include_last_offset=True)
+    return sums
 
 
 def _ranges(items: Tensor, offsets: Tensor) -> Tensor:
@@ -167,10 +271,10 @@ def _buffer(feats: Tensor) -> Tensor:
 
 
 def _group_sums(sums: Tensor, num_groups: int) -> Tensor:
-    """Sums [B, G] over the channels of each group of [B, C]."""
-    return sums.unflatten(1, (num_groups, -1)).sum(2)
+    """Sums float64 [..., B, G] over the channels of each group of [..., B, C]."""
+    return sums.view(*sums.shape[:-1], num_groups, sums.shape[-1] // num_groups).sum(-1, dtype=torch.float64)
 
 
 def _by_channel(values: Tensor, channels: int) -> Tensor:
-    """Values [B, C]: those [B, G] of the group of each channel."""
-    return values.repeat_interleave(channels // values.shape[1], 1)
+    """Values [..., B, C]: those [..., B, G] of the group of each channel."""
+    return values.repeat_interleave(channels // values.shape[-1], -1)
