@@ -219,7 +219,7 @@ class Grid:
     @property
     def batch(self) -> Tensor:
         """Batch index of every row: int64 [N]."""
-        return self.coords[:, 0].long()
+        return torch.repeat_interleave(self._bricks.offsets.diff(), output_size=self.num_voxels)
 
     @property
     def offsets(self) -> Tensor:
@@ -317,7 +317,7 @@ class Grid:
 
     def index(self, coords: Tensor) -> Tensor:
         """Look up the row of each voxel [M, 4] or [M, 3]: int64 [M], -1 where it is absent or out of range."""
-        return brick_ops.find_rows(self._bricks, self.table, coords)
+        return brick_ops.find_rows(self._bricks, brick_ops.lookup_table(self), coords)
 
     def contains(self, coords: Tensor) -> Tensor:
         """Test whether each voxel [M, 4] or [M, 3] exists: bool [M]."""

@@ -15,6 +15,8 @@ from sparsevox.morton import Bricks
 from sparsevox.ops import _library
 from sparsevox.reference import bricks as reference
 
+FEW_BRICKS = 1024
+
 _build_bricks = _library.register(
     f"build_bricks(Tensor coords, SymInt? batch_size, str method) -> {_library.BRICKS}",
     reference=reference.build_bricks,
@@ -153,6 +155,14 @@ class HasBricks(Protocol):
 def walking_table(grid: HasBricks) -> Tensor | None:
     """The hash table for finding the neighbors of every brick; None on the CPU, which searches the sorted keys."""
     return None if grid.bricks.keys.device.type == "cpu" else grid.table
+
+
+def lookup_table(grid: HasBricks) -> Tensor | None:
+    """The hash table for looking up voxels; None where the reference searches the keys, because they are few."""
+    keys = grid.bricks.keys
+    if torch.compiler.is_compiling() or keys.shape[0] > FEW_BRICKS or _library.uses_kernels(keys):
+        return grid.table
+    return None
 
 
 def table_bytes(num_bricks: int) -> int:

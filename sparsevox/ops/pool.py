@@ -14,7 +14,7 @@ from sparsevox._readback import send
 from sparsevox.ops import _library, _reduce
 from sparsevox.ops._child_map import ChildMap
 from sparsevox.ops._kernel_map import KernelMap
-from sparsevox.ops.bricks import HasBricks, coords, find_rows
+from sparsevox.ops.bricks import HasBricks, coords, find_rows, lookup_table
 from sparsevox.ops.topology import power_of_two
 from sparsevox.reference import pool as reference
 
@@ -46,7 +46,7 @@ def parents_and_children(
         return parents, None, ranges
     device = bricks.keys.device
     wanted = torch.div(coords(bricks), send([1, *factors], device), rounding_mode="floor")
-    parents = find_rows(coarse.bricks, coarse.table, wanted).int()
+    parents = find_rows(coarse.bricks, lookup_table(coarse), wanted).int()
     found, order = torch.sort(parents, stable=True)
     numbers = torch.arange(coarse.bricks.rows.shape[0] + 1, dtype=torch.int32, device=device)
     return parents, order.int(), torch.searchsorted(found, numbers, out_int32=True)

@@ -183,16 +183,12 @@ def _corners(grid: HasVoxels, points: Tensor, items: Tensor) -> tuple[Tensor, Te
     ijk = grid.to_ijk(points)
     base, inside = _voxels(ijk.detach().floor())
     first = torch.cat([items[:, None], base], 1)
-    corners = [(0, x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
-    rows = torch.stack([grid.index(_moved(first, corner)).int() for corner in corners], 1)
+    steps = torch.cartesian_prod(*[torch.arange(2, device=points.device)] * 3)
+    near = first[:, None] + torch.nn.functional.pad(steps, (1, 0))  # [P, 8, 4]
+    rows = grid.index(near.view(-1, 4)).int().view(-1, 8)
     part = torch.where(inside, ijk - base, 0)  # rows of OUTSIDE are 0, so that no NaN enters a gradient
     x, y, z = torch.stack([1 - part, part], 2).unbind(1)  # [P, 2] each
     return rows, (x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]).flatten(1)
-
-
-def _moved(coords: Tensor, step: tuple[int, ...]) -> Tensor:
-    """Move coordinates [P, 4] by a step."""
-    return torch.stack([column + s for column, s in zip(coords.unbind(1), step, strict=True)], 1)
 
 
 def _voxels(ijk: Tensor) -> tuple[Tensor, Tensor]:

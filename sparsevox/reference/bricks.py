@@ -3,6 +3,8 @@
 N voxels, M queries, B grids, L bricks.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,12 @@ from sparsevox.morton import Bricks
 from sparsevox.reference._around import bricks_around
 from sparsevox.reference._runs import (
     assemble,
+    corners,
     encode,
     from_sorted_codes,
     lanes,
     popcount,
     search,
-    single_bits,
     true_indices,
 )
 
@@ -107,21 +109,26 @@ class _Blocks:
 def brick_coords(keys: Tensor, masks: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
     """Coordinates int32 [N, 4] in row order."""
     lane = lanes(masks)
-    corners = morton.decode(keys << 6).int()
-    inside = morton.decode(morton.encode(torch.zeros(1, 4, device=keys.device)) + torch.arange(64, device=keys.device))
-    return corners.index_select(0, lane >> 6).add_(inside.int().index_select(0, lane & 63))
+    return corners(keys).index_select(0, lane >> 6).add_(_places(keys.device).index_select(0, lane & 63))
+
+
+@cache
+def _places(device: torch.device) -> Tensor:
+    """Coordinates of the 64 voxels of a brick relative to its corner: int32 [64, 4]."""
+    coords = morton.decode(torch.arange(64, device=device))
+    return (coords - coords[0]).int()
 
 
 def brick_bounds(keys: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest ijk of each batch item: two int64 [B, 3]; largest < smallest in empty items."""
-    corners = morton.decode(keys << 6)
-    item = corners[:, :1].expand(-1, 3)
+    corner = corners(keys).long()
+    item = corner[:, :1].expand(-1, 3)
     first, last = [], []
     for axis in range(3):
         planes = torch.tensor(morton.PLANES[axis], device=keys.device)
         empty = masks[:, None] & planes == 0
-        first.append(corners[:, axis + 1] + empty.int().cumprod(1).sum(1))
-        last.append(corners[:, axis + 1] + 3 - empty.flip(1).int().cumprod(1).sum(1))
+        first.append(corner[:, axis + 1] + empty.int().cumprod(1).sum(1))
+        last.append(corner[:, axis + 1] + 3 - empty.flip(1).int().cumprod(1).sum(1))
     shape = (offsets.shape[0] - 1, 3)
     lower = torch.full(shape, morton.COORD_MAX, device=keys.device)
     upper = torch.full(shape, morton.COORD_MIN, device=keys.device)
@@ -167,17 +174,30 @@ def find_bricks(keys: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
 
 
 def find_rows(coords: Tensor, keys: Tensor, masks: Tensor, starts: Tensor, table: Tensor | None) -> Tensor:
-    """Row of each coordinate [M, 4], -1 where there is no voxel: int64 [M]."""
+    """Row of each coordinate [M, 4], -1 where there is no voxel: int64 [M]. Without a table, keys are searched."""
+    if keys.shape[0] == 0 or coords.shape[0] == 0:
+        return keys.new_full(coords.shape[:1], -1)
     codes = encode(coords)
-    if keys.shape[0] == 0:
-        return torch.full_like(codes, -1)
-    brick = find_bricks(keys, brick_table(keys) if table is None else table, codes >> 6)
-    found = (brick >= 0) & morton.in_range(coords)
-    brick.clamp_(min=0)
-    bit = single_bits(codes)
+    if table is None:
+        brick, found = search(keys, codes >> 6)
+    else:
+        brick = find_bricks(keys, table, codes >> 6)
+        found = brick >= 0
+        brick.clamp_(min=0)
+    if not _all_in_range(coords):  # codes out of range are those of other voxels
+        found &= morton.in_range(coords)
+    bit = torch.bitwise_left_shift(1, codes.bitwise_and_(63))
     mask = masks.index_select(0, brick)
-    rows = starts.index_select(0, brick) + popcount(mask & bit - 1)
-    return rows.masked_fill_(~(found & (mask & bit != 0)), -1)
+    found &= (mask & bit) != 0
+    rows = popcount(bit.sub_(1).bitwise_and_(mask)).add_(starts.index_select(0, brick))
+    return torch.where(found, rows, -1)
+
+
+def _all_in_range(coords: Tensor) -> bool:
+    limits = torch.aminmax(coords, dim=0)
+    lower, upper = limits.min.tolist(), limits.max.tolist()
+    inside = min(lower[1:]) >= morton.COORD_MIN and max(upper[1:]) <= morton.COORD_MAX
+    return inside and lower[0] >= 0 and upper[0] < morton.MAX_BATCH
 
 
 def neighbor_bricks(keys: Tensor, table: Tensor | None) -> Tensor:

@@ -4,14 +4,12 @@ N fine voxels, M coarse voxels, L bricks, R fine bricks around a coarse brick, K
 """
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 from torch import Tensor
 
-from sparsevox import morton
-from sparsevox.reference._around import Moves, bricks_around, fill, moves
-from sparsevox.reference._runs import encode, lanes, search
+from sparsevox.reference._around import bricks_around, fill, moves, near_bricks
+from sparsevox.reference._runs import lanes
 
 
 def kernel_table(
@@ -38,19 +36,8 @@ def kernel_table(
         x, y, z = (slice(axis.steps[0] + 1, axis.steps[-1] + 2) for axis in axes)
         near = bricks_around(keys).view(3, 3, 3, keys.shape[0])[x, y, z].flatten(0, 2)
     else:
-        near = _fine_bricks(keys, coarse_keys, stride, axes)
+        near = near_bricks(keys, coarse_keys, tuple(stride), tuple(axis.steps for axis in axes))
     taps = kernel_size[0] * kernel_size[1] * kernel_size[2]
     out = torch.empty((taps, coarse_rows.shape[0]), dtype=torch.int32, device=keys.device)
     fill(out, lanes(coarse_masks), near, masks, rows.shape[0], axes)
     return out
-
-
-def _fine_bricks(keys: Tensor, coarse_keys: Tensor, stride: Sequence[int], axes: Sequence[Moves]) -> Tensor:
-    """Rows of the fine bricks that each coarse brick meets, -1 where there is none: int32 [R, L]."""
-    corners = morton.decode(coarse_keys << 6) * torch.tensor([1, *stride], device=keys.device)
-    near = []
-    for steps in product(*(axis.steps for axis in axes)):
-        wanted = corners + torch.tensor([0, *(4 * step for step in steps)], device=keys.device)
-        index, found = search(keys, encode(wanted) >> 6)
-        near.append(torch.where(found & morton.in_range(wanted), index, -1).int())
-    return torch.stack(near)
