@@ -156,7 +156,7 @@ def _differentiate_whole(
     d_feats = centered * g
     scale = _by_channel(rstd, channels)
     sums = torch.stack([items.sums(g), items.sums(d_feats) * scale])  # [2, B, C]
-    d_bias, d_weight = sums.sum(1).to(exact)
+    d_bias, d_weight = (part.sum(0).to(exact) for part in sums)
     # 2. The gradient of the features is linear in g and the centered features, with coefficients [B, C].
     factor = scale
     if weight is not None:
