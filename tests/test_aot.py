@@ -86,12 +86,30 @@ FLAGS: dict[str, list[dict[str, Any]]] = {
         for gradient, (feats, exact) in product((False, True), EXACT)
     ],
     "statistics_kernel": [
-        {"parts_ptr": "*fp64", "out_means_ptr": exact, "out_variances_ptr": exact} for exact in ("*fp32", "*fp64")
+        {"EPS": 1e-5, "parts_ptr": "*fp64", "out_means_ptr": exact, "out_rstds_ptr": exact}
+        for exact in ("*fp32", "*fp64")
+    ],
+    "coefficients_kernel": [
+        {"WEIGHT": weight is not None, "weight_ptr": weight or exact, "parts_ptr": exact, "rstds_ptr": exact}
+        | {f"out_{name}_ptr": exact for name in ("totals", "products", "slopes")}
+        for weight, exact in ((None, "*fp32"), ("*fp32", "*fp32"), ("*bf16", "*fp32"), ("*fp64", "*fp64"))
     ],
     "affine_kernel": [
-        {"GRADIENT": gradient, "COLUMNS": 32, "feats_ptr": feats, "grads_ptr": feats, "out_feats_ptr": feats}
-        | {f"{name}_ptr": exact for name in ("means", "slopes", "shifts", "factors")}
-        for gradient, (feats, exact) in product((False, True), EXACT)
+        {"GRADIENT": gradient, "WEIGHT": affine, "BIAS": affine and not gradient, "COLUMNS": 32}
+        | {f"{name}_ptr": feats for name in ("feats", "grads", "out_feats")}
+        | {f"{name}_ptr": exact for name in ("means", "rstds", "slopes", "weight", "bias")}
+        for gradient, affine, (feats, exact) in product((False, True), (False, True), EXACT)
+    ],
+    "group_kernel": [
+        {"WEIGHT": affine, "BIAS": affine, "EPS": 1e-5, "COLUMNS": columns, "feats_ptr": feats, "out_feats_ptr": feats}
+        | {f"{name}_ptr": exact for name in ("out_means", "out_rstds", "weight", "bias")}
+        for affine, columns, (feats, exact) in product((False, True), (8, 16), EXACT)
+    ],
+    "group_gradient_kernel": [
+        {"WEIGHT": affine, "COLUMNS": columns}
+        | {f"{name}_ptr": feats for name in ("feats", "grads", "out_feats")}
+        | {f"{name}_ptr": exact for name in ("means", "rstds", "weight", "out_totals", "out_products")}
+        for affine, columns, (feats, exact) in product((False, True), (8, 16), EXACT)
     ],
     "cells_kernel": [
         {"GATHER": gather, "COLUMNS": 16, "feats_ptr": feats, "out_feats_ptr": feats}
