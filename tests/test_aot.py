@@ -101,15 +101,15 @@ FLAGS: dict[str, list[dict[str, Any]]] = {
         for gradient, affine, (feats, exact) in product((False, True), (False, True), EXACT)
     ],
     "group_kernel": [
-        {"WEIGHT": affine, "BIAS": affine, "EPS": 1e-5, "COLUMNS": columns, "feats_ptr": feats, "out_feats_ptr": feats}
+        {"WEIGHT": affine, "BIAS": affine, "EPS": 1e-5, "feats_ptr": feats, "out_feats_ptr": feats}
         | {f"{name}_ptr": exact for name in ("out_means", "out_rstds", "weight", "bias")}
-        for affine, columns, (feats, exact) in product((False, True), (8, 16), EXACT)
+        for affine, (feats, exact) in product((False, True), EXACT)
     ],
     "group_gradient_kernel": [
-        {"WEIGHT": affine, "COLUMNS": columns}
+        {"WEIGHT": affine}
         | {f"{name}_ptr": feats for name in ("feats", "grads", "out_feats")}
         | {f"{name}_ptr": exact for name in ("means", "rstds", "weight", "out_totals", "out_products")}
-        for affine, columns, (feats, exact) in product((False, True), (8, 16), EXACT)
+        for affine, (feats, exact) in product((False, True), EXACT)
     ],
     "cells_kernel": [
         {"GATHER": gather, "COLUMNS": 16, "feats_ptr": feats, "out_feats_ptr": feats}

@@ -55,10 +55,10 @@ def total_of(values):
 
 @triton.jit
 def inverse_of(size):
-    """Compute 1 / size in float64, or 1 if the size is 0, by Newton's method. A division would be a function call."""
+    """Compute 1 / size in float64, or 1 if the size is 0, by Newton's method: a division would be a function call."""
     size = tl.maximum(size, 1)
     exact = size.to(tl.float64)
-    inverse = (1.0 / size.to(tl.float32)).to(tl.float64)
+    inverse = tl.div_rn(1.0, size.to(tl.float32)).to(tl.float64)
     for _ in tl.static_range(2):  # each doubles the number of digits
         inverse *= 2.0 - exact * inverse
     return inverse
@@ -78,7 +78,12 @@ def store_statistics(out_means_ptr, out_rstds_ptr, place, size, mean, variance, 
     """Store mean and 1 / standard deviation (0 for no elements), and return them in the dtype of the outputs."""
     exact: tl.constexpr = out_means_ptr.dtype.element_ty
     rounded = mean.to(exact)
-    rstd = tl.where(size > 0, tl.rsqrt((variance + EPS).to(exact)), 0.0)
+    variance = (variance + EPS).to(exact)
+    if exact == tl.float64:
+        rstd = 1.0 / tl.sqrt(variance)
+    else:
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(variance))  # rsqrt is approximate
+    rstd = tl.where(size > 0, rstd, 0.0)
     tl.store(out_means_ptr + place, rounded)
     tl.store(out_rstds_ptr + place, rstd)
     return rounded, rstd
@@ -447,8 +452,17 @@ def group_norm(
     n = items * num_groups
     if rows <= FEW:
         arrays = (feats, offsets, w, b, mean, rstd, out)
-        flags = {**affine, "EPS": eps, "COLUMNS": _group_columns(channels, num_groups)}
-        launch(group_kernel, n, *arrays, channels, num_groups, block=1, lanes=INTERPRETER_LANES, num_warps=8, **flags)
+        launch(
+            group_kernel,
+            n,
+            *(*arrays, channels, num_groups),
+            EPS=eps,
+            COLUMNS=16,
+            block=1,
+            lanes=INTERPRETER_LANES,
+            num_warps=8,
+            **affine,
+        )
         return out, mean, rstd
     parts = _moments(feats, None, offsets, mean)
     sizes = (channels, num_groups)
@@ -472,15 +486,15 @@ def group_norm_backward(
     n = items * num_groups
     if rows <= FEW:
         arrays = (feats, grad, offsets, mean, rstd, w, totals, products, out)
-        flags = {"WEIGHT": has_weight, "COLUMNS": _group_columns(channels, num_groups)}
         launch(
             group_gradient_kernel,
             n,
             *(*arrays, channels, num_groups),
+            WEIGHT=has_weight,
+            COLUMNS=16,
             block=1,
             lanes=INTERPRETER_LANES,
             num_warps=8,
-            **flags,
         )
     else:
         parts = _moments(feats, grad, offsets, mean)
@@ -500,11 +514,6 @@ def group_norm_backward(
     if items == 1:
         return out, products.view(channels), totals.view(channels)
     return out, products.sum(0), totals.sum(0)
-
-
-def _group_columns(channels: int, num_groups: int) -> int:
-    """Channels of a group that a program processes at once."""
-    return 8 if channels <= 8 * num_groups else 16
 
 
 def _moments(feats: Tensor, grad: Tensor | None, offsets: Tensor, mean: Tensor) -> Tensor:
