@@ -86,6 +86,6 @@ def fake_gpu() -> Iterator[None]:
             importlib.import_module(f"{kernels.__name__}.{module.name}")
         # Kernels are imported, so from here on the variable only says that they take CPU tensors.
         variables = mock.patch.dict(os.environ, {"SPARSEVOX_BACKEND": "triton", "TRITON_INTERPRET": "1"})
-        direct = mock.patch.multiple(_launch, DIRECT=frozenset({"cpu"}), _launchers={})
+        direct = mock.patch.multiple(_launch, create=True, DIRECT=frozenset({"cpu"}), _launchers={})
         with variables, direct, mock.patch.object(driver, "_active", Driver()):
             yield
