@@ -90,7 +90,7 @@ class Copy:
             lanes = Lanes(batch, self.threads)
             granules, _ = batch.shared.granules(lanes, self.targets, self.width)
             shadow.in_flight[granules] = 0
-            shadow.record(shadow.writes, granules, shadow.access(lanes, self.instruction, granules))
+            shadow.record(shadow.writes, lanes, self.instruction, granules)
 
 
 @form(r"cp\.async\.(?:ca|cg)\.shared(?:::cta)?\.global(?:\.L2::\w+)*")

@@ -1,5 +1,6 @@
 """Running a kernel: programs in batches, threads by basic blocks, barriers as epochs."""
 
+import re
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -65,9 +66,11 @@ class Program(Kernel):
         """The smallest access to a memory in bytes."""
         widths = [16]
         for instruction in self.instructions:
-            if f".{space}" in instruction.name:
-                kind = instruction.name.rpartition(".")[2]
-                widths.append(BITS[kind] // 8 if kind in BITS else 4)
+            found = re.search(rf"\.{space}\b.*?(?:\.v(\d))?\.[busf](\d+)$", instruction.name)
+            if instruction.name.startswith(("cp.async.ca", "cp.async.cg")):
+                widths.append(int(instruction.operands[2], 0))
+            elif found and "matrix" not in instruction.opcode:  # of which each row has 16 bytes
+                widths.append(int(found[1] or 1) * int(found[2]) // 8)
         return min(widths)
 
 
@@ -77,8 +80,8 @@ class Batch:
     Attributes:
         shape: [P, T], programs and threads per program.
         threads: int64 [P * T] index of each thread.
-        program_of, thread_of: Program and thread within the program of each.
-        epoch, warp_epoch: Barriers of the program, and of the warp, that each has passed.
+        owner: int64 [P * T], program << 32 | thread within the program.
+        when: int64 [P * T], barriers of the program << 32 | barriers of the warp that each thread has passed.
         untracked: Instructions whose accesses cannot race.
     """
 
@@ -89,9 +92,8 @@ class Batch:
         self.shape = len(programs), program.threads
         n = prod(self.shape)
         self.threads = np.arange(n)
-        self.program_of = np.repeat(programs.astype(np.int32), program.threads)
-        self.thread_of = np.tile(np.arange(program.threads, dtype=np.int32), len(programs))
-        self.epoch, self.warp_epoch = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self.owner = (programs.astype(np.int64)[:, None] << 32 | np.arange(program.threads)).reshape(-1)
+        self.when = np.zeros(n, np.int64)
         self.registers = self._special() + [
             np.False_
             if kind == "pred"
@@ -126,7 +128,7 @@ class Batch:
 
     def name_of(self, thread: int) -> str:
         """Words for a thread."""
-        return f"program {self.program_of[thread]}, thread {self.thread_of[thread]}"
+        return "program {}, thread {}".format(*divmod(int(self.owner[thread]), 1 << 32))
 
     def report(self, kind: str, instruction: Instruction, threads: np.ndarray, benign: bool = False) -> None:
         """Report a violation by threads of this batch."""
@@ -309,6 +311,5 @@ class Schedule:
                 assert barrier
                 batch.report(kind, barrier, thread)
         passed = np.repeat(met, threads)
-        batch.epoch[passed] += 1
-        batch.warp_epoch[passed] += 1
+        batch.when[passed] += (1 << 32) + 1
         self.waits[:] = False

@@ -14,7 +14,7 @@ import torch
 
 from sparsevox.ptx.findings import Findings
 from sparsevox.ptx.parse import Instruction
-from sparsevox.ptx.races import WARP, Shadow
+from sparsevox.ptx.races import LOW, WARP, Shadow
 from sparsevox.ptx.registers import DTYPES, Lanes, Value
 
 MAP_NORESERVE = 0x4000  # of Linux; Python's mmap has no name for it
@@ -149,9 +149,9 @@ class SharedMemory(Bytes):
         writes, program = self.shadow.writes[granules], granules * self.granule // self.stride
         fences = np.zeros(programs * threads, bool)
         fences[lanes.threads] = True
-        epoch = np.where(fences, batch.epoch, 0).reshape(programs, threads).max(1)[program]
-        own = (writes["scope"] <= WARP) & fences[program * threads + writes["thread"]]
-        self.shadow.unfenced[granules[own | (writes["epoch"] < epoch)]] = False
+        epoch = np.where(fences, batch.when >> 32, 0).reshape(programs, threads).max(1)[program]
+        own = (writes.scope <= WARP) & fences[program * threads + (writes.owner & LOW)]
+        self.shadow.unfenced[granules[own | (writes.when >> 32 < epoch)]] = False
 
 
 def check(

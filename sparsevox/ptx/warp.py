@@ -139,8 +139,8 @@ def _barrier(operands: Operands) -> Step:
 
     def step(lanes: Lanes) -> None:
         check(lanes)
-        epochs = lanes.batch.warp_epoch
-        latest = over_warps(lanes, lanes.shaped(epochs[lanes.threads]), -1).max(-1)
-        epochs[lanes.threads] = np.repeat(latest + 1, WARP_SIZE)[lanes.threads]
+        when = lanes.batch.when
+        latest = over_warps(lanes, lanes.shaped(when[lanes.threads]), -1).max(-1)
+        when[lanes.threads] = np.repeat(latest + 1, WARP_SIZE)[lanes.threads]
 
     return step

@@ -89,8 +89,7 @@ class Products:
             # It counts as a read at this time, by the whole group: a write needs a barrier after the wait.
             self.shadow.in_use[product.granules] = 0
             readers = Lanes(batch, product.groups * GROUP)
-            now = self.shadow.access(readers, product.instruction, product.granules, PROGRAM, atomic=False)
-            self.shadow.record(self.shadow.reads, product.granules, now)
+            self.shadow.record(self.shadow.reads, readers, product.instruction, product.granules, PROGRAM)
 
 
 def products_of(lanes: Lanes) -> Products:
