@@ -79,10 +79,8 @@ def store_statistics(out_means_ptr, out_rstds_ptr, place, size, mean, variance, 
     exact: tl.constexpr = out_means_ptr.dtype.element_ty
     rounded = mean.to(exact)
     variance = (variance + EPS).to(exact)
-    if exact == tl.float64:
-        rstd = 1.0 / tl.sqrt(variance)
-    else:
-        rstd = tl.div_rn(1.0, tl.sqrt_rn(variance))  # rsqrt is approximate
+    # rsqrt is approximate, and so are division and square root of float32.
+    rstd = 1.0 / tl.sqrt(variance) if exact == tl.float64 else tl.div_rn(1.0, tl.sqrt_rn(variance))
     rstd = tl.where(size > 0, rstd, 0.0)
     tl.store(out_means_ptr + place, rounded)
     tl.store(out_rstds_ptr + place, rstd)
