@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -107,9 +108,13 @@ class Emulation:
         if warmup:
             return
         programs = tuple(grid(bound) if callable(grid) else grid)
-        arguments = [bound[name] for name in compiled.signature]
+        arguments = [
+            float(bound[name]) if kind.startswith("fp") else bound[name] for name, kind in compiled.signature.items()
+        ]
         only = self._only(kernel.__name__, math.prod(programs)) if self._only else None
-        before = arguments if self.memory else copy.deepcopy(arguments)
+        # A deep copy at once keeps what arguments share; only leaves of the autograd graph can be copied.
+        plain = [argument.detach() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+        before = arguments if self.memory else copy.deepcopy(plain)
         begun = time.thread_time()
         machine = Machine(
             compiled.program,

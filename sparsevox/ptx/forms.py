@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,24 @@ def form(*patterns: str) -> Callable[[Builder], Builder]:
     return register
 
 
+@cache
+def _find(name: str) -> tuple[Builder, dict[str, str | None]] | None:
+    """The builder for an instruction and its arguments."""
+    for pattern, builder in _forms:
+        found = pattern.fullmatch(name)
+        if found:
+            return builder, found.groupdict()
+    return None
+
+
 def make_step(kernel: Kernel, instruction: Instruction) -> Step:
     """The step of an instruction, with its guard."""
-    operands = Operands(kernel, instruction)
-    for pattern, builder in _forms:
-        found = pattern.fullmatch(instruction.name)
-        if found:
-            step = builder(operands, **found.groupdict())
-            return _guarded(operands, step) if instruction.guard else step
-    raise operands.unknown()
+    operands, found = Operands(kernel, instruction), _find(instruction.name)
+    if found is None:
+        raise operands.unknown()
+    builder, arguments = found
+    step = builder(operands, **arguments)
+    return _guarded(operands, step) if instruction.guard else step
 
 
 def guard(operands: Operands) -> Callable[[Lanes], Any]:

@@ -81,7 +81,7 @@ class Lanes:
             self.registers[number] = value
             return
         old = self.registers[number].view(value.dtype)
-        if old.shape != self.shape or not old.flags.c_contiguous:
+        if old.shape != self.shape or not (old.flags.c_contiguous and old.flags.writeable):
             old = np.array(np.broadcast_to(old, self.shape), order="C")
         old.reshape(-1)[self.threads] = value
         self.registers[number] = old

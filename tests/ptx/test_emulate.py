@@ -104,6 +104,17 @@ def test_a_launch_is_described_and_can_be_repeated() -> None:
     assert out.eq(2).all()
 
 
+def test_arguments_keep_sharing_memory_and_may_have_a_history() -> None:
+    x = torch.ones(64, requires_grad=True) * 2
+    out = torch.zeros(128)
+    with ptx.emulate("sm_80") as emulation:
+        add_kernel[(1,)](x, out[:64], out[64:], 64, 2.5, BLOCK=64)
+    emulation.check()
+    assert out[64:].eq(2).all()
+    first, second = emulation.launches[0].arguments[1:3]
+    assert second.data_ptr() - first.data_ptr() == 256
+
+
 def test_check_lists_findings() -> None:
     x = torch.zeros(100)
     with ptx.emulate("sm_80") as emulation:
