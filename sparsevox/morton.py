@@ -9,6 +9,7 @@ All functions are elementwise, on int64 tensors of any shape and device. `kernel
 N voxels, M other voxels, B grids, L bricks.
 """
 
+from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -163,16 +164,27 @@ def shift_masks(masks: Tensor, axis: int, shift: int) -> tuple[Tensor, Tensor]:
 
     Returns the voxels that stay in the brick, and those that enter the next brick in the direction of the shift.
     """
-    weight = AXIS_UNITS[axis]
-    stays, leaves = torch.zeros_like(masks), torch.zeros_like(masks)
+    inside, outside = _moves(axis, shift)
+    return _moved(masks, inside), _moved(masks, outside)
+
+
+@cache
+def _moves(axis: int, shift: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Bits that move by each distance: those that stay in the brick, and those that leave it."""
+    inside: dict[int, int] = {}
+    outside: dict[int, int] = {}
     for position in range(4):
         target = position + shift
-        moved = _move(masks & PLANES[axis][position], weight * (_bit(target % 4) - _bit(position)))
-        if 0 <= target < 4:
-            stays = stays | moved
-        else:
-            leaves = leaves | moved
-    return stays, leaves
+        distance = AXIS_UNITS[axis] * (_bit(target % 4) - _bit(position))
+        planes = inside if 0 <= target < 4 else outside
+        planes[distance] = planes.get(distance, 0) | PLANES[axis][position]
+    return inside, outside
+
+
+def _moved(masks: Tensor, planes: dict[int, int]) -> Tensor:
+    if not planes:
+        return torch.zeros_like(masks)
+    return reduce(torch.bitwise_or, [_move(masks & plane, distance) for distance, plane in planes.items()])
 
 
 def _bit(position: int) -> int:

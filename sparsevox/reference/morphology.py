@@ -19,20 +19,22 @@ def dilate_bricks(keys: Tensor, masks: Tensor, offsets: Tensor, lower: list[int]
 
 
 def _dilate_axis(keys: Tensor, masks: Tensor, axis: int, lower: int, upper: int) -> tuple[Tensor, Tensor]:
-    stays, up, down = torch.zeros_like(masks), torch.zeros_like(masks), torch.zeros_like(masks)
+    stays = masks if lower <= 0 <= upper else torch.zeros_like(masks)
+    arriving: dict[int, Tensor] = {}  # in the next brick up or down
     for shift in range(lower, upper + 1):
-        inside, leaves = morton.shift_masks(masks, axis, shift) if shift else (masks, None)
-        stays |= inside
-        if leaves is not None:
-            arriving = up if shift > 0 else down
-            arriving |= leaves
+        if shift == 0:
+            continue
+        inside, leaves = morton.shift_masks(masks, axis, shift)
+        stays = stays | inside
+        step = 1 if shift > 0 else -1
+        arriving[step] = arriving[step] | leaves if step in arriving else leaves
     moved = []
-    for step, arriving in ((1, up), (-1, down)):
-        moving = true_indices(arriving != 0)
+    for step, words in arriving.items():
+        moving = true_indices(words != 0)
         targets = morton.step_keys(keys[moving], axis, step)
         if (targets == morton.NONE).any():
             raise morton.VoxelError(-1)
-        moved.append((targets, arriving[moving]))
+        moved.append((targets, words[moving]))
     return unite(keys, stays, *moved)
 
 
