@@ -30,6 +30,7 @@ class Launch:
         signature: Type of each run-time argument by name, e.g. `{"x_ptr": "*fp16", "n": "i32"}`.
         constants: Value of each compile-time argument by name, with arguments equal to 1 among them.
         text: The compiled PTX.
+        program: The same, parsed. Launches of the same code share it.
         arguments: Run-time arguments as they were before the launch, in order. In sparse memory nothing is copied,
             so that tensors hold what they hold after it.
         shared_bytes: Bytes of shared memory per program.
@@ -42,6 +43,7 @@ class Launch:
     signature: dict[str, str]
     constants: dict[str, Any]
     text: str
+    program: Program
     arguments: list[Any]
     shared_bytes: int
     seconds: float
@@ -135,6 +137,7 @@ class Emulation:
                 compiled.signature,
                 compiled.constants,
                 compiled.text,
+                compiled.program,
                 before,
                 compiled.shared_bytes,
                 time.thread_time() - begun,

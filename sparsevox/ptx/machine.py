@@ -51,6 +51,7 @@ class Program(Kernel):
             self.guards.append(guard(Operands(self, end)) if end and end.guard else None)
             if end:
                 self._check_end(end)
+        self.visited: set[int] = set()  # blocks that any thread has executed, in any launch
         self.unit = 128 if any(i.opcode == "wgmma" for i in self.instructions) else WARP_SIZE  # what is scheduled
         self.granules = {space: self._granule(space) for space in ("global", "shared")}
 
@@ -269,6 +270,7 @@ class Schedule:
         return int(lowest), lanes
 
     def _execute(self, block: int, lanes: Lanes) -> None:
+        self.program.visited.add(block)
         for step in self.program.steps[block]:
             step(lanes)
         end, read = self.program.ends[block], self.program.guards[block]
