@@ -88,9 +88,8 @@ def topology_cases() -> list[Case]:
     far = reference.build_bricks(as_coords([(0, LIMIT - 1, 0, 0), (0, 1, 2, 3)]), 1)
     n = len(bricks.rows)
     bare, keep = (bricks.keys, bricks.masks, bricks.offsets), flags(n)
-    both = topology.combine_bricks(
-        *(t[::2].contiguous() for t in bricks[:2]), other.keys, other.masks, other.offsets, "or"
-    )
+    half = [t[::2].contiguous() for t in (bricks.keys, bricks.masks)]
+    both = topology.combine_bricks(*half, other.keys, other.masks, other.offsets, "or")
     whole, too_far = ((b.keys, b.masks, b.starts, b.offsets, b.rows) for b in (bricks, far))
     return [
         *(Case("topology", "coarsen_bricks", (*bare, level)) for level in (1, 2, 3)),
