@@ -160,19 +160,19 @@ def reduce_cases() -> list[Case]:
     for dtype, tolerance in TOLERANCES.items():
         feats, values = random(n, CHANNELS[dtype]).to(dtype), random(1300, CHANNELS[dtype]).to(dtype)
         winners = pool.max_table(feats, table, table)[1]
-        lone = torch.where(winners >= 0, winners, -1)
         cases += [
             Case("pool", "sum_table", (feats, table, None, None, met, False, 27), tolerance),
             Case("pool", "max_table", (feats, table, table)),
-            Case("pool", "place_rows", (feats, lone, table), tolerance),
+            Case("pool", "place_rows", (feats, winners, table), tolerance),
             Case("segment", "sum_ranges", (feats, ranges, children, None, counts, 8), tolerance),
             Case("segment", "extreme_ranges", (feats, ranges, children, parents, False, 8)),
         ]
         if dtype in (SINGLE, BRAIN):
-            first = table[:1].contiguous()
+            first, last = table[:1].contiguous(), table[-1:].contiguous()  # the same pairs in both directions
+            lone = pool.max_table(feats, first, last)[1]
             cases += [
                 Case("pool", "sum_table", (feats, first, None, None, None, False, 1), tolerance),
-                Case("pool", "place_rows", (feats, lone, first), tolerance),
+                Case("pool", "place_rows", (feats, lone, last), tolerance),
                 Case("segment", "sum_ranges", (values, halves, None, None, None, 0), tolerance),
                 Case("segment", "extreme_ranges", (values, halves, None, parents, True, 0)),
             ]
