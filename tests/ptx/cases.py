@@ -88,8 +88,8 @@ def topology_cases() -> list[Case]:
     far = reference.build_bricks(as_coords([(0, LIMIT - 1, 0, 0), (0, 1, 2, 3)]), 1)
     n = len(bricks.rows)
     bare, keep = (bricks.keys, bricks.masks, bricks.offsets), flags(n)
-    half = [t[::2].contiguous() for t in (bricks.keys, bricks.masks)]
-    both = topology.combine_bricks(*half, other.keys, other.masks, other.offsets, "or")
+    keys, masks = bricks.keys[::2].contiguous(), bricks.masks[::2].contiguous()
+    both = topology.combine_bricks(keys, masks, other.keys, other.masks, other.offsets, "or")
     whole, too_far = ((b.keys, b.masks, b.starts, b.offsets, b.rows) for b in (bricks, far))
     return [
         *(Case("topology", "coarsen_bricks", (*bare, level)) for level in (1, 2, 3)),
@@ -197,11 +197,19 @@ def sample_cases() -> list[Case]:
 
 def norm_cases() -> list[Case]:
     cases = []
-    offsets = torch.tensor(list(accumulate([600, 0, 513, 7], initial=0)))
-    for dtype, (channels, groups) in {BRAIN: (40, 2), SINGLE: (6, 3), DOUBLE: (33, 11)}.items():
+    few, many = [5, 0, 200, 7], [600, 0, 423, 7]  # the latter in chunks, the former not
+    for sizes, dtype, channels, groups, affine in (
+        (few, BRAIN, 40, 2, True),
+        (few, SINGLE, 6, 3, False),
+        (few, DOUBLE, 33, 11, True),
+        (many, BRAIN, 40, 2, True),
+        (many, SINGLE, 6, 3, True),
+        (many, DOUBLE, 33, 11, False),
+    ):
+        offsets = torch.tensor(list(accumulate(sizes, initial=0)))
         exact, tolerance = DOUBLE if dtype == DOUBLE else SINGLE, TOLERANCES[dtype]
-        feats, grad = ((random(1120, channels, seed=seed) * 2 + 3).to(dtype) for seed in (0, 1))
-        weight, bias = (random(channels, seed=seed).to(exact) for seed in (2, 3))
+        feats, grad = ((random(sum(sizes), channels, seed=seed) * 2 + 3).to(dtype) for seed in (0, 1))
+        weight, bias = (random(channels, seed=seed).to(exact) if affine else None for seed in (2, 3))
         mean, rstd = (random(4, groups, seed=seed).to(exact).abs() for seed in (4, 5))
         cases += [
             Case("norm", "group_norm", (feats, offsets, weight, bias, groups, 1e-5), tolerance),
@@ -255,14 +263,14 @@ class Conv(NamedTuple):
 
 CONVS = [
     Conv(64, 64, HALF),
-    Conv(128, 128, BRAIN, num_warps=(8, 8)),
+    Conv(64, 128, BRAIN, num_warps=(8, 4)),
     Conv(48, 24, HALF, bias=False),
     Conv(3, 32, HALF),
     Conv(33, 65, BRAIN, num_warps=(8, 4)),
     Conv(32, 16, HALF, groups=2),
     Conv(64, 64, SINGLE, tf32=True),
     Conv(20, 40, SINGLE, groups=2, tf32=True),
-    Conv(32, 64, SINGLE),
+    Conv(16, 32, SINGLE),
     Conv(33, 7, SINGLE),
     Conv(12, 12, SINGLE, groups=12),
     Conv(6, 18, HALF, groups=6),
@@ -285,7 +293,7 @@ class Problem(NamedTuple):
 
 
 def conv_problem(case: Conv) -> Problem:
-    taps, rows, inputs = 4, 150, 120
+    taps, rows, inputs = 3, 140, 120
     generator = torch.Generator().manual_seed(case.c)
     table = torch.stack([torch.randperm(rows, generator=generator) for _ in range(taps)]).int()
     table[(table >= inputs) | (torch.rand(table.shape, generator=generator) < 0.4)] = -1

@@ -27,8 +27,8 @@ from tests.ptx.cases import BRAIN, CONVS, DOUBLE, FAMILIES, HALF, SINGLE, Case, 
 from tests.test_aot import CONV_KERNELS, OTHER_POINTEES, flags_of, kernels, launches  # noqa: E402  (as above)
 from tests.test_conv_kernels import TOLERANCES, expected_conv, expected_weight  # noqa: E402  (as above)
 
-SEEDS = {"sm_80": (0, 1, 2), "sm_90": (3,)}
-CONV_SEEDS = {"sm_80": (0, 1, 2), "sm_90": (0, 1, 2)}  # the code of convolutions differs
+SEEDS: dict[str, tuple[int, ...]] = {"sm_80": (0, 1, 2), "sm_90": (3,)}
+CONV_SEEDS: dict[str, tuple[int, ...]] = {"sm_80": (0, 1, 2), "sm_90": (0, 1, 2)}  # the code of convolutions differs
 if triton.__version__ < "3.9":  # the other version of Triton: its code is similar
     SEEDS, CONV_SEEDS = {"sm_90": (4,)}, {"sm_80": (4,), "sm_90": (4,)}
 TILES = {"BLOCK", "COLUMNS", "ROWS"}  # constants that follow from shapes
@@ -172,7 +172,6 @@ def test_convolutions_agree_with_sums_in_float64(case: Conv, target: str, monkey
 def test_every_kernel_is_in_a_family() -> None:
     ours = [name for modules, _ in FAMILIES.values() for name in kernels_of(modules)]
     assert sorted([*ours, *CONV_KERNELS]) == kernels()
-    assert len(kernels()) == 36
     dot = {
         (case.dtype, case.tf32) for case in CONVS if configs.uses_dot(case.c // case.groups, case.groups, case.dtype)
     }

@@ -209,19 +209,16 @@ def test_norm(channels: int, groups: int, n: int, arena: Arena) -> None:
     feats[first:] = x
     arena.chosen = range(number * blocks, (number + 1) * blocks)
     total, flags = chunks * blocks, {"GRADIENT": False, "COLUMNS": 32, "block": 1}
-    launch(norm.moments_kernel, total, *(feats, feats, offsets, mean, parts, total, channels, groups, items), **flags)
+    launch(norm.moments_kernel, total, *(feats, feats, offsets, mean, parts, channels, groups, items), **flags)
     mid = x.double().mean(0)
     assert_close(parts[number, 0], mid, 1e-4)
     assert_close(parts[number, 1], (x.double() - mid).square().sum(0), 1e-4)
-    slopes, shifts, out = (
-        arena.normal(items, channels),
-        arena.normal(items, channels),
-        arena.zeros(n, channels, dtype=HALF),
-    )
-    arrays = (feats, feats, offsets, mean, slopes, shifts, slopes, out)
-    launch(norm.affine_kernel, total, *(*arrays, total, channels, groups, items), **flags)
-    center = mean[2].repeat_interleave(channels // groups)
-    assert_close(out[first:], (x.double() - center) * slopes[2] + shifts[2], 1e-3)
+    rstds, weight, bias = arena.normal(items, groups), arena.normal(channels), arena.normal(channels)
+    out = arena.zeros(n, channels, dtype=HALF)
+    arrays = (feats, feats, offsets, mean, rstds, weight, bias, rstds, out)
+    launch(norm.affine_kernel, total, *(*arrays, channels, groups, items), WEIGHT=True, BIAS=True, **flags)
+    center, rstd = (of_groups[2].repeat_interleave(channels // groups) for of_groups in (mean, rstds))
+    assert_close(out[first:], (x.double() - center) * rstd * weight + bias, 1e-3)
 
 
 def long_table(arena: Arena, others: int) -> tuple[Tensor, list[int]]:
@@ -360,8 +357,8 @@ def test_samples(channels: int, arena: Arena) -> None:
     pairs = arena.spread(points * taps, 32)
     at = torch.tensor(sorted({pair // taps for pair in pairs}))
     sources[at], out[at] = arena.integers(n - END, n, len(at), taps).int(), arena.normal(len(at), channels).half()
-    arguments = (feats, sources, out, weights, points * taps, channels, taps)
-    launch(sample.dot_kernel, points * taps, *arguments, COLUMNS=columns, block=32)
+    sizes = (points * taps, channels, taps)
+    launch(sample.dot_kernel, points * taps, *(feats, sources, out, weights, *sizes), COLUMNS=columns, block=32)
     rows = feats[sources.flatten()[pairs].long()].double()
     assert_close(weights.flatten()[pairs], (rows * out[torch.tensor(pairs) // taps].double()).sum(1), 1e-5)
 
