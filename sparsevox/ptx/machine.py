@@ -226,7 +226,7 @@ class Schedule:
     """Which threads of a batch run next. Threads that wait or have ended do not.
 
     The runnable threads at the lowest block run first, which brings together again what a branch parted: the
-    compilers number the blocks so. With a seed, a random half of the warps at a random block runs.
+    compilers number the blocks so. With a seed, the warps at a random block run, or a random half of them.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -259,9 +259,10 @@ class Schedule:
         if random is not None:
             unit = self.program.unit
             lowest_of = block.reshape(-1, unit).min(1)
-            lowest = random.choice(np.unique(lowest_of[lowest_of < self.end]))
+            blocks = np.unique(lowest_of[lowest_of < self.end])
+            lowest = blocks[random.integers(len(blocks))]
             chosen = np.flatnonzero(lowest_of == lowest)
-            if len(chosen) > 1 and random.random() < 0.5:
+            if len(chosen) > 1 and random.random() < 0.25:
                 chosen = random.permutation(chosen)[: len(chosen) // 2]
             units = np.zeros(len(lowest_of), bool)
             units[chosen] = True
