@@ -78,7 +78,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "coords_kernel sm_80": lambda: brick_coords(*reference_bricks(coords(60), 4)[:3], torch.empty(60, 0)),
     "encode_kernel sm_80": lambda: build_bricks(coords(1100), None),
     "insert_kernel sm_80": lambda: build_bricks(coords(300), 4, "hash"),
-    "moments_kernel sm_80": lambda: group_norm(random(90, 8), torch.tensor([0, 90]), None, None, 1, 1e-5),
+    "group_kernel sm_80": lambda: group_norm(random(20, 4), torch.tensor([0, 20]), None, None, 1, 1e-5),
     "reduce_kernel sm_80": lambda: reduce_rows(random(90, 3), "sum", sources=integers(-1, 90, 2, 90)),
     "table_kernel sm_80": lambda: brick_table(reference_bricks(coords(300), 4).keys),
 }
@@ -255,7 +255,7 @@ BUGS = (
     Bug("conv_kernel sm_90", remove_barrier(-1), RACE),
     Bug("conv_weight_kernel sm_80", remove_barrier(-1), "read after write"),  # the transposition before the store
     Bug("encode_kernel sm_80", remove_barrier(-1), RACE),  # the reduction across warps
-    Bug("moments_kernel sm_80", remove_barrier(1), "read after write"),
+    Bug("group_kernel sm_80", remove_barrier(1), RACE),
     # 2. A wait for asynchronous copies is missing.
     Bug("conv_kernel sm_80", remove_wait(0), FLIGHT),
     Bug("conv_kernel sm_90", remove_wait(1), FLIGHT),
@@ -277,7 +277,7 @@ BUGS = (
     # 7. Shared memory is read that was not written.
     Bug("conv_kernel sm_80", remove_store(0), "uninitialized|" + WRONG),
     Bug("encode_kernel sm_80", remove_store(0), "uninitialized"),
-    Bug("moments_kernel sm_80", remove_store(0), "uninitialized"),
+    Bug("group_kernel sm_80", remove_store(0), "uninitialized"),
     # 8. Fences and waits of wgmma are missing.
     Bug("conv_kernel sm_90 odd", remove_instruction("fence.proxy.async.shared::cta"), "without a fence.proxy.async"),
     Bug("conv_kernel sm_90", remove_instruction("wgmma.wait_group.sync.aligned"), "before wgmma.wait_group"),
@@ -285,11 +285,11 @@ BUGS = (
     # 9. An address is misaligned.
     Bug("conv_kernel sm_80", misalign("ldmatrix", 0), "misaligned"),
     Bug("coords_kernel sm_80", misalign("ld.global", 0), "misaligned"),
-    Bug("moments_kernel sm_80", misalign("st.shared", 0), "misaligned"),
+    Bug("group_kernel sm_80", misalign("st.shared", 0), "misaligned"),
     # 10. A barrier is reached by some threads only.
     Bug("conv_kernel sm_80", diverge_barrier(0), "barrier"),
     Bug("conv_kernel sm_90", diverge_barrier(-1), "barrier"),
-    Bug("moments_kernel sm_80", diverge_barrier(0), "barrier"),
+    Bug("group_kernel sm_80", diverge_barrier(0), "barrier"),
     # 11. A barrier holds for a warp only.
     Bug("conv_kernel sm_80", weaken_barrier(0), RACE),
     Bug("conv_kernel sm_90", weaken_barrier(-1), RACE),
