@@ -75,11 +75,11 @@ PIECES = morton.KEY_BITS // PIECE
 def _corner_table(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Summands of the corner of a brick for each value of each piece of its key, int32 [PIECES * 2^PIECE, 4].
 
-    The other tensors are the distance of each piece from the end of the key, and its first entry.
+    The other tensors, [PIECES, 1], are the distance of each piece from the end of the key, and its first entry.
     """
-    number = torch.arange(PIECES, device=device)
+    number = torch.arange(PIECES, device=device)[:, None]
     shifts = PIECE * number
-    corners = morton.decode(torch.arange(1 << PIECE, device=device) << shifts[:, None] + 6)  # [PIECES, 2^PIECE, 4]
+    corners = morton.decode(torch.arange(1 << PIECE, device=device) << shifts + 6)  # [PIECES, 2^PIECE, 4]
     corners[1:] -= corners[0, 0].clone()  # the biases count once
     return corners.flatten(0, 1).int(), shifts, number << PIECE
 
@@ -87,8 +87,8 @@ def _corner_table(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 def corners(keys: Tensor) -> Tensor:
     """Coordinates of the first voxel of each brick, int32 [L, 4]: `morton.decode(keys << 6)` in few calls."""
     table, shifts, first = _corner_table(keys.device)
-    pieces = (keys[:, None] >> shifts).bitwise_and_((1 << PIECE) - 1).add_(first)  # [L, PIECES]
-    out = table[pieces].sum(1, dtype=torch.int32)
+    pieces = (keys >> shifts).bitwise_and_((1 << PIECE) - 1).add_(first)  # [PIECES, L]
+    out = table.index_select(0, pieces.view(-1)).view(*pieces.shape, 4).sum(0, dtype=torch.int32)
     out[:, 0] += keys >> morton.KEY_BITS
     return out
 
