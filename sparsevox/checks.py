@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeGuard
 
 import numpy as np
 import torch
@@ -99,6 +99,17 @@ def same_device(name: str, value: Tensor, other_name: str, device: torch.device)
         raise ValueError(f"{name} must be on the device of {other_name}, {device}, got {value.device}")
 
 
+def are_rows(value: object, count: int, device: torch.device) -> TypeGuard[Tensor]:
+    """Test whether `value` is a floating-point tensor [count, C] on a device. This takes less time than `rows`."""
+    return (
+        isinstance(value, Tensor)
+        and value.ndim == 2
+        and value.is_floating_point()
+        and value.shape[0] == count
+        and value.device == device
+    )
+
+
 def rows(name: str, value: object, count: int, owner: str, device: torch.device, size: str = "N") -> Tensor:
     """Return `value`, which must be a floating-point tensor [count, C] on a device.
 
@@ -114,6 +125,8 @@ def rows(name: str, value: object, count: int, owner: str, device: torch.device,
         TypeError: If `value` is not a floating-point tensor.
         ValueError: If it is not [count, C], or on another device.
     """
+    if are_rows(value, count, device):
+        return value
     checked = floats(name, shape(name, value, size, "C"))
     if checked.shape[0] != count:
         raise ValueError(f"{name} must have {count} rows, one per {owner}, got {list(checked.shape)}")
@@ -189,6 +202,8 @@ def float_triple(name: str, value: object) -> Triple:
         TypeError: If `value` holds anything but real numbers.
         ValueError: If it is neither one number nor three, or a number is not finite.
     """
+    if type(value) is float and -math.inf < value < math.inf:
+        return value, value, value
     numbers = []
     for part in _triple(name, value):
         if isinstance(part, bool) or not isinstance(part, Real):

@@ -34,9 +34,9 @@ class SparseTensor:
     def __init__(self, grid: Grid, feats: Tensor) -> None:
         if not isinstance(grid, Grid):
             raise TypeError(f"grid must be a sparsevox.Grid, got {type(grid).__name__}")
-        checks.floats("feats", checks.shape("feats", feats, "N", "C"))
-        checks.same_device("feats", feats, "the grid", grid.device)
-        if feats.shape[0] != grid.num_voxels:
+        if not checks.are_rows(feats, grid.num_voxels, grid.device):
+            checks.floats("feats", checks.shape("feats", feats, "N", "C"))
+            checks.same_device("feats", feats, "the grid", grid.device)
             raise ValueError(f"feats must have {grid.num_voxels} rows, one per voxel of grid, got {feats.shape[0]}")
         self._grid = grid
         self._feats = feats

@@ -101,7 +101,7 @@ def launch(
     lanes: int = 1,
     parts: int = 1,
     num_warps: int = 4,
-    **flags: int | str | bool,
+    **flags: float | str | bool,
 ) -> None:
     """Run `kernel` over `n` items, `block` per program, each `lanes` lanes wide. Without items nothing is launched.
 
@@ -115,7 +115,7 @@ def launch(
 
 
 def launch_programs(
-    kernel: triton.JITFunction, programs: int, *args: torch.Tensor | int, **options: int | str | bool
+    kernel: triton.JITFunction, programs: int, *args: torch.Tensor | int, **options: float | str | bool
 ) -> None:
     """Run `programs` programs of `kernel`. Its flags depend on the arguments and cannot be read from the source."""
     if not programs:

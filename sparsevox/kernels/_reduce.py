@@ -104,10 +104,10 @@ def reduce_rows(
     sources: Tensor | None = None,
     winners: Tensor | None = None,
     divisors: Tensor | None = None,
-    keep_winners: bool = False,
+    out_winners: Tensor | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Reduced rows [M, C] and, with `keep_winners`, the winners int32 [M, C], else [0, C].
+) -> Tensor:
+    """Return the reduced rows [M, C], and write the winners to `out_winners`, int32 [M, C].
 
     With `ranges`, `sources` is None or a list int32; without them, it is a table int32 [K, M].
     """
@@ -119,23 +119,33 @@ def reduce_rows(
         assert sources is not None
         source, n, taps = "table", sources.shape[1], sources.shape[0]
     out = torch.empty((n, channels), dtype=dtype or feats.dtype, device=feats.device)
-    out_winners = torch.empty((n if keep_winners else 0, channels), dtype=torch.int32, device=feats.device)
     columns = NARROW if channels <= NARROW else WIDE
     # Arguments that the kernel does not read may be any tensor.
     arrays = [feats if a is None else a.contiguous() for a in (sources, ranges, winners, divisors)]
+    arrays += [out, out if out_winners is None else out_winners]
     launch(
         reduce_kernel,
         n,
-        *(feats, *arrays, out, out_winners),
+        *(feats, *arrays),
         *(n, feats.shape[0], channels, taps),
         SOURCE=source,
         REDUCE=reduce,
         DIVIDE=divisors is not None,
-        WINNERS=keep_winners,
+        WINNERS=out_winners is not None,
         UNROLL=1 if taps == 1 else 4,
         COLUMNS=columns,
         block=32,
         lanes=columns,
         parts=cdiv(channels, columns),
     )
-    return out, out_winners
+    return out
+
+
+def extreme_rows(
+    feats: Tensor, reduce: str, *, keep: bool, ranges: Tensor | None = None, sources: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the largest or smallest elements [M, C], and with `keep` the winners int32 [M, C], else [0, C]."""
+    rows = (sources.shape[1] if sources is not None else 0) if ranges is None else ranges.shape[0] - 1
+    winners = feats.new_empty((rows if keep else 0, feats.shape[1]), dtype=torch.int32)
+    out = reduce_rows(feats, reduce, ranges=ranges, sources=sources, out_winners=winners if keep else None)
+    return out, winners

@@ -449,11 +449,11 @@ def group_norm(
     w, b = (feats if parameter is None else parameter.contiguous() for parameter in (weight, bias))
     n = items * num_groups
     if rows <= FEW:
-        arrays = (feats, offsets, w, b, mean, rstd, out)
         launch(
             group_kernel,
             n,
-            *(*arrays, channels, num_groups),
+            *(feats, offsets, w, b, mean, rstd, out),
+            *(channels, num_groups),
             EPS=eps,
             COLUMNS=16,
             block=1,
@@ -483,11 +483,11 @@ def group_norm_backward(
     w = feats if weight is None else weight.contiguous()
     n = items * num_groups
     if rows <= FEW:
-        arrays = (feats, grad, offsets, mean, rstd, w, totals, products, out)
         launch(
             group_gradient_kernel,
             n,
-            *(*arrays, channels, num_groups),
+            *(feats, grad, offsets, mean, rstd, w, totals, products, out),
+            *(channels, num_groups),
             WEIGHT=has_weight,
             COLUMNS=16,
             block=1,
@@ -497,12 +497,11 @@ def group_norm_backward(
     else:
         parts = _moments(feats, grad, offsets, mean)
         slopes = mean.new_empty((2, items, num_groups))
-        arrays = (parts, offsets, rstd, w, totals, products, slopes)
-        sizes = (channels, num_groups, items)
         launch(
             coefficients_kernel,
             n,
-            *(*arrays, *sizes),
+            *(parts, offsets, rstd, w, totals, products, slopes),
+            *(channels, num_groups, items),
             WEIGHT=has_weight,
             COLUMNS=8,
             block=1,

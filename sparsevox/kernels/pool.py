@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsevox.kernels._bits import items, octant_bytes, popcount, voxels
 from sparsevox.kernels._launch import launch
-from sparsevox.kernels._reduce import reduce_rows
+from sparsevox.kernels._reduce import extreme_rows, reduce_rows
 
 
 @triton.jit(do_not_specialize=["n_bricks", "level"])
@@ -91,14 +91,14 @@ def sum_table(
     values = feats
     if divisors is not None and before:  # once per row, not once per tap
         values, divisors = feats / divisors[:, None].to(torch.promote_types(feats.dtype, torch.float32)), None
-    return reduce_rows(values, "sum", sources=table, divisors=divisors, dtype=feats.dtype)[0]
+    return reduce_rows(values, "sum", sources=table, divisors=divisors, dtype=feats.dtype)
 
 
 def max_table(feats: Tensor, table: Tensor, adjoint: Tensor | None) -> tuple[Tensor, Tensor]:
     """Largest element over taps, 0 where all are absent, and its row, the lowest of equals: two [M, C]. NaN wins."""
-    return reduce_rows(feats, "max", sources=table, keep_winners=adjoint is not None)
+    return extreme_rows(feats, "max", sources=table, keep=adjoint is not None)
 
 
 def place_rows(values: Tensor, winners: Tensor, table: Tensor) -> Tensor:
     """Sum over taps of the values whose winner is the output row: [table.shape[1], C]."""
-    return reduce_rows(values, "place", sources=table, winners=winners)[0]
+    return reduce_rows(values, "place", sources=table, winners=winners)

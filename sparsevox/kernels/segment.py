@@ -7,7 +7,7 @@ With room for that many pieces, empty ones at the end, the host need not wait. N
 import torch
 from torch import Tensor
 
-from sparsevox.kernels._reduce import reduce_rows
+from sparsevox.kernels._reduce import extreme_rows, reduce_rows
 
 DIRECT = 512  # ranges known to have at most this many rows are not cut
 PIECE = 32  # rows of a piece
@@ -25,9 +25,9 @@ def sum_ranges(
     exact = torch.promote_types(feats.dtype, torch.float32)
     values, sources = feats, children
     for pieces, groups in _rounds(ranges, feats.shape[0], longest):
-        values, _ = reduce_rows(values, "sum", ranges=pieces, sources=sources, dtype=exact)
+        values = reduce_rows(values, "sum", ranges=pieces, sources=sources, dtype=exact)
         ranges, sources = groups, None
-    return reduce_rows(values, "sum", ranges=ranges, sources=sources, divisors=divisors, dtype=feats.dtype)[0]
+    return reduce_rows(values, "sum", ranges=ranges, sources=sources, divisors=divisors, dtype=feats.dtype)
 
 
 def extreme_ranges(
@@ -38,9 +38,9 @@ def extreme_ranges(
     values, sources = feats, children
     winners: Tensor | None = None
     for pieces, groups in _rounds(ranges, feats.shape[0], longest):
-        values, found = reduce_rows(values, word, ranges=pieces, sources=sources, keep_winners=keep)
+        values, found = extreme_rows(values, word, ranges=pieces, sources=sources, keep=keep)
         winners, ranges, sources = _trace(winners, found), groups, None
-    values, found = reduce_rows(values, word, ranges=ranges, sources=sources, keep_winners=keep)
+    values, found = extreme_rows(values, word, ranges=ranges, sources=sources, keep=keep)
     return values, _trace(winners, found)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsevox.conv_geometry import Axes
+from sparsevox.ops import _library
 
 
 class ChildMap:
@@ -20,6 +21,7 @@ class ChildMap:
         they are 0 to N - 1, because the children of every voxel are consecutive rows.
     ranges: Start of the children of each coarse voxel, in `children` or among the fine rows, then the end: int32
         [M + 1].
+    table: The parents as a table with one tap, int32 [1, N].
     """
 
     def __init__(self, factor: Axes, parents: Tensor, children: Tensor | None, ranges: Tensor) -> None:
@@ -27,6 +29,19 @@ class ChildMap:
         self.parents = parents
         self.children = children
         self.ranges = ranges
+        self.table = parents[None]
+        self._counts: Tensor | None = None
+
+    @property
+    def counts(self) -> Tensor:
+        """Number of children of each coarse voxel, but at least 1: int64 [M], made at first use."""
+        counts = self._counts
+        if counts is None:
+            with _library.lasting():
+                counts = self.ranges.diff().clamp(min=1).long()
+            if not torch.compiler.is_compiling():
+                self._counts = counts
+        return counts
 
     @property
     def num_fine(self) -> int:
@@ -45,9 +60,9 @@ class ChildMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        tensors = [self.parents, self.ranges] + ([] if self.children is None else [self.children])
-        return sum(t.numel() * t.element_size() for t in tensors)
+        """Bytes of all tensors made so far."""
+        tensors = (self.parents, self.ranges, self.children, self._counts)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def __repr__(self) -> str:
         factor = self.factor[0] if len(set(self.factor)) == 1 else self.factor

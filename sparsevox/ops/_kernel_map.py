@@ -61,6 +61,7 @@ class KernelMap:
         self.down = Direction(table)
         self._fine_rows = fine_rows
         self._up: Direction | None = None
+        self._counts: Tensor | None = None
 
     @property
     def table(self) -> Tensor:
@@ -74,6 +75,17 @@ class KernelMap:
             with _library.lasting():
                 self._up = Direction(plan_ops.adjoint_table(self.table, self._fine_rows))
         return self._up
+
+    @property
+    def counts(self) -> Tensor:
+        """Number of pairs of each coarse voxel, but at least 1: int64 [M], made at first use."""
+        counts = self._counts
+        if counts is None:
+            with _library.lasting():
+                counts = (self.table >= 0).sum(0).clamp(min=1)
+            if not torch.compiler.is_compiling():
+                self._counts = counts
+        return counts
 
     @property
     def num_fine(self) -> int:
@@ -94,6 +106,7 @@ class KernelMap:
     def nbytes(self) -> int:
         """Bytes of all tensors made so far; a tensor of both directions counts once."""
         tensors = self.down.tensors + (self._up.tensors if self._up else [])
+        tensors += [] if self._counts is None else [self._counts]
         distinct = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(distinct.values())
 

@@ -33,8 +33,13 @@ def _fake_backward(grad: Tensor, feats: Tensor, offsets: Tensor, *rest: Tensor |
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     feats, offsets, weight, bias, ctx.num_groups, ctx.eps = inputs
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.weight_dtype, ctx.bias_dtype = (None if p is None else p.dtype for p in (weight, bias))
     ctx.save_for_backward(feats, offsets, weight, *output[1:])
+
+
+def _cast(gradient: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    """Convert the gradient of a parameter to its dtype. None if there is no parameter."""
+    return None if dtype is None else gradient if gradient.dtype == dtype else gradient.to(dtype)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
@@ -44,14 +49,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
         d_feats, d_weight, d_bias = _differentiable(grad, feats, offsets, weight, ctx.num_groups, ctx.eps)
     else:
         d_feats, d_weight, d_bias = _group_norm_backward(grad, feats, offsets, weight, mean, rstd)
-    return (
-        d_feats,
-        None,
-        None if weight is None else d_weight.to(weight.dtype),
-        None if ctx.bias_dtype is None else d_bias.to(ctx.bias_dtype),
-        None,
-        None,
-    )
+    return d_feats, None, _cast(d_weight, ctx.weight_dtype), _cast(d_bias, ctx.bias_dtype), None, None
 
 
 _group_norm = _library.register(
@@ -126,14 +124,18 @@ def _check_feats(feats: object, grid: HasBricks) -> Tensor:
 def _normalize(
     feats: Tensor, offsets: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            checked = checks.floats(name, checks.shape(name, value, feats.shape[1]))
-            checks.same_device(name, checked, "the grid", offsets.device)
+    _check_parameter("weight", weight, feats)
+    _check_parameter("bias", bias, feats)
     (epsilon, _, _) = checks.float_triple("eps", eps)
     if epsilon < 0:
         raise ValueError(f"eps must not be negative, got {eps}")
     return _group_norm(feats, offsets, weight, bias, groups, epsilon)[0]
+
+
+def _check_parameter(name: str, value: Tensor | None, feats: Tensor) -> None:
+    if value is not None:
+        checked = checks.floats(name, checks.shape(name, value, feats.shape[1]))
+        checks.same_device(name, checked, "the grid", feats.device)
 
 
 def _differentiable(

@@ -89,7 +89,7 @@ def avg_pool3d(feats: Tensor, window: Window, *, count: str = "active") -> Tenso
     if count not in ("active", "window"):
         raise ValueError(f"count must be 'active' or 'window', got {count!r}")
     x = _checked(feats, window)
-    return _sum(x, window, _active(window) if count == "active" else _volume(window))
+    return _sum(x, window, window.counts if count == "active" else _volume(window))
 
 
 def sum_pool3d(feats: Tensor, window: Window) -> Tensor:
@@ -113,26 +113,28 @@ def upsample(feats: Tensor, child_map: ChildMap) -> Tensor:
     """
     if not isinstance(child_map, ChildMap):
         raise TypeError(f"child_map must come from Grid.child_map, got {type(child_map).__name__}")
-    x = checks.floats("feats", checks.shape("feats", feats, "M", "C"))
-    _check_rows(x, child_map.num_coarse, "coarse", child_map.device)
+    x = _check_rows(feats, child_map.num_coarse, "M", "coarse", child_map.device)
     adjoint = (child_map.ranges, child_map.children) if _reduce.needs_gradient(x) else (None, None)
-    return _reduce.sum_table(x, child_map.parents[None], *adjoint, None, False, math.prod(child_map.factor))
+    return _reduce.sum_table(x, child_map.table, *adjoint, None, False, math.prod(child_map.factor))
 
 
 def _checked(feats: object, window: Window) -> Tensor:
-    x = checks.floats("feats", checks.shape("feats", feats, "N", "C"))
     if not isinstance(window, Window):
+        checks.floats("feats", checks.shape("feats", feats, "N", "C"))
         raise TypeError(f"window must come from Grid.child_map or Grid.kernel_map, got {type(window).__name__}")
-    _check_rows(x, window.num_fine, "fine", window.device)
-    return x
+    return _check_rows(feats, window.num_fine, "N", "fine", window.device)
 
 
-def _check_rows(feats: Tensor, rows: int, grid: str, device: torch.device) -> None:
+def _check_rows(value: object, rows: int, size: str, grid: str, device: torch.device) -> Tensor:
+    if not torch.compiler.is_compiling() and checks.are_rows(value, rows, device):
+        return value
+    feats = checks.floats("feats", checks.shape("feats", value, size, "C"))
     if torch.compiler.is_compiling():
         torch._check(feats.shape[0] == rows)  # in a graph, sizes that depend on data are unknown
     elif feats.shape[0] != rows:
         raise ValueError(f"feats must have {rows} rows, one per voxel of the {grid} grid, got {list(feats.shape)}")
     checks.same_device("feats", feats, "the grid", device)
+    return feats
 
 
 def _up_table(window: KernelMap) -> Tensor:
@@ -150,12 +152,6 @@ def _sum(feats: Tensor, window: Window, divisors: Tensor | None) -> Tensor:
         adjoint = _up_table(window) if needed else None
         result = _reduce.sum_table(feats, window.table, adjoint, None, divisors, False, 0)
     return result
-
-
-def _active(window: Window) -> Tensor:
-    """Number of voxels in each window, but at least 1: int64 [M]."""
-    counts = window.ranges.diff().long() if isinstance(window, ChildMap) else (window.table >= 0).sum(0)
-    return counts.clamp(min=1)
 
 
 def _volume(window: Window) -> Tensor:

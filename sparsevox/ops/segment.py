@@ -107,5 +107,5 @@ def _reduce_segments(feats: Tensor, ranges: Tensor, reduce: str) -> Tensor:
     parents = segment_of_rows(ranges, feats) if _reduce.needs_gradient(feats) else None
     if reduce in ("max", "min"):
         return _reduce.extreme_ranges(feats, ranges, None, parents, reduce == "max", 0)[0]
-    divisors = ranges.diff().clamp(min=1).long() if reduce == "mean" else None
+    divisors = ranges.diff().clamp_(min=1).long() if reduce == "mean" else None
     return _reduce.sum_ranges(feats, ranges, None, parents, divisors, 0)
