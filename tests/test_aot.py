@@ -215,7 +215,7 @@ def test_kernel_compiles_without_spills(launch: Launch, flags: dict[str, Any], t
         types = pointees | dict(zip(several, choice, strict=True))
         options = {"num_warps": launch.num_warps}
         found = build(kernel, width, types, constants, target, options, tmp_path)
-        assert spills(found, tmp_path) <= CALLS.get((target, launch.kernel, types.get("feats_ptr")), 0)
+        assert spills(found, tmp_path) <= CALLS.get((target, launch.kernel, types.get("feats_ptr", "")), 0)
         assert_precise(found)
 
 
