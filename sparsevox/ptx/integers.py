@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsevox.ptx.floats import from_bfloat
 from sparsevox.ptx.forms import elementwise, form
 from sparsevox.ptx.parse import BITS
 from sparsevox.ptx.registers import DTYPES, Lanes, Operands, Step, Value, where
@@ -242,6 +243,9 @@ COMPARISONS |= dict.fromkeys(("gt", "hi"), np.greater) | dict.fromkeys(("ge", "h
 
 def compare(name: str, kind: str) -> Any:
     """The function of a comparison. NaN is equal to nothing; the forms with `u` hold if there is one."""
+    if kind == "bf16":
+        function = compare(name, "f32")
+        return lambda x, y: function(from_bfloat(x), from_bfloat(y))
     if kind[0] != "f":
         return COMPARISONS[name]
     if name in ("nan", "num"):
@@ -262,7 +266,7 @@ def ordered(name: str) -> Any:
 @form(
     r"setp\.(?P<name>eq|ne|lt|le|gt|ge|lo|ls|hi|hs)(?:\.(?P<join>and|or|xor))?\.(?P<kind>[bus](?:16|32|64))",
     r"setp\.(?P<name>eq|ne|lt|le|gt|ge|equ|neu|ltu|leu|gtu|geu|num|nan)(?:\.(?P<join>and|or|xor))?"
-    r"\.(?P<kind>f(?:16|32|64))",
+    r"\.(?P<kind>f(?:16|32|64)|bf16)",
 )
 def _set_predicate(operands: Operands, name: str, join: str | None, kind: str) -> Step:
     function = compare(name, kind)
