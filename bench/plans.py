@@ -59,8 +59,10 @@ def bags(coords: Tensor) -> Sequence[Contender]:
         return order, torch.nn.functional.pad(torch.bincount(pairs.targets, minlength=count).cumsum(0), (1, 0))
 
     def ours(found: Bags) -> Tensor:
-        rows = torch.repeat_interleave(found.row_starts.diff())
-        return torch.cat([found.order + found.row_starts[rows // block * block], found.row_starts])
+        first = pairs.starts[:: the_map.geometry.taps]  # pair of each block, and the end
+        blocks = zip(found.row_starts.split(block + 1), first, strict=False)
+        starts = torch.cat([*(part[:-1] + start for part, start in blocks), first[-1:]])
+        return torch.cat([found.order + first[torch.repeat_interleave(first.diff())], starts])
 
     return (
         Contender("sparsevox", partial(plan_ops.bags, the_map.table, pairs), ours),

@@ -38,7 +38,8 @@ class Bags(NamedTuple):
     sources:    int32 [P], input rows, in the order of `PairLists`.
     starts:     int64 [T * K + 1], as in `PairLists`.
     order:      int32 [P], numbers of pairs within their block, by output row and then by tap.
-    row_starts: int64 [M + 1], where the pairs of each output row start in `order`.
+    row_starts: int32 [M + T], where the pairs of each output row start, and the end of the last, in the part of `order`
+        that belongs to the block.
     """
 
     table: Tensor

@@ -231,4 +231,4 @@ def test_nbytes_counts_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_map.up.table.shape == (27, 1000)
     assert kernel_map.nbytes == 2 * table + 2 * pairs + starts
     assert isinstance(kernel_map.down.plan, Bags)  # shares three tensors; new are the order and the starts of 1000 rows
-    assert kernel_map.nbytes == 2 * table + 3 * pairs + starts + 1001 * 8
+    assert kernel_map.nbytes == 2 * table + 3 * pairs + starts + 1001 * 4

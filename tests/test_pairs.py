@@ -59,9 +59,11 @@ def test_bags_hold_the_pairs_of_each_row_by_tap(case: tuple[Table, int], block: 
     table, _ = case
     _, dst, starts = (torch.tensor(part) for part in definition.pair_lists(table, block))
     order, bags = torch.ops.sparsevox.pair_bags(dst.int(), starts, as_table(table), block)
-    assert (order.dtype, bags.dtype) == (torch.int32, torch.int64)
-    first = [starts[:: len(table)].tolist()[row // block] for row in range(len(table[0]))]  # pair of the block
-    found = [(order[a:b] + n).tolist() for (a, b), n in zip(itertools.pairwise(bags.tolist()), first, strict=True)]
+    assert (order.dtype, bags.dtype) == (torch.int32, torch.int32)
+    found = []
+    for number, (begin, end) in enumerate(itertools.pairwise(starts[:: len(table)].tolist())):
+        bounds = bags[number * (block + 1) : (number + 1) * (block + 1)].tolist()  # of the rows of the block
+        found += [(order[begin:end][a:b] + begin).tolist() for a, b in itertools.pairwise(bounds)]
     assert found == definition.pair_bags(table, block)
 
 

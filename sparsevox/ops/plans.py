@@ -41,7 +41,7 @@ _pair_bags = _library.register(
     kernels=None,  # only the reference convolution sums bags
     fake=lambda targets, starts, table, block: (
         torch.empty_like(targets),
-        table.new_empty(table.shape[1] + 1, dtype=torch.int64),
+        table.new_empty(table.shape[1] + (table.shape[1] + block - 1) // block),
     ),
 )
 _row_plan = _library.register(

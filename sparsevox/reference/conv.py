@@ -28,26 +28,32 @@ def conv(
     `plan` holds the tensors of `Bags`.
     """
     table, sources, starts, order, row_starts = Bags(*plan)
-    dtype = torch.promote_types(feats.dtype, torch.float32)
-    matrices = _by_group(weight.to(feats.dtype).to(dtype), groups)  # [K, G, C / G, D / G]
-    block = pair_block(table.shape[0])
-    out = feats.new_empty((table.shape[1], weight.shape[2]))
+    (taps, count), block = table.shape, pair_block(table.shape[0])
+    exact = torch.promote_types(feats.dtype, torch.float32)
+    matrices = _by_group(weight.to(feats.dtype).to(exact), groups)
+    offset = None if bias is None else bias.to(exact)
+    out = feats.new_empty((count, weight.shape[2]))
+    blocks = _blocks(starts, taps)
     # Buffers that live as long as the call: fresh memory costs as much as the work.
-    most = max((taps[-1] - taps[0] for _, taps in _blocks(starts, table.shape[0], block)), default=0)
-    products = feats.new_empty((most, weight.shape[2]), dtype=dtype)
-    rows = feats.new_empty((block, feats.shape[1]))
-    for first, taps in _blocks(starts, table.shape[0], block):
-        begin, end = taps[0], taps[-1]
-        inputs = sources[begin:end].long()
-        # 1. Gather the input rows of each tap and multiply them by its matrix.
-        for tap, (a, b) in enumerate(pairwise(taps)):
-            if a < b:
-                torch.index_select(feats, 0, inputs[a - begin : b - begin], out=rows[: b - a])
-                _multiply(rows[: b - a].to(dtype), matrices[tap], products[a - begin : b - begin])
+    products = feats.new_empty((max((edges[-1] - edges[0] for edges in blocks), default=0), out.shape[1]), dtype=exact)
+    gathered = feats.new_empty((min(block, len(products)), feats.shape[1]))
+    for number, edges in enumerate(blocks):
+        begin, end = edges[0], edges[-1]
+        # 1. Gather the input rows of a few taps and multiply those of each tap by its matrix.
+        for first, last in _batches(edges, block):
+            pairs_of = slice(edges[first], edges[last])
+            sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
+            inputs = _gather(feats, sources[pairs_of], gathered).to(exact).split(sizes)
+            results = products[pairs_of.start - begin : pairs_of.stop - begin].split(sizes)
+            for rows, matrix, result in zip(inputs, matrices[first:last], results, strict=True):
+                _multiply(rows, matrix, result)
         # 2. Sum the products of each output row, in the order of taps.
-        last = min(first + block, table.shape[1])
-        sums = _sum_bags(products[: end - begin], order[begin:end], row_starts[first : last + 1] - begin)
-        out[first:last] = sums if bias is None else sums.add_(bias.to(dtype))
+        first, last = number * block, min((number + 1) * block, count)
+        bounds = row_starts[first + number : last + number + 1]
+        sums = torch.nn.functional.embedding_bag(
+            order[begin:end], products[: end - begin], bounds, mode="sum", include_last_offset=True
+        )
+        out[first:last] = sums if offset is None else sums.add_(offset)
     return out
 
 
@@ -67,34 +73,51 @@ def conv_weight(
     """
     sources, targets, starts = PairLists(*pairs)
     taps, exact = plan[0].shape[0], torch.promote_types(feats.dtype, torch.float32)
+    block = pair_block(taps)
     out = feats.new_zeros((taps, groups, feats.shape[1] // groups, grads.shape[1] // groups), dtype=exact)
-    left_rows = feats.new_empty((pair_block(taps), feats.shape[1]))
-    right_rows = grads.new_empty((pair_block(taps), grads.shape[1]))
-    for _, edges in _blocks(starts, taps, pair_block(taps)):
-        begin, end = edges[0], edges[-1]
-        inputs, outputs = sources[begin:end].long(), targets[begin:end].long()
-        for tap, (a, b) in enumerate(pairwise(edges)):
-            if a < b:
-                pair = slice(a - begin, b - begin)
-                left = torch.index_select(feats, 0, inputs[pair], out=left_rows[: b - a]).to(exact)  # [pairs, C]
-                right = torch.index_select(grads, 0, outputs[pair], out=right_rows[: b - a]).to(exact)  # [pairs, D]
-                if groups == 1:
-                    out[tap, 0].addmm_(left.t(), right)
-                else:
-                    out[tap].baddbmm_(_split(left, groups).transpose(1, 2), _split(right, groups))
+    sums = (out.squeeze(1) if groups == 1 else out).unbind(0)
+    left_rows = feats.new_empty((min(block, len(sources)), feats.shape[1]))
+    right_rows = grads.new_empty((min(block, len(sources)), grads.shape[1]))
+    for edges in _blocks(starts, taps):
+        for first, last in _batches(edges, block):
+            pairs_of = slice(edges[first], edges[last])
+            sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
+            left = _gather(feats, sources[pairs_of], left_rows).to(exact).split(sizes)
+            right = _gather(grads, targets[pairs_of], right_rows).to(exact).split(sizes)
+            for inputs, outputs, total in zip(left, right, sums[first:last], strict=True):
+                _add_products(inputs, outputs, total)
     return out.transpose(1, 2).flatten(2).to(dtype)  # [K, G, C / G, D / G] -> [K, C / G, D]
 
 
-def _blocks(starts: Tensor, taps: int, block: int) -> Iterator[tuple[int, list[int]]]:
-    """First output row of each block, and where the pairs of each of its taps start; the last entry is their end."""
+def _blocks(starts: Tensor, taps: int) -> list[list[int]]:
+    """Where the pairs of each tap start, and the end of the last: one list of K + 1 numbers per block."""
     edges = starts.tolist()
-    for number in range((len(edges) - 1) // taps):
-        yield number * block, edges[number * taps : (number + 1) * taps + 1]
+    return [edges[i : i + taps + 1] for i in range(0, len(edges) - 1, taps)]
 
 
-def _by_group(weight: Tensor, groups: int) -> Tensor:
-    """Matrices [K, G, C / G, D / G] of a weight [K, C / G, D]."""
-    return weight.unflatten(2, (groups, -1)).transpose(1, 2).contiguous()
+def _batches(edges: Sequence[int], block: int) -> Iterator[tuple[int, int]]:
+    """Ranges of taps of a block: one tap, or consecutive ones with at most half as many pairs as a block has rows.
+
+    Small maps need few calls then, and the gathered rows stay in the cache of a CPU core.
+    """
+    first, taps = 0, len(edges) - 1
+    for last in range(1, taps + 1):
+        if last == taps or edges[last + 1] - edges[first] > block // 2:
+            if edges[first] < edges[last]:
+                yield first, last
+            first = last
+
+
+def _gather(rows: Tensor, index: Tensor, out: Tensor) -> Tensor:
+    """Copy `rows[index]` to the first rows of `out`, and return those."""
+    return torch.index_select(rows, 0, index, out=out[: index.shape[0]])
+
+
+def _by_group(weight: Tensor, groups: int) -> Sequence[Tensor]:
+    """The K matrices of a weight [K, C / G, D]: [C, D], or [G, C / G, D / G] if there are several groups."""
+    if groups > 1:
+        weight = weight.unflatten(2, (groups, -1)).transpose(1, 2)
+    return weight.unbind(0)
 
 
 def _split(rows: Tensor, groups: int) -> Tensor:
@@ -102,19 +125,21 @@ def _split(rows: Tensor, groups: int) -> Tensor:
     return rows.unflatten(1, (groups, -1)).transpose(0, 1)
 
 
-def _multiply(rows: Tensor, matrices: Tensor, out: Tensor) -> None:
-    """Write `rows` [P, C] times the matrix [C / G, D / G] of each group to `out` [P, D]."""
-    groups = matrices.shape[0]
-    if groups == 1:
-        torch.mm(rows, matrices[0], out=out)
-    elif matrices.shape[1] == 1:
-        torch.mul(rows[:, :, None], matrices[:, 0], out=out.unflatten(1, (groups, -1)))
+def _multiply(rows: Tensor, matrix: Tensor, out: Tensor) -> None:
+    """Write `rows` [P, C] times a matrix of `_by_group` to `out` [P, D]."""
+    if matrix.ndim == 2:
+        torch.mm(rows, matrix, out=out)
+    elif matrix.shape[1] == 1:
+        torch.mul(rows[:, :, None], matrix[:, 0], out=out.unflatten(1, (matrix.shape[0], -1)))
     else:
-        out.copy_(torch.bmm(_split(rows, groups), matrices).transpose(0, 1).flatten(1))
+        out.copy_(torch.bmm(_split(rows, matrix.shape[0]), matrix).transpose(0, 1).flatten(1))
 
 
-def _sum_bags(products: Tensor, order: Tensor, row_starts: Tensor) -> Tensor:
-    """Sum of the products of each output row, in the order of taps: [rows, D]."""
-    return torch.nn.functional.embedding_bag(
-        order, products, row_starts.to(order.dtype), mode="sum", include_last_offset=True
-    )
+def _add_products(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Add `left^T @ right` of rows [P, C] and [P, D] to `out`, a matrix as those of `_by_group`."""
+    if out.ndim == 2:
+        out.addmm_(left.t(), right)
+    elif out.shape[1] == 1:
+        out += (left[:, :, None] * right.unflatten(1, (out.shape[0], -1))).sum(0)[:, None]
+    else:
+        out.baddbmm_(_split(left, out.shape[0]).transpose(1, 2), _split(right, out.shape[0]))

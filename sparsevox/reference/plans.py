@@ -16,7 +16,7 @@ from sparsevox.reference._runs import true_indices
 def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
     """Table int32 [K, N] of the other direction: entry n of tap t is m where entry m of tap t in `table` is n."""
     taps, count = table.shape[0], rows.shape[0]
-    pair = true_indices(table.flatten() >= 0)
+    pair = _present(table)
     tap, row = pair // max(table.shape[1], 1), pair % max(table.shape[1], 1)
     adjoint = torch.full((taps * count,), -1, dtype=torch.int32, device=table.device)
     adjoint[tap * count + table.flatten()[pair]] = row.int()
@@ -26,39 +26,41 @@ def adjoint_table(table: Tensor, rows: Tensor) -> Tensor:
 def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """Input and output rows of all pairs, int32 [P], and the start of each (block, tap), int64 [T * K + 1].
 
-    Pairs are sorted by block of output rows, then tap, then output row.
+    Pairs are sorted by block of output rows, then tap, then output row. `block` is a power of two.
     """
     taps, device = table.shape[0], table.device
     sources, targets, starts, total = [table.new_empty(0)], [table.new_empty(0)], [], 0
     for first in range(0, table.shape[1], block):
-        slots = table[:, first : first + block]
-        width = slots.shape[1]
-        slots = slots.flatten()
-        found = true_indices(slots >= 0)
-        rows = torch.arange(first, first + width, dtype=torch.int32, device=device).repeat(taps)
-        sources.append(slots.index_select(0, found))
-        targets.append(rows.index_select(0, found))
-        starts.append(torch.searchsorted(found, width * torch.arange(taps, device=device)) + total)
+        slots = table[:, first : first + block].contiguous()  # [K, rows of the block]
+        rows = slots.shape[1]
+        found = _present(slots)
+        sources.append(slots.flatten().index_select(0, found))
+        starts.append(torch.searchsorted(found, rows * torch.arange(taps, device=device)) + total)
+        local = found.bitwise_and_(block - 1) if rows == block else found.remainder_(rows)
+        targets.append(local.int().add_(first))
         total += found.shape[0]
     starts.append(torch.tensor([total], device=device))
     return torch.cat(sources), torch.cat(targets), torch.cat(starts)
 
 
 def pair_bags(targets: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Pairs by output row: their numbers within the block, int32 [P], and where each row starts, int64 [M + 1].
+    """Pairs by output row: their numbers within the block, int32 [P], and where each row starts, int32 [M + T].
 
-    Rows are in order, and the pairs of a row in the order of taps. `block` is a power of two.
+    Rows are in order, and the pairs of a row in the order of taps. Each block has the starts of its rows, counted from
+    its first pair, and their end. `block` is a power of two.
     """
-    edges = starts[:: table.shape[0]].tolist()
+    edges, rows = starts[:: table.shape[0]].tolist(), table.shape[1]
     local, order = (targets & (block - 1)).short(), torch.empty_like(targets)
-    for first, last in pairwise(edges):
+    row_starts = torch.zeros(rows + len(edges) - 1, dtype=torch.int32, device=table.device)
+    for number, (first, last) in enumerate(pairwise(edges)):
         part = local[first:last]
         if targets.device.type == "cpu":  # a radix sort
             order[first:last] = torch.from_numpy(np.argsort(part.numpy(), kind="stable"))
         else:
             order[first:last] = torch.sort(part, stable=True).indices
-    row_starts = torch.zeros(table.shape[1] + 1, dtype=torch.int64, device=table.device)
-    torch.cumsum(torch.bincount(targets, minlength=table.shape[1]), 0, out=row_starts[1:])
+        begin, end = number * block, min((number + 1) * block, rows)
+        counts = torch.bincount(part, minlength=end - begin)
+        torch.cumsum(counts, 0, out=row_starts[begin + number + 1 : end + number + 1])
     return order, row_starts
 
 
@@ -83,3 +85,10 @@ def row_plan(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lists, lengths = torch.sort((~active).int(), dim=1, stable=True).indices, active.sum(1)
     lists[torch.arange(taps, device=device) >= lengths[:, None]] = 0
     return order.int(), lists.int().contiguous(), lengths.int()
+
+
+def _present(slots: Tensor) -> Tensor:
+    """Indices of the entries of `slots` that are not -1: int64, ascending."""
+    if slots.device.type == "cpu":  # NumPy compares six times as fast as PyTorch
+        return torch.from_numpy(np.flatnonzero(slots.numpy() >= 0))
+    return true_indices((slots >= 0).flatten())
