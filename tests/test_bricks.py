@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.scenes import TINY, scene
-from sparsevox import _readback, morton
+from sparsevox import Grid, _readback, morton
 from sparsevox.morton import Bricks
 from sparsevox.ops import bricks as ops
 from sparsevox.reference import bricks as reference
@@ -228,3 +228,15 @@ def test_first_offender_is_named(
         with pytest.raises(morton.VoxelError) as error:
             module.build_bricks(coords, batch_size, method)
         assert error.value.index == 70
+
+
+def test_look_ups_with_and_without_a_hash_table_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    coords = torch.randint(-9, 9, (300, 3), generator=torch.Generator().manual_seed(0))
+    queries = torch.cat([coords, coords + 1, torch.tensor([[1 << 17, 0, 0], [0, -1 - (1 << 17), 0]])])
+    found = []
+    for few_bricks in (0, 1 << 20):
+        monkeypatch.setattr("sparsevox.ops.bricks.FEW_BRICKS", few_bricks)
+        found.append(Grid.from_coords(coords).index(queries))
+    assert torch.equal(*found)
+    assert (found[0][:300] >= 0).all()
+    assert (found[0][-2:] == -1).all()

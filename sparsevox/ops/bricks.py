@@ -15,7 +15,7 @@ from sparsevox.morton import Bricks
 from sparsevox.ops import _library
 from sparsevox.reference import bricks as reference
 
-FEW_BRICKS = 1024
+FEW_BRICKS = 1024  # that the reference searches faster than it builds and probes a hash table
 
 _build_bricks = _library.register(
     f"build_bricks(Tensor coords, SymInt? batch_size, str method) -> {_library.BRICKS}",
