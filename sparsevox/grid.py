@@ -564,16 +564,20 @@ class Grid:
     def _kernel_map(self, geometry: Geometry, target: "Grid") -> KernelMap:
         """Return the `kernel_map` of a geometry that is known to be valid."""
         if target is self and geometry.stride == (1, 1, 1):
-            if geometry not in self._own_maps:
-                self._own_maps[geometry] = self._new_map(self, geometry, geometry.symmetric)
-            return self._own_maps[geometry]
-        self._check_target(target, geometry.stride)
+            own = self._own_maps.get(geometry)
+            if own is None:
+                own = self._own_maps[geometry] = self._new_map(self, geometry, geometry.symmetric)
+            return own
+        _check_grid("target", target)
         if torch.compiler.is_compiling():
+            self._check_target(target, geometry.stride)
             return self._new_map(target, geometry, symmetric=False)
         maps = self._maps.setdefault(target, {})
-        if geometry not in maps:
-            maps[geometry] = self._new_map(target, geometry, symmetric=False)
-        return maps[geometry]
+        kernel_map = maps.get(geometry)
+        if kernel_map is None:
+            self._check_target(target, geometry.stride)
+            kernel_map = maps[geometry] = self._new_map(target, geometry, symmetric=False)
+        return kernel_map
 
     def _new_map(self, target: "Grid", geometry: Geometry, symmetric: bool) -> KernelMap:
         with _library.lasting():

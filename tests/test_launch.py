@@ -71,7 +71,7 @@ def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Dri
     monkeypatch.setattr(driver, "_active", fake)
     monkeypatch.setattr(_launch, "DIRECT", frozenset({"cpu"}))
     monkeypatch.setattr(_launch, "_launchers", {})
-    monkeypatch.setattr(torch.version, "hip", "7" if name == "hip" else None)
+    monkeypatch.setattr(_launch, "ON_AMD", name == "hip")
     for kernel in kernels():
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
     return fake
@@ -161,15 +161,15 @@ def test_later_launches_go_to_the_kept_kernel(fake: Driver, monkeypatch: pytest.
     ]
     for count, args in enumerate(changed):
         for _ in range(2):
-            launch_programs(copy_kernel, 3, *args, BLOCK=16, TWICE=True)
+            launch_programs(copy_kernel, 3, args, {"BLOCK": 16, "TWICE": True})
         assert len(ordinary) == 2 + count
     others: list[dict[str, Any]] = [{"num_warps": 8}, {"TWICE": False}, {"TWICE": 1}]
     for count, options in enumerate(others):
         for _ in range(2):
-            launch_programs(copy_kernel, 3, *changed[0], **{"BLOCK": 16, "TWICE": True, **options})
+            launch_programs(copy_kernel, 3, changed[0], {"BLOCK": 16, "TWICE": True, **options})
         assert len(ordinary) == 2 + len(changed) + count
     launched = len(fake.launches)
-    launch_programs(copy_kernel, 0, data, out, 0, 2, BLOCK=16, TWICE=True)
+    launch_programs(copy_kernel, 0, (data, out, 0, 2), {"BLOCK": 16, "TWICE": True})
     assert len(fake.launches) == launched
 
 
@@ -178,7 +178,7 @@ def test_unusual_launches_go_through_triton(what: str, fake: Driver, monkeypatch
     data, out, runtime = torch.zeros(64), torch.zeros(64), triton.knobs.runtime
 
     def run() -> None:
-        launch_programs(copy_kernel, 3, data, out, 40, 2, BLOCK=16, TWICE=False)
+        launch_programs(copy_kernel, 3, (data, out, 40, 2), {"BLOCK": 16, "TWICE": False})
 
     for _ in range(2):
         run()

@@ -7,12 +7,13 @@ the first launch of a kind goes this way and the compiled kernel that it returns
 call it directly. Two launches are of one kind if Triton would run the same binary for both (`_Launcher.kind`).
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 import triton
 from triton.compiler import CompiledKernel
+from triton.runtime.driver import driver
 
 # Dtypes of pointers. A launcher may pass another integer dtype where a comment says so.
 POINTEES = {
@@ -79,10 +80,12 @@ SCALARS = {
 # Contract products and sums to fused multiply-adds. Triton leaves the default to its version.
 FP_FUSION = True
 
-# Devices whose kernels are kept. A compiled kernel is called as in Triton's tutorials, with all parameters, constants
-# included; other versions of Triton than these, which were tested, may want less.
+# Devices whose kernels are kept. `_Launcher` relies on the signature of `CompiledKernel.run`, which takes all parameters
+# of a kernel, constants included. Triton does not promise it, so other versions than these go the ordinary way.
 TESTED = ("3.6", "3.7", "3.8", "3.9")
 DIRECT = frozenset({"cuda"} if triton.__version__.startswith(tuple(f"{v}." for v in TESTED)) else ())
+
+ON_AMD = torch.version.hip is not None
 
 # The time of Triton's interpreter depends on the number of programs, hardly on their size.
 INTERPRETER_LANES = 1 << 16
@@ -107,33 +110,37 @@ def launch(
 
     `parts` consecutive programs share a block of items.
     """
-    tensor = args[0]
-    assert isinstance(tensor, torch.Tensor)
     if not isinstance(kernel, triton.JITFunction):  # an interpreted one
         block = INTERPRETER_LANES // lanes
-    launch_programs(kernel, cdiv(n, block) * parts, *args, BLOCK=block, num_warps=num_warps, **flags)
+    launch_programs(kernel, cdiv(n, block) * parts, args, {"BLOCK": block, "num_warps": num_warps, **flags})
 
 
 def launch_programs(
-    kernel: triton.JITFunction, programs: int, *args: torch.Tensor | int, **options: float | str | bool
+    kernel: triton.JITFunction, programs: int, args: Sequence[torch.Tensor | int], options: Mapping[str, Any]
 ) -> None:
     """Run `programs` programs of `kernel`. Its flags depend on the arguments and cannot be read from the source."""
-    if not programs:
-        return
-    options["enable_fp_fusion"] = FP_FUSION
     tensor = args[0]
     assert isinstance(tensor, torch.Tensor)
     device = tensor.get_device()
+    if programs == 0:
+        return
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            launch_programs(kernel, programs, *args, **options)
+            launch_programs(kernel, programs, args, options)
     elif tensor.device.type in DIRECT and _is_ordinary(kernel):
         launcher = _launchers.get(id(kernel))
         if launcher is None:
             launcher = _launchers[id(kernel)] = _Launcher(kernel)
         launcher.launch(programs, args, options)
     else:
-        kernel[(programs,)](*args, **options)
+        _launch_by_triton(kernel, programs, args, options)
+
+
+def _launch_by_triton(
+    kernel: triton.JITFunction, programs: int, args: Sequence[torch.Tensor | int], options: Mapping[str, Any]
+) -> Any:
+    """Find the binary by all arguments, compile it if there is none, and launch it. Returns the compiled kernel."""
+    return kernel[(programs,)](*args, **options, enable_fp_fusion=FP_FUSION)
 
 
 def _is_ordinary(kernel: triton.JITFunction) -> bool:
@@ -153,37 +160,39 @@ class _Launcher:
         fixed = {kernel.arg_names[i] if isinstance(i, int) else i for i in kernel.do_not_specialize}
         self.specialized = [name not in fixed for name in kernel.arg_names]
 
-    def launch(self, programs: int, args: tuple[torch.Tensor | int, ...], options: dict[str, Any]) -> None:
+    def launch(self, programs: int, args: Sequence[torch.Tensor | int], options: Mapping[str, Any]) -> None:
         """Run the kernel on the current device and stream."""
         kind = self.kind(args, options)
         kept = self.kept.get(kind)
         if kept is not None:
+            # This is the body of `CompiledKernel.__getitem__`, without the metadata for hooks that are not there.
             compiled, constants = kept
-            compiled[(programs, 1, 1)](*args, *constants)
+            stream = driver.active.get_current_stream(driver.active.get_current_device())
+            function, metadata = compiled.function, compiled.packed_metadata
+            compiled.run(programs, 1, 1, stream, function, metadata, None, None, None, *args, *constants)
             return
-        compiled = self.kernel[(programs,)](*args, **options)
+        compiled = _launch_by_triton(self.kernel, programs, args, options)
         names = self.kernel.arg_names[len(args) :]
         if isinstance(compiled, CompiledKernel) and all(name in options for name in names):
             self.kept[kind] = compiled, tuple(options[name] for name in names)
 
-    def kind(self, args: tuple[torch.Tensor | int, ...], options: dict[str, Any]) -> tuple[Hashable, ...]:
+    def kind(self, args: Sequence[torch.Tensor | int], options: Mapping[str, Any]) -> tuple[Hashable, ...]:
         """Everything that decides which binary Triton runs.
 
         Of a pointer: its dtype, whether it is aligned to 16 bytes, and on AMD whether 32-bit offsets reach all of its
         storage. Of an integer: its width, and unless it is exempt, whether it is 1 or divisible by 16. Of a constant
         or an option: name, type and value. The device.
         """
-        words: list[Hashable] = [*options, *options.values(), *map(type, options.values())]
+        words: list[Hashable] = [*options, *options.values(), *map(type, options.values()), args[0].get_device()]  # type: ignore[union-attr]
         for arg, specialized in zip(args, self.specialized, strict=False):
-            if isinstance(arg, torch.Tensor):
-                words += arg.dtype, arg.data_ptr() % 16 == 0
-                if torch.version.hip:
-                    words.append(arg.untyped_storage().nbytes() < 1 << 31)
-            else:
-                words.append("i32" if -(1 << 31) <= arg < 1 << 31 else "i64" if arg < 1 << 63 else "u64")
+            if isinstance(arg, int):
+                words.append(0 if -(1 << 31) <= arg < 1 << 31 else 1 if arg < 1 << 63 else 2)  # i32, i64, u64
                 if specialized:
                     words += arg == 1, arg % 16 == 0
-        words.append(args[0].get_device())  # type: ignore[union-attr]
+            else:
+                words.append(arg.dtype if arg.data_ptr() % 16 == 0 else (arg.dtype,))
+                if ON_AMD:
+                    words.append(arg.untyped_storage().nbytes() < 1 << 31)
         return tuple(words)
 
 

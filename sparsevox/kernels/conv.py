@@ -198,11 +198,20 @@ def conv(
     launch_programs(
         conv_kernel,
         cdiv(n, rows) * d_tiles,
-        *(feats.contiguous(), weight.to(feats.dtype).contiguous(), lengths if bias is None else bias.contiguous()),
-        *(table, order, lists, lengths, out, n, taps),
-        **flags,
+        (
+            *(feats.contiguous(), _packed(weight, feats.dtype), lengths if bias is None else bias.contiguous()),
+            *(table, order, lists, lengths, out, n, taps),
+        ),
+        flags,
     )
     return out
+
+
+def _packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in a dtype, contiguous: at most one copy."""
+    if weight.dtype == dtype:
+        return weight.contiguous()
+    return weight.to(dtype, memory_format=torch.contiguous_format)
 
 
 def conv_weight(
@@ -231,8 +240,11 @@ def conv_weight(
     launch_programs(
         conv_weight_kernel,
         partials.shape[0] * taps * tiles,
-        *(feats.contiguous(), grads.to(feats.dtype).contiguous(), sources, targets, starts, partials),
-        *(blocks, taps, length),
-        **flags,
+        (
+            *(feats.contiguous(), grads.to(feats.dtype).contiguous(), sources, targets, starts, partials),
+            *(blocks, taps, length),
+        ),
+        flags,
     )
-    return partials.sum(0).to(dtype)
+    total = partials[0] if partials.shape[0] == 1 else partials.sum(0)
+    return total if dtype == exact else total.to(dtype)

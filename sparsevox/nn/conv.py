@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from sparsevox import checks, ops
 from sparsevox.grid import Grid
 from sparsevox.nn._base import Module, check_channels, check_grid
 from sparsevox.nn.rowwise import linear
+from sparsevox.ops._kernel_map import KernelMap
+from sparsevox.ops.conv import convolve
 from sparsevox.tensor import SparseTensor
 
 Index3 = int | Sequence[int]
@@ -49,8 +52,8 @@ class _Conv(Module):
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
-        shape = (first, second // groups, *self.geometry.kernel_size)
-        self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self._weight_shape = (first, second // groups, *self.geometry.kernel_size)
+        self.weight = torch.nn.Parameter(torch.empty(self._weight_shape, device=device, dtype=dtype))
         if bias:
             self.bias = torch.nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         else:
@@ -65,6 +68,17 @@ class _Conv(Module):
             bound = 1 / math.sqrt(fan_in)
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
+    def _convolve(self, x: SparseTensor, kernel_map: KernelMap) -> Tensor:
+        """Convolve along a map. Nothing is checked again unless somebody changed or moved the parameters."""
+        weight, bias = self.weight, self.bias
+        made_here = _is_like(weight, self._weight_shape, x) and (
+            bias is None or _is_like(bias, (self.out_channels,), x)
+        )
+        if made_here:
+            return convolve(x.feats, weight, bias, kernel_map, self.groups, transposed=self.transposed)
+        function = ops.conv_transpose3d if self.transposed else ops.conv3d
+        return function(x.feats, weight, bias, kernel_map, groups=self.groups)
+
     def extra_repr(self) -> str:
         """List channels, geometry and all options that are not the default."""
         words = [str(self.in_channels), str(self.out_channels)]
@@ -72,6 +86,11 @@ class _Conv(Module):
             words.append(f"{name}={value[0] if len(set(value)) == 1 else value}")
         words += [f"groups={self.groups}"] * (self.groups > 1) + ["bias=False"] * (self.bias is None)
         return ", ".join(words)
+
+
+def _is_like(parameter: Tensor, shape: tuple[int, ...], x: SparseTensor) -> bool:
+    """Whether a parameter has the shape with which it was made, and is on the device of the input."""
+    return parameter.shape == shape and parameter.device == x.device and parameter.is_floating_point()
 
 
 class Conv3d(_Conv):
@@ -107,12 +126,12 @@ class Conv3d(_Conv):
         check_channels(self, x, self.in_channels)
         check_grid(self, grid)
         geometry = self.geometry
-        if grid is None and geometry.taps == 1 and geometry.symmetric and self.groups == 1:
+        if grid is None and self.groups == 1 and geometry.taps == 1 and geometry.symmetric:
             return x.replace(linear(x.feats, self.weight.flatten(1), self.bias))
         if grid is None:
             grid = x.grid if geometry.stride == (1, 1, 1) else x.grid._strided(geometry)
         kernel_map = x.grid._kernel_map(geometry, grid)
-        return SparseTensor(grid, ops.conv3d(x.feats, self.weight, self.bias, kernel_map, groups=self.groups))
+        return SparseTensor(grid, self._convolve(x, kernel_map))
 
 
 class ConvTranspose3d(_Conv):
@@ -135,4 +154,4 @@ class ConvTranspose3d(_Conv):
         if grid is None:
             grid = x.grid._generative(self.geometry)
         kernel_map = grid._kernel_map(self.geometry, x.grid)
-        return SparseTensor(grid, ops.conv_transpose3d(x.feats, self.weight, self.bias, kernel_map, groups=self.groups))
+        return SparseTensor(grid, self._convolve(x, kernel_map))

@@ -98,8 +98,11 @@ def _weight_backward(ctx: Any, grad: Tensor) -> Gradients:
 
 def _adjoint_weight(weight: Tensor, groups: int, symmetric: bool) -> Tensor:
     """The weight [K, D / G, C] of the other direction, from a weight [K, C / G, D]."""
-    turned = weight.unflatten(2, (groups, -1)).permute(0, 3, 2, 1).flatten(2)
-    return turned.flip(0) if symmetric else turned.contiguous()
+    if symmetric:
+        weight = weight.flip(0)
+    if groups == 1:
+        return weight.transpose(1, 2)
+    return weight.unflatten(2, (groups, -1)).permute(0, 3, 2, 1).flatten(2)
 
 
 _conv = _library.register(
@@ -157,9 +160,8 @@ def conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: Kerne
         TypeError: If a tensor is not floating-point.
         ValueError: If shapes, devices or groups do not fit.
     """
-    _check(feats, weight, bias, kernel_map, groups, rows=kernel_map.num_fine, transposed=False)
-    matrices = weight.flatten(2).permute(2, 1, 0).contiguous()  # [K, C / G, D]
-    return _run(feats, matrices, bias, kernel_map, groups, up=False)
+    _check(feats, weight, bias, kernel_map, groups, transposed=False)
+    return convolve(feats, weight, bias, kernel_map, groups, transposed=False)
 
 
 def conv_transpose3d(
@@ -183,26 +185,35 @@ def conv_transpose3d(
         TypeError: If a tensor is not floating-point.
         ValueError: If shapes, devices or groups do not fit.
     """
-    _check(feats, weight, bias, kernel_map, groups, rows=kernel_map.num_coarse, transposed=True)
-    # [C, D / G, k0, k1, k2] -> [K, C / G, D]
-    matrices = weight.flatten(2).unflatten(0, (groups, -1)).permute(3, 1, 0, 2).flatten(2)
-    if kernel_map.symmetric:  # the way up is the way down with the taps in reverse order
-        return _run(feats, matrices.flip(0), bias, kernel_map, groups, up=False)
-    return _run(feats, matrices.contiguous(), bias, kernel_map, groups, up=True)
+    _check(feats, weight, bias, kernel_map, groups, transposed=True)
+    return convolve(feats, weight, bias, kernel_map, groups, transposed=True)
 
 
-def _run(
-    feats: Tensor, matrices: Tensor, bias: Tensor | None, kernel_map: KernelMap, groups: int, *, up: bool
+def convolve(
+    feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap, groups: int, *, transposed: bool
 ) -> Tensor:
-    """Convolve along one direction of the map. Plans that only gradients need are made only for them."""
-    training = torch.is_grad_enabled()
+    """Compute `conv3d`, or `conv_transpose3d` if `transposed`, of arguments that are known to be valid.
+
+    Plans that only gradients need are made only for them.
+    """
+    symmetric = kernel_map.symmetric
+    if not transposed:
+        matrices = weight.flatten(2).permute(2, 1, 0)  # [D, C / G, k0, k1, k2] -> [K, C / G, D]
+    else:  # [C, D / G, k0, k1, k2] -> [K, C / G, D]
+        matrices = weight.flatten(2).unflatten(0, (groups, -1)).permute(3, 1, 0, 2).flatten(2)
+        if symmetric:  # the way up is the way down with the taps in reverse order
+            matrices = matrices.flip(0)
+    up = transposed and not symmetric
     here = kernel_map.up if up else kernel_map.down
-    pairs: Sequence[Tensor] = here.pairs if training and matrices.requires_grad else ()
+    pairs: Sequence[Tensor] = ()
     adjoint: Sequence[Tensor] = ()
-    if training and feats.requires_grad and not kernel_map.symmetric:
-        adjoint = (kernel_map.down if up else kernel_map.up).plan
-    route = _Route(list(here.plan), list(adjoint), list(pairs), kernel_map.symmetric, groups)
-    return _conv(_library.autocast(feats), matrices, bias, *route)
+    if torch.is_grad_enabled():
+        if weight.requires_grad:
+            pairs = here.pairs
+        if feats.requires_grad and not symmetric:
+            adjoint = (kernel_map.down if up else kernel_map.up).plan
+    feats = _library.autocast(feats)
+    return _conv(feats, matrices, bias, list(here.plan), list(adjoint), list(pairs), symmetric, groups)
 
 
 def _check(
@@ -212,10 +223,10 @@ def _check(
     kernel_map: KernelMap,
     groups: object,
     *,
-    rows: int,
     transposed: bool,
 ) -> None:
     """Check all arguments. The first axis of the weight holds output channels; if transposed, input channels."""
+    rows = kernel_map.num_coarse if transposed else kernel_map.num_fine
     x = checks.rows("feats", feats, rows, "voxel of the input grid", kernel_map.device)
     w = checks.floats("weight", checks.tensor("weight", weight))
     size = kernel_map.geometry.kernel_size
