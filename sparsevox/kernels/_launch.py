@@ -80,8 +80,8 @@ SCALARS = {
 # Contract products and sums to fused multiply-adds. Triton leaves the default to its version.
 FP_FUSION = True
 
-# Devices whose kernels are kept. `_Launcher` relies on the signature of `CompiledKernel.run`, which takes all parameters
-# of a kernel, constants included. Triton does not promise it, so other versions than these go the ordinary way.
+# Devices whose kernels are kept. `_Launcher` relies on the signature of `CompiledKernel.run`, which takes all
+# parameters of a kernel, constants included. Triton does not promise it: with other versions, no kernel is kept.
 TESTED = ("3.6", "3.7", "3.8", "3.9")
 DIRECT = frozenset({"cuda"} if triton.__version__.startswith(tuple(f"{v}." for v in TESTED)) else ())
 

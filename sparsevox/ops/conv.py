@@ -4,7 +4,6 @@ N fine voxels, M coarse voxels, C input and D output channels, G groups, K taps 
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -47,20 +46,20 @@ class _Route(NamedTuple):
 
 def _keep(ctx: Any, a: Tensor, b: Tensor, route: _Route) -> None:
     ctx.symmetric, ctx.groups = route.symmetric, route.groups
-    ctx.lengths = [len(tensors) for tensors in route[:3]]
+    ctx.lengths = len(route.plan), len(route.adjoint), len(route.pairs)
     ctx.save_for_backward(a, b, *route.plan, *route.adjoint, *route.pairs)
 
 
 def _kept(ctx: Any) -> tuple[Tensor, Tensor, _Route]:
     a, b, *rest = ctx.saved_tensors
-    tensors = iter(rest)
-    plan, adjoint, pairs = (list(islice(tensors, length)) for length in ctx.lengths)
-    return a, b, _Route(plan, adjoint, pairs, ctx.symmetric, ctx.groups)
+    adjoint = ctx.lengths[0]
+    pairs = adjoint + ctx.lengths[1]
+    return a, b, _Route(rest[:adjoint], rest[adjoint:pairs], rest[pairs:], ctx.symmetric, ctx.groups)
 
 
 def _no_gradients(ctx: Any) -> Gradients:
     """Return the gradients of a route: none, but in lists like those of the route."""
-    return (*([None] * length for length in ctx.lengths), None, None)
+    return [None] * ctx.lengths[0], [None] * ctx.lengths[1], [None] * ctx.lengths[2], None, None
 
 
 def _conv_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -77,7 +76,8 @@ def _conv_backward(ctx: Any, grad: Tensor) -> Gradients:
     if ctx.needs_input_grad[1]:
         d_weight = _conv_weight(feats, grad, *route, weight.dtype)
     if ctx.needs_input_grad[2]:
-        d_bias = grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(ctx.bias_dtype)
+        exact = None if grad.dtype.itemsize >= 4 else torch.float32
+        d_bias = grad.sum(0, dtype=exact).to(ctx.bias_dtype)
     return d_feats, d_weight, d_bias, *_no_gradients(ctx)
 
 
