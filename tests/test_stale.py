@@ -77,7 +77,7 @@ def by_other_storage(layer: Layer) -> None:
     size = storage.size()
     storage.resize_(0)
     storage.resize_(size)
-    with torch.autograd._unsafe_preserve_version_counter(layer.weight), torch.no_grad():
+    with torch.autograd.grad_mode._unsafe_preserve_version_counter(layer.weight), torch.no_grad():
         layer.weight.copy_(values)
 
 
@@ -167,7 +167,7 @@ def test_copies_of_layers_are_independent() -> None:
     assert torch.equal(layer(x).feats, fresh(layer, x))
     parameters = {"weight": torch.randn_like(layer.weight), "bias": torch.zeros(6)}
     called = torch.func.functional_call(layer, parameters, (x,)).feats
-    assert torch.equal(called, ops.conv3d(x.feats, *parameters.values(), x.grid.kernel_map(3)))
+    assert torch.equal(called, ops.conv3d(x.feats, parameters["weight"], parameters["bias"], x.grid.kernel_map(3)))
 
 
 def test_gradients_are_those_of_the_current_weight() -> None:
