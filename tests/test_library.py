@@ -281,7 +281,7 @@ def test_few_frames_lie_between_a_layer_and_its_backend(monkeypatch: pytest.Monk
     monkeypatch.setattr("sparsevox.reference.conv.pair_block", watched)
     grid = Grid.full(0, 3)
     nn.Conv3d(2, 2, 3)(SparseTensor(grid, torch.ones(27, 2)))
-    assert frames == ["conv", "_run", "forward", "call", "_run", "conv3d", "forward"]
+    assert frames == ["conv", "_run", "forward", "call", "convolve", "_convolve", "forward"]
 
 
 def test_an_unknown_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
