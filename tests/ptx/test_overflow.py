@@ -103,7 +103,7 @@ def test_convolution(name: str, arena: Arena) -> None:
             met[arena.integers(0, 5, taps) == 0] = -1
             table[:, row], sources[row] = met, met
     launch_programs(
-        conv.conv_kernel, blocks * parts, *(feats, weight, lengths, table, order, lists, lengths, out, n, taps), **flags
+        conv.conv_kernel, blocks * parts, (feats, weight, lengths, table, order, lists, lengths, out, n, taps), flags
     )
     written = torch.tensor(list(sources))
     met = torch.stack(list(sources.values()), 1)  # [K, rows]
@@ -127,7 +127,7 @@ def test_gradient_of_the_weight(c: int, d: int, groups: int, dtype: torch.dtype,
     partials = arena.zeros(2, taps, c // groups, d, dtype=SINGLE)
     tiles, flags = weight_flags(c // groups, d // groups, groups, dtype, 80)
     arguments = (feats, grads, sources, targets, starts, partials, blocks, taps, length)
-    launch_programs(conv.conv_weight_kernel, 2 * taps * tiles, *arguments, **flags)
+    launch_programs(conv.conv_weight_kernel, 2 * taps * tiles, arguments, flags)
     x = feats[sources[-used:].long()].double().view(blocks, taps, pairs, groups, -1)
     g = grads[targets[-used:].long()].double().view(blocks, taps, pairs, groups, -1)
     per_block = torch.einsum("btpgc,btpgd->btcgd", x, g).flatten(3)
