@@ -1,9 +1,9 @@
 """wgmma: asynchronous products by groups of four warps, whose operands lie in shared memory.
 
 A product is computed when it is issued, and is in flight until a wait for the commit group that holds it. Until then
-its registers must not be touched, and the shared memory that it reads must not be written. It reads through the
+its accumulators must not be touched, and the shared memory that it reads must not be written. It reads through the
 asynchronous proxy, so that what `st` has written needs a proxy fence first. Copies by `cp.async` are not held to that:
-Triton, like NVIDIA's own kernels, waits for them and passes a barrier without the fence.
+Triton 3.6, like NVIDIA's own kernels, waits for them and passes a barrier without the fence.
 """
 
 import re
@@ -30,7 +30,7 @@ class Product:
         groups: int64 [G] indices in the batch.
         commits: int64 [G] commit groups that each had closed when it was issued.
         granules: Granules of shared memory that each reads, int64 [G, k].
-        registers: Numbers of the registers of A and D, int64 [R].
+        registers: Numbers of the registers of D, int64 [R].
     """
 
     instruction: Instruction
@@ -102,9 +102,9 @@ def products_of(lanes: Lanes) -> Products:
 
 
 def registers_of(kernel: Kernel) -> set[str]:
-    """Names of the registers of A and D of all products."""
-    operands = [i.operands[:2] for i in kernel.instructions if i.name.startswith("wgmma.mma_async")]
-    return {name for pair in operands for operand in pair if operand.startswith("{") for name in _names(operand)}
+    """Names of the accumulators of all products. Registers of A are left out: Triton 3.6 overwrites them in flight."""
+    products = [i for i in kernel.instructions if i.name.startswith("wgmma.mma_async")]
+    return {name for instruction in products for name in _names(instruction.operands[0])}
 
 
 def watch(kernel: Kernel, instruction: Instruction, step: Step, watched: set[str]) -> Step:
@@ -181,8 +181,7 @@ def _multiply(operands: Operands, columns: str, depth: str, kind: str) -> Step:
     a = [operands.source(source, "b32") for source in operands.list(1)] if from_registers else []
     descriptors = [(operands.source(i, "b64"), 64 if i == 1 else n) for i in ((2,) if from_registers else (1, 2))]
     accumulate = operands.source(scale_d, "pred")
-    names = operands.list(0) + (operands.list(1) if from_registers else [])
-    numbers = np.array([operands.numbers[name] for name in names])
+    numbers = np.array([operands.numbers[name] for name in operands.list(0)])
 
     def operand(lanes: Lanes, read: Reader, rows: int, transpose: bool) -> tuple[np.ndarray, np.ndarray]:
         """A or B of every group, and the granules that hold it."""
