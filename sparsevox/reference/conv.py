@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsevox.plans import Bags, PairLists, pair_block
+from sparsevox.reference import _im2col
 
 
 def conv(
@@ -28,6 +29,8 @@ def conv(
     `plan` holds the tensors of `Bags`.
     """
     table, sources, starts, order, row_starts = Bags(*plan)
+    if groups == 1 and _im2col.pays_off(table, sources.shape[0], feats.shape[1], weight):
+        return _im2col.conv(feats, weight, bias, table)
     (taps, count), block = table.shape, pair_block(table.shape[0])
     exact = torch.promote_types(feats.dtype, torch.float32)
     matrices = _by_group(weight.to(feats.dtype).to(exact), groups)
@@ -72,6 +75,8 @@ def conv_weight(
     `pairs` holds the tensors of `PairLists`.
     """
     sources, targets, starts = PairLists(*pairs)
+    if groups == 1 and _im2col.pays_off(plan[0], sources.shape[0], feats.shape[1], grads):
+        return _im2col.conv_weight(feats, grads, plan[0], dtype)
     taps, exact = plan[0].shape[0], torch.promote_types(feats.dtype, torch.float32)
     block = pair_block(taps)
     out = feats.new_zeros((taps, groups, feats.shape[1] // groups, grads.shape[1] // groups), dtype=exact)

@@ -1,0 +1,38 @@
+"""The reference convolution as one matrix product per block (im2col) against a product per tap."""
+
+import pytest
+import torch
+
+from sparsevox import Grid
+from sparsevox.reference import _im2col, conv
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("channels", [8, 32, 64])
+def test_same_numbers_as_a_product_per_tap_for_any_number_of_threads(channels, monkeypatch):
+    grid = Grid.full((0, 0, 0), (13, 12, 11))
+    direction = grid.kernel_map(3).down
+    feats, grads = torch.randn(2, grid.num_voxels, channels).unbind()
+    weight, bias = torch.randn(27, channels, channels), torch.randn(channels)
+    route = (list(direction.plan), [], list(direction.pairs), True, 1)
+
+    def run():
+        return conv.conv(feats, weight, bias, *route), conv.conv_weight(feats, grads, *route, torch.float32)
+
+    assert _im2col.pays_off(direction.table, len(direction.pairs.sources), channels, weight)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(run())
+    for out, gradient in found[1:]:
+        assert torch.equal(out, found[0][0])
+        assert torch.equal(gradient, found[0][1])
+    monkeypatch.setattr(_im2col, "pays_off", lambda *_: False)
+    for ours, theirs in zip(found[0], run(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
