@@ -13,6 +13,10 @@ from torch import Tensor
 from sparsevox.plans import Bags, PairLists, pair_block
 from sparsevox.reference import _im2col
 
+GATHERED = (
+    1 << 16
+)  # elements of the rows of several taps that are gathered at once: they fit in the cache of a CPU core
+
 
 def conv(
     feats: Tensor,
@@ -43,7 +47,7 @@ def conv(
     for number, edges in enumerate(blocks):
         begin, end = edges[0], edges[-1]
         # 1. Gather the input rows of a few taps and multiply those of each tap by its matrix.
-        for first, last in _batches(edges, block):
+        for first, last in _batches(edges, min(block, GATHERED // max(feats.shape[1], 1))):
             pairs_of = slice(edges[first], edges[last])
             sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
             inputs = _gather(feats, sources[pairs_of], gathered).to(exact).split(sizes)
@@ -84,7 +88,7 @@ def conv_weight(
     left_rows = feats.new_empty((min(block, len(sources)), feats.shape[1]))
     right_rows = grads.new_empty((min(block, len(sources)), grads.shape[1]))
     for edges in _blocks(starts, taps):
-        for first, last in _batches(edges, block):
+        for first, last in _batches(edges, min(block, GATHERED // max(feats.shape[1], grads.shape[1], 1))):
             pairs_of = slice(edges[first], edges[last])
             sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
             left = _gather(feats, sources[pairs_of], left_rows).to(exact).split(sizes)
@@ -100,14 +104,11 @@ def _blocks(starts: Tensor, taps: int) -> list[list[int]]:
     return [edges[i : i + taps + 1] for i in range(0, len(edges) - 1, taps)]
 
 
-def _batches(edges: Sequence[int], block: int) -> Iterator[tuple[int, int]]:
-    """Ranges of taps of a block: one tap, or consecutive ones with at most half as many pairs as a block has rows.
-
-    Small maps need few calls then, and the gathered rows stay in the cache of a CPU core.
-    """
+def _batches(edges: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of taps of a block: one tap, or consecutive ones with at most `most` pairs together."""
     first, taps = 0, len(edges) - 1
     for last in range(1, taps + 1):
-        if last == taps or edges[last + 1] - edges[first] > block // 2:
+        if last == taps or edges[last + 1] - edges[first] > most:
             if edges[first] < edges[last]:
                 yield first, last
             first = last
