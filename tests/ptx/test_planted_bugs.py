@@ -327,9 +327,7 @@ def test_offsets_in_32_bits_are_found(overflows: bool) -> None:
         assert emulation.memory
         feats = emulation.memory.zeros((120_000_000, 20), torch.float16)  # 2.4 * 10 ** 9 elements
         feats[-1], feats[-3] = 1, 2
-        out, _ = reduce_rows(
-            feats, "sum", sources=torch.tensor([[feats.shape[0] - 1, 5], [feats.shape[0] - 3, -1]]).int()
-        )
+        out = reduce_rows(feats, "sum", sources=torch.tensor([[feats.shape[0] - 1, 5], [feats.shape[0] - 3, -1]]).int())
     assert out[:, 0].tolist() == [3, 0]
     (launch,) = emulation.launches
     text = overflow_products(launch.text) if overflows else launch.text
