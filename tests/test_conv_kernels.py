@@ -308,3 +308,21 @@ def test_second_derivatives_of_several_blocks(device: torch.device, monkeypatch:
         results.append(torch.autograd.grad(d_x.square().sum() + d_w.square().sum(), (x, w)))
     for actual, expected in zip(*results, strict=True):
         assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_memoized_flags_follow_tuning_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = configs.key("conv", 64, 64, 1, HALF, 90)
+    _, _, default = configs.conv_flags(64, 64, 1, HALF, bias=True, architecture=90)
+    monkeypatch.setitem(configs.tuned, kind, configs.Config(rows=64, columns=32, num_warps=4, num_stages=2))
+    rows, tiles, tuned = configs.conv_flags(64, 64, 1, HALF, bias=True, architecture=90)
+    assert (rows, tiles, tuned["COLUMNS"], tuned["num_stages"]) == (64, 2, 32, 2)
+    monkeypatch.delitem(configs.tuned, kind)
+    assert configs.conv_flags(64, 64, 1, HALF, bias=True, architecture=90)[2] == default
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for how in ("tf32", "ieee", "tf32"):
+            torch.backends.cuda.matmul.fp32_precision = how
+            assert configs.conv_flags(64, 64, 1, SINGLE, bias=False, architecture=90)[2]["PRECISION"] == how
+            assert configs.weight_flags(64, 64, 1, SINGLE, architecture=90)[1]["PRECISION"] == how
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
