@@ -14,6 +14,8 @@ pytestmark = pytest.mark.aot
 triton = pytest.importorskip("triton", reason="kernels need Triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: this process interprets kernels", allow_module_level=True)
+if triton.__version__ < "3.9":
+    pytest.skip("offsets do not depend on the version of Triton: one is enough", allow_module_level=True)
 
 from sparsevox import ptx  # noqa: E402  (only where kernels are compiled)
 from sparsevox.kernels import _reduce, bricks, conv, dense, neighbors, norm, plans, sample  # noqa: E402  (as above)
