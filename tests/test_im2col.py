@@ -1,5 +1,7 @@
 """The reference convolution as one matrix product per block (im2col) against a product per tap."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,11 +18,12 @@ def _threads():
 
 @pytest.mark.parametrize("channels", [8, 32, 64])
 def test_same_numbers_as_a_product_per_tap_for_any_number_of_threads(channels, monkeypatch):
+    torch.manual_seed(0)
     grid = Grid.full((0, 0, 0), (13, 12, 11))
     direction = grid.kernel_map(3).down
     feats, grads = torch.randn(2, grid.num_voxels, channels).unbind()
     weight, bias = torch.randn(27, channels, channels), torch.randn(channels)
-    route = (list(direction.plan), [], list(direction.pairs), True, 1)
+    route: tuple[Any, ...] = (list(direction.plan), [], list(direction.pairs), True, 1)
 
     def run():
         return conv.conv(feats, weight, bias, *route), conv.conv_weight(feats, grads, *route, torch.float32)

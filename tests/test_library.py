@@ -274,11 +274,11 @@ def test_the_cpu_uses_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_few_frames_lie_between_a_layer_and_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     package, frames = Path(nn.__file__).parents[1], list[str]()
 
-    def watched(taps: int) -> int:
+    def watched(*args: Any) -> bool:
         frames[:] = [frame.function for frame in inspect.stack(0) if package in Path(frame.filename).parents]
-        return pair_block(taps)
+        return False
 
-    monkeypatch.setattr("sparsevox.reference.conv.pair_block", watched)
+    monkeypatch.setattr("sparsevox.reference._im2col.pays_off", watched)
     grid = Grid.full(0, 3)
     nn.Conv3d(2, 2, 3)(SparseTensor(grid, torch.ones(27, 2)))
     assert frames == ["conv", "_run", "forward", "call", "convolve", "_convolve", "forward"]

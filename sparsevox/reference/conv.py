@@ -13,9 +13,8 @@ from torch import Tensor
 from sparsevox.plans import Bags, PairLists, pair_block
 from sparsevox.reference import _im2col
 
-GATHERED = (
-    1 << 16
-)  # elements of the rows of several taps that are gathered at once: they fit in the cache of a CPU core
+# Elements of the rows of several taps that are gathered at once: they fit in the cache of a CPU core.
+GATHERED = 1 << 16
 
 
 def conv(
