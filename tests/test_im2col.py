@@ -23,7 +23,7 @@ def test_same_numbers_as_a_product_per_tap_for_any_number_of_threads(channels, m
     direction = grid.kernel_map(3).down
     feats, grads = torch.randn(2, grid.num_voxels, channels).unbind()
     weight, bias = torch.randn(27, channels, channels), torch.randn(channels)
-    route: tuple[Any, ...] = (list(direction.plan), [], list(direction.pairs), True, 1)
+    route: Any = (list(direction.plan), [], list(direction.pairs), True, 1)
 
     def run():
         return conv.conv(feats, weight, bias, *route), conv.conv_weight(feats, grads, *route, torch.float32)
