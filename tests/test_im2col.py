@@ -1,7 +1,5 @@
 """The reference convolution as one matrix product per block (im2col) against a product per tap."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -23,10 +21,11 @@ def test_same_numbers_as_a_product_per_tap_for_any_number_of_threads(channels, m
     direction = grid.kernel_map(3).down
     feats, grads = torch.randn(2, grid.num_voxels, channels).unbind()
     weight, bias = torch.randn(27, channels, channels), torch.randn(channels)
-    route: Any = (list(direction.plan), [], list(direction.pairs), True, 1)
+    plan, pairs = list(direction.plan), list(direction.pairs)
 
     def run():
-        return conv.conv(feats, weight, bias, *route), conv.conv_weight(feats, grads, *route, torch.float32)
+        out = conv.conv(feats, weight, bias, plan, [], pairs, True, 1)
+        return out, conv.conv_weight(feats, grads, plan, [], pairs, True, 1, torch.float32)
 
     assert _im2col.pays_off(direction.table, len(direction.pairs.sources), channels, weight)
     found = []
