@@ -118,10 +118,9 @@ def moments_kernel(
     """
     exact: tl.constexpr = tl.float64 if feats_ptr.dtype.element_ty == tl.float64 else tl.float32
     wide: tl.constexpr = out_parts_ptr.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, COLUMNS)
-    number = program // blocks
-    column = (program % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    number = (tl.program_id(0) // blocks).to(tl.int64)  # divided as 32 bits: 64 would be a function call
+    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     wanted = column < channels
     item, first, last = find_chunk(number, offsets_ptr, batch_size)
     left = tl.zeros([COLUMNS], exact)
@@ -284,11 +283,11 @@ def affine_kernel(
     With GRADIENT, write `g * factor + (x - mean) * slope + shift`.
     """
     exact: tl.constexpr = means_ptr.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, COLUMNS)
-    column = (program % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    number = (tl.program_id(0) // blocks).to(tl.int64)
+    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     wanted = column < channels
-    item, first, last = find_chunk(program // blocks, offsets_ptr, batch_size)
+    item, first, last = find_chunk(number, offsets_ptr, batch_size)
     own = item * groups + column // (channels // groups)
     mean = tl.load(means_ptr + own, mask=wanted, other=0)
     factor = tl.load(rstds_ptr + own, mask=wanted, other=0) * weight_of(weight_ptr, column, wanted, exact, WEIGHT)
