@@ -13,8 +13,7 @@ from torch import Tensor
 
 BLOCK_SLOTS = 27 << 8  # (output row, tap) slots that are gathered together: they fit in the cache of a CPU core
 CHUNK_ROWS = 1 << 16  # rows of the table that are transposed together
-INNER = 512  # inner dimension of a product, at most: MKL divides the sums of longer ones among its threads
-WASTE = 48  # multiplications by zero that cost as much as writing and adding up a product, about, per column
+WASTE = 24  # multiplications by zero that cost as much as writing and adding up a product, about, per column
 
 
 def pays_off(table: Tensor, pairs: int, channels: int, factor: Tensor) -> bool:
@@ -29,15 +28,14 @@ def pays_off(table: Tensor, pairs: int, channels: int, factor: Tensor) -> bool:
 def conv(feats: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor) -> Tensor:
     """Features [M, D], as `reference.conv.conv` computes them for one group."""
     exact = torch.promote_types(feats.dtype, torch.float32)
-    matrices = weight.to(feats.dtype).to(exact).flatten(0, 1).split(INNER)  # of [K * C, D]
+    # A product's order of additions depends on the strides of its matrices.
+    matrix = weight.to(feats.dtype).to(exact).contiguous().flatten(0, 1)  # [K * C, D]
     offset = feats.new_zeros(weight.shape[2], dtype=exact) if bias is None else bias.to(exact)
     out = feats.new_empty((table.shape[1], weight.shape[2]))
     for (first, last), rows in _blocks(feats, table, exact):
         # Into a tensor of this dtype, so that autocast does not choose another one.
         result = out[first:last] if out.dtype == exact else out.new_empty((last - first, out.shape[1]), dtype=exact)
-        total = offset
-        for part, matrix in zip(rows.split(INNER, 1), matrices, strict=True):
-            total = torch.addmm(total, part, matrix, out=result)
+        torch.addmm(offset, rows, matrix, out=result)
         if out.dtype != exact:
             out[first:last] = result
     return out
@@ -49,7 +47,7 @@ def conv_weight(feats: Tensor, grads: Tensor, table: Tensor, dtype: torch.dtype)
     taps, channels = table.shape[0], feats.shape[1]
     total = feats.new_zeros((taps * channels, grads.shape[1]), dtype=exact)
     for (first, last), rows in _blocks(feats, table, exact):
-        total.addmm_(rows.t(), grads[first:last].to(exact))
+        total.addmm_(rows.t(), grads[first:last].to(exact).contiguous())
     return total.unflatten(0, (taps, channels)).to(dtype)
 
 

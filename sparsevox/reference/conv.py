@@ -36,7 +36,8 @@ def conv(
         return _im2col.conv(feats, weight, bias, table)
     (taps, count), block = table.shape, pair_block(table.shape[0])
     exact = torch.promote_types(feats.dtype, torch.float32)
-    matrices = _by_group(weight.to(feats.dtype).to(exact), groups)
+    # A product's order of additions depends on the strides of its matrices.
+    matrices = _by_group(weight.to(feats.dtype).to(exact).contiguous(), groups)
     offset = None if bias is None else bias.to(exact)
     out = feats.new_empty((count, weight.shape[2]))
     blocks = _blocks(starts, taps)
