@@ -5,12 +5,16 @@ help from the docstring.
 """
 
 import inspect
+import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from xcube.commands.convert import convert
 from xcube.commands.data import build_files, build_procedural, build_scenes
@@ -47,6 +51,15 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     "view": view,
 }
 CONFIGURED = (train_vae, train_refiner, train_denoiser)  # take --config: a file, or the name of a preset
+# Commands that take --threads, which is not an argument of their functions, and its help. `train all` has its own.
+THREADED: Mapping[Command, str] = {
+    **dict.fromkeys(CONFIGURED, "Number of CPU threads of each training process."),
+    **dict.fromkeys((evaluate, reconstruct, sample, upsample), "Number of CPU threads."),
+    demo: "Number of CPU threads for samples and metrics; the dataset and the training use all cores.",
+}
+# One, however many cores there are: sums round differently with another number of threads, so that the same seed gives
+# other shapes; and several threads are faster only on a quiet machine, since those of small ops wait for each other.
+DEFAULT_THREADS = 1
 NAMED = ("data", "model", "out")  # are options although they have no default; other first arguments are positional
 PYTHON_ONLY = {"hooks", "conditions", "category"}  # fields of SampleOptions that are no options, or other ones
 
@@ -61,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen, found = options[options.subcommand], COMMANDS[options.subcommand]
         if isinstance(found, tuple):
             chosen, found = chosen[chosen.subcommand], found[1][chosen.subcommand]
-        return found(**_arguments(found, chosen.as_dict()))
+        values = chosen.as_dict()
+        with _cpu_threads(values.pop("threads")) if found in THREADED else nullcontext():
+            return found(**_arguments(found, values))
     except KeyboardInterrupt:
         without = " without --restart" if "--restart" in words else ""
         sys.stderr.write(f"xcube: interrupted; run the same command{without} to continue\n")
@@ -85,7 +100,29 @@ def _check_config_files(words: Sequence[str]) -> None:
         name, _, value = word.partition("=")
         file = Path(value or after)
         if kind is not None and name == "--config" and file.is_file():
-            read_options(kind, file, option_names(kind))
+            read_options(kind, file, [*option_names(kind), "threads"])
+
+
+@contextmanager
+def _cpu_threads(count: int) -> Iterator[None]:
+    """Use this number of CPU threads, in this process and in those that Lightning starts.
+
+    Raises:
+        ValueError: If the number is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)  # without it, Lightning divides the cores among processes that it starts
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if variable is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = variable
 
 
 def parser() -> "ArgumentParser":
@@ -135,6 +172,8 @@ def command_parser(command: Command) -> "ArgumentParser":
         skip.add(name)
     flags = _flags(command)
     made.add_function_arguments(command, as_group=False, skip=skip | flags | {"options"})
+    if command in THREADED:
+        made.add_argument("--threads", type=int, default=DEFAULT_THREADS, help=THREADED[command])
     _add_flags(made, command, flags)
     if any(parameter.annotation is SampleOptions for parameter in others):
         flags = _flags(SampleOptions)

@@ -1,13 +1,18 @@
 """The command line."""
 
+import functools
 import inspect
+import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 
-from xcube.cli import COMMANDS, PYTHON_ONLY, command_parser, main
+from xcube.cli import COMMANDS, PYTHON_ONLY, THREADED, command_parser, main
 from xcube.data import ShapeFolder
 from xcube.data.dataset import read_card
 
@@ -141,6 +146,94 @@ def test_help_says_what_every_option_is(capsys):
         for option in options:
             described = option.partition("(")[0].split()
             assert len(described) > 2, f"{command} --{option}"
+
+
+# Words that each command with --threads needs.
+WORDS = {
+    "train vae": ["--data", "x", "--out", "y"],
+    "train denoiser": ["--data", "x", "--out", "y", "--vae", "z"],
+    "train refiner": ["--data", "x", "--out", "y", "--vae", "z"],
+    "demo": [],
+    "evaluate": ["x", "--data", "y"],
+    "reconstruct": ["x", "--model", "y"],
+    "sample": ["--model", "x"],
+    "upsample": ["x", "--model", "y"],
+}
+
+
+@pytest.fixture(params=list(WORDS))
+def spied(request, monkeypatch):
+    """The words of a command, and a list of the threads of PyTorch and of Lightning's processes in each call of it."""
+    name, _, verb = request.param.partition(" ")
+    group: Any = COMMANDS
+    if verb:
+        group, name = group[name][1], verb
+    calls, command = [], group[name]
+
+    @functools.wraps(command)
+    def spy(*_, **__):
+        calls.append((torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]))
+        return 0
+
+    monkeypatch.setitem(group, name, spy)
+    monkeypatch.setitem(THREADED, spy, THREADED[command])
+    return [*request.param.split(), *WORDS[request.param]], calls
+
+
+def test_a_command_has_the_threads_that_it_is_given_or_one(spied, monkeypatch):
+    words, calls = spied
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert main(words) == 0
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        assert main([*words, "--threads", "2"]) == 0
+        assert calls == [(1, "1"), (2, "2")]
+        assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (3, "4")  # those of a caller stay
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", ["0", "-2"])
+def test_fewer_than_one_thread_are_refused_before_the_command_runs(spied, capsys, count):
+    words, calls = spied
+    assert main([*words, "--threads", count]) == 2
+    assert capsys.readouterr().err == f"xcube: threads must be at least 1, got {count}\n"
+    assert not calls
+
+
+def test_threads_are_a_number(spied, capsys):
+    words, calls = spied
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--threads", "many"])
+    assert caught.value.code == 2
+    assert "threads" in capsys.readouterr().err
+    assert not calls
+
+
+def test_every_command_that_runs_networks_takes_threads():
+    named = {function.id: function.values[0] for function in functions()}
+    assert {name for name, function in named.items() if function in THREADED} == set(WORDS)
+    others = {name for name in set(named) - set(WORDS) if "threads" in command_parser(named[name]).get_defaults()}
+    assert others == {"train all"}  # as an argument of its function
+
+
+def test_threads_of_a_file(tmp_path, monkeypatch, capsys):
+    """That of --print_config holds all options."""
+    with pytest.raises(SystemExit):
+        main(["train", "vae", "--data", "x", "--out", str(tmp_path / "out"), "--print_config"])
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values["threads"] == 1
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(values | {"threads": 2}))
+
+    def read_card(_):
+        raise ValueError(f"{torch.get_num_threads()} threads")
+
+    monkeypatch.setattr("xcube.training.train.read_card", read_card)
+    for words, threads in (([], 2), (["--threads", "3"], 3)):
+        assert main(["train", "vae", "--config", str(tmp_path / "options.yaml"), *words]) == 2
+        assert capsys.readouterr().err == f"xcube: {threads} threads\n"
 
 
 def test_as_a_program(voxels):

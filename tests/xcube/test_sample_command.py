@@ -1,6 +1,7 @@
 """`xcube sample` and `xcube upsample` with small random networks: what is on the disk, and what is refused."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from xcube.networks.losses import voxel_iou
 from xcube.networks.pretrained import save_pretrained
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.pipeline.options import SampleOptions
+from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
 trimesh = pytest.importorskip("trimesh", reason="writes the meshes")
@@ -140,6 +141,34 @@ def test_other_settings_need_another_folder(model: Path, tmp_path: Path, capsys:
     assert "or a folder of samples" in refused(capsys, "sample", "--model", str(model), "--out", str(out))
 
 
+def test_more_shapes_with_other_threads(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, threads = tmp_path / "samples", list[int]()
+
+    def stream(self: XCubePipeline, *others: Any, **options: Any) -> Iterator[Sample]:
+        for generated in original(self, *others, **options):
+            threads.append(torch.get_num_threads())
+            yield generated
+
+    original = XCubePipeline.stream
+    monkeypatch.setattr(XCubePipeline, "stream", stream)
+    assert run(model, out, "--count", "1") == 0
+    settings = (out / "settings.json").read_bytes()
+    assert run(model, out, "--count", "2", "--threads", "2") == 0
+    assert threads == [1, 2]
+    assert (out / "settings.json").read_bytes() == settings
+    assert b"threads" not in settings
+
+
+def test_python_keeps_its_threads(model: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        XCubePipeline.from_pretrained(model).sample(1, SampleOptions(steps=2, quiet=True))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_small_components(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, clean = tmp_path / "plain", tmp_path / "clean"
     assert run(model, plain, "--count", "2") == 0
@@ -170,6 +199,7 @@ def test_empty_shapes_are_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--threads", "0"), "threads must be at least 1, got 0"),
         (("--count", "0"), "count must be at least 1, got 0"),
         (("--seed", "-1"), "seed must not be negative"),
         (("--text", "a chair"), "text must be None for a model that takes none, got 'a chair'"),

@@ -57,12 +57,12 @@ def preset_box(jobs: Sequence[TrainingJob]) -> Box:
 
 
 def read_options(kind: NetworkKind, file: Path, names: Collection[str]) -> dict[str, Any]:
-    """Read arguments of the training function of a network from a YAML file.
+    """Read options of a network from a YAML file: arguments of its training function, with their types, and others.
 
     Args:
         kind: The kind of the network.
         file: The YAML file.
-        names: Names of the arguments that the file may hold.
+        names: Names of the options that the file may hold.
 
     Raises:
         ValueError: If the file is not a YAML mapping, or has an unknown option or an invalid value. It names the file.
@@ -78,7 +78,7 @@ def read_options(kind: NetworkKind, file: Path, names: Collection[str]) -> dict[
         raise ValueError(f"{file} must hold options among {', '.join(names)}, got {unknown}")
     hints = get_type_hints(TRAINERS[kind])
     try:
-        return {name: _typed(value, hints[name]) for name, value in values.items()}
+        return {name: _typed(value, hints.get(name)) for name, value in values.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{file} must hold valid options: {error}") from error
 
