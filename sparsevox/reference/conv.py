@@ -12,9 +12,11 @@ from torch import Tensor
 
 from sparsevox.plans import Bags, PairLists, pair_block
 from sparsevox.reference import _im2col
+from sparsevox.reference._narrow import NARROW, is_turned, widen
 
-# Elements of the rows of several taps that are gathered at once: they fit in the cache of a CPU core.
-GATHERED = 1 << 16
+# Elements of the rows of several taps that are gathered at once. Fewer fit in a smaller cache, but calls cost more.
+GATHERED = 1 << 19
+PRODUCTS = 3 << 21  # elements of the products that are stored at once, about: memory that malloc can reuse
 
 
 def conv(
@@ -37,30 +39,36 @@ def conv(
     (taps, count), block = table.shape, pair_block(table.shape[0])
     exact = torch.promote_types(feats.dtype, torch.float32)
     # A product's order of additions depends on the strides of its matrices.
-    matrices = _by_group(weight.to(feats.dtype).to(exact).contiguous(), groups)
+    factors = weight.to(feats.dtype).to(exact).contiguous()
     offset = None if bias is None else bias.to(exact)
     out = feats.new_empty((count, weight.shape[2]))
     blocks = _blocks(starts, taps)
-    # Buffers that live as long as the call: fresh memory costs as much as the work.
-    products = feats.new_empty((max((edges[-1] - edges[0] for edges in blocks), default=0), out.shape[1]), dtype=exact)
-    gathered = feats.new_empty((min(block, len(products)), feats.shape[1]))
-    for number, edges in enumerate(blocks):
-        begin, end = edges[0], edges[-1]
-        # 1. Gather the input rows of a few taps and multiply those of each tap by its matrix.
-        for first, last in _batches(edges, min(block, GATHERED // max(feats.shape[1], 1))):
-            pairs_of = slice(edges[first], edges[last])
-            sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
-            inputs = _gather(feats, sources[pairs_of], gathered).to(exact).split(sizes)
-            results = products[pairs_of.start - begin : pairs_of.stop - begin].split(sizes)
-            for rows, matrix, result in zip(inputs, matrices[first:last], results, strict=True):
-                _multiply(rows, matrix, result)
-        # 2. Sum the products of each output row, in the order of taps.
-        first, last = number * block, min((number + 1) * block, count)
-        bounds = row_starts[first + number : last + number + 1]
-        sums = torch.nn.functional.embedding_bag(
-            order[begin:end], products[: end - begin], bounds, mode="sum", include_last_offset=True
-        )
-        out[first:last] = sums if offset is None else sums.add_(offset)
+    longest = max((edges[-1] - edges[0] for edges in blocks), default=0)
+    most = max(block, GATHERED // max(feats.shape[1], 1))
+    # Buffers that live long: fresh memory costs as much as the work.
+    gathered = feats.new_empty((min(most, longest), feats.shape[1]))
+    for columns in _columns(out.shape[1], longest, groups):
+        part = factors[:, :, columns].contiguous()
+        matrices = _by_group(widen(part) if groups == 1 else part, groups)
+        products = feats.new_empty((longest, groups * matrices[0].shape[-1]), dtype=exact)
+        for number, edges in enumerate(blocks):
+            begin, end = edges[0], edges[-1]
+            # 1. Gather the input rows of a few taps and multiply those of each tap by its matrix.
+            for first, last in _batches(edges, most):
+                pairs_of = slice(edges[first], edges[last])
+                sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
+                inputs = _gather(feats, sources[pairs_of], gathered).to(exact).split(sizes)
+                results = products[pairs_of.start - begin : pairs_of.stop - begin].split(sizes)
+                for rows, matrix, result in zip(inputs, matrices[first:last], results, strict=True):
+                    _multiply(rows, matrix, result)
+            # 2. Sum the products of each output row, in the order of taps.
+            first, last = number * block, min((number + 1) * block, count)
+            bounds = row_starts[first + number : last + number + 1]
+            sums = torch.nn.functional.embedding_bag(
+                order[begin:end], products[: end - begin], bounds, mode="sum", include_last_offset=True
+            )
+            sums = sums[:, : part.shape[2]]
+            out[first:last, columns] = sums if offset is None else sums.add_(offset[columns])
     return out
 
 
@@ -83,7 +91,9 @@ def conv_weight(
         return _im2col.conv_weight(feats, grads, plan[0], dtype)
     taps, exact = plan[0].shape[0], torch.promote_types(feats.dtype, torch.float32)
     block = pair_block(taps)
-    out = feats.new_zeros((taps, groups, feats.shape[1] // groups, grads.shape[1] // groups), dtype=exact)
+    turned = groups == 1 and is_turned(feats.shape[1], grads.shape[1])  # then the sums are [K, 1, D, C]
+    shape = (feats.shape[1] // groups, grads.shape[1] // groups)
+    out = feats.new_zeros((taps, groups, *(shape[::-1] if turned else shape)), dtype=exact)
     sums = (out.squeeze(1) if groups == 1 else out).unbind(0)
     left_rows = feats.new_empty((min(block, len(sources)), feats.shape[1]))
     right_rows = grads.new_empty((min(block, len(sources)), grads.shape[1]))
@@ -93,8 +103,12 @@ def conv_weight(
             sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
             left = _gather(feats, sources[pairs_of], left_rows).to(exact).split(sizes)
             right = _gather(grads, targets[pairs_of], right_rows).to(exact).split(sizes)
+            if turned:
+                left, right = right, left
             for inputs, outputs, total in zip(left, right, sums[first:last], strict=True):
                 _add_products(inputs, outputs, total)
+    if turned:
+        out = out.transpose(2, 3).contiguous()
     return out.transpose(1, 2).flatten(2).to(dtype)  # [K, G, C / G, D / G] -> [K, C / G, D]
 
 
@@ -102,6 +116,12 @@ def _blocks(starts: Tensor, taps: int) -> list[list[int]]:
     """Where the pairs of each tap start, and the end of the last: one list of K + 1 numbers per block."""
     edges = starts.tolist()
     return [edges[i : i + taps + 1] for i in range(0, len(edges) - 1, taps)]
+
+
+def _columns(channels: int, pairs: int, groups: int) -> list[slice]:
+    """Ranges of output channels whose products of all pairs are stored at once."""
+    most = channels if groups > 1 else max(NARROW, PRODUCTS // max(pairs, 1) // NARROW * NARROW)
+    return [slice(first, min(first + most, channels)) for first in range(0, channels, most)]
 
 
 def _batches(edges: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
