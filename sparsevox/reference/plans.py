@@ -40,7 +40,9 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
         targets.append(local.int().add_(first))
         total += found.shape[0]
     starts.append(torch.tensor([total], device=device))
-    return torch.cat(sources), torch.cat(targets), torch.cat(starts)
+    united = torch.cat(sources)
+    sources.clear()  # before as much memory is taken for the targets
+    return united, torch.cat(targets), torch.cat(starts)
 
 
 def pair_bags(targets: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -50,10 +52,10 @@ def pair_bags(targets: Tensor, starts: Tensor, table: Tensor, block: int) -> tup
     its first pair, and their end. `block` is a power of two.
     """
     edges, rows = starts[:: table.shape[0]].tolist(), table.shape[1]
-    local, order = (targets & (block - 1)).short(), torch.empty_like(targets)
+    order = torch.empty_like(targets)
     row_starts = torch.zeros(rows + len(edges) - 1, dtype=torch.int32, device=table.device)
     for number, (first, last) in enumerate(pairwise(edges)):
-        part = local[first:last]
+        part = (targets[first:last] & (block - 1)).short()
         if targets.device.type == "cpu":  # a radix sort
             order[first:last] = torch.from_numpy(np.argsort(part.numpy(), kind="stable"))
         else:
