@@ -13,54 +13,114 @@ from torch import Tensor
 
 CHUNK = 128  # rows of one sum, where a block has several items
 BLOCK = 32 * CHUNK  # rows that are processed together: they fit in the cache of a CPU core
-WHOLE = 1 << 18  # features with up to this many elements are processed whole
+WHOLE = 1 << 20  # features with up to this many elements are processed whole
+LONG = 64  # rows of an item, on average, from which on it has calls of its own
 
 
 class Items:
     """The items of a batch whose rows are processed whole."""
 
-    def __init__(self, offsets: Tensor, feats: Tensor, num_groups: int) -> None:
-        device, (count, channels) = offsets.device, feats.shape
+    def __init__(self, lengths: list[int], like: Tensor, num_groups: int) -> None:
+        self.lengths, self.num_groups = lengths, num_groups
+        # Elements of a group in each item, at least 1, and whether an item has no rows: [B, 1].
+        sizes = [max(length, 1) * (like.shape[1] // num_groups) for length in lengths]
+        self.sizes = torch.tensor(sizes, dtype=torch.float64, device=like.device)[:, None]
+        self.empty = None if all(lengths) else torch.tensor(lengths, device=like.device)[:, None] == 0
+
+    @classmethod
+    def of(cls, offsets: Tensor, feats: Tensor, num_groups: int) -> "Items":
+        """The items that `offsets` divide the features into."""
         bounds = offsets.tolist()
         lengths = [last - first for first, last in pairwise(bounds)]
-        chunks = [range(first, last, CHUNK) for first, last in pairwise(bounds)]
-        self.num_groups = num_groups
-        self.rows = torch.arange(count, device=device)
-        # First row of each chunk [T + 1], and first chunk of each item [B + 1], each with the end.
-        self.starts = torch.tensor([*chain(*chunks), count], device=device)
-        self.ranges = torch.tensor([*accumulate(map(len, chunks), initial=0)], device=device)
-        # Elements of a group in each item, at least 1; the items without rows; the item of each row [N].
-        sizes = [max(length, 1) * (channels // num_groups) for length in lengths]
-        self.sizes = torch.tensor(sizes, dtype=torch.float64, device=device)[:, None]  # [B, 1]
-        self.empty = None if all(lengths) else offsets.diff()[:, None] == 0  # [B, 1]
-        one = len(lengths) == 1
-        self.owners = None if one else torch.repeat_interleave(offsets.diff(), output_size=count)
+        # PyTorch divides the rows among its threads if there is one column, and bits would depend on their number.
+        if feats.shape[1] > 1 and len(lengths) * LONG <= feats.shape[0]:
+            return Slices(lengths, feats, num_groups)
+        return Chunks(bounds, lengths, feats, num_groups)
 
     def sums(self, rows: Tensor) -> Tensor:
         """Sums over the rows [N, C] of each item: float64 [B, C]."""
-        return self._join(_bags(rows, self.starts, self.rows).double())
-
-    def group_means(self, rows: Tensor) -> Tensor:
-        """Means over the rows [N, C] of each item and the channels of each group: float64 [B, G], 0 in empty items."""
-        return self._join(_group_sums(_bags(rows, self.starts, self.rows), self.num_groups)) / self.sizes
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Copy values [B, C] to the rows of each item: [N, C], or [1, C] if there is one item."""
-        return values if self.owners is None else values.index_select(0, self.owners)
+        raise NotImplementedError
 
     def center(self, rows: Tensor, means: Tensor) -> Tensor:
         """Compute `rows - means`, for means [B, G]: [N, C]."""
-        centers = self.spread(_by_channel(means, rows.shape[1]))
-        return torch.sub(rows, centers, out=None if self.owners is None else centers)
+        raise NotImplementedError
 
     def scale_and_shift(self, rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
         """Write `rows * scale + shift` to `out` [N, C], for scale and shift [B, C]."""
-        if self.owners is None:
-            return torch.addcmul(shift, rows, scale, out=out)
-        return torch.index_select(shift, 0, self.owners, out=out).addcmul_(rows, self.spread(scale))
+        raise NotImplementedError
 
-    def _join(self, chunks: Tensor) -> Tensor:
+    def add_scaled(self, rows: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+        """Add `rows * scale` to `out` [N, C], for a scale [B, C]."""
+        raise NotImplementedError
+
+    def group_means(self, rows: Tensor) -> Tensor:
+        """Means over the rows [N, C] of each item and the channels of each group: float64 [B, G], 0 in empty items."""
+        return _group_sums(self.sums(rows), self.num_groups) / self.sizes
+
+
+class Slices(Items):
+    """Items with many rows each: an operation is one call per item."""
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Sums over the rows [N, C] of each item: float64 [B, C]."""
+        sums = rows.new_empty((len(self.lengths), rows.shape[1]))
+        for part, total in zip(rows.split(self.lengths), sums.unbind(0), strict=True):
+            torch.sum(part, 0, out=total)
+        return sums.double()
+
+    def center(self, rows: Tensor, means: Tensor) -> Tensor:
+        """Compute `rows - means`, for means [B, G]: [N, C]."""
+        out, centers = torch.empty_like(rows), _by_channel(means, rows.shape[1])
+        for part, center, result in self._by_item(rows, centers, out):
+            torch.sub(part, center, out=result)
+        return out
+
+    def scale_and_shift(self, rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        """Write `rows * scale + shift` to `out` [N, C], for scale and shift [B, C]."""
+        for (part, factor, result), start in zip(self._by_item(rows, scale, out), shift.unbind(0), strict=True):
+            torch.addcmul(start, part, factor, out=result)
+        return out
+
+    def add_scaled(self, rows: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+        """Add `rows * scale` to `out` [N, C], for a scale [B, C]."""
+        for part, factor, result in self._by_item(rows, scale, out):
+            result.addcmul_(part, factor)
+        return out
+
+    def _by_item(self, rows: Tensor, values: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return zip(rows.split(self.lengths), values.unbind(0), out.split(self.lengths), strict=True)
+
+
+class Chunks(Items):
+    """Items with few rows each: an operation is one call, on values that are copied to each row."""
+
+    def __init__(self, bounds: list[int], lengths: list[int], feats: Tensor, num_groups: int) -> None:
+        super().__init__(lengths, feats, num_groups)
+        device, count = feats.device, feats.shape[0]
+        chunks = [range(first, last, CHUNK) for first, last in pairwise(bounds)]
+        self.rows = torch.arange(count, device=device)
+        # First row of each chunk [T + 1], and first chunk of each item [B + 1], each with the end; item of each row.
+        self.starts = torch.tensor([*chain(*chunks), count], device=device)
+        self.ranges = torch.tensor([*accumulate(map(len, chunks), initial=0)], device=device)
+        self.owners = torch.repeat_interleave(torch.tensor(lengths, device=device), output_size=count)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Sums over the rows [N, C] of each item: float64 [B, C]."""
+        chunks = _bags(rows, self.starts, self.rows).double()
         return torch.segment_reduce(chunks, "sum", offsets=self.ranges, axis=0, unsafe=True)
+
+    def center(self, rows: Tensor, means: Tensor) -> Tensor:
+        """Compute `rows - means`, for means [B, G]: [N, C]."""
+        centers = _by_channel(means, rows.shape[1]).index_select(0, self.owners)
+        return torch.sub(rows, centers, out=centers)
+
+    def scale_and_shift(self, rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        """Write `rows * scale + shift` to `out` [N, C], for scale and shift [B, C]."""
+        return self.add_scaled(rows, scale, torch.index_select(shift, 0, self.owners, out=out))
+
+    def add_scaled(self, rows: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+        """Add `rows * scale` to `out` [N, C], for a scale [B, C]."""
+        return out.addcmul_(rows, scale.index_select(0, self.owners))
 
 
 class Block(NamedTuple):
@@ -124,7 +184,7 @@ def _normalize_whole(
     feats: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     exact, channels = torch.promote_types(feats.dtype, torch.float32), feats.shape[1]
-    items = Items(offsets, feats, num_groups)
+    items = Items.of(offsets, feats, num_groups)
     # 1. Center, up to the rounding error of the mean, which matters if the mean is large.
     x = feats.to(exact)
     rough = items.group_means(x).to(exact)  # [B, G]
@@ -141,7 +201,7 @@ def _normalize_whole(
     scale = scale if weight is None else (scale * weight).to(exact)
     start = scale.new_zeros(1) if bias is None else bias.to(exact)
     shift = torch.addcmul(start, _by_channel(off.to(exact), channels), scale, value=-1)
-    items.scale_and_shift(centered, scale, shift, out=out)
+    items.scale_and_shift(centered, scale, shift, out)
     return out.to(feats.dtype), off.add_(rough).to(exact), rstd
 
 
@@ -149,7 +209,7 @@ def _differentiate_whole(
     grad: Tensor, feats: Tensor, offsets: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     exact, channels, num_groups = mean.dtype, feats.shape[1], mean.shape[1]
-    items = Items(offsets, feats, num_groups)
+    items = Items.of(offsets, feats, num_groups)
     # 1. Sums of the gradients g, and of the products of g and the normalized features.
     g = grad.to(exact)
     centered = items.center(feats.to(exact), mean)  # [N, C]
@@ -164,8 +224,8 @@ def _differentiate_whole(
     means = _group_sums(sums, num_groups) / items.sizes  # [2, B, G]
     shift, slope = (_by_channel(means, channels) * -scale).to(exact)
     # 3. Combine them row by row.
-    items.scale_and_shift(centered, slope * scale, shift, out=d_feats)
-    return d_feats.addcmul_(g, items.spread(factor)).to(feats.dtype), d_weight, d_bias
+    items.scale_and_shift(centered, slope * scale, shift, d_feats)
+    return items.add_scaled(g, factor, d_feats).to(feats.dtype), d_weight, d_bias
 
 
 def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
