@@ -15,7 +15,7 @@ from sparsevox.reference._narrow import is_turned, widen
 
 BLOCK_SLOTS = 27 << 8  # (output row, tap) slots that are gathered together: they fit in the cache of a CPU core
 CHUNK_ROWS = 1 << 16  # rows of the table that are transposed together
-FULL = 0.6  # share of slots that must have a voxel
+FULL = 0.6  # least fraction of the slots that must have a voxel
 WASTE = 13  # multiplications by zero that cost as much as writing and adding up a product, about, per column
 
 
