@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sparsevox.reference._narrow import is_turned, widen
+from sparsevox.reference._narrow import prefers_transposed, widen
 
 BLOCK_SLOTS = 27 << 8  # (output row, tap) slots that are gathered together: they fit in the cache of a CPU core
 CHUNK_ROWS = 1 << 16  # rows of the table that are transposed together
@@ -53,15 +53,15 @@ def conv_weight(feats: Tensor, grads: Tensor, table: Tensor, dtype: torch.dtype)
     """Gradient [K, C, D] of the weight, as `reference.conv.conv_weight` computes it for one group."""
     exact = torch.promote_types(feats.dtype, torch.float32)
     taps, channels = table.shape[0], feats.shape[1]
-    turned = is_turned(channels, grads.shape[1])
+    transposed = prefers_transposed(channels, grads.shape[1])
     size = taps * channels, grads.shape[1]
-    total = feats.new_zeros(size[::-1] if turned else size, dtype=exact)
+    total = feats.new_zeros(size[::-1] if transposed else size, dtype=exact)
     for (first, last), rows in _blocks(feats, table, exact):
         left, right = rows, grads[first:last].to(exact).contiguous()
-        if turned:
+        if transposed:
             left, right = right, left
         total.addmm_(left.t(), right)
-    if turned:
+    if transposed:
         total = total.t().contiguous()
     return total.unflatten(0, (taps, channels)).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Matrix products with few columns, which BLAS multiplies up to eight times more slowly than those with NARROW columns.
+"""Matrix products with few columns, which take BLAS up to four times as long as the same products with NARROW columns.
 
 C input and D output channels, K taps.
 """
@@ -14,6 +14,6 @@ def widen(weight: Tensor) -> Tensor:
     return torch.nn.functional.pad(weight, (0, max(0, NARROW - weight.shape[2])))
 
 
-def is_turned(inputs: int, outputs: int) -> bool:
-    """Whether rows of C `inputs` and D `outputs` are better multiplied to a matrix [D, C] than to [C, D]."""
+def prefers_transposed(inputs: int, outputs: int) -> bool:
+    """Whether the product [C, D] of C `inputs` and D `outputs` takes longer than its transpose [D, C]."""
     return outputs < NARROW and outputs < inputs

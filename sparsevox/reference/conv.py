@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsevox.plans import Bags, PairLists, pair_block
 from sparsevox.reference import _im2col
-from sparsevox.reference._narrow import NARROW, is_turned, widen
+from sparsevox.reference._narrow import NARROW, prefers_transposed, widen
 
 # Elements of the rows of several taps that are gathered at once. Fewer fit in a smaller cache, but calls cost more.
 GATHERED = 1 << 19
@@ -91,23 +91,24 @@ def conv_weight(
         return _im2col.conv_weight(feats, grads, plan[0], dtype)
     taps, exact = plan[0].shape[0], torch.promote_types(feats.dtype, torch.float32)
     block = pair_block(taps)
-    turned = groups == 1 and is_turned(feats.shape[1], grads.shape[1])  # then the sums are [K, 1, D, C]
+    transposed = groups == 1 and prefers_transposed(feats.shape[1], grads.shape[1])  # then the sums are [K, 1, D, C]
     shape = (feats.shape[1] // groups, grads.shape[1] // groups)
-    out = feats.new_zeros((taps, groups, *(shape[::-1] if turned else shape)), dtype=exact)
+    out = feats.new_zeros((taps, groups, *(shape[::-1] if transposed else shape)), dtype=exact)
     sums = (out.squeeze(1) if groups == 1 else out).unbind(0)
-    left_rows = feats.new_empty((min(block, len(sources)), feats.shape[1]))
-    right_rows = grads.new_empty((min(block, len(sources)), grads.shape[1]))
+    most = max(block, GATHERED // max(feats.shape[1], grads.shape[1], 1))
+    left_rows = feats.new_empty((min(most, len(sources)), feats.shape[1]))
+    right_rows = grads.new_empty((min(most, len(sources)), grads.shape[1]))
     for edges in _blocks(starts, taps):
-        for first, last in _batches(edges, min(block, GATHERED // max(feats.shape[1], grads.shape[1], 1))):
+        for first, last in _batches(edges, most):
             pairs_of = slice(edges[first], edges[last])
             sizes = [b - a for a, b in pairwise(edges[first : last + 1])]
             left = _gather(feats, sources[pairs_of], left_rows).to(exact).split(sizes)
             right = _gather(grads, targets[pairs_of], right_rows).to(exact).split(sizes)
-            if turned:
+            if transposed:
                 left, right = right, left
             for inputs, outputs, total in zip(left, right, sums[first:last], strict=True):
                 _add_products(inputs, outputs, total)
-    if turned:
+    if transposed:
         out = out.transpose(2, 3).contiguous()
     return out.transpose(1, 2).flatten(2).to(dtype)  # [K, G, C / G, D / G] -> [K, C / G, D]
 
