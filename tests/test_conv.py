@@ -251,6 +251,20 @@ def test_any_number_of_channels(channels: tuple[int, int], kernel: int) -> None:
     check_same(back, pick(dense, coords, (-2, 0, -5)), (feats, x), (weight, w))
 
 
+@pytest.mark.parametrize("channels", [(0, 0), (0, 2), (2, 0)], ids=str)
+def test_groups_without_channels(channels: tuple[int, int]) -> None:
+    inputs, outputs = channels
+    grid = Grid.full((0, 0, 0), (3, 3, 3))
+    feats = torch.randn(27, inputs, requires_grad=True)
+    weight = torch.randn(outputs, inputs // 2, 3, 3, 3, requires_grad=True)
+    out = ops.conv3d(feats, weight, None, grid.kernel_map(3), groups=2)
+    assert out.shape == (27, outputs)
+    assert not out.any()
+    gradients = torch.autograd.grad(out.sum(), (feats, weight))
+    assert [g.shape for g in gradients] == [feats.shape, weight.shape]
+    assert not any(g.any() for g in gradients)
+
+
 SECOND: list[tuple[Axes, Axes, Axes]] = [
     ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
     ((3, 3, 3), (1, 1, 1), (1, 1, 1)),

@@ -177,15 +177,26 @@ def test_both_formulas_of_the_gradient_agree() -> None:
 @pytest.mark.parametrize(
     ("sizes", "channels"), [(SIZES["several blocks"], 33), ([9100], 33), ([50000], 3), ([50000], 1)], ids=str
 )
-def test_equal_input_gives_equal_bits_on_any_number_of_threads(sizes: list[int], channels: int) -> None:
+def test_equal_input_gives_equal_bits_whatever_its_strides_and_the_number_of_threads(
+    sizes: list[int], channels: int
+) -> None:
     grid = ragged(sizes)
     feats = values(grid.num_voxels, channels, torch.float32).requires_grad_()
+    columns = feats.detach().t().contiguous().t().requires_grad_()
     runs = []
     try:
-        for threads in (1, 1, 2, 3):
+        for threads, x, grad in (
+            (1, feats, feats),
+            (1, feats, feats),
+            (2, feats, feats),
+            (3, feats, columns),
+            (1, columns, feats),
+            (3, columns, columns),
+        ):
             torch.set_num_threads(threads)
-            result = group_norm(feats, grid, min(channels, 3))
-            runs.append((result, *torch.autograd.grad(result, feats, feats.detach())))
+            result = group_norm(x, grid, min(channels, 3))
+            assert result.is_contiguous()
+            runs.append((result, *torch.autograd.grad(result, x, grad.detach())))
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(mine, first) for run in runs for mine, first in zip(run, runs[0], strict=True))

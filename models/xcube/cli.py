@@ -104,13 +104,13 @@ def _check_config_files(words: Sequence[str]) -> None:
 
 
 @contextmanager
-def _cpu_threads(count: int) -> Iterator[None]:
+def _cpu_threads(count: int | None) -> Iterator[None]:
     """Use this number of CPU threads, in this process and in those that Lightning starts.
 
     Raises:
-        ValueError: If the number is less than 1.
+        ValueError: If the number is less than 1, or null in a file.
     """
-    if count < 1:
+    if count is None or count < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
     before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(count)

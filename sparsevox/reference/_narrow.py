@@ -1,4 +1,4 @@
-"""Matrix products with few columns, which take BLAS up to four times as long as the same products with NARROW columns.
+"""Products with matrices of few columns, which can take BLAS several times as long as with NARROW columns.
 
 C input and D output channels, K taps.
 """
@@ -10,8 +10,10 @@ NARROW = 16  # columns
 
 
 def widen(weight: Tensor) -> Tensor:
-    """Append columns of zeros to a weight [K, C, D] with fewer than NARROW columns."""
-    return torch.nn.functional.pad(weight, (0, max(0, NARROW - weight.shape[2])))
+    """Append columns of zeros to a weight [K, C, D] that is faster with them: float32 with 2 to NARROW - 1 columns."""
+    if weight.dtype != torch.float32 or not 1 < weight.shape[2] < NARROW:
+        return weight
+    return torch.nn.functional.pad(weight, (0, NARROW - weight.shape[2]))
 
 
 def prefers_transposed(inputs: int, outputs: int) -> bool:

@@ -14,9 +14,12 @@ from sparsevox.plans import Bags, PairLists, pair_block
 from sparsevox.reference import _im2col
 from sparsevox.reference._narrow import NARROW, prefers_transposed, widen
 
-# Elements of the rows of several taps that are gathered at once. Fewer fit in a smaller cache, but calls cost more.
+# Elements of the rows of several taps that are gathered at once. Fewer fit in a smaller cache, but need more calls.
 GATHERED = 1 << 19
-PRODUCTS = 3 << 21  # elements of the products that are stored at once, about: memory that malloc can reuse
+# Elements of the products that are stored at once, unless that means fewer output channels than COLUMNS, for which the
+# input rows would be gathered too often.
+PRODUCTS = 3 << 21
+COLUMNS = 128
 
 
 def conv(
@@ -45,7 +48,7 @@ def conv(
     blocks = _blocks(starts, taps)
     longest = max((edges[-1] - edges[0] for edges in blocks), default=0)
     most = max(block, GATHERED // max(feats.shape[1], 1))
-    # Buffers that live long: fresh memory costs as much as the work.
+    # Buffers that several blocks share: fresh memory costs as much as the work.
     gathered = feats.new_empty((min(most, longest), feats.shape[1]))
     for columns in _columns(out.shape[1], longest, groups):
         part = factors[:, :, columns].contiguous()
@@ -121,7 +124,7 @@ def _blocks(starts: Tensor, taps: int) -> list[list[int]]:
 
 def _columns(channels: int, pairs: int, groups: int) -> list[slice]:
     """Ranges of output channels whose products of all pairs are stored at once."""
-    most = channels if groups > 1 else max(NARROW, PRODUCTS // max(pairs, 1) // NARROW * NARROW)
+    most = max(channels, 1) if groups > 1 else max(COLUMNS, PRODUCTS // max(pairs, 1) // NARROW * NARROW)
     return [slice(first, min(first + most, channels)) for first in range(0, channels, most)]
 
 

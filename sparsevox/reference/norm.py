@@ -1,9 +1,11 @@
 """Group norm over the rows of each item of a batch, from sums over chunks of rows.
 
-Features that fit in the cache of a CPU core are processed whole, in as few calls as possible; others block by block.
+Small features are processed whole, in as few calls as possible; others block by block. Rows are made contiguous first,
+since the order of additions in `torch.sum` depends on strides, and without contiguous rows on the number of threads.
 N voxels, B grids, C channels, G groups, T chunks (up to CHUNK rows of one item).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
@@ -17,7 +19,7 @@ WHOLE = 1 << 20  # features with up to this many elements are processed whole
 LONG = 64  # rows of an item, on average, from which on it has calls of its own
 
 
-class Items:
+class Items(ABC):
     """The items of a batch whose rows are processed whole."""
 
     def __init__(self, lengths: list[int], like: Tensor, num_groups: int) -> None:
@@ -25,33 +27,33 @@ class Items:
         # Elements of a group in each item, at least 1, and whether an item has no rows: [B, 1].
         sizes = [max(length, 1) * (like.shape[1] // num_groups) for length in lengths]
         self.sizes = torch.tensor(sizes, dtype=torch.float64, device=like.device)[:, None]
-        self.empty = None if all(lengths) else torch.tensor(lengths, device=like.device)[:, None] == 0
+        self.empty = None if all(lengths) else self.sizes.new_tensor(lengths)[:, None] == 0
 
     @classmethod
     def of(cls, offsets: Tensor, feats: Tensor, num_groups: int) -> "Items":
         """The items that `offsets` divide the features into."""
         bounds = offsets.tolist()
         lengths = [last - first for first, last in pairwise(bounds)]
-        # PyTorch divides the rows among its threads if there is one column, and bits would depend on their number.
+        # PyTorch divides the rows of a single column among its threads, and bits would depend on their number.
         if feats.shape[1] > 1 and len(lengths) * LONG <= feats.shape[0]:
             return Slices(lengths, feats, num_groups)
         return Chunks(bounds, lengths, feats, num_groups)
 
+    @abstractmethod
     def sums(self, rows: Tensor) -> Tensor:
         """Sums over the rows [N, C] of each item: float64 [B, C]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def center(self, rows: Tensor, means: Tensor) -> Tensor:
         """Compute `rows - means`, for means [B, G]: [N, C]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scale_and_shift(self, rows: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
         """Write `rows * scale + shift` to `out` [N, C], for scale and shift [B, C]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_scaled(self, rows: Tensor, scale: Tensor, out: Tensor) -> Tensor:
         """Add `rows * scale` to `out` [N, C], for a scale [B, C]."""
-        raise NotImplementedError
 
     def group_means(self, rows: Tensor) -> Tensor:
         """Means over the rows [N, C] of each item and the channels of each group: float64 [B, G], 0 in empty items."""
@@ -102,7 +104,8 @@ class Chunks(Items):
         # First row of each chunk [T + 1], and first chunk of each item [B + 1], each with the end; item of each row.
         self.starts = torch.tensor([*chain(*chunks), count], device=device)
         self.ranges = torch.tensor([*accumulate(map(len, chunks), initial=0)], device=device)
-        self.owners = torch.repeat_interleave(torch.tensor(lengths, device=device), output_size=count)
+        counts = torch.tensor(lengths, dtype=torch.int64, device=device)
+        self.owners = torch.repeat_interleave(counts, output_size=count)
 
     def sums(self, rows: Tensor) -> Tensor:
         """Sums over the rows [N, C] of each item: float64 [B, C]."""
@@ -186,7 +189,7 @@ def _normalize_whole(
     exact, channels = torch.promote_types(feats.dtype, torch.float32), feats.shape[1]
     items = Items.of(offsets, feats, num_groups)
     # 1. Center, up to the rounding error of the mean, which matters if the mean is large.
-    x = feats.to(exact)
+    x = feats.to(exact).contiguous()
     rough = items.group_means(x).to(exact)  # [B, G]
     centered = items.center(x, rough)  # [N, C]
     off = items.group_means(centered)
@@ -211,8 +214,8 @@ def _differentiate_whole(
     exact, channels, num_groups = mean.dtype, feats.shape[1], mean.shape[1]
     items = Items.of(offsets, feats, num_groups)
     # 1. Sums of the gradients g, and of the products of g and the normalized features.
-    g = grad.to(exact)
-    centered = items.center(feats.to(exact), mean)  # [N, C]
+    g = grad.to(exact).contiguous()
+    centered = items.center(feats.to(exact).contiguous(), mean)  # [N, C]
     d_feats = centered * g
     scale = _by_channel(rstd, channels)
     sums = torch.stack([items.sums(g), items.sums(d_feats) * scale])  # [2, B, C]
@@ -233,7 +236,7 @@ def _statistics(feats: Tensor, offsets: Tensor, num_groups: int, eps: float) -> 
     counts, means, squares, items = [], [], [], [offsets[:0]]
     buffer = _buffer(feats)
     for block in _blocks(offsets, feats.shape[0]):
-        x = feats[block.first : block.last].to(buffer.dtype)
+        x = feats[block.first : block.last].to(buffer.dtype).contiguous()
         length = block.lengths[:, None]
         rough = block.sums(x) / length
         centered = torch.sub(x, block.spread_chunks(rough), out=buffer[: x.shape[0]])
@@ -259,7 +262,7 @@ def _gradient_sums(grad: Tensor, feats: Tensor, center: Tensor, offsets: Tensor)
     totals, products, items = [], [], [offsets[:0]]
     buffer = _buffer(feats)
     for block in _blocks(offsets, feats.shape[0]):
-        x, g = feats[block.first : block.last], grad[block.first : block.last].to(buffer.dtype)
+        x, g = feats[block.first : block.last], grad[block.first : block.last].to(buffer.dtype).contiguous()
         totals.append(block.sums(g))
         products.append(block.sums(torch.sub(x, block.spread(center), out=buffer[: x.shape[0]]).mul_(g)))
         items.append(block.items)

@@ -219,6 +219,13 @@ def test_every_command_that_runs_networks_takes_threads():
     assert others == {"train all"}  # as an argument of its function
 
 
+def test_a_file_without_a_number_of_threads_is_refused(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("threads: null")
+    words = ["train", "vae", "--data", "x", "--out", str(tmp_path / "out"), "--config", str(tmp_path / "options.yaml")]
+    assert main(words) == 2
+    assert "threads must be at least 1, got None" in capsys.readouterr().err
+
+
 def test_threads_of_a_file(tmp_path, monkeypatch, capsys):
     """That of --print_config holds all options."""
     with pytest.raises(SystemExit):
