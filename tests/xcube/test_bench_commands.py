@@ -8,14 +8,25 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import build_dataset, cascade, cascade_vs_single, networks, official_vae, report, samples_picture, steps
+from bench import (
+    build_dataset,
+    cascade,
+    cascade_vs_single,
+    fine_level,
+    networks,
+    official_vae,
+    report,
+    samples_picture,
+    steps,
+)
 from bench import refiner as refiner_bench
 from bench.scenes import sphere_mesh
 from sparsevox import Grid, Voxels
 from sparsevox.io import save_mesh, save_voxels
 from sparsevox.shapes import Mesh
-from tests.xcube.cascades import refiner, vae
+from tests.xcube.cascades import refiner, unet, vae
 from xcube.data import Box, build, file_sources
+from xcube.diffusion.objective import DiffusionConfig
 from xcube.networks.pretrained import save_pretrained
 from xcube.pipeline.output import SampleFolder
 
@@ -62,6 +73,21 @@ def test_refiner(mesh: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     folders = [word for name in ("data", "vae", "refiner") for word in (f"--{name}", str(tmp_path / name))]
     assert refiner_bench.main([*folders, "--split", "train", "--shapes", "1"]) == 0
     assert "above the best filter" in capsys.readouterr().out
+
+
+def test_fine_level(mesh: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(file_sources([Path(mesh).parent]), tmp_path / "data", Box((8, 16)), samples=1000)
+    save_pretrained(vae(1), tmp_path / "runs" / "vae-1")
+    save_pretrained(unet(1), tmp_path / "runs" / "denoiser-1", latent_scale=1.0, diffusion=DiffusionConfig().to_dict())
+    save_pretrained(refiner(1), tmp_path / "runs" / "refiner-1", latent_scale=1.0)
+    words = ["--data", str(tmp_path / "data"), "--model", str(tmp_path / "runs"), "--split", "train"]
+    assert fine_level.main([*words, "--seeds", "0", "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split(" | ")[:2] for line in printed.splitlines()[2:]] == [
+        [f"| {name}", refined]
+        for name in ("encoder, means", "ddim, 1 calls", "ddpm, 50 calls")
+        for refined in ("no", "yes")
+    ]
 
 
 def test_cascade_vs_single(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

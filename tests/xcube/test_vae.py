@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
 from xcube.geometry.pyramid import pooling_tree, truth_tree
+from xcube.geometry.shell import is_solid, sealed
 from xcube.networks.blocks import Head, count_per_grid
 from xcube.networks.configs import VAEConfig
 from xcube.networks.losses import LossConfig, normal_angle, vae_losses, voxel_iou
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"dilation": "none"},
     "flat": FLAT,
     "checkpointing": {"checkpointing": True},
+    "solid": {"solid": True},
     "official": dataclasses.asdict(VAEConfig.official()),
     "official, flat": dataclasses.asdict(VAEConfig.official(**FLAT)),
     "official, attention": dataclasses.asdict(VAEConfig.official(attention=True)),
@@ -80,7 +82,10 @@ def test_structure_is_consistent(name: str) -> None:
         _, decoded = model.eval()(voxels)
     strides = (*model.config.all_strides, None)
     for resolution, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
-        assert decided.grid.same_voxels(decided.candidates.prune(decided.logits > 0))
+        keep = decided.logits > 0
+        if decided.solid is not None:
+            keep = sealed(decided.candidates, keep, decided.solid > 0)
+        assert decided.grid.same_voxels(decided.candidates.prune(keep))
         if stride is not None:
             assert decided.candidates.same_voxels(decoded.structure[resolution + 1].grid.subdivide(stride))
     assert decoded.structure[0].grid.same_voxels(decoded.voxels.grid)
@@ -244,6 +249,32 @@ def test_it_learns_a_shape_by_heart(name: str) -> None:
 # Metrics
 
 
+def test_the_inside_of_a_shape_is_learned_and_closes_its_shell() -> None:
+    model, voxels = model_of("solid").train(), spheres(5.5)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(100):
+        posterior, decoded = model(voxels)
+        losses = vae_losses(model, voxels, posterior, decoded, LossConfig(structure=1, solid=1, normal=1, kl=0))
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    assert losses.weights["solid"] == 1
+    model.eval()
+    with torch.no_grad():
+        # A shell that is found missing altogether, but not its inside.
+        torch.nn.init.constant_(model.decoder.heads[0].get_parameter("out.bias"), -100)
+        found = model.decode(model.encode(voxels).mode())
+    decision = found.structure[0]
+    assert decision.solid is not None
+    assert not decision.predicted.any()
+    inside = is_solid(decision.candidates, voxels.grid)
+    assert ((decision.solid > 0) == inside).float().mean() > 0.95
+    grid = found.voxels.grid  # one layer of voxels, where the shell of the sphere has up to two
+    assert grid.num_voxels > 300
+    assert voxels.grid.contains(grid.coords).float().mean() > 0.95
+    assert is_solid(Grid.full((-3, -3, -3), (3, 3, 3)), grid).all()  # it is closed
+
+
 def test_voxel_iou_counts_sets() -> None:
     a = Grid.from_coords(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]), batch_size=4)
     b = Grid.from_coords(torch.tensor([[0, 0, 0, 1], [0, 0, 0, 2], [2, 0, 0, 0]]), batch_size=4)
@@ -297,6 +328,8 @@ def test_configs_go_through_plain_values() -> None:
     ({"max_voxels": 0}, "max_voxels must be positive, got 0"),
     ({"cutoff": 0.3}, "cutoff needs architecture 'official', got 'modern'"),
     ({"cutoff": 0.3, "architecture": "official"}, "cutoff is a fraction of a box"),
+    ({"solid": True, "architecture": "official"}, "solid needs architecture 'modern' and at least two resolutions"),
+    ({"solid": True, "channels": (8,)}, "solid needs .*, got 'modern' and 1"),
 ])  # fmt: skip
 def test_bad_configs_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -47,6 +47,8 @@ class VAEConfig(Config):
         cutoff: Fraction of the box above which all predicted voxels of a resolution finer than the latent grid are
             dropped in training, as in the official code. None disables it.
         box: Number of voxels along each axis at resolution 0; needed only by `cutoff`.
+        solid: Whether the decoder also predicts which candidates at resolution 0 are inside of the shape, and closes
+            the shell with them.
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.
@@ -70,6 +72,7 @@ class VAEConfig(Config):
     max_voxels: int | None = None
     cutoff: float | None = None
     box: Triple | None = None
+    solid: bool = False
     normal: bool = True
     intensity: bool = False
     color: bool = False
@@ -110,6 +113,9 @@ class VAEConfig(Config):
             raise ValueError(
                 f"strides other than (2, 2, 2) need dilation 'none', got {self.strides}, {self.dilation!r}"
             )
+        if self.solid and (self.architecture != "modern" or self.num_resolutions < 2):
+            given = f"{self.architecture!r} and {self.num_resolutions}"
+            raise ValueError(f"solid needs architecture 'modern' and at least two resolutions, got {given}")
         if self.cutoff is not None and self.architecture != "official":
             raise ValueError(f"cutoff needs architecture 'official', got {self.architecture!r}")
         if self.cutoff is not None and self.box is None:

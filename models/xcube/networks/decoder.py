@@ -5,7 +5,7 @@ N voxels, M candidates, D resolutions, C channels.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
+from xcube.geometry.shell import sealed
 from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed, count_per_grid
 from xcube.networks.configs import Triple, VAEConfig
 
@@ -28,6 +29,7 @@ class Structure:
     grid: The voxels that the decoder continued with; in training the ground truth may have changed them.
     truth: The true voxels that guided the decoder; None outside of training.
     rows: The row of each candidate among those, -1 for candidates that do not truly exist, [M]; None without truth.
+    solid: The logits of being in the shape or its shell, [M], at resolution 0 if `config.solid`; else None.
     """
 
     candidates: Grid
@@ -36,6 +38,7 @@ class Structure:
     grid: Grid
     truth: Grid | None
     rows: Tensor | None
+    solid: Tensor | None = field(default=None, kw_only=True)
 
     def rows_among(self, truth: Grid) -> Tensor:
         """The row of each candidate among true voxels, -1 where there is none: int64 [M]."""
@@ -89,6 +92,7 @@ class Decoder(torch.nn.Module):
         widths = zip(config.channels[1:], config.channels[:-1], config.all_strides, strict=True)
         self.lifts = torch.nn.ModuleList(self.up_block(a, b, stride) for a, b, stride in widths)  # by finer resolution
         self.make_structure_heads()
+        self.solid = self.head(config.channels[1], math.prod(config.all_strides[0])) if config.solid else None
         self.normal = self.head(finest, 3) if config.normal else None
         self.label = self.head(finest, config.num_labels) if config.num_labels else None
         self.color = self.head(finest, 3) if config.color else None
@@ -122,7 +126,10 @@ class Decoder(torch.nn.Module):
             # 2. Child occupancy: logits [N, children] of the voxels become logits [N * children, 1] of candidates.
             to_children = sv.nn.ChannelToSpace(config.all_strides[resolution])
             children = to_children(x.replace(self.heads[resolution](x)))
-            decision, keep = self.decide(children.grid, children.feats, truth, resolution)
+            solid = None
+            if self.solid is not None and resolution == 0:
+                solid = to_children(x.replace(self.solid(x))).feats
+            decision, keep = self.decide(children.grid, children.feats, truth, resolution, solid)
             structure.insert(0, decision)
             # 3. Features of the children that exist.
             lift = partial(self.lifts[resolution], grid=decision.grid, keep=keep)
@@ -130,17 +137,29 @@ class Decoder(torch.nn.Module):
         return x, structure
 
     def decide(
-        self, candidates: Grid, logits: Tensor, truth: Sequence[Grid] | None, resolution: int
+        self,
+        candidates: Grid,
+        logits: Tensor,
+        truth: Sequence[Grid] | None,
+        resolution: int,
+        solid: Tensor | None = None,
     ) -> tuple[Structure, Tensor]:
-        """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M]."""
+        """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M].
+
+        Logits `solid` [M, 1] of what is inside close the shell.
+        """
         logits = at_least_float32(logits).squeeze(1)
         keep = predicted = logits.detach() > 0
+        if solid is not None:
+            solid = at_least_float32(solid).squeeze(1)
+            if truth is None:
+                keep = sealed(candidates, predicted, solid.detach() > 0)
         true_grid = rows = None
         if truth is not None:
             true_grid = truth[resolution]
             rows = true_grid.index(candidates.coords)
             keep = self.guided(candidates, predicted, rows >= 0, resolution)
-        return Structure(candidates, logits, predicted, candidates.prune(keep), true_grid, rows), keep
+        return Structure(candidates, logits, predicted, candidates.prune(keep), true_grid, rows, solid=solid), keep
 
     def guided(self, candidates: Grid, predicted: Tensor, real: Tensor, resolution: int) -> Tensor:
         """Choose the candidates to continue with in training, from those that truly exist: both bool [M]."""

@@ -15,6 +15,7 @@ from sparsevox import Grid, Voxels
 from sparsevox.io.voxelize import normalized
 from xcube.config import Config
 from xcube.geometry.pyramid import same_lattice
+from xcube.geometry.shell import is_solid
 from xcube.networks.blocks import centers, count_per_grid, rows_or_zero
 from xcube.networks.decoder import Decoded
 from xcube.networks.encoder import Posterior
@@ -27,6 +28,7 @@ class LossConfig(Config):
 
     Args:
         structure: Weight of the cross entropy of voxel existence at each resolution.
+        solid: Weight of the cross entropy of being inside of the shape, if the decoder predicts it.
         normal: Weight of the mean absolute error of the normals.
         label: Weight of the cross entropy of the semantic labels.
         color: Weight of the mean absolute error of the colors.
@@ -39,6 +41,7 @@ class LossConfig(Config):
     """
 
     structure: float = 20.0
+    solid: float = 20.0
     normal: float = 300.0
     label: float = 20.0
     color: float = 20.0
@@ -89,6 +92,10 @@ def vae_losses(
         losses.terms[f"structure-{resolution}"] = structure_loss(decision.logits, real)
         losses.weights[f"structure-{resolution}"] = config.structure
         losses.metrics[f"accuracy-{resolution}"] = mean_or_zero((decision.predicted == real).float())
+        if decision.solid is not None:
+            inside = is_solid(decision.candidates, voxels.grid)
+            losses.terms["solid"], losses.weights["solid"] = structure_loss(decision.solid, inside), config.solid
+            losses.metrics["accuracy-solid"] = mean_or_zero(((decision.solid.detach() > 0) == inside).float())
     target = true_attributes(voxels, decoded.voxels.grid, attributes, float32_positions=config.float32_positions)
     for name in ("normal", "color"):
         if name in attributes:
