@@ -82,14 +82,14 @@ def test_a_hollow_cube_and_one_with_a_hole() -> None:
     assert chosen(places, is_solid(places, pierced)) == cube(5, 1) - {(2, 2, 0)}
 
 
-def test_holes_are_closed_and_crumbs_removed() -> None:
+def test_holes_are_closed_and_strays_removed() -> None:
     places = grid_of(cube(7))
     solid = torch.tensor([all(1 <= c < 6 for c in v) for v in places.ijk.tolist()])
     on_faces = solid & torch.tensor([any(c in (1, 5) for c in v) for v in places.ijk.tolist()])
     holes = on_faces & (torch.arange(places.num_voxels) % 7 > 0)
-    crumbs = ~solid & (torch.arange(places.num_voxels) % 11 == 0)
+    strays = ~solid & (torch.arange(places.num_voxels) % 11 == 0)
     assert not torch.equal(holes, on_faces)
-    assert torch.equal(sealed(places, holes | crumbs, solid), on_faces)
+    assert torch.equal(sealed(places, holes | strays, solid), on_faces)
 
 
 def test_space_without_candidates_takes_the_side_of_those_around_it() -> None:

@@ -1,8 +1,7 @@
 """Inside and outside of shells of voxels, and shells without holes.
 
-A shell separates the empty space around a shape into an outside and insides. Voxels are connected where they share a
-face (6-connectivity), so a shell that is closed here is closed for the surfaces of `sv.io.to_mesh`, too.
-N voxels, M candidates.
+A shell separates the empty space around a shape into an outside and insides, where empty voxels are connected if they
+share a face (6-connectivity). N voxels, M candidates.
 """
 
 from itertools import pairwise
@@ -81,9 +80,9 @@ def _on_faces(ijk: np.ndarray, solid: np.ndarray) -> np.ndarray:
     votes = np.zeros((2, count + 1), np.int64)
     for below, above in _pairs():
         for ours, theirs in ((below, above), (above, below)):
-            beside = (state[ours] < 0) & (state[theirs] >= 0)
+            adjacent = (state[ours] < 0) & (state[theirs] >= 0)
             for value in (0, 1):
-                np.add.at(votes[value], region[ours][beside & (state[theirs] == value)], 1)
+                np.add.at(votes[value], region[ours][adjacent & (state[theirs] == value)], 1)
     inside = votes[1] > votes[0]
     inside[region[0, 0, 0]] = False
     filled = np.where(state < 0, inside[region], state > 0)
