@@ -34,7 +34,8 @@ HEAD = """\
 |---|---|--:|--:|--:|--:|--:|--:|"""
 BATCH = 16  # shapes
 
-Latents = Callable[[Voxels, int], SparseTensor]
+# Makes the latents of shapes, given their numbers and a seed.
+Latents = Callable[[Voxels, range, int], SparseTensor]
 
 
 class FineLevel:
@@ -52,7 +53,7 @@ class FineLevel:
         if (folder / f"refiner-{level}").is_dir():
             self.refiner = from_pretrained(folder / f"refiner-{level}", Refiner)
 
-    def encoded(self, shapes: Voxels, seed: int) -> SparseTensor:
+    def encoded(self, shapes: Voxels, numbers: range, seed: int) -> SparseTensor:
         """The means of the posterior: the upper bound."""
         posterior = self.vae.encode(shapes)
         return SparseTensor(posterior.grid, posterior.mean)
@@ -62,7 +63,7 @@ class FineLevel:
         denoiser = self.denoiser
         assert denoiser is not None
 
-        def sample(shapes: Voxels, seed: int) -> SparseTensor:
+        def sample(shapes: Voxels, numbers: range, seed: int) -> SparseTensor:
             grid = self.vae.latent_grid(shapes.grid)
             wanted = {name for name in ("normal", "label") if name in denoiser.config.conditions}
             known = Voxels(grid, true_attributes(shapes, grid, wanted))
@@ -70,7 +71,7 @@ class FineLevel:
                 denoiser,
                 grid,
                 denoiser.config.latent_channels,
-                Noise(seed, range(grid.batch_size), 1),
+                Noise(seed, numbers, 1),
                 diffusion=self.diffusion,
                 sampler=sampler,
                 conditions=Conditions.from_voxels(known, denoiser.config),
@@ -103,8 +104,9 @@ def measure(
     for seed in seeds:
         for start in range(0, len(shapes), BATCH):
             batch = Voxels.stack(list(shapes[start : start + BATCH]))
+            numbers = range(start, start + batch.batch_size)
             begin = time.perf_counter()
-            decoded = with_unit_normals(level.vae.decode(latents(batch, seed)).voxels)
+            decoded = with_unit_normals(level.vae.decode(latents(batch, numbers, seed)).voxels)
             results = [decoded]
             seconds = [time.perf_counter() - begin]
             if level.refiner is not None:
@@ -122,7 +124,9 @@ def measure(
 def describe_row(name: str, refined: bool, columns: Sequence[Sequence[float]]) -> str:
     """One row of the table."""
     iou, parts, edges, seconds = columns
-    single, closed = (statistics.fmean(value == good for value in values) for values, good in ((parts, 1), (edges, 0)))
+    single = statistics.fmean(count == 1 for count in parts)
+    # A shape without voxels is not closed, although it has no open edges.
+    closed = statistics.fmean(count > 0 and not open_edges for count, open_edges in zip(parts, edges, strict=True))
     return (
         f"| {name} | {'yes' if refined else 'no'} | {statistics.fmean(iou):.3f} | {statistics.fmean(parts):.2f} | "
         f"{100 * single:.0f} % | {statistics.fmean(edges):.1f} | {100 * closed:.0f} % | "

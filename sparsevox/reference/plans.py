@@ -40,9 +40,7 @@ def pair_lists(table: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
         targets.append(local.int().add_(first))
         total += found.shape[0]
     starts.append(torch.tensor([total], device=device))
-    united = torch.cat(sources)
-    sources.clear()  # before as much memory is taken for the targets
-    return united, torch.cat(targets), torch.cat(starts)
+    return torch.cat(sources), torch.cat(targets), torch.cat(starts)
 
 
 def pair_bags(targets: Tensor, starts: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,11 @@ def test_fine_level(mesh: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ]
 
 
+def test_shapes_without_voxels_are_not_closed() -> None:
+    row = fine_level.describe_row("name", False, [[0.0, 0.5, 0.5], [0, 1, 2], [0, 0, 4], [0.1, 0.1, 0.1]])
+    assert row == "| name | no | 0.333 | 1.00 | 33 % | 1.3 | 33 % | 100 |"
+
+
 def test_cascade_vs_single(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cascade-0" / "samples"
     folder.mkdir(parents=True)
