@@ -65,7 +65,7 @@ class FineLevel:
 
         def sample(shapes: Voxels, numbers: range, seed: int) -> SparseTensor:
             grid = self.vae.latent_grid(shapes.grid)
-            wanted = {name for name in ("normal", "label") if name in denoiser.config.conditions}
+            wanted = {name for name in ("normal", "fill", "label") if name in denoiser.config.conditions}
             known = Voxels(grid, true_attributes(shapes, grid, wanted))
             latents = sample_latents(
                 denoiser,

@@ -3,7 +3,8 @@
 N voxels, M voxels of the band (the voxels dilated by 1), C channels.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from sparsevox.tensor import SparseTensor
 KERNEL = (0.25, 0.5, 0.25)  # weights along each axis
 REACHED = 1e-6  # minimum sum of weights for a mean; below it, no normal is near
 AGREED = 0.75  # fraction of the empty voxels of a region with the same sign, from which all take it
+LARGEST = 1 << 27  # maximum volume, in voxels, of the box in which it is tested whether a component is enclosed
 SURE = 0.05  # minimum distance to zero, in voxels, where the sign was taken from the region
 NOISE = 1e-3  # distance to zero, in voxels, below which a voxel counts as inside: rounding would fold the surface
 SOLID_SURE = 0.1  # minimum distance to zero of the field of a solid, which ranges from -1 to 1
@@ -40,9 +42,9 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     2. The field at p is the mean of `height_i + n_i . (p - c_i)` over nearby voxels i with center c_i and normal n_i,
        weighted by their distance and by the length of n_i, at most 1.
     3. In each connected component of the empty voxels of the band, all voxels take the sign of the majority, if that is
-       at least three quarters. If every component has such a majority, as on both sides of a shell without holes, the
-       surface is closed, even if the shape is thin and normals vanish or cancel. Otherwise it may end at the border of
-       the band, as it does next to large holes.
+       at least three quarters, or if the shell encloses them. If every component has such a majority, as on both sides
+       of a shell without holes, the surface is closed, even if the shape is thin and normals vanish or cancel.
+       Otherwise it may end at the border of the band, as it does next to large holes.
 
     Where no normal is near, voxels are inside, and empty ones take the sign of their component, or else are outside.
 
@@ -69,7 +71,7 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     check_finite("normal", normal)
     if checks.integer("relax", relax) < 0:
         raise ValueError(f"relax must not be negative, got {relax}")
-    connected_components = _import_connected_components()
+    components = _import_components()
     normal = normal.detach().float()
     normal = normal / torch.linalg.vector_norm(normal, dim=1, keepdim=True).clamp(min=1)
     length = torch.linalg.vector_norm(normal, dim=1, keepdim=True)
@@ -81,7 +83,7 @@ def signed_field(voxels: Voxels, *, relax: int = 40) -> SparseTensor:
     reached = sums[:, 4] > REACHED
     field = sums[:, 3] / sums[:, 4].clamp(min=REACHED)
     field = torch.where(reached, field, torch.where(full, -edge / 2, edge / 2))
-    field = _agreed(connected_components, field, reached, ~full, band, edge)
+    field = _agreed(components, field, reached, ~full, band, edge)
     return SparseTensor(band, torch.where(field.abs() < NOISE * edge, -NOISE * edge, field)[:, None])
 
 
@@ -110,14 +112,28 @@ def solid_field(grid: Grid) -> SparseTensor:
     return SparseTensor(band, torch.where(full, field.clamp(max=-SOLID_SURE), field.clamp(min=SOLID_SURE)))
 
 
-def _import_connected_components() -> Any:
+class Components(NamedTuple):
+    """Functions of scipy: connected components of a graph of edges [2, E] and nodes, and of a volume by faces."""
+
+    of_graph: Callable[[np.ndarray, int], tuple[int, np.ndarray]]
+    of_volume: Callable[[np.ndarray], tuple[np.ndarray, int]]
+
+
+def _import_components() -> Components:
     try:
+        from scipy.ndimage import label
         from scipy.sparse import coo_array, csgraph
     except ImportError as error:
         raise ImportError("signed fields need scipy: pip install 'sparsevox[io]'") from error
-    return lambda edges, count: csgraph.connected_components(
-        coo_array((np.ones(edges.shape[1], np.int8), edges), shape=(count, count)), directed=False
-    )
+
+    def of_graph(edges: np.ndarray, count: int) -> tuple[int, np.ndarray]:
+        ones = np.ones(edges.shape[1], np.int8)
+        found: tuple[int, np.ndarray] = csgraph.connected_components(
+            coo_array((ones, edges), shape=(count, count)), directed=False
+        )
+        return found
+
+    return Components(of_graph, label)
 
 
 def _around(feats: Tensor, grid: Grid) -> tuple[Grid, Tensor]:
@@ -165,8 +181,8 @@ def _heights(normal: Tensor, known: Tensor, grid: Grid, steps: int) -> Tensor:
     return height
 
 
-def _agreed(components: Any, field: Tensor, votes: Tensor, empty: Tensor, band: Grid, edge: float) -> Tensor:
-    """Give the majority sign to each connected component of empty voxels (by faces) in which enough votes agree."""
+def _agreed(components: Components, field: Tensor, votes: Tensor, empty: Tensor, band: Grid, edge: float) -> Tensor:
+    """Give the majority sign to each connected component of empty voxels (by faces) that is enclosed or agrees."""
     rows = empty.nonzero().squeeze(1)
     number = torch.full((band.num_voxels + 1,), -1, dtype=torch.int64, device=field.device)  # the last one for row -1
     number[rows] = torch.arange(len(rows), device=field.device)
@@ -175,15 +191,38 @@ def _agreed(components: Any, field: Tensor, votes: Tensor, empty: Tensor, band: 
         above = number[_table(band, band, axis, (1,))[0].long()]
         joined = (above >= 0) & empty
         edges.append(torch.stack([number[:-1][joined], above[joined]]))
-    count, region = components(torch.cat(edges, 1).cpu().numpy(), len(rows)) if len(rows) else (0, np.zeros(0, int))
+    if not len(rows):
+        return field
+    count, region = components.of_graph(torch.cat(edges, 1).cpu().numpy(), len(rows))
     voting = votes[rows].cpu().numpy()
     inside = np.bincount(region, voting & (field[rows] <= 0).cpu().numpy(), count)
-    outside = torch.from_numpy(1 - inside / np.maximum(np.bincount(region, voting, count), 1))  # fraction of the votes
+    fraction = 1 - inside / np.maximum(np.bincount(region, voting, count), 1)  # of the votes, for outside
+    unclear = (fraction < AGREED) & (fraction > 1 - AGREED)
+    if unclear.any():
+        ijk, walls = band.ijk[rows].cpu().numpy(), band.ijk[~empty].cpu().numpy()
+        for component in unclear.nonzero()[0]:
+            if _enclosed(components, ijk[region == component], walls):
+                fraction[component] = fraction[component] > 0.5
+    outside = torch.from_numpy(fraction)
     outside = outside[torch.from_numpy(region).long()].to(field.device)
     distance = field[rows].abs().clamp(min=SURE * edge)
     field = field.clone()
     field[rows] = torch.where(outside >= AGREED, distance, torch.where(outside <= 1 - AGREED, -distance, field[rows]))
     return field
+
+
+def _enclosed(components: Components, ijk: np.ndarray, walls: np.ndarray) -> bool:
+    """Whether no path by faces leads from empty voxels [M, 3] out of the box around them, past walls [N, 3]."""
+    corner, end = ijk.min(0) - 1, ijk.max(0) + 2
+    if np.prod((end - corner).astype(np.float64)) > LARGEST:
+        return False
+    empty = np.ones(end - corner, bool)
+    near = ((walls >= corner) & (walls < end)).all(1)
+    empty[tuple((walls[near] - corner).T)] = False
+    region, _ = components.of_volume(empty)
+    number = region[tuple(ijk[0] - corner)]
+    sides = [np.take(region, (0, -1), axis) for axis in range(3)]
+    return not any((side == number).any() for side in sides)
 
 
 def _along(axis: int, value: int, others: int) -> Axes:

@@ -182,7 +182,9 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
         return skipped(*reason)
     try:
         samples, outside = card.options["samples"], card.options["outside"]
-        levels = build_hierarchy(shape, card.box, samples=samples, seed=seed, outside=outside)
+        levels = build_hierarchy(
+            shape, card.box, samples=samples, seed=seed, outside=outside, fill="fill" in card.attributes
+        )
     except ImportError:
         raise
     except ValueError as error:

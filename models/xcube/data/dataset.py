@@ -56,6 +56,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "label": Attribute("int16", None),
     "instance": Attribute("int32", None),
     "intensity": Attribute("float16", 1),
+    "fill": Attribute("float16", None),
 }
 
 

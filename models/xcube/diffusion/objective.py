@@ -36,16 +36,21 @@ class DiffusionConfig(Config):
         times: Distribution of training times for flow matching: "uniform", or "logit-normal" with more of them in the
             middle (Esser et al. 2024, arXiv:2403.03206).
         shift: Shift of times toward noise for flow matching, in training and sampling (Esser et al. 2024); 1 for none.
+        first: Minimum time of training. A denoiser that is only called at high noise, for example once at full noise,
+            learns more in the same number of steps if it never sees less.
     """
 
     prediction: Prediction = "v"
     times: Literal["uniform", "logit-normal"] = "logit-normal"
     shift: float = 1.0
+    first: int = 0
 
     def __post_init__(self) -> None:
         self._check_choices(prediction=get_args(Prediction), times=("uniform", "logit-normal"))
         if not self.shift > 0:
             raise ValueError(f"shift must be positive, got {self.shift}")
+        if not 0 <= self.first < STEPS:
+            raise ValueError(f"first must be a timestep, 0 to {STEPS - 1}, got {self.first}")
 
 
 class Diffusion:
@@ -64,15 +69,16 @@ class Diffusion:
         return self.schedule is None
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw times to train at, [count]: integers from 0 to 999, or for a flow numbers from 0 to 1000."""
+        """Draw times to train at, [count]: integers up to 999, or for a flow numbers up to 1000."""
         if not self.is_flow:
-            return torch.randint(STEPS, (count,), generator=generator)
+            return torch.randint(self.config.first, STEPS, (count,), generator=generator)
         if self.config.times == "uniform":
             fraction = torch.rand(count, generator=generator)
         else:
             fraction = torch.randn(count, generator=generator).sigmoid()
         shift = self.config.shift
-        return STEPS * shift * fraction / (1 + (shift - 1) * fraction)
+        first = self.config.first
+        return first + (STEPS - first) * shift * fraction / (1 + (shift - 1) * fraction)
 
     def add_noise(self, latents: SparseTensor, noise: Tensor, t: Tensor | float) -> SparseTensor:
         """Add noise [M, L] to latents, scaled by the time of their grid.

@@ -63,10 +63,6 @@ class SamplerConfig(Config):
             raise ValueError(f"eta must lie in [0, 1] and order in 1 to 3, got {self.eta} and {self.order}")
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance must be finite, got {self.guidance}")
-        self.check_schedule()
-
-    def check_schedule(self) -> None:
-        """Raise ValueError unless the sampler can take this number of steps."""
         if not 1 <= self.steps <= STEPS or (self.sampler == "dpm++" and self.steps == STEPS):
             raise ValueError(f"steps must lie in [1, {STEPS}], less for dpm++, got {self.steps}")
         if self.spacing == "trailing" and STEPS % self.steps:

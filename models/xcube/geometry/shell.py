@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsevox import Grid
 from xcube.geometry.distances import require_scipy
+from xcube.geometry.pyramid import TOLERANCE
 
 FACES = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
 
@@ -24,22 +25,53 @@ def is_solid(candidates: Grid, shell: Grid) -> Tensor:
     Raises:
         ImportError: If scipy is not installed.
     """
+    return solid_fractions(candidates, shell) > 0
+
+
+def solid_fractions(grid: Grid, shell: Grid) -> Tensor:
+    """The fraction of the volume of each voxel that lies in a shell of voxels or inside of it: float32 [M].
+
+    Args:
+        grid: Voxels of the size of those of the shell, or larger by an integer factor along each axis.
+        shell: Shells, one for each grid of the batch. Space is inside where no path across faces leads out of it.
+
+    Raises:
+        ImportError: If scipy is not installed.
+        ValueError: If the voxels of `grid` are not aligned with those of the shell.
+    """
     label = require_scipy().ndimage.label
-    made = np.zeros(candidates.num_voxels, bool)
-    ours, theirs = (_by_shape(grid) for grid in (candidates, shell))
+    factor = _factor(grid, shell)
+    made = np.zeros(grid.num_voxels, np.float32)
+    ours, theirs = (_by_shape(each) for each in (grid, shell))
     for (first, last), (begin, end) in zip(ours, theirs, strict=True):
         if first == last or begin == end:
             continue
-        places, voxels = (
-            grid.ijk[a:b].cpu().numpy() for grid, a, b in ((candidates, first, last), (shell, begin, end))
-        )
-        corner = np.minimum(places.min(0), voxels.min(0)) - 1
-        size = np.maximum(places.max(0), voxels.max(0)) - corner + 2  # an empty layer on all sides
-        empty = np.ones(tuple(size), bool)
-        empty[tuple((voxels - corner).T)] = False
+        places, voxels = (each.ijk[a:b].cpu().numpy() for each, a, b in ((grid, first, last), (shell, begin, end)))
+        # 1. What is not connected to the outside of a box with an empty layer on all sides.
+        corner = np.minimum(places.min(0), voxels.min(0) // factor) - 1
+        size = np.maximum(places.max(0), voxels.max(0) // factor) - corner + 2
+        empty = np.ones(tuple(size * factor), bool)
+        empty[tuple((voxels - corner * factor).T)] = False
         region, _ = label(empty)
-        made[first:last] = region[tuple((places - corner).T)] != region[0, 0, 0]
-    return torch.from_numpy(made).to(candidates.device)
+        solid = region != region[0, 0, 0]
+        # 2. Its mean over the voxels of the grid.
+        blocks = solid.reshape([n for pair in zip(size, factor, strict=True) for n in pair])
+        made[first:last] = blocks.mean((1, 3, 5), dtype=np.float32)[tuple((places - corner).T)]
+    return torch.from_numpy(made).to(grid.device)
+
+
+def _factor(grid: Grid, shell: Grid) -> np.ndarray:
+    """The size of the voxels of a grid in voxels of a shell, along each axis."""
+    fine, coarse = np.array(shell.voxel_size), np.array(grid.voxel_size)
+    factor = np.rint(coarse / fine).astype(np.int64)
+    corners = np.array(grid.origin) - coarse / 2 - (np.array(shell.origin) - fine / 2)
+    if (factor < 1).any() or (abs(factor * fine - coarse) > TOLERANCE * coarse).any():
+        raise ValueError(
+            f"grid must have the voxel_size of the shell, {shell.voxel_size}, times integers, got {grid.voxel_size}"
+        )
+    if (abs(corners) > TOLERANCE * fine).any():
+        raise ValueError(f"the lower corner of voxel (0, 0, 0) must be that of the shell, got a distance of {corners}")
+    return factor
 
 
 def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsevox import Grid, Voxels
 from xcube.networks.configs import UNetConfig
 
+UNKNOWN = -1.0  # the solid fraction of a voxel that has none
 NO_CLASS = -1  # the label of a voxel, or the category of a shape, that has none
 
 
@@ -66,6 +67,7 @@ class Conditions:
     """The conditions of a batch of latent grids; each may be None. `Conditions()` has none.
 
     normal: Normals of the coarser level, [M, 3]; zero for voxels without one.
+    fill: Solid fractions of the coarser level, [M]; -1 for voxels without one.
     label: Semantic labels of the coarser level, integers [M]; -1 for voxels without one.
     extra: Other features of latent voxels, [M, channels]; zero for voxels without them.
     category: Category of each shape, integers [B]; -1 for none.
@@ -73,6 +75,7 @@ class Conditions:
     """
 
     normal: Tensor | None = None
+    fill: Tensor | None = None
     label: Tensor | None = None
     extra: Tensor | None = None
     category: Tensor | None = None
@@ -83,14 +86,14 @@ class Conditions:
         """Take the conditions of a denoiser from the voxels of the coarser level, which are its latent grid.
 
         Args:
-            voxels: Voxels with those of the attributes "normal", "label" and "extra" that the denoiser takes.
+            voxels: Voxels with those of the attributes "normal", "fill", "label" and "extra" that the denoiser takes.
             config: The configuration of the denoiser.
             others: Conditions of whole shapes: `category` and `text`.
 
         Raises:
             KeyError: If the voxels lack an attribute.
         """
-        wanted = [name for name in ("normal", "label", "extra") if name in config.conditions]
+        wanted = [name for name in ("normal", "fill", "label", "extra") if name in config.conditions]
         missing = [name for name in wanted if name not in voxels.attributes]
         if missing:
             raise KeyError(f"the model needs the attributes {wanted}, got voxels without {missing}")
@@ -155,8 +158,8 @@ class Conditions:
                 dropped[name] = _replace_texts(value, which, empty_text)
             elif name == "category":
                 dropped[name] = torch.where(which, NO_CLASS, value)
-            elif name == "label":
-                dropped[name] = torch.where(rows, NO_CLASS, value)
+            elif name in ("fill", "label"):
+                dropped[name] = torch.where(rows, UNKNOWN if name == "fill" else NO_CLASS, value)
             else:
                 dropped[name] = torch.where(rows[:, None], 0, value)
         return replace(self, **dropped)
@@ -170,6 +173,7 @@ class Conditions:
         voxels, shapes = grid.num_voxels, grid.batch_size
         expected = {
             "normal": [voxels, 3],
+            "fill": [voxels],
             "label": [voxels],
             "extra": [voxels, config.extra],
             "category": [shapes],

@@ -52,6 +52,8 @@ class VAEConfig(Config):
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.
+        fill: Whether the solid fraction of each voxel is an input, and predicted by the decoder. A finer level can take
+            it as a condition, since it locates surfaces within voxels.
         num_labels: Number of semantic classes, as an input and a prediction; 0 for none.
         label_dim: Number of channels of the class embedding.
         checkpointing: Whether activations are recomputed in the backward pass to save memory.
@@ -76,6 +78,7 @@ class VAEConfig(Config):
     normal: bool = True
     intensity: bool = False
     color: bool = False
+    fill: bool = False
     num_labels: int = 0
     label_dim: int = 32
     checkpointing: bool = False
@@ -116,6 +119,8 @@ class VAEConfig(Config):
         if self.solid and (self.architecture != "modern" or self.num_resolutions < 2):
             given = f"{self.architecture!r} and {self.num_resolutions}"
             raise ValueError(f"solid needs architecture 'modern' and at least two resolutions, got {given}")
+        if self.fill and self.architecture != "modern":
+            raise ValueError(f"fill needs architecture 'modern', got {self.architecture!r}")
         if self.cutoff is not None and self.architecture != "official":
             raise ValueError(f"cutoff needs architecture 'official', got {self.architecture!r}")
         if self.cutoff is not None and self.box is None:
@@ -150,7 +155,13 @@ class VAEConfig(Config):
     @property
     def attributes(self) -> tuple[str, ...]:
         """The names of the voxel attributes that the encoder takes."""
-        takes = {"normal": self.normal, "intensity": self.intensity, "color": self.color, "label": self.num_labels > 0}
+        takes = {
+            "normal": self.normal,
+            "intensity": self.intensity,
+            "color": self.color,
+            "fill": self.fill,
+            "label": self.num_labels > 0,
+        }
         return tuple(name for name, taken in takes.items() if taken)
 
     @classmethod
@@ -183,6 +194,7 @@ class UNetConfig(Config):
         position: Voxel positions as an input: "none"; "ijk", the coordinates; "embedded", the coordinates, their
             sines and cosines; "world", world positions, their sines and cosines.
         normal: Whether the denoiser is conditioned on normals.
+        fill: Whether the denoiser is conditioned on the solid fraction of each voxel.
         num_labels: Number of semantic classes of voxels as a condition; 0 for none.
         label_dim: Number of channels of the class embedding.
         extra: Number of channels of any other condition per latent voxel, such as the latents of a coarser level.
@@ -202,6 +214,7 @@ class UNetConfig(Config):
     groups: int = 8
     position: Position = "none"
     normal: bool = False
+    fill: bool = False
     num_labels: int = 0
     label_dim: int = 32
     extra: int = 0
@@ -242,7 +255,7 @@ class UNetConfig(Config):
     @property
     def in_channels(self) -> int:
         """The number of input channels of the first convolution."""
-        known = POSITION_CHANNELS[self.position] + 3 * self.normal + self.extra
+        known = POSITION_CHANNELS[self.position] + 3 * self.normal + 2 * self.fill + self.extra
         return self.latent_channels + known + (self.label_dim if self.num_labels else 0)
 
     @property
@@ -250,6 +263,7 @@ class UNetConfig(Config):
         """The names of the conditions that the network takes."""
         takes = {
             "normal": self.normal,
+            "fill": self.fill,
             "label": self.num_labels,
             "extra": self.extra,
             "category": self.categories,

@@ -50,8 +50,8 @@ class Decoded:
     """The result of decoding.
 
     structure: The predictions of structure, one per resolution, from resolution 0 on.
-    voxels: The voxels that exist with the predicted attributes: "normal" [N, 3] and "color" [N, 3] as they leave the
-        network, "label_logits" [N, classes] and "label" [N].
+    voxels: The voxels that exist with the predicted attributes: "normal" [N, 3], "color" [N, 3] and "fill" [N] as they
+        leave the network, "label_logits" [N, classes] and "label" [N].
     """
 
     structure: tuple[Structure, ...]
@@ -96,6 +96,7 @@ class Decoder(torch.nn.Module):
         self.normal = self.head(finest, 3) if config.normal else None
         self.label = self.head(finest, config.num_labels) if config.num_labels else None
         self.color = self.head(finest, 3) if config.color else None
+        self.fill = self.head(finest, 1) if config.fill else None
 
     def forward(self, latents: SparseTensor, truth: Sequence[Grid] | None) -> Decoded:
         """Decode latents [M, L]; `truth`, the true grids of all resolutions, guides decoding as `config.keep` says."""
@@ -111,6 +112,8 @@ class Decoder(torch.nn.Module):
             made["normal"] = at_least_float32(self.normal(x))
         if self.color is not None:
             made["color"] = at_least_float32(self.color(x))
+        if self.fill is not None:
+            made["fill"] = at_least_float32(self.fill(x))[:, 0]
         if self.label is not None:
             made["label_logits"] = at_least_float32(self.label(x))
             made["label"] = made["label_logits"].argmax(1)

@@ -37,7 +37,7 @@ class Posterior:
 
 
 class Featurizer(torch.nn.Module):
-    """The input features of a voxel: position, normal, embedded label, intensity and color, through a linear map.
+    """The input features of a voxel: position, normal, embedded label, intensity, color and fill, through a linear map.
 
     Raises:
         KeyError: If the voxels lack an attribute that the model takes.
@@ -46,7 +46,7 @@ class Featurizer(torch.nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        channels = 33 + 3 * config.normal + config.intensity + 3 * config.color
+        channels = 33 + 3 * config.normal + config.intensity + 3 * config.color + config.fill
         if config.num_labels:
             self.label = torch.nn.Embedding(config.num_labels, config.label_dim)
             channels += config.label_dim
@@ -64,7 +64,7 @@ class Featurizer(torch.nn.Module):
             parts.append(normalized(given["normal"].to(dtype)))
         if "label" in wanted:
             parts.append(self.label(given["label"].long()))
-        for name, channels in (("intensity", 1), ("color", 3)):
+        for name, channels in (("intensity", 1), ("color", 3), ("fill", 1)):
             if name in wanted:
                 parts.append(given[name].to(dtype).reshape(voxels.num_voxels, channels))
         return SparseTensor(voxels.grid, self.mix(torch.cat(parts, 1)))

@@ -15,8 +15,9 @@ from sparsevox import Grid, Voxels
 from sparsevox.io.voxelize import normalized
 from xcube.config import Config
 from xcube.geometry.pyramid import same_lattice
-from xcube.geometry.shell import is_solid
+from xcube.geometry.shell import is_solid, solid_fractions
 from xcube.networks.blocks import centers, count_per_grid, rows_or_zero
+from xcube.networks.conditions import UNKNOWN
 from xcube.networks.decoder import Decoded
 from xcube.networks.encoder import Posterior
 from xcube.networks.vae import VAE
@@ -32,6 +33,7 @@ class LossConfig(Config):
         normal: Weight of the mean absolute error of the normals.
         label: Weight of the cross entropy of the semantic labels.
         color: Weight of the mean absolute error of the colors.
+        fill: Weight of the mean absolute error of the solid fractions.
         kl: Weight of the Kullback-Leibler divergence after annealing.
         kl_start: Weight of the Kullback-Leibler divergence at the first step, if it is annealed.
         anneal: Number of steps over which the weight of the divergence rises linearly from `kl_start` to `kl`; 0
@@ -45,6 +47,7 @@ class LossConfig(Config):
     normal: float = 300.0
     label: float = 20.0
     color: float = 20.0
+    fill: float = 20.0
     kl: float = 1.0
     kl_start: float = 1e-7
     anneal: int = 0
@@ -80,6 +83,7 @@ def vae_losses(
       among the candidates do not count.
     - "normal": mean absolute difference to the true normals, splatted onto the predicted voxels.
     - "color": mean absolute difference to the color of the nearest true voxel.
+    - "fill": mean absolute difference to the solid fraction, over the predicted voxels that truly exist.
     - "label": cross entropy with the label of the nearest true voxel.
     - "kl": divergence from the standard normal distribution, summed over channels, its mean over latent voxels.
 
@@ -101,6 +105,10 @@ def vae_losses(
         if name in attributes:
             losses.terms[name] = mean_or_zero((attributes[name] - target[name]).abs())
             losses.weights[name] = getattr(config, name)
+    if "fill" in attributes:
+        known = target["fill"] >= 0
+        losses.terms["fill"] = mean_or_zero((attributes["fill"] - target["fill"])[known].abs())
+        losses.weights["fill"] = config.fill
     if "label_logits" in attributes:
         entropy = functional.cross_entropy(attributes["label_logits"], target["label"].long(), reduction="none")
         losses.terms["label"] = mean_or_zero(entropy)
@@ -133,14 +141,21 @@ def true_attributes(
 ) -> dict[str, Tensor]:
     """Transfer the attributes of true voxels to the voxels of another grid, for those of `names` that they have.
 
-    Normals are splatted from the voxel centers and normalized, and zero where no true voxel is near. Colors and labels
+    Normals are splatted from the voxel centers and normalized, and zero where no true voxel is near. Solid fractions
+    are those of the same voxel, -1 where it does not exist; those of larger voxels are computed from the true grid,
+    even without the attribute. Colors and labels
     are those of the nearest true voxel of the same grid of the batch, and 0 if it has no voxels. `rows`, the row of
     each voxel among the true ones, -1 where there is none, saves a look-up if it is known.
     """
     made: dict[str, Tensor] = {}
-    for name in voxels.attributes.keys() & set(names):
+    if "fill" in names and not same_lattice(voxels.grid, grid):
+        made["fill"] = solid_fractions(grid, voxels.grid)
+    for name in (voxels.attributes.keys() & set(names)) - made.keys():
         value = voxels.attributes[name]
-        if name == "normal" and not float32_positions and same_lattice(voxels.grid, grid):
+        if name == "fill":
+            rows = voxels.grid.index(grid.coords) if rows is None else rows
+            made[name] = torch.where(rows >= 0, rows_or_zero(value.float(), rows), UNKNOWN)
+        elif name == "normal" and not float32_positions and same_lattice(voxels.grid, grid):
             # Each center coincides with the center of the voxel itself, so it is splatted to no other.
             rows = voxels.grid.index(grid.coords) if rows is None else rows
             made[name] = normalized(rows_or_zero(value.float(), rows))

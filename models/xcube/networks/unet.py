@@ -126,7 +126,7 @@ class UNet(torch.nn.Module):
         return functional.silu(embedded)
 
     def _inputs(self, x: SparseTensor, conditions: Conditions) -> Iterator[Tensor]:
-        """Yield the inputs of the first convolution: latents, position, label, other features, and normal."""
+        """Yield the inputs of the first convolution: latents, position, label, other features, fill and normal."""
         dtype, position = x.dtype, self.config.position
         yield x.feats
         if position == "ijk":
@@ -139,6 +139,9 @@ class UNet(torch.nn.Module):
             yield embedding_or_zero(self.label, conditions.label).to(dtype)
         if conditions.extra is not None:
             yield conditions.extra.to(dtype)
+        if conditions.fill is not None:  # [M, 2]: the fraction, and whether it is known
+            known = conditions.fill >= 0
+            yield torch.stack([torch.where(known, conditions.fill, 0), known], 1).to(dtype)
         if conditions.normal is not None:
             yield normalized(conditions.normal.to(dtype))
 

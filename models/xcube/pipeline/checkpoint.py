@@ -12,6 +12,7 @@ import torch
 
 from sparsevox.files import atomic_write
 from xcube.diffusion.objective import DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.pretrained import CONFIG, KINDS, WEIGHTS, digest, from_pretrained, read_config, save_pretrained
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
@@ -86,6 +87,7 @@ def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str]) -> None:
         known = {
             "latent_scale": level.latent_scale,
             "diffusion": level.diffusion.to_dict(),
+            "sampler": level.sampler.to_dict(),
             "options": dict(level.metadata.get("denoiser", {}).get("options", {}))
             | {"categories": list(level.categories), "dropped": list(level.dropped)},
         }
@@ -158,6 +160,7 @@ def _read_level(path: Path, number: int, names: Mapping[str, str]) -> Level:
             refiner,
             latent_scale=float(of_denoiser["latent_scale"]),
             diffusion=DiffusionConfig.from_dict(of_denoiser["diffusion"]),
+            sampler=SamplerConfig.from_dict(of_denoiser.get("sampler", {})),
             categories=tuple(options.get("categories", ())),
             dropped=tuple(options.get("dropped", DROPPED)),
             metadata=metadata,

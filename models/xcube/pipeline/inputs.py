@@ -5,12 +5,14 @@ N voxels, B shapes.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from sparsevox import Grid, Voxels, checks
 from sparsevox.io.voxelize import normalized
 from xcube.geometry.normals import estimated_normals
 from xcube.geometry.pyramid import check_voxels
+from xcube.networks.conditions import UNKNOWN
 from xcube.pipeline.level import Level, Size, in_box, latent_voxel_size, same_size
 
 
@@ -91,13 +93,18 @@ def _level_number(levels: Sequence[Level], grid: Grid, number: int | None) -> in
 
 def _with_needed_attributes(voxels: Voxels, level: Level, number: int) -> Voxels:
     """The voxels with the attributes that a level takes from the one before, and no others."""
-    needed = [name for name in ("normal", "label") if name in level.denoiser.config.conditions]
+    needed = [name for name in ("normal", "fill", "label") if name in level.denoiser.config.conditions]
     attributes: dict[str, Tensor] = {name: voxels.attributes[name] for name in needed if name in voxels.attributes}
     if "normal" in attributes:
         given = checks.floats("normal", checks.shape("normal", attributes["normal"], voxels.num_voxels, 3))
         attributes["normal"] = normalized(given.float())
     elif "normal" in needed:
         attributes["normal"] = estimated_normals(voxels.grid)
+    if "fill" in attributes:
+        given = checks.floats("fill", checks.shape("fill", attributes["fill"], voxels.num_voxels))
+        attributes["fill"] = given.float()
+    elif "fill" in needed:
+        attributes["fill"] = torch.full((voxels.num_voxels,), UNKNOWN, device=voxels.device)
     missing = [name for name in needed if name not in attributes]
     if missing:
         raise ValueError(f"shape must have the attributes {needed} that level {number} takes, got none of {missing}")

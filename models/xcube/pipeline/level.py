@@ -14,6 +14,7 @@ import torch
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig
 from xcube.geometry.pyramid import TOLERANCE
 from xcube.networks.blocks import centers
 from xcube.networks.configs import VAEConfig
@@ -39,6 +40,7 @@ class Level:
         refiner: Network that refines decoded voxels, if any.
         latent_scale: Factor from the latents of the VAE to those of the denoiser: 1 / their standard deviation.
         diffusion: Training objective of the denoiser.
+        sampler: Sampler that is used by default.
         categories: Names of the categories of the denoiser, in order; empty if they only have numbers.
         dropped: Conditions that were dropped at random in training, so that classifier-free guidance can use them.
         metadata: Further metadata by network, "vae", "denoiser" and "refiner"; it is kept in their folders.
@@ -49,6 +51,7 @@ class Level:
     refiner: Refiner | None = None
     latent_scale: float = 1.0
     diffusion: DiffusionConfig = DiffusionConfig()  # noqa: RUF009  (immutable)
+    sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009  (immutable)
     categories: tuple[str, ...] = ()
     dropped: tuple[str, ...] = DROPPED
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -74,6 +77,8 @@ class Level:
         config = self.vae.config
         x, y, z = (size / 2 for size in config.voxel_sizes)
         attributes = {name: torch.zeros(0, 3) for name in ("normal", "color") if getattr(config, name)}
+        if config.fill:
+            attributes["fill"] = torch.zeros(0)
         if config.num_labels:
             attributes["label"] = torch.zeros(0, dtype=torch.int64)
         return Voxels(Grid.empty(1, voxel_size=config.voxel_sizes, origin=(x, y, z)), attributes)
@@ -106,8 +111,10 @@ class Level:
 
 
 def _tidy(voxels: Voxels) -> Voxels:
-    """The voxels with normals of unit length, and without label logits."""
+    """The voxels with normals of unit length and solid fractions in [0, 1], and without label logits."""
     kept = {name: value for name, value in voxels.attributes.items() if name != LOGITS}
+    if "fill" in kept:
+        kept["fill"] = kept["fill"].clamp(0, 1)
     return with_unit_normals(Voxels(voxels.grid, kept))
 
 
@@ -181,8 +188,8 @@ def _check_next(before: Level | None, level: Level, name: str) -> None:
     """Raise ValueError unless a level fits the one before it, if there is one."""
     vae, denoiser = level.vae.config, level.denoiser.config
     if before is None:
-        if vae.dense_neck is not None and (denoiser.normal or denoiser.num_labels):
-            raise ValueError(f"{name}.denoiser must not take normal or label: no level comes before the first")
+        if vae.dense_neck is not None and (denoiser.normal or denoiser.fill or denoiser.num_labels):
+            raise ValueError(f"{name}.denoiser must not take normal, fill or label: no level comes before the first")
         return
     above = before.vae.config
     if vae.dense_neck is not None:
@@ -194,6 +201,8 @@ def _check_next(before: Level | None, level: Level, name: str) -> None:
         )
     if denoiser.normal and not above.normal:
         raise ValueError(f"{name}.denoiser takes normal, which the VAE of the level before does not decode")
+    if denoiser.fill and not above.fill:
+        raise ValueError(f"{name}.denoiser takes fill, which the VAE of the level before does not decode")
     if denoiser.num_labels not in (0, above.num_labels):
         raise ValueError(
             f"{name}.denoiser must have num_labels {above.num_labels}, as the VAE of the level before decodes, or 0, "

@@ -4,13 +4,13 @@ M latent voxels, B shapes of a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from sparsevox import Grid, Voxels, checks
 from sparsevox.morton import MAX_BATCH
-from xcube.diffusion.samplers import Hook, SamplerConfig
+from xcube.diffusion.samplers import Hook, Kind, SamplerConfig
 from xcube.geometry.distances import require_scipy
 from xcube.networks.conditions import NO_CLASS, Conditions, Text
 from xcube.pipeline.level import Level
@@ -46,10 +46,22 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions(SamplerConfig):
-    """Options of sampling: those of `SamplerConfig`, which apply to every level, and those of the pipeline.
+class SampleOptions:
+    """Options of sampling: those of the sampler, for every level, and those of the pipeline.
+
+    Options of the sampler that are None, the default, are those that each level was saved with (`Level.sampler`), or
+    else the defaults of `SamplerConfig`.
 
     Args:
+        sampler: Sampler: "ddim", "ddpm", "dpm++" or "flow" (see `SamplerConfig`), by default that of each level.
+        steps: Number of denoising steps, at most 1000, by default that of each level.
+        eta: Amount of noise that DDIM adds at each step, from 0 to 1, by default that of each level.
+        spacing: Spacing of the timesteps of DDIM, "leading" or "trailing", by default that of each level.
+        order: Order of DPM-Solver++, from 1 to 3, by default that of each level.
+        karras: Whether DPM-Solver++ spaces its steps as in Karras et al. (2022), by default as each level says.
+        official: Whether DPM-Solver++ takes its timesteps as in the official code, by default as each level says.
+        guidance: Weight of classifier-free guidance, 1 for none, by default that of each level.
+        formula: Formula of guidance, "usual" or "official" (see `SamplerConfig`), by default that of each level.
         seed: Seed of the noise. A shape depends on the seed, its number and the level.
         text: Text prompt for all shapes, or one per shape.
         category: Category of all shapes, by name or number, or one per shape.
@@ -69,6 +81,15 @@ class SampleOptions(SamplerConfig):
         ValueError: If an option is out of range.
     """
 
+    sampler: Kind | None = None
+    steps: int | None = None
+    eta: float | None = None
+    spacing: Literal["leading", "trailing"] | None = None
+    order: int | None = None
+    karras: bool | None = None
+    official: bool | None = None
+    guidance: float | None = None
+    formula: Literal["usual", "official"] | None = None
     seed: int = 0
     text: str | Sequence[str] | None = None
     category: Category | Sequence[Category] | None = None
@@ -80,8 +101,9 @@ class SampleOptions(SamplerConfig):
     conditions: Mapping[int, ConditionsMaker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.integer("steps", self.steps)
+        self._over(SamplerConfig(), steps=10)  # for_level checks the number of steps, which depends on the level
+        if self.steps is not None:
+            checks.integer("steps", self.steps)
         if checks.integer("seed", self.seed) < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 1 <= checks.integer("batch_size", self.batch_size) <= MAX_BATCH:
@@ -98,15 +120,19 @@ class SampleOptions(SamplerConfig):
         if self.text is not None and not all(isinstance(text, str) for text in texts):
             raise TypeError(f"text must be a string, or one per shape, got {self.text!r}")
 
-    def check_schedule(self) -> None:
-        """Leave this check to `for_level`: whether the number of steps is legal depends on the sampler of a level."""
+    @classmethod
+    def official_defaults(cls, **changes: Any) -> "SampleOptions":
+        """The default sampler of the official code, as in `SamplerConfig.official_defaults`."""
+        return cls(**(asdict(SamplerConfig.official_defaults()) | changes))
 
     def with_changes(self, **changes: Any) -> "SampleOptions":
         """The options with those changes that are not None."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def for_level(self, level: Level) -> SamplerConfig:
-        """The sampler of one level: a flow has its own sampler, and guidance is 1 where it would have no effect.
+        """The sampler of one level, from its own and the options that are not None.
+
+        A flow has its own sampler, and guidance is 1 where it would have no effect.
 
         Raises:
             ValueError: If the sampler does not fit the denoiser or the number of steps.
@@ -114,10 +140,14 @@ class SampleOptions(SamplerConfig):
         is_flow = level.diffusion.prediction == "flow"
         if self.sampler == "flow" and not is_flow:
             raise ValueError(f"sampler must not be 'flow' for a denoiser that predicts {level.diffusion.prediction!r}")
+        kind: Kind = "flow" if is_flow else self.sampler or level.sampler.sampler
+        guidance = level.sampler.guidance if self.guidance is None else self.guidance
+        return self._over(level.sampler, sampler=kind, guidance=guidance if level.has_guidance else 1.0)
+
+    def _over(self, level: SamplerConfig, **changes: Any) -> SamplerConfig:
+        """The sampler of a level with the options of this object that are not None, and changes."""
         options = {f.name: getattr(self, f.name) for f in fields(SamplerConfig)}
-        options["sampler"] = "flow" if is_flow else self.sampler
-        options["guidance"] = self.guidance if level.has_guidance else 1.0
-        return SamplerConfig(**options)
+        return replace(level, **({name: value for name, value in options.items() if value is not None} | changes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +197,7 @@ def shape_requests(
     for name in ("text", "category"):
         if getattr(options, name) is not None and name not in takes:
             raise ValueError(f"{name} must be None for a model that takes none, got {getattr(options, name)!r}")
-    if options.weight != 1 and not any(level.has_guidance for level in levels):
+    if options.guidance not in (None, 1) and not any(level.has_guidance for level in levels):
         raise ValueError(
             f"guidance must be 1 for a model that was trained without dropping conditions, got {options.guidance}"
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -291,8 +292,9 @@ class XCubePipeline:
         edit = options.conditions.get(number)
         if edit is None:
             return Conditions.from_voxels(latent, config, category=of_shapes.category, text=of_shapes.text)
-        of_voxels = {name: latent.attributes.get(name) for name in ("normal", "label") if name in config.conditions}
-        known = replace(of_shapes, normal=of_voxels.get("normal"), label=of_voxels.get("label"))
+        taken = [name for name in ("normal", "fill", "label") if name in config.conditions]
+        of_voxels: dict[str, Any] = {name: latent.attributes.get(name) for name in taken}
+        known = replace(of_shapes, **of_voxels)
         return edit(known, latent.grid, [shape.number for shape in shapes])
 
     def _check_edits(self, first: int, options: SampleOptions) -> None:
@@ -340,7 +342,8 @@ class XCubePipeline:
         """
         if any(len(set(sizes)) > 1 for sizes in self.voxel_sizes):
             raise ValueError(f"voxels of all levels must be cubes for hierarchies of a shape, got {self.voxel_sizes}")
-        pyramid = build_hierarchy(shape, Box(self.resolutions, self.size), samples=samples, outside=outside)
+        fill = any(level.vae.config.fill for level in self.levels)
+        pyramid = build_hierarchy(shape, Box(self.resolutions, self.size), samples=samples, outside=outside, fill=fill)
         pairs = zip(pyramid, self.levels, strict=True)
         return tuple(reconstruct(voxels.to(self.device), level.vae, level.refiner).to("cpu") for voxels, level in pairs)
 

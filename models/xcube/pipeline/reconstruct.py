@@ -136,7 +136,7 @@ def reconstruct_file(
         sizes = f"{vae.config.voxel_sizes[0]}, like {model}, got {network.config.voxel_size}"
         raise ValueError(f"refiner must have the voxel_size {sizes}")
     box, level = box_of(vae, read_config(model)["metadata"])
-    voxels = build_hierarchy(load_shape(shape), box, samples=samples, outside=outside)[level]
+    voxels = build_hierarchy(load_shape(shape), box, samples=samples, outside=outside, fill=vae.config.fill)[level]
     _check_attributes(shape, voxels, vae)
     start = time.perf_counter()
     result = reconstruct(voxels, vae, network)
@@ -147,7 +147,7 @@ def reconstruct_file(
 
 
 def _check_attributes(path: Path, voxels: Voxels, vae: VAE) -> None:
-    needed = [name for name in ("normal", "intensity", "color") if getattr(vae.config, name)]
+    needed = [name for name in ("normal", "intensity", "color", "fill") if getattr(vae.config, name)]
     needed += ["label"] * (vae.config.num_labels > 0)
     missing = [name for name in needed if name not in voxels.attributes]
     if missing:

@@ -4,13 +4,15 @@ M latent voxels, L latent channels, B grids.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
 from sparsevox import Voxels
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.conditions import Conditions
 from xcube.networks.encoder import Posterior
 from xcube.networks.losses import Losses, true_attributes
@@ -21,9 +23,11 @@ from xcube.training.config import TrainConfig
 from xcube.training.latents import SHAPE_INDEX, LatentDataset, ShapeConditions, first_value, with_shape_index
 from xcube.training.modules import FrozenVAEModule
 
+LatentsKind = Literal["samples", "means"]
+
 
 class DenoiserModule(FrozenVAEModule):
-    """Trains the denoiser of one level on scaled samples of the posterior of a trained VAE.
+    """Trains the denoiser of one level on scaled latents of a trained VAE.
 
     Args:
         net: The denoiser.
@@ -34,10 +38,14 @@ class DenoiserModule(FrozenVAEModule):
         shape_conditions: Conditions of whole shapes, for the splits "train" and "val".
         drop: Fraction of the training shapes whose conditions are dropped, for classifier-free guidance.
         dropped: Names of the conditions to drop.
+        latents: What the denoiser learns to make: "samples" of the posterior, or its "means".
+        normal_noise: Standard deviation of the noise that is added to normals, the condition, in training.
+        fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
+        sampler: Sampler that a pipeline uses the denoiser with by default.
         cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
 
     Raises:
-        ValueError: If `drop` is outside [0, 1].
+        ValueError: If `drop` is outside [0, 1], or a standard deviation is negative.
     """
 
     net: UNet
@@ -53,11 +61,20 @@ class DenoiserModule(FrozenVAEModule):
         shape_conditions: Mapping[str, ShapeConditions] | None = None,
         drop: float = 0.1,
         dropped: Sequence[str] = ("category", "text"),
+        latents: LatentsKind = "samples",
+        normal_noise: float = 0.0,
+        fill_noise: float = 0.0,
+        sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
         cache: bool = True,
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"drop must lie in [0, 1], got {drop}")
+        self.sampler = sampler
+        self.latents, self.normal_noise, self.fill_noise = latents, normal_noise, fill_noise
+        if min(normal_noise, fill_noise) < 0:
+            raise ValueError(f"normal_noise and fill_noise must not be negative, got {normal_noise} and {fill_noise}")
         options = {"diffusion": diffusion.to_dict(), "drop": drop, "dropped": list(dropped), "scale": scale}
+        options |= {"latents": latents, "normal_noise": normal_noise, "fill_noise": fill_noise}
         super().__init__(net, train, vae, **options)
         self.scale, self.diffusion, self.drop, self.dropped = scale, Diffusion(diffusion), drop, tuple(dropped)
         none = {"train": ShapeConditions(()), "val": ShapeConditions(())}
@@ -78,29 +95,34 @@ class DenoiserModule(FrozenVAEModule):
                 setattr(trainer.datamodule, split, latents)
 
     def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
-        return {"latent_scale": self.scale, "diffusion": self.diffusion.config.to_dict()}
+        diffusion, sampler = self.diffusion.config.to_dict(), self.sampler.to_dict()
+        return {"latent_scale": self.scale, "diffusion": diffusion, "sampler": sampler}
 
     def encode(self, voxels: Voxels) -> Voxels:
         """Encode voxels to their latent grid, with "mean" and "logvar" of the posterior [M, L] and the conditions."""
         with torch.no_grad():
             posterior = self.vae.encode(voxels)
-            wanted = {name for name in ("normal", "label") if name in self.net.config.conditions}
+            wanted = {name for name in ("normal", "fill", "label") if name in self.net.config.conditions}
             known = true_attributes(voxels, posterior.grid, wanted)
         latents = Voxels(posterior.grid, {"mean": posterior.mean, "logvar": posterior.logvar, **known})
         return with_shape_index(latents, voxels)
 
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
         """The error of the prediction at a random time of each grid."""
-        # 1. Sample scaled latents of the posterior.
+        # 1. Scaled latents of the posterior.
         if "mean" not in voxels.attributes:
             voxels = self.encode(voxels)
         grid, device = voxels.grid, voxels.device
         mean = voxels.attributes["mean"]  # [M, L]
         draws = [torch.randn(mean.shape, generator=generator).to(device) for _ in range(2)]
-        latents = Posterior(grid, mean, voxels.attributes["logvar"]).sample(draws[0]).map(lambda z: z * self.scale)
+        posterior = Posterior(grid, mean, voxels.attributes["logvar"])
+        sampled = posterior.sample(draws[0]) if self.latents == "samples" else posterior.mode()
+        latents = sampled.map(lambda z: z * self.scale)
         # 2. Draw times and conditions; some grids lose their conditions, for classifier-free guidance.
         t = self.diffusion.times(grid.batch_size, generator).to(device)  # [B]
         conditions = self._conditions(voxels)
+        if self.training:
+            conditions = self._with_noise(conditions, generator)
         if self.training and self.drop:
             which = torch.rand(grid.batch_size, generator=generator) < self.drop
             empty = self.shape_conditions["train"].empty_text
@@ -108,6 +130,21 @@ class DenoiserModule(FrozenVAEModule):
         # 3. Compare the prediction for noisy latents with its target.
         loss = self.diffusion.loss(self.net, latents, conditions, t, draws[1])
         return Losses({"mse": loss}, {"mse": 1.0})
+
+    def _with_noise(self, conditions: Conditions, generator: torch.Generator) -> Conditions:
+        """Add noise to the attributes of the coarser level, which in a cascade has errors.
+
+        This is the conditioning augmentation of Ho et al. (2022, arXiv:2106.15282).
+        """
+        for name, deviation in (("normal", self.normal_noise), ("fill", self.fill_noise)):
+            exact = getattr(conditions, name)
+            if exact is None or not deviation:
+                continue
+            noise = deviation * torch.randn(exact.shape, generator=generator).to(exact)
+            noisy = exact + noise if name == "normal" else torch.where(exact >= 0, (exact + noise).clamp(0, 1), exact)
+            changes: dict[str, Any] = {name: noisy}
+            conditions = replace(conditions, **changes)
+        return conditions
 
     def _conditions(self, voxels: Voxels) -> Conditions:
         known = self.shape_conditions["train" if self.training else "val"]

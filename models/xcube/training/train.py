@@ -9,6 +9,7 @@ from sparsevox import Voxels
 from xcube.data.dataset import Card, read_card
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
 from xcube.networks.losses import LossConfig
 from xcube.networks.pretrained import WEIGHTS, digest, from_pretrained, read_config
@@ -128,7 +129,11 @@ def train_denoiser(
     diffusion: DiffusionConfig = DiffusionConfig(),  # noqa: B008  (immutable)
     train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
     drop: float = 0.1,
-    dropped: tuple[Literal["normal", "label", "category", "text"], ...] = ("category", "text"),
+    dropped: tuple[Literal["normal", "fill", "label", "category", "text"], ...] = ("category", "text"),
+    latents: Literal["samples", "means"] = "samples",
+    normal_noise: float = 0.0,
+    fill_noise: float = 0.0,
+    sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
     categories: tuple[str, ...] = (),
     captions: Path | None = None,
     text_model: str | None = None,
@@ -149,6 +154,11 @@ def train_denoiser(
         train: Optimization.
         drop: Fraction of shapes whose conditions are dropped in training, for classifier-free guidance.
         dropped: Names of the conditions to drop.
+        latents: What the denoiser learns to make: "samples" of the posterior of the VAE, or its "means".
+        normal_noise: Standard deviation of the noise that is added to normals, the condition, in training, so that the
+            denoiser bears the errors of the coarser level.
+        fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
+        sampler: Sampler that a pipeline uses the denoiser with by default.
         categories: Categories to condition on. A shape has a category if its name begins with it.
         captions: JSON file that maps the name of each shape to its text.
         text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
@@ -192,6 +202,10 @@ def train_denoiser(
         shape_conditions=conditions,
         drop=drop,
         dropped=dropped,
+        latents=latents,
+        normal_noise=normal_noise,
+        fill_noise=fill_noise,
+        sampler=sampler,
         cache=cache,
     )
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
