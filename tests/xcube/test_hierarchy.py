@@ -153,6 +153,25 @@ def test_voxels_keep_the_finest_level_and_its_attributes():
     assert set(levels[0].attributes["label"].tolist()) <= {1, 2, 3}
 
 
+def test_fill_is_the_solid_fraction_at_the_next_finer_level():
+    ball = shape("sphere")
+    levels = build_hierarchy(ball, Box((8, 16, 64)), samples=20_000, fill=True)
+    assert torch.equal(levels[-1].attributes["fill"], torch.ones(levels[-1].num_voxels))
+    radius = float(ball.vertices.norm(dim=1).max())
+    for coarse, fine in itertools.pairwise(levels):
+        fill, size = coarse.attributes["fill"], coarse.grid.voxel_size[0]
+        assert fill.dtype == torch.float32
+        factor = round(size / fine.grid.voxel_size[0])
+        # The distances of the finer voxels that a voxel covers: early dilation adds up to two voxels to the ball.
+        steps = torch.cartesian_prod(*[(torch.arange(factor) + 0.5) / factor - 0.5] * 3) * size
+        distance = (coarse.grid.to_world(coarse.grid.ijk)[:, None] + steps).norm(dim=2)
+        grown = radius + 2 * 3**0.5 * fine.grid.voxel_size[0]
+        low, high = ((distance <= bound).double().mean(1) for bound in (radius, grown))
+        assert bool(((fill >= low - 1e-6) & (fill <= high + 1e-6)).all())
+        assert 0 == float(fill.min()) < float(fill.max()) == 1
+    assert all("fill" not in level.attributes for level in build_hierarchy(ball, Box((8, 16)), samples=100))
+
+
 def test_equal_seeds_give_equal_bits_and_others_do_not():
     def normals(seed):
         return build_hierarchy(shape("torus"), Box((8, 16)), samples=500, seed=seed)[0].attributes["normal"]

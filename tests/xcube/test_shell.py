@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevox import Grid
-from xcube.geometry.shell import is_solid, sealed
+from xcube.geometry.shell import is_solid, sealed, solid_fractions
 
 pytest.importorskip("scipy", reason="finds the regions")
 
@@ -66,6 +66,27 @@ def test_no_path_leads_into_a_sealed_shape(data: st.DataObject) -> None:
     for voxel in made - guess:
         near = {tuple(c + step * (a == axis) for a, c in enumerate(voxel)) for axis in range(3) for step in (-1, 1)}
         assert near - solid if voxel in solid else near - places
+
+
+@given(some(BOX), st.sampled_from([(2, 2, 2), (1, 2, 4)]))
+def test_solid_fractions_are_those_of_the_voxels_inside_a_larger_one(
+    shell: set[Voxel], factor: tuple[int, int, int]
+) -> None:
+    fine = grid_of(shell)
+    origin = tuple((f - 1) / 2 for f in factor)  # so that the lower corners of the voxels (0, 0, 0) coincide
+    coarse = Grid.full((-1, -1, -1), (5, 3, 2), voxel_size=tuple(map(float, factor)), origin=origin)
+    solid = BOX - reached(shell) if shell else set()
+    for voxel, fraction in zip(coarse.ijk.tolist(), solid_fractions(coarse, fine).tolist(), strict=True):
+        covered = set(product(*(range(c * f, c * f + f) for c, f in zip(voxel, factor, strict=True))))
+        assert fraction == pytest.approx(len(covered & solid) / len(covered))
+
+
+def test_fractions_of_voxels_that_are_not_aligned() -> None:
+    shell = grid_of(cube(3, 1))
+    with pytest.raises(ValueError, match=r"voxel_size of the shell, .* times integers, got \(1.5, "):
+        solid_fractions(Grid.full(0, 2, voxel_size=1.5), shell)
+    with pytest.raises(ValueError, match="the lower corner of voxel"):
+        solid_fractions(Grid.full(0, 2, voxel_size=2), shell)
 
 
 def cube(side: int, hollow: int = 0) -> set[Voxel]:

@@ -24,6 +24,7 @@ FULL = UNetConfig(
     groups=4,
     position="embedded",
     normal=True,
+    fill=True,
     num_labels=5,
     label_dim=3,
     extra=2,
@@ -52,6 +53,9 @@ def some_conditions(grid: Grid, config: UNetConfig, seed: int) -> Conditions:
     rows = grid.num_voxels
     values: dict[str, Any] = {
         "normal": torch.randn(rows, 3, generator=generator).double(),
+        "fill": torch.rand(rows, generator=generator).double().sub(0.2).clamp(min=0).masked_fill(
+            torch.rand(rows, generator=generator) < 0.2, -1
+        ),
         "label": torch.randint(-1, 5, (rows,), generator=generator),
         "extra": torch.randn(rows, 2, generator=generator).double(),
         "category": torch.randint(-1, 3, (1,), generator=generator),
@@ -171,8 +175,8 @@ def test_dropping_is_for_some_shapes_only() -> None:
     conditions = Conditions.stack([some_conditions(part, FULL, n) for n, part in enumerate(grid)])
     dropped = conditions.drop(torch.tensor([False, True, True]), grid)
     first = int(grid.offsets[1])
-    for name in ("normal", "label", "extra"):
-        value, nothing = getattr(dropped, name), -1 if name == "label" else 0
+    for name in ("normal", "fill", "label", "extra"):
+        value, nothing = getattr(dropped, name), -1 if name in ("fill", "label") else 0
         assert torch.equal(value[:first], getattr(conditions, name)[:first])
         assert bool((value[first:] == nothing).all())
     assert dropped.category is not None

@@ -32,7 +32,9 @@ def spheres(*radii: float) -> Voxels:
     """A batch of shells with normals; a radius of 0 is an empty item."""
     coords = torch.cat([sphere(radius, item) for item, radius in enumerate(radii) if radius] or [sphere(3)[:0]])
     grid = Grid.from_coords(coords, batch_size=len(radii), voxel_size=SIZE, origin=SIZE / 2)
-    return Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
+    center = grid.ijk.float() + 0.5
+    fill = (1 - center.norm(dim=1) / 16).clamp(0, 1)
+    return Voxels(grid, {"normal": torch.nn.functional.normalize(center, dim=1), "fill": fill})
 
 
 FLAT: dict[str, Any] = {"dilation": "none", "strides": ((2, 2, 1), (2, 2, 2))}
@@ -45,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flat": FLAT,
     "checkpointing": {"checkpointing": True},
     "solid": {"solid": True},
+    "fill": {"fill": True},
     "official": dataclasses.asdict(VAEConfig.official()),
     "official, flat": dataclasses.asdict(VAEConfig.official(**FLAT)),
     "official, attention": dataclasses.asdict(VAEConfig.official(attention=True)),
@@ -272,7 +275,8 @@ def test_the_inside_of_a_shape_is_learned_and_closes_its_shell() -> None:
     grid = found.voxels.grid  # one layer of voxels, where the shell of the sphere has up to two
     assert grid.num_voxels > 300
     assert voxels.grid.contains(grid.coords).float().mean() > 0.85
-    assert is_solid(Grid.full((-3, -3, -3), (3, 3, 3)), grid).all()  # it is closed
+    core = Grid.full((-3, -3, -3), (3, 3, 3), voxel_size=grid.voxel_size, origin=grid.origin)
+    assert is_solid(core, grid).all()  # it is closed
 
 
 def test_voxel_iou_counts_sets() -> None:
@@ -349,17 +353,17 @@ def test_bad_input_is_named() -> None:
 
 
 def test_all_inputs_and_outputs() -> None:
-    model = model_of("modern", num_labels=5, label_dim=3, intensity=True, color=True).train()
+    model = model_of("modern", num_labels=5, label_dim=3, intensity=True, color=True, fill=True).train()
     voxels = spheres(6, 4)
     n = voxels.num_voxels
     voxels = voxels.with_attributes(label=torch.arange(n) % 5, intensity=torch.rand(n, 1), color=torch.rand(n, 3))
     posterior, decoded = model(voxels)
     losses = vae_losses(model, voxels, posterior, decoded, LossConfig())
-    assert set(losses.terms) == {"structure-0", "structure-1", "structure-2", "normal", "color", "label", "kl"}
+    assert set(losses.terms) == {"structure-0", "structure-1", "structure-2", "normal", "color", "fill", "label", "kl"}
     assert decoded.voxels.attributes["label"].shape == (decoded.voxels.num_voxels,)
     losses.total.backward()
     inputs = [model.encoder.featurizer.label.weight, model.encoder.featurizer.mix.weight]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in inputs)
-    for pair in itertools.combinations(("label", "intensity", "color", "normal"), 3):
+    for pair in itertools.combinations(("label", "intensity", "color", "normal", "fill"), 4):
         with pytest.raises(KeyError, match="got voxels without"):
             model.encode(Voxels(voxels.grid, {name: voxels.attributes[name] for name in pair}))
