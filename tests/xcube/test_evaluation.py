@@ -76,6 +76,7 @@ def test_copies_of_held_out_shapes(data: Path) -> None:
         assert row[prefix + "one_nna_error"] == 0.5 / math.sqrt(2 * TEST)
     assert row["normal_consistency"] == pytest.approx(1)
     assert (row["valid"], row["one_component"], row["watertight"], row["empty"]) == (1, 1, 1, 0)
+    assert row["open_edges"] == 0
     reference = found.rows["training"]
     assert reference["mmd"] > 0
     assert reference["one_nna"] > 0
@@ -147,6 +148,7 @@ def test_other_shapes_are_told_apart(data: Path) -> None:
     assert found.rows["samples"]["coverage"] == 1 / TEST
     assert found.rows["samples"]["mmd"] > found.rows["training"]["mmd"]
     assert found.rows["samples"]["watertight"] == 0
+    assert found.rows["samples"]["open_edges"] > 0
 
 
 def test_shapes_without_normals_are_compared_without(data: Path) -> None:

@@ -53,9 +53,11 @@ def some_conditions(grid: Grid, config: UNetConfig, seed: int) -> Conditions:
     rows = grid.num_voxels
     values: dict[str, Any] = {
         "normal": torch.randn(rows, 3, generator=generator).double(),
-        "fill": torch.rand(rows, generator=generator).double().sub(0.2).clamp(min=0).masked_fill(
-            torch.rand(rows, generator=generator) < 0.2, -1
-        ),
+        "fill": torch.rand(rows, generator=generator)
+        .double()
+        .sub(0.2)
+        .clamp(min=0)
+        .masked_fill(torch.rand(rows, generator=generator) < 0.2, -1),
         "label": torch.randint(-1, 5, (rows,), generator=generator),
         "extra": torch.randn(rows, 2, generator=generator).double(),
         "category": torch.randint(-1, 3, (1,), generator=generator),

@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "checkpointing": {"checkpointing": True},
     "solid": {"solid": True},
     "fill": {"fill": True},
+    "thresholds": {"thresholds": (0.4, 0.3, 0.2)},
     "official": dataclasses.asdict(VAEConfig.official()),
     "official, flat": dataclasses.asdict(VAEConfig.official(**FLAT)),
     "official, attention": dataclasses.asdict(VAEConfig.official(attention=True)),
@@ -279,6 +280,20 @@ def test_the_inside_of_a_shape_is_learned_and_closes_its_shell() -> None:
     assert is_solid(core, grid).all()  # it is closed
 
 
+def test_lower_thresholds_keep_more_voxels() -> None:
+    voxels, sizes = spheres(6), []
+    for threshold in (0.8, 0.5, 0.2, 1e-6):
+        model = model_of("modern", thresholds=(0.5, threshold, threshold)).eval()
+        with torch.no_grad():
+            found = model.decode(model.encode(voxels).mode())
+        for decision, least in zip(found.structure, (0.5, threshold, threshold), strict=True):
+            assert torch.equal(decision.predicted, decision.logits.sigmoid() > least)
+            assert decision.grid.same_voxels(decision.candidates.prune(decision.predicted))
+        sizes.append(found.structure[1].grid.num_voxels)
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] == 8 * model.latent_grid(voxels.grid).num_voxels
+
+
 def test_voxel_iou_counts_sets() -> None:
     a = Grid.from_coords(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]), batch_size=4)
     b = Grid.from_coords(torch.tensor([[0, 0, 0, 1], [0, 0, 0, 2], [2, 0, 0, 0]]), batch_size=4)
@@ -333,6 +348,9 @@ def test_configs_go_through_plain_values() -> None:
     ({"cutoff": 0.3}, "cutoff needs architecture 'official', got 'modern'"),
     ({"cutoff": 0.3, "architecture": "official"}, "cutoff is a fraction of a box"),
     ({"solid": True, "architecture": "official"}, "solid needs architecture 'modern' and at least two resolutions"),
+    ({"fill": True, "architecture": "official"}, "fill needs architecture 'modern', got 'official'"),
+    ({"thresholds": (0.5, 0.5)}, r"thresholds must be 3 numbers in \(0, 1\), one per resolution, got \(0.5, 0.5\)"),
+    ({"thresholds": (0.5, 0.5, 1.0)}, "thresholds must be 3 numbers"),
     ({"solid": True, "channels": (8,)}, "solid needs .*, got 'modern' and 1"),
 ])  # fmt: skip
 def test_bad_configs_are_named(changes: dict[str, Any], message: str) -> None:

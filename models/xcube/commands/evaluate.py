@@ -23,6 +23,7 @@ LINES = (
     ("valid", "valid", FRACTION, "one component, watertight"),
     ("one_component", "1 component", FRACTION, ""),
     ("watertight", "watertight", FRACTION, ""),
+    ("open_edges", "open edges", DISTANCE, "mean number of edges at holes"),
     ("nearest_iou", "nearest IoU", FRACTION, "mean largest IoU with a training shape, coarsest level"),
     ("nearest_iou_max", "largest", FRACTION, "100 % is a copy"),
     ("nearest_chamfer", "nearest CD", DISTANCE, "mean smallest distance to a training shape"),

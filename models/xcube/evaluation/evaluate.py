@@ -70,8 +70,9 @@ def evaluate_shapes(
       `points` points in world units; with `emd` also under the earth mover's distance of 256 points ("emd_one_nna" and
       so on).
     - "normal_consistency" compares each held-out shape with the nearest sample, if all shapes have normals.
-    - "one_component", "watertight" and "valid" (both) are fractions of the shapes; "empty" is a count. The surface is
-      reconstructed from the normals of the voxels. Without normals it surrounds the voxels and is always watertight.
+    - "one_component", "watertight" and "valid" (both) are fractions of the shapes, "open_edges" is the mean number of
+      edges at holes of the surface, and "empty" is a count. No component is removed. The surface is reconstructed from
+      the normals of the voxels. Without normals it surrounds the voxels and is always watertight.
     - "nearest_iou" is the largest voxel IoU with a training shape at the coarsest level, "nearest_chamfer" the smallest
       Chamfer distance of voxel centers to one of the eight training shapes of the largest IoU; its mean ignores empty
       shapes. Copies have IoU 1 and distance 0.
@@ -202,6 +203,7 @@ def _validity_metrics(found: Sequence[ShapeValidity]) -> Metrics:
         "valid": sum(v.valid for v in found) / count,
         "one_component": sum(v.components == 1 for v in found) / count,
         "watertight": sum(v.watertight for v in found) / count,
+        "open_edges": sum(v.open_edges for v in found) / count,
     }
 
 

@@ -131,12 +131,14 @@ class ShapeValidity:
     components: Number of connected components (26-connectivity).
     largest_fraction: Fraction of the voxels in the largest component; 0 for an empty shape.
     watertight: Whether every edge of the surface belongs to exactly two faces.
+    open_edges: Number of edges of the surface that belong to one face: the borders of holes.
     """
 
     voxels: int
     components: int
     largest_fraction: float
     watertight: bool
+    open_edges: int
 
     @property
     def valid(self) -> bool:
@@ -158,6 +160,7 @@ def shape_validity(voxels: Voxels, surface: Mesh | None = None) -> ShapeValidity
     """
     parts = component_sizes(voxels.grid)
     if not len(parts):
-        return ShapeValidity(0, 0, 0.0, False)
+        return ShapeValidity(0, 0, 0.0, False, 0)
     mesh = to_mesh(voxels, "nets") if surface is None else surface
-    return ShapeValidity(voxels.num_voxels, len(parts), int(parts[0]) / voxels.num_voxels, describe(mesh).closed)
+    info, largest = describe(mesh), int(parts[0]) / voxels.num_voxels
+    return ShapeValidity(voxels.num_voxels, len(parts), largest, info.closed, info.boundary_edges)

@@ -44,6 +44,9 @@ class VAEConfig(Config):
             above it, the decoder keeps only the true voxels of that shape.
         max_voxels: Maximum number of candidate voxels of a batch at each resolution in training; above it, the decoder
             keeps only the true voxels. No limit applies outside training, where the ground truth is unknown.
+        thresholds: Probability at each resolution, finest first, above which a voxel is predicted to exist; one entry per
+            resolution. A voxel that is missing leaves a hole at all finer resolutions, and one too many is removed
+            there, so low thresholds help where latents are uncertain. None means 0.5 everywhere.
         cutoff: Fraction of the box above which all predicted voxels of a resolution finer than the latent grid are
             dropped in training, as in the official code. None disables it.
         box: Number of voxels along each axis at resolution 0; needed only by `cutoff`.
@@ -72,6 +75,7 @@ class VAEConfig(Config):
     keep: Literal["predicted", "union"] = "union"
     keep_ratio: float = 1.5
     max_voxels: int | None = None
+    thresholds: tuple[float, ...] | None = None
     cutoff: float | None = None
     box: Triple | None = None
     solid: bool = False
@@ -110,6 +114,10 @@ class VAEConfig(Config):
             raise ValueError(
                 f"num_labels and keep_ratio must not be negative and label_dim must be positive, got {given}"
             )
+        if len(self.all_thresholds) != self.num_resolutions or not all(0 < t < 1 for t in self.all_thresholds):
+            raise ValueError(
+                f"thresholds must be {self.num_resolutions} numbers in (0, 1), one per resolution, got {self.thresholds}"
+            )
         if self.max_voxels is not None and self.max_voxels < 1:
             raise ValueError(f"max_voxels must be positive, got {self.max_voxels}")
         if any(stride != (2, 2, 2) for stride in self.all_strides) and self.dilation != "none":
@@ -135,6 +143,11 @@ class VAEConfig(Config):
     def all_strides(self) -> tuple[Triple, ...]:
         """The downsampling factors from resolution 0 to 1, from 1 to 2, and so on: D - 1 triples."""
         return ((2, 2, 2),) * (self.num_resolutions - 1) if self.strides is None else self.strides
+
+    @property
+    def all_thresholds(self) -> tuple[float, ...]:
+        """The probability above which a voxel is predicted to exist, for resolutions 0 to D - 1."""
+        return (0.5,) * self.num_resolutions if self.thresholds is None else self.thresholds
 
     @property
     def voxel_sizes(self) -> tuple[float, float, float]:

@@ -25,7 +25,7 @@ class Structure:
 
     candidates: The grid of candidate voxels, M of them.
     logits: The logits of existence, [M].
-    predicted: Whether each candidate exists by its logit, bool [M].
+    predicted: Whether each candidate exists by its logit and the threshold, bool [M].
     grid: The voxels that the decoder continued with; in training the ground truth may have changed them.
     truth: The true voxels that guided the decoder; None outside of training.
     rows: The row of each candidate among those, -1 for candidates that do not truly exist, [M]; None without truth.
@@ -152,7 +152,8 @@ class Decoder(torch.nn.Module):
         Logits `solid` [M, 1] of what is inside close the shell.
         """
         logits = at_least_float32(logits).squeeze(1)
-        keep = predicted = logits.detach() > 0
+        threshold = self.config.all_thresholds[resolution]
+        keep = predicted = logits.detach() > math.log(threshold / (1 - threshold))
         if solid is not None:
             solid = at_least_float32(solid).squeeze(1)
             if truth is None:

@@ -95,7 +95,7 @@ def vae_losses(
         real = decision.rows_among(truth[resolution]) >= 0
         losses.terms[f"structure-{resolution}"] = structure_loss(decision.logits, real)
         losses.weights[f"structure-{resolution}"] = config.structure
-        losses.metrics[f"accuracy-{resolution}"] = mean_or_zero((decision.predicted == real).float())
+        losses.metrics[f"accuracy-{resolution}"] = mean_or_zero(((decision.logits.detach() > 0) == real).float())
         if decision.solid is not None:
             inside = is_solid(decision.candidates, voxels.grid)
             losses.terms["solid"], losses.weights["solid"] = structure_loss(decision.solid, inside), config.solid
