@@ -252,6 +252,26 @@ def test_noise_is_added_on_the_way_by_those_who_say_so() -> None:
         assert draws == [count]
 
 
+def test_the_sampler_of_a_level_is_the_default() -> None:
+    one_call = SamplerConfig("ddim", steps=1, spacing="trailing", guidance=1.5)
+    levels = [tiny(0), tiny(1, sampler=one_call)]
+    free = SampleOptions()
+    assert free.for_level(levels[0]) == SamplerConfig()
+    assert free.for_level(levels[1]) == one_call
+    assert SampleOptions(guidance=3).for_level(levels[0]).guidance == 1  # where it would have no effect
+    chosen = SampleOptions(steps=4, eta=0.5)
+    assert chosen.for_level(levels[0]) == SamplerConfig(steps=4, eta=0.5)
+    assert chosen.for_level(levels[1]) == replace(one_call, steps=4, eta=0.5)
+    with pytest.raises(ValueError, match="steps must divide 1000 with spacing 'trailing', got 7"):
+        SampleOptions(steps=7).for_level(levels[1])
+    calls: list[Conditions] = []
+    with watched(levels[1].denoiser, lambda args: calls.append(args[2])):
+        made(XCubePipeline(levels), [0], steps=None)
+        assert len(calls) == 2  # with and without the category
+        made(XCubePipeline(levels), [0], steps=None, guidance=1)
+    assert len(calls) == 3
+
+
 def test_times_of_a_flow_are_shifted() -> None:
     even, shifted = (Solver(SamplerConfig("flow", steps=8), DiffusionConfig("flow", shift=s)).times for s in (1.0, 3.0))
     torch.testing.assert_close(shifted, 3 * even / (1 + 2 * even / 1000), atol=7, rtol=0)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sparsevox import Grid, Voxels
-from tests.xcube.cascades import refiner, tiny, unet, vae
+from tests.xcube.cascades import refiner, tiny, unet, vae, watched
 from xcube.diffusion.objective import DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig
 from xcube.geometry.normals import estimated_normals
 from xcube.networks.conditions import Text
 from xcube.networks.losses import voxel_iou
@@ -96,6 +98,26 @@ def test_normals_are_estimated_where_there_are_none(three: XCubePipeline) -> Non
     assert (bare.first, len(bare.levels)) == (2, 1)
 
 
+def test_fill_is_taken_from_the_level_before_or_unknown() -> None:
+    coarse = vae(0, fill=True)
+    torch.nn.init.constant_(coarse.decoder.get_parameter("fill.out.bias"), 0.5)
+    levels = [tiny(0, vae=coarse), tiny(1, denoiser=unet(1, fill=True))]
+    pipeline, seen = XCubePipeline(levels), list[Tensor]()
+    with watched(levels[1].denoiser, lambda args: seen.append(args[2].fill)):
+        [shape] = pipeline.sample(1, QUICK)
+        bare = Voxels(shape.levels[0].grid, {"normal": shape.levels[0].attributes["normal"]})
+        pipeline.upsample(bare, QUICK)
+    fill = shape.levels[0].attributes["fill"]
+    assert fill.shape == (shape.levels[0].num_voxels,)
+    assert 0 <= float(fill.min()) < float(fill.max()) <= 1
+    assert torch.equal(seen[0], fill)
+    assert torch.equal(seen[-1], torch.full_like(fill, -1))
+    with pytest.raises(ValueError, match=r"levels\[1\].denoiser takes fill, which the VAE of the level before"):
+        XCubePipeline([tiny(0), levels[1]])
+    with pytest.raises(ValueError, match=r"levels\[0\].denoiser must not take normal, fill or label"):
+        XCubePipeline([tiny(0, denoiser=unet(0, dense=False, fill=True))])
+
+
 @pytest.mark.parametrize("thick", [0.9, 1.7, 9.0])
 def test_estimated_normals_point_out_of_shells_and_solids(thick: float) -> None:
     grid = Grid.stack([ball(16, 0.3, thick), Grid.empty(1, voxel_size=1 / 16, origin=0.5 / 16), ball(16, 0.3, thick)])
@@ -162,8 +184,11 @@ def test_the_size_and_the_text_model_are_kept(tmp_path: Path) -> None:
 
 def test_facts_of_networks_are_kept(tmp_path: Path) -> None:
     metadata = {"vae": {"levels": [8, 16]}, "denoiser": {"seconds": 3, "options": {"drop": 0.1}}}
-    XCubePipeline([tiny(0, metadata=metadata), tiny(1)]).save_pretrained(tmp_path)
-    again = XCubePipeline.from_pretrained(tmp_path).levels[0].metadata
+    sampler = SamplerConfig("ddim", steps=2, spacing="trailing")
+    XCubePipeline([tiny(0, metadata=metadata, sampler=sampler), tiny(1)]).save_pretrained(tmp_path)
+    levels = XCubePipeline.from_pretrained(tmp_path).levels
+    assert [level.sampler for level in levels] == [sampler, SamplerConfig()]
+    again = levels[0].metadata
     assert again["vae"] == {"levels": [8, 16]}
     assert again["denoiser"]["seconds"] == 3
     assert again["denoiser"]["options"] == {"drop": 0.1, "categories": [], "dropped": ["category", "text"]}

@@ -86,7 +86,7 @@ def test_structure_is_consistent(name: str) -> None:
         _, decoded = model.eval()(voxels)
     strides = (*model.config.all_strides, None)
     for resolution, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
-        keep = decided.logits > 0
+        keep = decided.logits.sigmoid() > model.config.all_thresholds[resolution]
         if decided.solid is not None:
             keep = sealed(decided.candidates, keep, decided.solid > 0)
         assert decided.grid.same_voxels(decided.candidates.prune(keep))

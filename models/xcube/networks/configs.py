@@ -44,9 +44,9 @@ class VAEConfig(Config):
             above it, the decoder keeps only the true voxels of that shape.
         max_voxels: Maximum number of candidate voxels of a batch at each resolution in training; above it, the decoder
             keeps only the true voxels. No limit applies outside training, where the ground truth is unknown.
-        thresholds: Probability at each resolution, finest first, above which a voxel is predicted to exist; one entry per
-            resolution. A voxel that is missing leaves a hole at all finer resolutions, and one too many is removed
-            there, so low thresholds help where latents are uncertain. None means 0.5 everywhere.
+        thresholds: Probability at each resolution, finest first, above which a voxel is predicted to exist. A missing
+            voxel leaves a hole at all finer resolutions, where a superfluous one can still be removed, so low
+            thresholds help if latents are uncertain. None means 0.5 at every resolution.
         cutoff: Fraction of the box above which all predicted voxels of a resolution finer than the latent grid are
             dropped in training, as in the official code. None disables it.
         box: Number of voxels along each axis at resolution 0; needed only by `cutoff`.
@@ -115,9 +115,8 @@ class VAEConfig(Config):
                 f"num_labels and keep_ratio must not be negative and label_dim must be positive, got {given}"
             )
         if len(self.all_thresholds) != self.num_resolutions or not all(0 < t < 1 for t in self.all_thresholds):
-            raise ValueError(
-                f"thresholds must be {self.num_resolutions} numbers in (0, 1), one per resolution, got {self.thresholds}"
-            )
+            expected = f"{self.num_resolutions} numbers in (0, 1), one per resolution"
+            raise ValueError(f"thresholds must be {expected}, got {self.thresholds}")
         if self.max_voxels is not None and self.max_voxels < 1:
             raise ValueError(f"max_voxels must be positive, got {self.max_voxels}")
         if any(stride != (2, 2, 2) for stride in self.all_strides) and self.dilation != "none":
