@@ -128,8 +128,9 @@ def _platform(draw: Draw) -> list[Solid]:
 def _sleigh(draw: Draw) -> list[Solid]:
     """Head and foot boards that curl outward, on a frame with high sides."""
     p = _sizes(draw, (0.1, 0.17))
-    reach, t = draw.between(0.1, 0.15), draw.between(THIN, 0.065)
-    p = p._replace(length=min(p.length, 0.5 - 0.75 * reach))
+    reach, t = draw.between(0.09, 0.135), draw.between(THIN, 0.065)
+    length = min(p.length, 0.475 - reach)  # the curls leave less room
+    p = p._replace(length=length, width=p.width * length / p.length)
     half = p.width + p.rim
     turn, rolled = draw.between(50, 90), draw.chance(0.6)
 
@@ -197,7 +198,8 @@ def _canopy(draw: Draw) -> list[Solid]:
 def _bunk(draw: Draw) -> list[Solid]:
     """Two beds, one above the other, with a guard rail and a ladder or steps."""
     stairs = draw.chance(0.3)
-    length, width, thick = draw.between(0.36, 0.42) - 0.05 * stairs, draw.between(0.16, 0.22), draw.between(0.06, 0.08)
+    length, thick = draw.between(0.36, 0.42) - 0.07 * stairs, draw.between(0.06, 0.08)
+    width = length * draw.between(0.42, 0.55)
     low, up = draw.between(0.08, 0.14), draw.between(0.46, 0.56)
     r, guard = draw.between(THIN / 2, 0.036), draw.between(0.13, 0.19)
     top = up + thick + guard
@@ -220,7 +222,7 @@ def _bunk(draw: Draw) -> list[Solid]:
             parts.append(cuboid((x - THIN / 2, low, up), (x + THIN / 2, far, top - 0.01), BOARD))
     if stairs:
         count = draw.count(3, 4)
-        rise, tread = up / count, 0.27 / count
+        rise, tread = up / count, 0.2 / count
         line = [(a, 0.0), (a, up)]
         for i in range(count):
             line += [(a + r + (i + 1) * tread, up - i * rise), (a + r + (i + 1) * tread, up - (i + 1) * rise)]

@@ -104,8 +104,10 @@ class Cabinet:
         self.added.append(self._box(front, -0.02, self.lip, DRAWER, min(self.soft, tall / 5)))
         y, z = (front.left + front.right) / 2, (front.low + front.high) / 2
         if self.handle in ("grip", "none"):
-            notch = Cell(y - 0.25 * wide, y + 0.25 * wide, front.high - 0.05, front.high + 0.05)
-            self.added[-1] = self.added[-1] - self._box(notch, 0.002, 1, DRAWER)
+            if tall > THIN + 0.03:
+                low = front.high - min(0.05, tall - THIN)
+                notch = Cell(y - 0.25 * wide, y + 0.25 * wide, low, front.high + 0.05)
+                self.added[-1] = self.added[-1] - self._box(notch, 0.002, 1, DRAWER)
             return
         spots = evenly_spaced(2, y - 0.28 * wide, y + 0.28 * wide) if wide > 0.32 and self.handle != "bar" else [y]
         for spot in spots:
@@ -127,7 +129,7 @@ class Cabinet:
         else:
             self.added.append(self._box(front, -0.02, self.lip, DOOR, self.soft))
             inner = front.inset(THIN)
-            if self.panel != "flat" and min(inner.size) > 0.05:
+            if self.panel != "flat" and min(inner.size) > (0.05 if self.panel == "framed" else 0.08):
                 rows = inner.rows(self.draw, self.draw.count(1, 2) if inner.size[1] > 0.3 else 1)
                 for i, row in enumerate(rows):
                     low, high = EDGE if i else 0.0, EDGE if row is not rows[-1] else 0.0
@@ -135,7 +137,7 @@ class Cabinet:
                     if self.panel == "framed":
                         self.added[-1] = self.added[-1] - self._box(field, 0.004, 1, DOOR)
                     else:
-                        self.added.append(self._box(field, 0.0, self.lip + 0.022, DOOR, 0.01))
+                        self.added.append(self._box(field, 0.0, self.lip + 0.02, DOOR, 0.008))
         y = front.left + 0.04 if hinge > 0 else front.right - 0.04
         if self.handle in ("grip", "none"):
             return

@@ -45,7 +45,7 @@ def _chest(draw: Draw) -> list[Solid]:
     """A chest of drawers, at times with a door on one side or a mirror."""
     b, a = draw.between(0.2, 0.44), draw.between(0.13, 0.21)
     high = min(draw.between(0.36, 0.86), 2.6 * b + 0.1)
-    mirror = high < 0.6 and draw.chance(0.15)
+    mirror = high < 0.6 and b > 0.28 and draw.chance(0.2)
     lower, upper, parts = _standing(draw, (a, b), high, draw.between(-0.03, 0.14))
     made = Cabinet(draw, lower, upper)
     rows, area = draw.count(2, 6), made.area
@@ -109,7 +109,7 @@ def _bookshelf(draw: Draw) -> list[Solid]:
     """Open compartments in columns and rows, some with doors or drawers, as a block or in steps."""
     high, b, a = draw.between(0.6, 0.9), draw.between(0.15, 0.44), draw.between(0.09, 0.16)
     if draw.chance(0.12):
-        high, b = draw.between(0.36, 0.5), draw.between(0.3, 0.455)
+        high, b = draw.between(0.42, 0.55), draw.between(0.3, 0.455)
     lower, upper, parts = _standing(draw, (a, b), high, draw.pick((0.0, draw.between(0.03, 0.1))))
     made = Cabinet(draw, lower, upper, back=0.0 if draw.chance(0.25) else THIN)
     things, form = draw.pick((0.0, 0.35, 0.7)), draw.pick(("grid", "columns", "rows"), (0.45, 0.35, 0.2))
@@ -289,9 +289,9 @@ def _kitchen(draw: Draw) -> list[Solid]:
             _filled(draw, base, column, ("doors", "drawers", "doors"))
     parts += [base.solid(), cuboid((-a, start + 0.01, 0), (a - 0.035, end - 0.01, plinth + 0.01), LEG)]
     parts.append(cuboid((-a, start, work - THIN), (a + 0.03, end, work), BODY))
-    high = draw.between(0.72, 0.86)
+    high = draw.between(0.76, 0.86)
     if draw.chance(0.75):
-        wall = Cabinet(draw, (-a, start, work + draw.between(0.16, 0.22)), (a - draw.between(0.08, 0.12), end, high))
+        wall = Cabinet(draw, (-a, start, work + draw.between(0.14, 0.18)), (a - draw.between(0.08, 0.12), end, high))
         wall.handle, wall.panel = handle, panel
         for column in wall.area.columns(draw, draw.count(2, 4), 0.2):
             _filled(draw, wall, column, ("doors", "doors", "doors", "open", "glass"), at=0.25)
