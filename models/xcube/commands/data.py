@@ -117,7 +117,7 @@ def build_procedural(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Build a dataset of procedural chairs, tables, sofas, lamps, airplanes and cars.
+    """Build a dataset of procedural chairs, tables, sofas, lamps, airplanes, cars, beds and cabinets.
 
     The exit status is 1 if no shape could be used and 2 if the dataset cannot be built.
 

@@ -1,4 +1,4 @@
-"""Procedural shapes: chairs, tables, sofas, lamps, airplanes and cars, built from labeled parts.
+"""Procedural shapes: chairs, tables, sofas, lamps, airplanes, cars, beds and cabinets, built from labeled parts.
 
 A family and a seed determine a shape on every machine, so a dataset is a list of names such as "chair-000123". Shapes
 stand upright with z up and face along x. They fit into a box of edge 1, within the margin of boxes with the levels
@@ -18,6 +18,8 @@ from sparsevox.shapes import Voxels
 from xcube.data.hierarchy import Box
 from xcube.data.sources import Source
 from xcube.procedural.families.airplanes import airplane
+from xcube.procedural.families.beds import bed
+from xcube.procedural.families.cabinets import cabinet
 from xcube.procedural.families.cars import car
 from xcube.procedural.families.chairs import chair
 from xcube.procedural.families.draw import PARTS, Draw, part_labels
@@ -30,6 +32,7 @@ from xcube.procedural.surface import voxelize_solid
 
 _MAKERS: Mapping[str, Callable[[Draw], Solid]] = MappingProxyType(
     {"chair": chair, "table": table, "sofa": sofa, "lamp": lamp, "airplane": airplane, "car": car}
+    | {"bed": bed, "cabinet": cabinet}
 )
 FAMILIES = tuple(_MAKERS)
 

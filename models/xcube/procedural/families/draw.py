@@ -26,6 +26,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "lamp": ("shade", "pole", "base", "bulb"),
     "airplane": ("fuselage", "wing", "tail", "engine", "canopy", "gear"),
     "car": ("body", "cabin", "window", "wheel", "light", "trim"),
+    "bed": ("frame", "mattress", "board", "leg", "pillow", "blanket"),
+    "cabinet": ("body", "door", "drawer", "shelf", "handle", "leg"),
 }
 
 
