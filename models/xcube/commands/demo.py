@@ -25,7 +25,6 @@ from xcube.training.presets import preset_box, read_preset
 OPTIONS = "demo.json"
 SHAPES = {"demo": 1400, "small": 6000}  # in the dataset, by preset
 SAMPLES = 64
-GUIDANCE = 1.25  # for denoisers that take a category
 OTHER_MINUTES = 3.0  # for everything but training
 OWN = "yours"  # prefix of the names of the user's meshes
 
@@ -78,19 +77,15 @@ def demo(
     trained = train_all(data, runs, chosen, limit, restart=restart, quiet=quiet)
 
     log(f"sampling: {SAMPLES} shapes")
-    from xcube.commands.demo_page import MIN_COMPONENT, write_demo_page
+    from xcube.commands.demo_page import write_demo_page
     from xcube.pipeline.checkpoint import fingerprint
     from xcube.pipeline.output import SETTINGS
 
     existing = _read_json(samples / SETTINGS) or {}
-    wanted = {"model": fingerprint(runs), "seed": seed, "min_component": MIN_COMPONENT}
+    wanted = {"model": fingerprint(runs), "seed": seed, "min_component": 0.0}
     outdated = wanted != {name: existing.get(name) for name in wanted}
-    categories = _categories(jobs)
-    guidance = GUIDANCE if categories else 1.0
-    # The noise that ddpm adds at each step corrects errors of a fine denoiser that trained for minutes: surfaces are
-    # flatter, with fewer small components. The coarse denoiser predicts a flow, which has its own sampler.
-    options = SampleOptions(seed=seed, guidance=guidance, sampler="ddpm", min_component=MIN_COMPONENT, quiet=quiet)
-    sample(runs, samples, SAMPLES, categories, options, restart=restart or outdated)
+    options = SampleOptions(seed=seed, quiet=quiet)
+    sample(runs, samples, SAMPLES, _categories(jobs), options, restart=restart or outdated)
 
     log("metrics and pictures")
     write_demo_page(out, trained, _from_files(sources), chosen, quiet)
@@ -170,6 +165,7 @@ def _build(sources: Sequence[Source], data: Path, box: Box, restart: bool, quiet
         sources,
         data,
         box,
+        attributes=("normal", "fill"),
         outside="rescale",
         source="xcube.procedural.shapes, and files",
         workers=cores(),

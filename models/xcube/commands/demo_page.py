@@ -29,9 +29,6 @@ from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, draw_gallery
 from xcube.pipeline.pipeline import XCubePipeline
 
-# Fraction of a shape below which connected components are removed: after minutes of training most loose parts are
-# smaller.
-MIN_COMPONENT = 0.01
 METRICS, PAGE = "metrics.json", "index.html"
 SAMPLES_SHOWN = 16
 POINTS = 1024  # per shape for distances: half of the default, in half of the time
@@ -104,7 +101,7 @@ def _summary(evaluation: Evaluation, held_out: HeldOut) -> str:
         "Shapes generated from noise, level by level. The VAEs reconstruct held-out shapes with a voxel IoU of "
         f"{iou}. 1-NNA of {row['shapes']} samples: {row['one_nna']:.1%} ± {row['one_nna_error']:.1%} (50 % is ideal; "
         f"training shapes have {real['one_nna']:.1%}). {row['empty']} samples are empty, {row['one_component']:.0%} "
-        f"have a single component; components of less than {MIN_COMPONENT:.0%} of a shape are removed."
+        f"have a single component, {row['watertight']:.0%} are watertight."
     )
 
 
@@ -150,10 +147,9 @@ def _training_row(name: str, values: Mapping[str, float]) -> tuple[str, ...]:
 def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
     """Reconstruct a mesh of the user, and sample its fine levels from its coarse voxels."""
     box = Box(pipeline.resolutions, pipeline.size)
-    levels = build_hierarchy(source.load(), box, outside="rescale")
+    levels = build_hierarchy(source.load(), box, outside="rescale", fill=True)
     back = pipeline.reconstruct(levels[-1])
-    options = SampleOptions(sampler="ddpm", min_component=MIN_COMPONENT, quiet=True)
-    again = pipeline.upsample(levels[0].unbind()[0], options, level=1, numbers=range(VARIANTS))
+    again = pipeline.upsample(levels[0].unbind()[0], SampleOptions(quiet=True), level=1, numbers=range(VARIANTS))
     rows = {
         "input": [each.input for each in back],
         "output": [each.best for each in back],
@@ -171,10 +167,9 @@ def _commands(out: Path, preset: str, own: Sequence[Path]) -> list[str]:
     """Commands for the next steps, quoted for a shell."""
     runs, coarse = out / "runs", out / "samples" / "levels" / "0" / "shape-000000.npz"
     same: list[object] = ["--preset", preset, *(["--mesh", *own] if own else [])]
-    how = ("--sampler", "ddpm", "--min_component", MIN_COMPONENT)
     words: list[list[object]] = [
-        ["sample", "--model", runs, "--count", 100, "--seed", 1, *how, "--out", "more"],
-        ["upsample", coarse, "--model", runs, "--count", 4, *how, "--out", "finer"],
+        ["sample", "--model", runs, "--count", 100, "--seed", 1, "--out", "more"],
+        ["upsample", coarse, "--model", runs, "--count", 4, "--out", "finer"],
         ["evaluate", out / "samples", "--data", out / "data", "--emd"],
         ["demo", "--out", out, *same, "--minutes", 60],
     ]

@@ -109,7 +109,8 @@ def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None) -> 
     number = 1 if level is None else level
     if not 1 <= number < len(pipeline.levels):
         raise ValueError(f"level must lie in [1, {len(pipeline.levels)}) for a mesh or points, got {number}")
-    return build_hierarchy(load_shape(file), Box(pipeline.resolutions, pipeline.size), outside="rescale")[number - 1]
+    box, fill = Box(pipeline.resolutions, pipeline.size), pipeline.levels[number].denoiser.config.fill
+    return build_hierarchy(load_shape(file), box, outside="rescale", fill=fill)[number - 1]
 
 
 def _fill_folder(
