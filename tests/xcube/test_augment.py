@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparsevox import Grid, Voxels
 from xcube.data import Box, ShapeFolder, build, build_hierarchy
-from xcube.data.augment import Augment, AugmentedShapes, mirrored, scaled, turned
+from xcube.data.augment import Augment, AugmentedShapes, mirror_image, scaled, turned
 from xcube.procedural.shapes import procedural_sources, shape_voxels
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
@@ -70,8 +70,8 @@ def rotated(volumes: dict[str, np.ndarray], quarters: int) -> dict[str, np.ndarr
 @given(cells, st.integers(0, 9))
 def test_a_mirror_image_is_exact(places: Cells, seed: int) -> None:
     voxels = voxels_of(places, seed)
-    assert equal(dense(mirrored(voxels), HALF), flipped(dense(voxels, HALF)))
-    assert equal(dense(mirrored(mirrored(voxels)), HALF), dense(voxels, HALF))
+    assert equal(dense(mirror_image(voxels), HALF), flipped(dense(voxels, HALF)))
+    assert equal(dense(mirror_image(mirror_image(voxels)), HALF), dense(voxels, HALF))
 
 
 @given(cells, st.integers(-3, 8))
@@ -85,7 +85,7 @@ def test_changes_commute_with_the_hierarchy(places: Cells) -> None:
     """Early dilation of a mirror image is the mirror image of the early dilation."""
     fine = voxels_of(places)
     levels = build_hierarchy(fine, BOX)
-    for change in (mirrored, turned):
+    for change in (mirror_image, turned):
         for level, of_changed in zip(levels, build_hierarchy(change(fine), BOX), strict=True):
             assert change(level).grid.same_voxels(of_changed.grid)
             assert change(level).grid.origin == of_changed.grid.origin
@@ -94,7 +94,7 @@ def test_changes_commute_with_the_hierarchy(places: Cells) -> None:
 def test_attributes_of_changed_shapes_are_those_of_coarse_levels() -> None:
     box = Box((8, 32))
     fine = shape_voxels("chair-000003", box)
-    for change in (mirrored, turned):
+    for change in (mirror_image, turned):
         levels, others = build_hierarchy(fine, box), build_hierarchy(change(fine), box)
         for level, other in zip(levels, others, strict=True):
             near = (change(level).attributes["normal"] - other.attributes["normal"]).abs().amax(1) < 1e-4
@@ -198,7 +198,9 @@ def test_changes_follow_from_seed_epoch_and_item() -> None:
     assert drawn == [both.change(seed, epoch, item) for seed, epoch, item in product(range(5), range(10), range(20))]
     assert len(set(drawn)) == 1000
     assert np.mean([change.mirror for change in drawn]) == pytest.approx(0.5, abs=0.06)
-    assert [np.mean([change.quarters == n for change in drawn]) for n in range(4)] == pytest.approx([0.25] * 4, abs=0.05)
+    assert [np.mean([change.quarters == n for change in drawn]) for n in range(4)] == pytest.approx(
+        [0.25] * 4, abs=0.05
+    )
     values = np.array([change.factors for change in drawn])
     assert values.min() >= 0.75
     assert values.max() <= 1.0
@@ -262,7 +264,7 @@ def test_shapes_of_a_dataset_with_changes(data: Path, level: int) -> None:
         factor, quarters, mirror = augment.change(3, epoch, item)
         assert factor is not None
         expected = turned(scaled(finest[item], shapes.card.box, factor)[level], quarters)
-        expected = mirrored(expected) if mirror else expected
+        expected = mirror_image(expected) if mirror else expected
         found = changed.variant(item, epoch)
         assert same(found, expected)
         assert found.num_voxels > 0
@@ -271,7 +273,7 @@ def test_shapes_of_a_dataset_with_changes(data: Path, level: int) -> None:
     assert differ > 2 * len(shapes)
     exact = AugmentedShapes(shapes, Augment(mirror=True), 3)
     images = [exact.variant(0, epoch) for epoch in range(8)]
-    assert {same(image, shapes[0]) + 2 * same(image, mirrored(shapes[0])) for image in images} == {1, 2}
+    assert {same(image, shapes[0]) + 2 * same(image, mirror_image(shapes[0])) for image in images} == {1, 2}
 
 
 def test_turns_need_a_square_box(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_folders_say_what_was_changed(data: Path, vae: Path, tmp_path: Path) -> 
     run_vae(data, tmp_path, Augment(), steps=1)
     assert "augment" not in read_config(tmp_path)["metadata"]["options"]  # as in runs of earlier versions
     run_vae(data, tmp_path, Augment(variants=3), steps=1)
-    with pytest.raises(ValueError, match="other options: augment.mirror None, now True"):
+    with pytest.raises(ValueError, match=r"other options: augment.mirror None, now True"):
         run_vae(data, tmp_path, Augment(mirror=True), steps=2)
 
 

@@ -111,7 +111,7 @@ class AugmentedShapes:
         factors, quarters, mirror = self.augment.change(self.seed, epoch, item)
         voxels = self.shapes[item] if factors is None else self._scaled(item, factors)
         voxels = turned(voxels, quarters)
-        return mirrored(voxels) if mirror else voxels
+        return mirror_image(voxels) if mirror else voxels
 
     def _scaled(self, item: int, factors: Factors) -> Voxels:
         shapes, card = self.shapes, self.shapes.card
@@ -123,7 +123,7 @@ class AugmentedShapes:
         return f"AugmentedShapes({self.shapes!r}, {self.augment})"
 
 
-def mirrored(voxels: Voxels) -> Voxels:
+def mirror_image(voxels: Voxels) -> Voxels:
     """Mirror one shape from left to right: voxel (i, j, k) becomes (i, -1 - j, k), and normals change the sign of y."""
     return _moved(voxels, (0, 1, 2), (1, -1, 1))
 

@@ -31,7 +31,7 @@ _LETTERS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}  # escapes; any other es
 
 
 def sh3f_sources(*roots: str | PathLike[str]) -> list[Source]:
-    """Find the models of furniture libraries; their names are LIBRARY/N-NAME, such as "Scopia/007-washbasin".
+    """Find the models of furniture libraries; their names are LIBRARY/N-NAME, such as "Scopia/001-washbasin".
 
     LIBRARY is the name of the .sh3f file, N the number in its catalog, and NAME the name there, without accents and
     signs. The sources have a title, a category, a license and a creator. Models have y up and face along z: pass
