@@ -27,7 +27,14 @@ AUGMENT = Augment(mirror=True, turn=True, scale=(0.6, 1.0), variants=2)
 
 
 def config(**changes: Any) -> TrainConfig:
-    plain = {"batch_size": 2, "warmup": 0, "schedule": "constant", "val_every": 100, "save_every": 100, "seed": 3}
+    plain: dict[str, Any] = {
+        "batch_size": 2,
+        "warmup": 0,
+        "schedule": "constant",
+        "val_every": 100,
+        "save_every": 100,
+        "seed": 3,
+    }
     return TrainConfig(**(plain | changes))
 
 
