@@ -162,6 +162,19 @@ def test_normals_and_texture_coordinates_without_a_material_change_no_vertex(tmp
     assert not mesh.vertex_attributes
 
 
+def test_indices_that_count_back_from_their_line(tmp_path):
+    """Two tetrahedra, each after its corners: -1 is the last corner before the face, not the last of the file."""
+    far = [(x + 5, y, z) for x, y, z in CORNERS]
+    tail = "vt 0 0\nvn 0 0 1\nf -4/-1/-1 2/1/1 \\\n-2/-1/1  # -9\r\nf -4/-1/-1 -3/-1/-1 -1/-1/-1 -2/-1/-1\n"
+    text = obj(CORNERS, []) + tail + obj(far, []) + tail.replace(" 2/", " -3/")
+    mesh = load_mesh(write(tmp_path, "a.obj", text))
+    expected = [[0, 1, 2], [0, 1, 3], [0, 3, 2], [4, 5, 6], [4, 5, 7], [4, 7, 6]]
+    found = {tuple(sorted(map(tuple, corners))) for corners in mesh.vertices[mesh.faces].tolist()}
+    assert found == {tuple(sorted([*CORNERS, *far][i] for i in face)) for face in expected}
+    with pytest.raises(ValueError, match=r"a.obj: a face has the index -5, but only 4 rows are before it"):
+        load_mesh(write(tmp_path, "a.obj", obj(CORNERS, []) + "f -5 -2 -1\n"))
+
+
 def test_text_in_latin_1(tmp_path):
     note = "# caf\xe9\n"
     texts = {"a.obj": note + obj(), "a.off": note + off(), "a.stl": stl().replace("solid s", "solid \xe9")}

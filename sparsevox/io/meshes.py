@@ -4,6 +4,7 @@ V vertices, F faces.
 """
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,14 @@ from sparsevox.shapes import Mesh
 READS = (".obj", ".ply", ".stl", ".off", ".glb", ".gltf")
 WRITES = (".obj", ".ply", ".stl", ".off", ".glb")
 
+_RELATIVE = re.compile(rb"^\s*f\s[^\n]*-", re.MULTILINE)  # a face of a .obj file with an index that counts back
+
 
 def load_mesh(path: FilePath) -> Mesh:
     """Load a triangle mesh from a .obj, .ply, .stl, .off, .glb or .gltf file.
 
     - Polygons are triangulated. All parts of a scene are transformed to their place in it and joined into one mesh.
+    - Indices of a .obj file may be negative: they count back from the line of the face.
     - Vertices are neither merged nor removed. Two formats repeat vertices: .stl stores three per triangle, and for a
       .obj file with materials trimesh creates one per combination of position, texture coordinate and normal.
       `describe` counts equal positions once.
@@ -55,6 +59,8 @@ def load_mesh(path: FilePath) -> Mesh:
     with prefix_errors(path):
         if kind in (".obj", ".off") or (kind == ".stl" and b"\0" not in data):
             data = _as_utf8(data)
+        if kind == ".obj" and _RELATIVE.search(data):
+            data = _with_absolute_indices(data)
         if kind == ".off":
             _check_off(data.decode())
         if kind == ".stl":
@@ -190,6 +196,30 @@ def _as_utf8(data: bytes) -> bytes:
     except UnicodeDecodeError:
         return data.decode("latin-1").encode()
     return data
+
+
+def _with_absolute_indices(data: bytes) -> bytes:
+    """Replace the indices of faces in a .obj file that count back from their line; trimesh counts from the end."""
+    counts = {b"v": 0, b"vt": 0, b"vn": 0}
+
+    def absolute(corner: bytes) -> bytes:
+        parts = corner.split(b"/")
+        for place, (part, count) in enumerate(zip(parts, counts.values(), strict=False)):
+            if part.startswith(b"-"):
+                index = count + 1 + int(part)
+                if index < 1:
+                    raise ValueError(f"a face has the index {part.decode()}, but only {count} rows are before it")
+                parts[place] = b"%d" % index
+        return b"/".join(parts)
+
+    lines = data.replace(b"\r\n", b"\n").replace(b"\\\n", b"").split(b"\n")
+    for number, line in enumerate(lines):
+        key, *words = line.split(b"#")[0].split() or [b""]
+        if key in counts:
+            counts[key] += 1
+        elif key == b"f":
+            lines[number] = b" ".join([b"f", *map(absolute, words)])
+    return b"\n".join(lines)
 
 
 def _check_off(text: str) -> None:

@@ -13,10 +13,12 @@ from xcube.data import (
     build,
     file_sources,
     semantic_kitti_sources,
+    sh3f_sources,
     shapenet_sources,
     voxel_sources,
     with_lists,
 )
+from xcube.data.axes import Up
 from xcube.data.build import Engine
 from xcube.data.engines import cores
 from xcube.data.hierarchy import Box, Outside, as_box
@@ -24,7 +26,8 @@ from xcube.data.sources import SPLITS
 from xcube.procedural.scenes import CLASSES, scene_voxels
 from xcube.procedural.shapes import procedural_sources
 
-Layout = Literal["files", "shapenet", "semantic-kitti", "voxels"]
+Layout = Literal["files", "shapenet", "sh3f", "semantic-kitti", "voxels"]
+UPRIGHT: tuple[Layout, ...] = ("semantic-kitti", "voxels")  # layouts in which z always points up
 
 # Defaults of options.
 CUBE = Numbers((1.0,))
@@ -47,6 +50,7 @@ def build_files(
     samples: int = 1_000_000,
     seed: int = 0,
     outside: Outside = "error",
+    up: Up | None = None,
     splits: dict[str, float] = dict(SPLITS),  # noqa: B006  (read only; shown by --help)
     source: str = "",
     license: str = "",
@@ -60,18 +64,22 @@ def build_files(
     exit status is 1 if no shape could be used and 2 if the dataset cannot be built.
 
     Args:
-        shapes: Files, folders, or patterns such as 'scans/**/*.ply'; one folder if the layout is not "files".
+        shapes: Files, folders, or patterns such as 'scans/**/*.ply'; .sh3f files or folders of them with layout "sh3f",
+            and one folder with the other layouts.
         out: Output folder of the dataset.
         levels: Number of voxels along the first axis of the box at each level, coarsest first, separated by commas.
         size: Edge lengths of the box, centered at the origin, in world units: one number for a cube, or three.
-        layout: Layout of the input: "files" with any names, "shapenet" folders CATEGORY/MODEL, "semantic-kitti" folders
-            sequences/NUMBER, or "voxels", arrays of the voxels of the finest level.
+        layout: Layout of the input: "files" with any names, "shapenet" folders CATEGORY/MODEL, "sh3f" furniture
+            libraries of Sweet Home 3D, "semantic-kitti" folders sequences/NUMBER, or "voxels", arrays of the voxels of
+            the finest level.
         lists: Folder of lists such as train.lst, which name the shapes of each split.
         attributes: Voxel attributes to store: any of normal, color, label, instance and intensity, separated by commas.
         samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
         seed: Random seed of the sampled points.
         outside: Treatment of shapes that do not fit into the box: "error" skips and "clip" crops them, "rescale" moves
             and scales every mesh and point cloud to fill the box.
+        up: Axis that points up in the input, "y" or "z", by default "y" with layout "sh3f" and "z" with the others.
+            Shapes with y up are rotated so that z points up, and the side that faced along z faces along x.
         splits: Fraction of shapes in each split, for shapes that no list names.
         source: Source of the shapes, written to card.json.
         license: License of the shapes, written to card.json.
@@ -80,8 +88,12 @@ def build_files(
         overwrite: Delete an existing dataset first.
     """
     box = as_box(levels, size[0] if len(size) == 1 else size)
+    if up == "y" and layout in UPRIGHT:
+        raise ValueError(f"up must be 'z' with layout {layout!r}, got 'y'")
     if layout == "files":
         sources = file_sources(shapes)
+    elif layout == "sh3f":
+        sources = sh3f_sources(*shapes)
     else:
         folder = _one_folder(shapes, layout)
         if layout == "shapenet":
@@ -98,6 +110,7 @@ def build_files(
         samples=samples,
         seed=seed,
         outside=outside,
+        up=up or ("y" if layout == "sh3f" else "z"),
         splits=splits,
         source=source,
         license=license,

@@ -2,12 +2,14 @@
 
 from xcube.data.build import BuildReport, build
 from xcube.data.converters import semantic_kitti_sources, shapenet_sources, voxel_sources
-from xcube.data.dataset import Attribute, Card
+from xcube.data.dataset import About, Attribute, Card
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.loading import ShapeFolder
+from xcube.data.sh3f import sh3f_sources
 from xcube.data.sources import Source, file_sources, with_lists
 
 __all__ = [
+    "About",
     "Attribute",
     "Box",
     "BuildReport",
@@ -18,6 +20,7 @@ __all__ = [
     "build_hierarchy",
     "file_sources",
     "semantic_kitti_sources",
+    "sh3f_sources",
     "shapenet_sources",
     "voxel_sources",
     "with_lists",

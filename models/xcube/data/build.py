@@ -15,6 +15,7 @@ import sparsevox as sv
 from sparsevox import checks
 from sparsevox.io import describe
 from sparsevox.shapes import Mesh, Points, Shape
+from xcube.data.axes import Up, upright
 from xcube.data.dataset import (
     ATTRIBUTES,
     CARD,
@@ -89,6 +90,7 @@ def build(
     samples: int = 1_000_000,
     seed: int = 0,
     outside: Outside = "error",
+    up: Up = "z",
     splits: Splits = SPLITS,
     source: str = "",
     license: str = "",
@@ -114,6 +116,8 @@ def build(
         samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
         seed: Random seed of these points, combined with name and file of the shape.
         outside: Treatment of shapes that do not fit into the box (`build_hierarchy`); "error" skips them.
+        up: Axis that points up in the meshes and point clouds, "y" or "z". Those with y up are rotated (`upright`); in
+            the dataset z points up.
         splits: Fraction of each split, for sources without a split.
         source: Source of the shapes, written to card.json.
         license: License of the shapes, written to card.json.
@@ -133,19 +137,28 @@ def build(
         raise ValueError(f"engine must be 'processes' or 'ray', got {engine!r}")
     if outside not in ("error", "clip", "rescale"):
         raise ValueError(f"outside must be 'error', 'clip' or 'rescale', got {outside!r}")
+    if up not in ("y", "z"):
+        raise ValueError(f"up must be 'y' or 'z', got {up!r}")
     for name, number, least in (("samples", samples, 1), ("workers", workers, int(engine == "ray"))):
         if checks.integer(name, number) < least:
             raise ValueError(f"{name} must be at least {least}, got {number}")
     if not splits or min(splits.values()) < 0 or not sum(splits.values()) > 0:
         raise ValueError(f"splits must be fractions that are not negative, and not all 0, got {dict(splits)}")
-    options = {"samples": samples, "seed": checks.integer("seed", seed), "outside": outside, "splits": dict(splits)}
+    options: dict[str, Any] = {
+        "samples": samples,
+        "seed": checks.integer("seed", seed),
+        "outside": outside,
+        "splits": dict(splits),
+    }
+    options |= {"up": up} if up != "z" else {}  # cards of earlier versions have no such option
     ordered = unique(sources)
     card = Card(box, _as_stored(attributes), options, source, license)
     folder = Path(out)
     entries = {entry.name: entry for entry in _open(folder, card, overwrite)}
     for each in ordered:
         if each.name in entries:
-            entries[each.name] = entries[each.name]._replace(split=split_of(each, splits))
+            entry = entries[each.name]
+            entries[each.name] = entry._replace(split=split_of(each, splits), about=each.about or entry.about)
     waiting = [each for each in ordered if each.name not in entries]
     make = partial(build_one, out=folder, card=card)
     if engine == "ray":
@@ -181,6 +194,7 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
     if reason:
         return skipped(*reason)
     try:
+        shape = upright(shape, card.options.get("up", "z"))
         samples, outside = card.options["samples"], card.options["outside"]
         levels = build_hierarchy(
             shape, card.box, samples=samples, seed=seed, outside=outside, fill="fill" in card.attributes
@@ -198,7 +212,7 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
     metadata = describe(shape) if isinstance(shape, Mesh) else None
     watertight = None if metadata is None else metadata.closed and metadata.oriented
     voxels = tuple(level.num_voxels for level in levels)
-    return Entry(source.name, split_of(source, card.options["splits"]), watertight, voxels)
+    return Entry(source.name, split_of(source, card.options["splits"]), watertight, voxels, source.about)
 
 
 def _unusable(shape: Shape) -> tuple[str, str] | None:

@@ -1,7 +1,8 @@
 """Datasets on disk: a folder of voxels that NumPy, csv and json can read without this package.
 
     card.json                        box and levels, voxel sizes, origins, attributes, license, build options
-    index.csv                        a row for each shape: name, split, watertight, number of voxels of each level
+    index.csv                        a row for each shape: name, split, watertight, number of voxels of each level, and
+                                     title, category, license and creator if they are known for some shape
     report.csv                       the shapes that the last build skipped, and why
     shapes/NAME/RESOLUTION.npz       one level of one shape, as `sv.io.save_voxels` writes it
 
@@ -15,7 +16,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from xcube.data.hierarchy import Box
 
 FORMAT, VERSION = "xcube shapes", 1
 CARD, INDEX, REPORT, SHAPES = "card.json", "index.csv", "report.csv", "shapes"
+ABOUT = ["title", "category", "license", "creator"]  # columns of the index with the fields of `About`
 OLD_COLUMNS = {"watertight": "closed"}  # names in indices of earlier versions
 
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
@@ -105,6 +107,33 @@ class Card:
         }
 
 
+@dataclass(frozen=True, order=True)
+class About:
+    """A description of a shape by its source. White space in it becomes single spaces.
+
+    title: Name for people, in any script.
+    category: Category, as the source names it.
+    license: License of this shape.
+    creator: Author of this shape.
+    """
+
+    title: str = ""
+    category: str = ""
+    license: str = ""
+    creator: str = ""
+
+    def __post_init__(self) -> None:
+        for column in ABOUT:
+            object.__setattr__(self, column, " ".join(getattr(self, column).split()))
+
+    def __bool__(self) -> bool:
+        """Whether anything is known."""
+        return self != UNKNOWN
+
+
+UNKNOWN = About()
+
+
 class Entry(NamedTuple):
     """A shape in the index.
 
@@ -113,12 +142,14 @@ class Entry(NamedTuple):
     watertight: Whether the mesh has no open edge and consistently oriented faces; otherwise its inside is undefined.
         None if the shape is not a mesh.
     voxels: Number of voxels at each level, the coarsest first.
+    about: Title, category, license and creator, each "" if it is unknown.
     """
 
     name: str
     split: str
     watertight: bool | None
     voxels: tuple[int, ...]
+    about: About = UNKNOWN
 
 
 def check_name(name: str) -> str:
@@ -183,9 +214,14 @@ def is_dataset(root: str | PathLike[str]) -> bool:
 
 
 def write_index(root: str | PathLike[str], card: Card, entries: Iterable[Entry]) -> None:
-    """Write index.csv, ordered by name."""
-    rows = [[e.name, e.split, "" if e.watertight is None else int(e.watertight), *e.voxels] for e in sorted(entries)]
-    write_csv(Path(root, INDEX), _header(card), rows)
+    """Write index.csv, ordered by name. It has columns for `Entry.about` if something is known about a shape."""
+    ordered = sorted(entries)
+    rows = [[e.name, e.split, "" if e.watertight is None else int(e.watertight), *e.voxels] for e in ordered]
+    header = _header(card)
+    if any(entry.about for entry in ordered):
+        header += ABOUT
+        rows = [[*row, *astuple(entry.about)] for row, entry in zip(rows, ordered, strict=True)]
+    write_csv(Path(root, INDEX), header, rows)
 
 
 def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
@@ -198,7 +234,7 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
     path = Path(root, INDEX)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: no shape of the dataset has been built yet")
-    header = _header(card)
+    header, columns = _header(card), 0
     entries: list[Entry] = []
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
@@ -208,14 +244,17 @@ def read_index(root: str | PathLike[str], card: Card) -> list[Entry]:
         raise ValueError(f"{path}: the file is empty")
     for number, row in enumerate(rows, 1):
         try:
-            if number == 1 and row not in (header, [OLD_COLUMNS.get(column, column) for column in header]):
-                raise ValueError(f"expected the columns {header}, got {row}")
-            if number > 1:
-                name, split, watertight, *voxels = row
+            if number == 1:
+                if row not in (header, [*header, *ABOUT], [OLD_COLUMNS.get(column, column) for column in header]):
+                    raise ValueError(f"expected the columns {header}, and perhaps {ABOUT}, got {row}")
+                columns = len(row)
+            else:
+                name, split, watertight, *others = row
                 known = {"": None, "0": False, "1": True}[watertight]
-                entries.append(Entry(check_name(name), split, known, tuple(map(int, voxels))))
-                if len(voxels) != len(card.box.levels):
-                    raise ValueError(f"expected {len(header)} columns, got {len(row)}")
+                voxels, about = others[: len(card.box.levels)], others[len(card.box.levels) :]
+                if len(row) != columns:
+                    raise ValueError(f"expected {columns} columns, got {len(row)}")
+                entries.append(Entry(check_name(name), split, known, tuple(map(int, voxels)), About(*about)))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     names = [entry.name for entry in entries]
@@ -277,7 +316,7 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def _header(card: Card) -> list[str]:
-    """The columns of index.csv."""
+    """The columns of index.csv, without those of `Entry.about`."""
     return ["name", "split", "watertight", *(f"voxels_{resolution}" for resolution in card.box.levels)]
 
 

@@ -27,6 +27,7 @@ class ShapeFolder(Dataset[Levels]):
     root: The folder.
     card: Description of the dataset: box, attributes, license.
     entries: The shapes of the split, in the order of the items, sorted by name.
+    levels: Indices of the levels of an item; 0 is the coarsest.
     sizes: Number of voxels of each item, summed over its levels.
 
     Args:
@@ -69,17 +70,17 @@ class ShapeFolder(Dataset[Levels]):
         levels = [checks.integer("level", each) for each in ([level] if isinstance(level, int) else level)]
         if not levels or not all(-count <= each < count for each in levels):
             raise IndexError(f"level must be an index of the levels {self.card.box.levels}, got {level}")
-        self._levels = [each % count for each in levels]
-        self.sizes = [sum(entry.voxels[each] for each in self._levels) for entry in self.entries]
+        self.levels = [each % count for each in levels]
+        self.sizes = [sum(entry.voxels[each] for each in self.levels) for entry in self.entries]
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, item: int) -> Levels:
         entry = self.entries[item]
-        levels = [read_shape(self.root, self.card, entry, level) for level in self._levels]
+        levels = [read_shape(self.root, self.card, entry, level) for level in self.levels]
         return cast(Levels, levels[0] if self._single else levels)
 
     def __repr__(self) -> str:
-        levels = ", ".join(str(self.card.box.levels[level]) for level in self._levels)
+        levels = ", ".join(str(self.card.box.levels[level]) for level in self.levels)
         return f"ShapeFolder({self.root}, {len(self):,} shapes, levels: {levels}, {sum(self.sizes):,} voxels)"

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from sparsevox.io import load_mesh, load_points
 from sparsevox.io.meshes import READS
 from sparsevox.shapes import Shape
-from xcube.data.dataset import check_name, is_dataset
+from xcube.data.dataset import UNKNOWN, About, check_name, is_dataset
 
 Splits = Mapping[str, float]
 
@@ -33,6 +33,8 @@ class Source:
         `functools.partial` of one.
     path: File of the shape, if any. The random seed of its sample points depends on the name and the bytes of the file.
     split: Split of the shape; by default it is derived from a hash of the name.
+    about: Title, category, license and creator of the shape, for the index.
+    content: Bytes that the seed depends on instead of those of the file, such as the checksum of a part of the file.
 
     Raises:
         ValueError: If the name is invalid (`check_name`).
@@ -42,6 +44,8 @@ class Source:
     load: Callable[[], Shape]
     path: Path | None = None
     split: str | None = None
+    about: About = UNKNOWN
+    content: bytes | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -175,9 +179,9 @@ def split_of(source: Source, splits: Splits) -> str:
 
 
 def seed_of(source: Source, seed: int) -> int:
-    """Derive a seed from that of the dataset, the name of the source and the bytes of its file."""
-    content = b""
-    if source.path is not None:
+    """Derive a seed from that of the dataset, the name of the source and its content, by default its file."""
+    content = source.content or b""
+    if source.content is None and source.path is not None:
         with source.path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
     digest = hashlib.sha256(f"{seed}\0{source.name}\0".encode() + content).digest()

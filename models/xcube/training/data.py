@@ -11,21 +11,24 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, get_worker_inf
 import sparsevox as sv
 from sparsevox.data import VoxelBudgetSampler
 from sparsevox.shapes import Voxels
+from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
 from xcube.training.config import TrainConfig
+from xcube.training.latents import LatentDataset
 
 
 class EndlessBatches(IterableDataset[list[Voxels]]):
     """The batches of a dataset, epoch after epoch, from batch `start` on.
 
-    It has no length, so that Lightning does not count the batches of an earlier run.
+    Each shape has the change of its epoch. There is no length, so that Lightning does not count the batches of an
+    earlier run.
     """
 
-    def __init__(self, shapes: ShapeFolder[Voxels], sampler: VoxelBudgetSampler, start: int) -> None:
+    def __init__(self, shapes: AugmentedShapes | LatentDataset, sampler: VoxelBudgetSampler, start: int) -> None:
         self.shapes, self.sampler, self.start = shapes, sampler, start
 
-    def batches(self) -> Iterator[list[int]]:
-        """Yield the indices of the shapes of each batch."""
+    def batches(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield the epoch and the indices of the shapes of each batch."""
         skip = self.start
         for epoch in itertools.count():
             self.sampler.set_epoch(epoch)
@@ -35,23 +38,22 @@ class EndlessBatches(IterableDataset[list[Voxels]]):
                 continue
             self.sampler.set_epoch(epoch, start=skip)
             skip = 0
-            yield from self.sampler
+            yield from ((epoch, items) for items in self.sampler)
 
     def __iter__(self) -> Iterator[list[Voxels]]:
         # Worker k of n loads batches k, k + n, and so on; the data loader takes from the workers in turn.
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for batch in itertools.islice(self.batches(), first, None, step):
-            yield [self._voxels(item) for item in batch]
-
-    def _voxels(self, item: int) -> Voxels:
-        voxels = self.shapes[item]
-        assert isinstance(voxels, Voxels), "one level"
-        return voxels
+        for epoch, items in itertools.islice(self.batches(), first, None, step):
+            yield [self.shapes.variant(item, epoch) for item in items]
 
 
 def training_batches(
-    shapes: ShapeFolder[Voxels], config: TrainConfig, start: int, rank: int, replicas: int
+    shapes: ShapeFolder[Voxels] | AugmentedShapes | LatentDataset,
+    config: TrainConfig,
+    start: int,
+    rank: int,
+    replicas: int,
 ) -> DataLoader[Any]:
     """Return a loader of the batches of one rank, from batch `start` on.
 
@@ -63,7 +65,8 @@ def training_batches(
     )
     if not len(sampler):
         raise ValueError(f"data must have shapes to train on, got {shapes}")
-    batches = EndlessBatches(shapes, sampler, start)
+    changed = AugmentedShapes(shapes) if isinstance(shapes, ShapeFolder) else shapes
+    batches = EndlessBatches(changed, sampler, start)
     return DataLoader(batches, batch_size=None, collate_fn=sv.collate, num_workers=config.workers)
 
 
@@ -79,7 +82,7 @@ def validation_batches(shapes: ShapeFolder[Voxels], config: TrainConfig) -> Data
 class ShapeDataModule(lightning.LightningDataModule):
     """The data of a run; training batches begin where the run stands."""
 
-    def __init__(self, train: ShapeFolder[Voxels], val: ShapeFolder[Voxels] | None, config: TrainConfig) -> None:
+    def __init__(self, train: AugmentedShapes, val: ShapeFolder[Voxels] | None, config: TrainConfig) -> None:
         super().__init__()
         self.train, self.val, self.config = train, val, config
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from sparsevox import Voxels
+from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
@@ -88,7 +89,7 @@ class DenoiserModule(FrozenVAEModule):
         self.vae.to(device)
         for split, most in (("train", None), ("val", self.config.val_shapes)):
             shapes = getattr(trainer.datamodule, split)
-            if isinstance(shapes, ShapeFolder):
+            if isinstance(shapes, ShapeFolder | AugmentedShapes):
                 latents = LatentDataset(shapes, most)
                 if self.cache:
                     latents.encode(lambda voxels: self.encode(voxels.to(device)), self.config, progress)

@@ -12,6 +12,7 @@ from torch import Tensor
 import sparsevox as sv
 from sparsevox import Voxels
 from sparsevox.data import VoxelBudgetSampler
+from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
 from xcube.networks.conditions import NO_CLASS, Text
 from xcube.networks.text_encoder import TextEncoder
@@ -71,16 +72,25 @@ def category_of(name: str, categories: Sequence[str]) -> int:
 class LatentDataset:
     """The shapes of a dataset with the attribute `SHAPE_INDEX`, or their latents once `encode` has been called.
 
-    sizes: Number of voxels of each item; of its latent grid, once encoded.
+    Augmented shapes change in every epoch. Of their latents, `augment.variants` are kept for each shape, those of the
+    first epochs, and each epoch takes the next of them in turn.
+
+    sizes: Number of voxels of each item; once encoded, of its largest latent grid.
 
     Args:
         shapes: The dataset.
         most: Maximum number of shapes to load; None loads all.
     """
 
-    def __init__(self, shapes: ShapeFolder[Voxels], most: int | None = None) -> None:
-        self.shapes, self.sizes = shapes, shapes.sizes[:most]
-        self._encoded: dict[int, Voxels] = {}
+    def __init__(self, shapes: ShapeFolder[Voxels] | AugmentedShapes, most: int | None = None) -> None:
+        self.shapes = AugmentedShapes(shapes) if isinstance(shapes, ShapeFolder) else shapes
+        self.sizes = shapes.sizes[:most]
+        self._encoded: dict[tuple[int, int], Voxels] = {}  # by variant and item
+
+    @property
+    def variants(self) -> int:
+        """Number of latents that are kept of each shape."""
+        return self.shapes.augment.variants if self.shapes.augment.active else 1
 
     def encode(
         self, function: Callable[[Voxels], Voxels], config: TrainConfig, progress: Progress | None = None
@@ -89,19 +99,27 @@ class LatentDataset:
         sampler = VoxelBudgetSampler(
             self.sizes, config.voxels, max_items=config.batch_size, shuffle=False, rank=0, replicas=1
         )
-        batches = list(sampler)
-        for items in progress.iterate(batches, "encoding") if progress else batches:
-            encoded = function(sv.collate([self[item] for item in items])).to("cpu")
-            self._encoded |= dict(zip(items, encoded.unbind(), strict=True))
-        self.sizes = [self._encoded[item].num_voxels for item in range(len(self))]
+        batches = [(variant, items) for variant in range(self.variants) for items in sampler]
+        for variant, items in progress.iterate(batches, "encoding") if progress else batches:
+            encoded = function(sv.collate([self.variant(item, variant) for item in items])).to("cpu")
+            self._encoded |= {(variant, item): one for item, one in zip(items, encoded.unbind(), strict=True)}
+        self.sizes = [
+            max(self._encoded[variant, item].num_voxels for variant in range(self.variants))
+            for item in range(len(self))
+        ]
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, item: int) -> Voxels:
-        if item in self._encoded:
-            return self._encoded[item]
-        voxels = self.shapes[item]
+        return self.variant(item, 0)
+
+    def variant(self, item: int, epoch: int) -> Voxels:
+        """Load a shape or its latents, with its change in an epoch."""
+        encoded = self._encoded.get((epoch % self.variants, item))
+        if encoded is not None:
+            return encoded
+        voxels = self.shapes.variant(item, epoch)
         return voxels.with_attributes(**{SHAPE_INDEX: torch.full((voxels.num_voxels,), item, dtype=torch.int32)})
 
     def __repr__(self) -> str:

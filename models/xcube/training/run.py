@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from sparsevox import Voxels
 from sparsevox.files import atomic_write
+from xcube.data.augment import Augment, AugmentedShapes
 from xcube.data.dataset import read_index
 from xcube.data.loading import ShapeFolder
 from xcube.networks.pretrained import load_weights, save_pretrained
@@ -39,7 +40,16 @@ EXPECTED_WARNINGS = (
 )
 
 
-def train_module(module: M, data: Path, out: Path, *, level: int = -1, restart: bool = False, quiet: bool = False) -> M:
+def train_module(
+    module: M,
+    data: Path,
+    out: Path,
+    *,
+    level: int = -1,
+    augment: Augment = Augment(),  # noqa: B008  (immutable)
+    restart: bool = False,
+    quiet: bool = False,
+) -> M:
     """Train a network on one level of a dataset and save it to a folder.
 
     During training, the folder holds `last.ckpt`, from which the same call resumes after an interruption, and logs for
@@ -51,6 +61,7 @@ def train_module(module: M, data: Path, out: Path, *, level: int = -1, restart: 
         data: Folder of a dataset with a split "train" and, for validation, "val".
         out: Folder of the run.
         level: Level of the dataset; 0 is the coarsest.
+        augment: Random changes of the training shapes, but not of those of the validation.
         restart: Whether to train from scratch, even if the folder holds a run.
         quiet: Whether to hide the progress bar.
 
@@ -62,13 +73,17 @@ def train_module(module: M, data: Path, out: Path, *, level: int = -1, restart: 
         IndexError: If there is no such level.
         KeyboardInterrupt: If training was interrupted.
         OSError: If `out` cannot be written to.
-        ValueError: If `data` is damaged or has no training shapes, or `out` holds a damaged file, another network, or
-            a run with other options. Only those in `run_folder.CHANGEABLE` may differ.
+        ValueError: If `data` is damaged, has no training shapes or a box that does not allow `augment`, or `out` holds
+            a damaged file, another network, or a run with other options. Only those in `run_folder.CHANGEABLE` may
+            differ.
     """
     shapes = ShapeFolder[Voxels](data, "train", level=level)
     box, number = shapes.card.box, level % len(shapes.card.box.levels)
     trained_on = {"level": number, "resolution": box.levels[number], "levels": list(box.levels), "size": list(box.size)}
     module.options["data"] = trained_on
+    if augment.active:  # runs of earlier versions have no such option
+        module.options["augment"] = augment.to_dict()
+    augmented = AugmentedShapes(shapes, augment, module.config.seed)
     prepare_folder(out, restart)
     if not restart and is_finished(out, module.options):
         load_weights(module.net, out)
@@ -76,12 +91,12 @@ def train_module(module: M, data: Path, out: Path, *, level: int = -1, restart: 
     start = None if restart else checkpoint_step(out, module.options)
     splits = {entry.split for entry in read_index(data, shapes.card)}
     held_out = ShapeFolder[Voxels](data, "val", level=level) if "val" in splits else None
-    trainer = _fit(module, ShapeDataModule(shapes, held_out, module.config), out, start, quiet)
+    trainer = _fit(module, ShapeDataModule(augmented, held_out, module.config), out, start, quiet)
     if trainer.is_global_zero:
         options = {name: value for name, value in module.options.items() if name not in ("kind", "model", "data")}
         end = {"steps": trainer.global_step, "seconds": round(module.elapsed, 1)}
         module.to(trainer.strategy.root_device)
-        metadata = module.metadata(training_batches(shapes, module.config, 0, 0, 1), len(shapes))
+        metadata = module.metadata(training_batches(augmented, module.config, 0, 0, 1), len(shapes))
         with atomic_write(out / METRICS) as file:
             file.write((json.dumps(end | module.metrics, indent=2) + "\n").encode())
         metadata = trained_on | {"attributes": sorted(shapes.card.attributes)} | end | metadata | {"options": options}

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from sparsevox import Voxels
+from xcube.data.augment import Augment, AugmentedShapes
 from xcube.data.dataset import Card, read_card
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import DiffusionConfig
@@ -27,6 +27,7 @@ def train_vae(
     model: VAEConfig = VAEConfig(),  # noqa: B008  (immutable)
     loss: LossConfig = LossConfig(),  # noqa: B008  (immutable)
     train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
+    augment: Augment = Augment(),  # noqa: B008  (immutable)
     restart: bool = False,
     quiet: bool = False,
 ) -> VAE:
@@ -42,6 +43,7 @@ def train_vae(
         model: Architecture of the VAE.
         loss: Weights of the losses.
         train: Optimization.
+        augment: Random changes of the training shapes.
         restart: Train from scratch, even if the folder holds a run.
         quiet: Hide the progress bar.
 
@@ -60,7 +62,7 @@ def train_vae(
 
     lightning.seed_everything(train.seed, verbose=False)
     module = VAEModule(VAE(model), train, loss)
-    train_module(module, data, out, level=level, restart=restart, quiet=quiet)
+    train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
 
@@ -71,6 +73,7 @@ def train_refiner(
     level: int = -1,
     model: RefinerConfig = RefinerConfig(),  # noqa: B008  (immutable)
     train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
+    augment: Augment = Augment(),  # noqa: B008  (immutable)
     first: int = 200,
     last: int = 400,
     unscaled: bool = False,
@@ -86,6 +89,7 @@ def train_refiner(
         level: Level of the dataset; 0 is the coarsest, -1 the finest.
         model: Architecture of the refiner.
         train: Optimization.
+        augment: Random changes of the training shapes.
         first: Minimum diffusion timestep of the noise that is added to latents, from 0 to 999.
         last: Maximum diffusion timestep of the noise that is added to latents, from 0 to 999.
         unscaled: Add the noise to unscaled latents, as in the paper, instead of latents of unit standard deviation.
@@ -113,10 +117,10 @@ def train_refiner(
 
     lightning.seed_everything(train.seed, verbose=False)
     shapes = ShapeFolder(data, "train", level=level)
-    scale = 1.0 if unscaled else _latent_scale(vae, decoder, shapes, train)
+    scale = 1.0 if unscaled else _latent_scale(vae, decoder, AugmentedShapes(shapes, augment, train.seed), train)
     module = RefinerModule(Refiner(model), train, decoder, scale=scale, first=first, last=last)
     module.options["vae"] = digest(vae / WEIGHTS)
-    train_module(module, data, out, level=level, restart=restart, quiet=quiet)
+    train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
 
@@ -128,6 +132,7 @@ def train_denoiser(
     model: UNetConfig = UNetConfig(),  # noqa: B008  (immutable)
     diffusion: DiffusionConfig = DiffusionConfig(),  # noqa: B008  (immutable)
     train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
+    augment: Augment = Augment(),  # noqa: B008  (immutable)
     drop: float = 0.1,
     dropped: tuple[Literal["normal", "fill", "label", "category", "text"], ...] = ("category", "text"),
     latents: Literal["samples", "means"] = "samples",
@@ -152,6 +157,7 @@ def train_denoiser(
         model: Architecture of the denoiser.
         diffusion: Diffusion process and prediction target.
         train: Optimization.
+        augment: Random changes of the training shapes.
         drop: Fraction of shapes whose conditions are dropped in training, for classifier-free guidance.
         dropped: Names of the conditions to drop.
         latents: What the denoiser learns to make: "samples" of the posterior of the VAE, or its "means".
@@ -192,7 +198,7 @@ def train_denoiser(
         split: ShapeConditions([e.name for e in everything if e.split == split], categories, texts, text)
         for split in ("train", "val")
     }
-    scale = _latent_scale(vae, encoder, shapes, train)
+    scale = _latent_scale(vae, encoder, AugmentedShapes(shapes, augment, train.seed), train)
     module = DenoiserModule(
         UNet(model),
         train,
@@ -210,11 +216,11 @@ def train_denoiser(
     )
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
     module.options |= {"text_model": _absolute(text_model), "tokenizer": _absolute(tokenizer)}
-    train_module(module, data, out, level=level, restart=restart, quiet=quiet)
+    train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
 
-def _latent_scale(folder: Path, vae: VAE, shapes: ShapeFolder[Voxels], train: TrainConfig) -> float:
+def _latent_scale(folder: Path, vae: VAE, shapes: AugmentedShapes, train: TrainConfig) -> float:
     """The latent scale recorded in the folder of a VAE or, for a VAE that no run trained, the measured one."""
     from xcube.training.data import training_batches
     from xcube.training.modules import SCALE_SHAPES, latent_scale
