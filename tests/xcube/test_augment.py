@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sparsevox import Grid, Voxels
 from xcube.data import Box, ShapeFolder, build, build_hierarchy
 from xcube.data.augment import Augment, AugmentedShapes, mirror_image, scaled, turned
+from xcube.data.hierarchy import with_fill
 from xcube.procedural.shapes import procedural_sources, shape_voxels
 from xcube.training.config import TrainConfig
 from xcube.training.data import training_batches
@@ -150,6 +151,21 @@ def test_a_factor_of_1_changes_no_voxel(places: Cells) -> None:
         assert level.grid.same_voxels(other.grid)
         for name, value in level.attributes.items():
             torch.testing.assert_close(value, other.attributes[name])
+
+
+def test_solid_fractions_are_computed_again() -> None:
+    pytest.importorskip("scipy")
+    block, inner = set(product(range(-6, 4), repeat=3)), set(product(range(-5, 3), repeat=3))
+    voxels = voxels_of(block - inner)  # a closed shell
+    levels = scaled(voxels.with_attributes(fill=torch.ones(voxels.num_voxels)), BOX, (0.9, 1.0, 0.8))
+    for level, plain in zip(levels, scaled(voxels, BOX, (0.9, 1.0, 0.8)), strict=True):
+        assert "fill" not in plain.attributes
+        assert level.grid.same_voxels(plain.grid)
+    expected = with_fill([level.with_attributes(fill=torch.zeros(level.num_voxels)) for level in levels])
+    for level, other in zip(levels, expected, strict=True):
+        assert torch.equal(level.attributes["fill"], other.attributes["fill"])
+    assert bool((levels[-1].attributes["fill"] == 1).all())
+    assert float(levels[0].attributes["fill"].max()) == 1
 
 
 def enclosed(volume: np.ndarray) -> np.ndarray:

@@ -194,6 +194,27 @@ def test_other_options_are_refused_unless_they_are_free(data: Path, tmp_path: Pa
         run_vae(data, tmp_path / "converted")
 
 
+def test_a_run_of_an_earlier_version_knows_fewer_options(data: Path, tmp_path: Path) -> None:
+    run_vae(data, tmp_path, steps=2)
+    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    for name in ("fill", "thresholds", "solid"):
+        del checkpoint["options"]["model"][name]
+    for name in ("fill", "solid"):
+        del checkpoint["options"]["loss"][name]
+    torch.save(checkpoint, tmp_path / CHECKPOINT)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"other options: loss.solid 20.0, now 1.0, model.solid False, now True"):
+        train_vae(
+            data,
+            tmp_path,
+            model=VAEConfig.from_dict(MODEL.to_dict() | {"solid": True}),
+            loss=LossConfig.from_dict(LOSS.to_dict() | {"solid": 1.0}),
+            train=config(steps=4),
+            quiet=True,
+        )
+    assert run_and_read(data, tmp_path, steps=4)["steps"] == 4
+
+
 def test_the_time_is_a_limit(data: Path, tmp_path: Path) -> None:
     metadata = run_and_read(data, tmp_path, steps=100_000, minutes=0.005, val_every=100_000, save_every=100_000)
     assert 0 < metadata["steps"] < 1000

@@ -166,7 +166,8 @@ def scaled(voxels: Voxels, box: Box, factors: Factors) -> list[Voxels]:
     factor = torch.tensor(factors, dtype=torch.float64, device=voxels.device)
     positions = (voxels.grid.ijk.double() + 0.5) * box.voxel_size(-1) * factor
     attributes = dict(voxels.attributes)
+    fill = attributes.pop("fill", None) is not None  # it is computed again
     if "normal" in attributes:  # the normal of a scaled plane is divided by the factors
         normals = attributes["normal"] / factor.to(attributes["normal"].dtype)
         attributes["normal"] = torch.nn.functional.normalize(normals, dim=1)
-    return build_hierarchy(Points(positions, attributes), box, outside="clip")
+    return build_hierarchy(Points(positions, attributes), box, outside="clip", fill=fill)

@@ -24,6 +24,19 @@ CHANGEABLE = {
     for name in ("steps", "minutes", "warmup", "val_every", "val_shapes", "save_every", "workers", "accelerator")
 }
 
+# Options that runs of earlier versions do not record, and what they were.
+UNRECORDED = {
+    "model.solid": False,
+    "model.fill": False,
+    "model.thresholds": None,
+    "loss.solid": 20.0,
+    "loss.fill": 20.0,
+    "diffusion.first": 0,
+    "latents": "samples",
+    "normal_noise": 0.0,
+    "fill_noise": 0.0,
+}
+
 Options = dict[str, Any]
 
 
@@ -120,7 +133,8 @@ def read_metrics(out: Path) -> dict[str, float]:
 
 def check_same_options(out: Path, old: Options, new: Options) -> None:
     """Raise ValueError if a run began with other options, except for those in `CHANGEABLE`."""
-    before, now = dict(_flat(old)), dict(_flat(new))
+    now = dict(_flat(new))
+    before = {name: value for name, value in UNRECORDED.items() if name in now} | dict(_flat(old))
     others = [
         name
         for name in sorted(before.keys() | now.keys())
