@@ -127,7 +127,9 @@ def rows_of(result: SparseTensor | Decoded | Refined) -> int:
 
 
 def configs(name: str) -> list[Networks]:
-    """Read the networks of both levels of a preset. All levels get a refiner of the size of the finest one.
+    """Read the networks of both levels of a preset.
+
+    All levels get a refiner of the size of the finest one, or of the default if the preset has none.
 
     Denoisers are conditioned on a category, which costs next to nothing, so that guidance has an effect.
     """
@@ -135,14 +137,14 @@ def configs(name: str) -> list[Networks]:
     made = []
     for level in range(2):
         vae, unet = parts[f"vae-{level}"], parts[f"denoiser-{level}"]
-        refiner = replace(parts["refiner-1"], voxel_size=vae.voxel_sizes[0])
+        refiner = replace(parts.get("refiner-1", RefinerConfig()), voxel_size=vae.voxel_sizes[0])
         made.append((vae, replace(unet, categories=1), refiner))
     return made
 
 
 def levels_of(mesh: str, vaes: Sequence[VAEConfig]) -> list[Voxels]:
     """Voxelize a mesh at the levels of the VAEs, scaled to the box of the latents of the first one."""
-    return build_hierarchy(load_mesh(mesh), box_around(vaes), samples=100_000, outside="rescale")
+    return build_hierarchy(load_mesh(mesh), box_around(vaes), samples=100_000, outside="rescale", fill=True)
 
 
 def box_around(vaes: Sequence[VAEConfig]) -> Box:

@@ -17,9 +17,10 @@ import torch
 from xcube import cli
 from xcube.procedural.shapes import FAMILIES
 
-MODELS = {"cascade": ("demo", "16,64"), "single": (str(Path(__file__).parent / "single"), "64")}
+MODELS = {"cascade": ("demo", "16,64"), "single": (str(Path(__file__).parent / "single_level"), "64")}
 METRICS = ("mmd", "one_nna", "coverage", "one_component", "empty")
-SHAPES, SAMPLES, GUIDANCE = 1400, 64, 1.25
+SHAPES, SAMPLES = 1400, 64
+ATTRIBUTES = "normal,fill"  # of the dataset
 POINTS = 1024  # per shape
 
 
@@ -60,11 +61,12 @@ def trial(name: str, seed: int, options: argparse.Namespace) -> None:
     file.write_text(json.dumps(budget))
     if (samples / "evaluation.json").exists():
         return
-    xcube("data", "procedural", "--out", data, "--count", options.shapes, "--levels", levels)
+    build = ("--count", options.shapes, "--levels", levels, "--attributes", ATTRIBUTES)
+    xcube("data", "procedural", "--out", data, *build)
     limits = ("--minutes", options.minutes, "--processes", 1, "--threads", 1, "--seed", number)
     xcube("train", "all", "--preset", preset, "--data", data, "--out", runs, *limits)
-    options_ = ("--category", ",".join(FAMILIES), "--guidance", GUIDANCE, "--sampler", "ddpm")
-    xcube("sample", "--model", runs, "--out", samples, "--count", SAMPLES, "--seed", number, *options_)
+    categories = ("--category", ",".join(FAMILIES))
+    xcube("sample", "--model", runs, "--out", samples, "--count", SAMPLES, "--seed", number, *categories)
     xcube("evaluate", samples, "--data", data, "--points", POINTS)
 
 

@@ -52,6 +52,8 @@ class Problem:
             self.twin.load_state_dict(self.net.state_dict())
         else:
             self.twin = masked.denoiser(self.net, self.grid, HALF)
+        if config.fill:
+            voxels = voxels.with_attributes(fill=torch.ones(self.grid.num_voxels, device=coords.device))
         category = self.grid.ijk.new_zeros(self.grid.batch_size) if config.categories else None
         self.conditions = Conditions.from_voxels(voxels, config, category=category)
         like = torch.zeros((), device=coords.device)

@@ -68,8 +68,8 @@ class Network:
         """Generate procedural shapes at the level of the network."""
         vaes = [job.options["model"] for job in self.jobs.values() if job.kind == "vae"]
         box = box_around(vaes)
-        made = [build_hierarchy(shape_voxels(name_of(number), box), box)[self.job.level] for number in range(count)]
-        return Voxels.stack(made).to(self.device)
+        shapes = (build_hierarchy(shape_voxels(name_of(number), box), box, fill=True) for number in range(count))
+        return Voxels.stack([levels[self.job.level] for levels in shapes]).to(self.device)
 
     def training(self) -> Work:
         """Prepare a training step, including the kernel maps."""

@@ -29,7 +29,7 @@ from bench.networks import Network
 from bench.report import Row
 
 ROOT = Path(__file__).parents[1]
-NETWORKS = ("vae-0", "denoiser-0", "refiner-0", "vae-1", "denoiser-1", "refiner-1")
+NETWORKS = ("vae-0", "denoiser-0", "vae-1", "denoiser-1")
 CALLS = "calls"  # not a network of the demo, but a small problem of `bench.xcube`
 TARGETS = {
     "vae-1": Target("ratio", ">=", 1.8),

@@ -37,6 +37,7 @@ DEMO = Integers((16, 64))
 BLOCKS = Integers((128, 512))
 NORMALS = Names(("normal",))
 NORMALS_LABELS = Names(("normal", "label"))
+OF_SOLIDS = Names(("normal", "label", "fill"))
 
 
 def build_files(
@@ -73,7 +74,8 @@ def build_files(
             libraries of Sweet Home 3D, "semantic-kitti" folders sequences/NUMBER, or "voxels", arrays of the voxels of
             the finest level.
         lists: Folder of lists such as train.lst, which name the shapes of each split.
-        attributes: Voxel attributes to store: any of normal, color, label, instance and intensity, separated by commas.
+        attributes: Voxel attributes to store: any of normal, color, label, instance, intensity and fill (the solid
+            fraction of each voxel at the next finer level), separated by commas.
         samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
         seed: Random seed of the sampled points.
         outside: Treatment of shapes that do not fit into the box: "error" skips and "clip" crops them, "rescale" moves
@@ -126,7 +128,7 @@ def build_procedural(
     out: Path,
     count: int = 1400,
     levels: Integers = DEMO,
-    attributes: Names = NORMALS_LABELS,
+    attributes: Names = OF_SOLIDS,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
@@ -138,7 +140,7 @@ def build_procedural(
         out: Output folder of the dataset.
         count: Number of shapes, divided equally among the families.
         levels: Number of voxels along an edge of the box at each level, coarsest first, separated by commas.
-        attributes: Voxel attributes to store: normal, label or both, separated by a comma.
+        attributes: Voxel attributes to store: any of normal, label and fill, separated by commas.
         workers: Number of worker processes, by default one per core; 0 builds in the main process.
         overwrite: Delete an existing dataset first.
     """

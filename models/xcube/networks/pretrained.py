@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from sparsevox.files import atomic_write
 from xcube.config import Config
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
+from xcube.networks.quantize import Bits, compressed, restored
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.upgrade_config import upgrade
@@ -30,23 +31,25 @@ KINDS: dict[str, tuple[type[torch.nn.Module], type[Config]]] = {
 }
 
 
-def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], **metadata: Any) -> None:
+def save_pretrained(model: torch.nn.Module, folder: str | PathLike[str], *, bits: Bits = 32, **metadata: Any) -> None:
     """Save a network to a folder.
 
     Args:
         model: A `VAE`, `UNet` or `Refiner`.
         folder: The folder, created if necessary.
+        bits: Number of bits per weight in the file, 32, 16 or 8 (`xcube.networks.quantize`).
         metadata: Further JSON values to save, such as the scale of the latents or the dataset.
 
     Raises:
         TypeError: If the model is not one of these networks.
+        ValueError: If `bits` is another number.
     """
     kind = kind_of(model)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(path / WEIGHTS) as file:
-        file.write(save(state))
+        file.write(save(compressed(state, bits)))
     assert isinstance(model.config, Config)
     config = {"format": FORMAT, "kind": kind, "config": model.config.to_dict(), "metadata": metadata}
     with atomic_write(path / CONFIG) as file:
@@ -84,8 +87,8 @@ def load_weights(model: torch.nn.Module, folder: str | PathLike[str]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     try:
-        state = load_file(path)
-    except SafetensorError as error:
+        state = restored(load_file(path))
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     load_exactly(model, state, str(path))
 

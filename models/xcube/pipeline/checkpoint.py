@@ -14,6 +14,7 @@ from sparsevox.files import atomic_write
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.pretrained import CONFIG, KINDS, WEIGHTS, digest, from_pretrained, read_config, save_pretrained
+from xcube.networks.quantize import Bits
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
@@ -79,8 +80,8 @@ def read_pipeline(folder: str | PathLike[str]) -> Checkpoint:
         raise ValueError(f"{path}: box must be three edges and text name a model, got {size} and {text}") from error
 
 
-def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str]) -> None:
-    """Write the networks to subfolders of a folder, and then `pipeline.json`."""
+def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str], bits: Bits = 32) -> None:
+    """Write the networks to subfolders of a folder, with this many bits per weight, and then `pipeline.json`."""
     path = Path(folder)
     entries = []
     for number, level in enumerate(checkpoint.levels):
@@ -94,7 +95,7 @@ def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str]) -> None:
         names = {kind: f"{kind}-{number}" for kind in level.networks}
         for kind, model in level.networks.items():
             metadata = dict(level.metadata.get(kind, {})) | (known if kind == "denoiser" else {})
-            save_pretrained(model, path / names[kind], **metadata)
+            save_pretrained(model, path / names[kind], bits=bits, **metadata)
         entries.append(names)
     text = None if checkpoint.text is None else vars(checkpoint.text)
     index = {"format": FORMAT, "levels": entries, "box": checkpoint.size, "text": text}

@@ -20,6 +20,7 @@ from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import SamplerConfig, sample_latents
 from xcube.geometry.components import without_small_components
 from xcube.networks.conditions import Conditions, Text
+from xcube.networks.quantize import Bits
 from xcube.networks.text_encoder import TextEncoder
 from xcube.pipeline.batching import in_batches
 from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_pipeline, write_pipeline
@@ -77,9 +78,17 @@ class XCubePipeline:
         found = read_pipeline(folder)
         return cls(found.levels, size=found.size, text=found.text)
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write all networks and `pipeline.json`. Only the source of a text encoder is written, if it is known."""
-        write_pipeline(Checkpoint(self.levels, self.size, self._source), folder)
+    def save_pretrained(self, folder: str | PathLike[str], *, bits: Bits = 32) -> None:
+        """Write all networks and `pipeline.json`. Only the source of a text encoder is written, if it is known.
+
+        Args:
+            folder: The folder, created if necessary.
+            bits: Number of bits per weight in the files, 32, 16 or 8.
+
+        Raises:
+            ValueError: If `bits` is another number.
+        """
+        write_pipeline(Checkpoint(self.levels, self.size, self._source), folder, bits)
 
     @property
     def voxel_sizes(self) -> tuple[Size, ...]:
