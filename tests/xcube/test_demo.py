@@ -20,7 +20,6 @@ from tests.xcube.balls import SIDE, ball
 from xcube import cli
 from xcube.commands import demo as command
 from xcube.commands import demo_page
-from xcube.commands.demo_page import MIN_COMPONENT
 from xcube.commands.report import draw_curves, draw_samples, smoothed, write_page
 from xcube.data.build import build
 from xcube.data.hierarchy import Box, build_hierarchy
@@ -101,8 +100,7 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "yours/my <mesh>: IoU" in page.text
     assert shlex.join(["xcube", "demo", "--out", str(out), "--preset", preset, "--mesh", str(mesh)]) in page.text
     assert "nearest" in page.text
-    assert json.loads((out / "samples" / "settings.json").read_text())["min_component"] == MIN_COMPONENT
-    assert page.text.count(f"--min_component {MIN_COMPONENT}") == 2
+    assert json.loads((out / "samples" / "settings.json").read_text())["min_component"] == 0
     assert (out / "gallery.png").is_file() == bool(full)
 
     # A second call repeats nothing; what is missing, and that alone, is made again.

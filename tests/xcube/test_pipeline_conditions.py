@@ -288,7 +288,7 @@ def test_what_guidance_leaves_out_is_kept(tmp_path: Path) -> None:
 
 
 def test_runs_know_the_size_of_their_box(tmp_path: Path) -> None:
-    metadata = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict()}
+    metadata: dict[str, Any] = {"latent_scale": 1.0, "diffusion": DiffusionConfig().to_dict()}
     save_pretrained(tiny(1).vae, tmp_path / "vae-0", size=[1.0, 1.0, 0.5])
     save_pretrained(tiny(1).denoiser, tmp_path / "denoiser-0", **metadata)
     assert XCubePipeline.from_pretrained(tmp_path).size == (1.0, 1.0, 0.5)

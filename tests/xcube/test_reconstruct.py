@@ -91,7 +91,7 @@ def failed(folder: Path, capsys: pytest.CaptureFixture[str], shape: str, *words:
 
 
 def test_the_box_is_the_recorded_one(folder: Path) -> None:
-    metadata = {"level": 1, "levels": [8, 16, 32], "size": [2.0, 2.0, 1.0]}
+    metadata: dict[str, Any] = {"level": 1, "levels": [8, 16, 32], "size": [2.0, 2.0, 1.0]}
     network = vae(voxel_size=1 / 8)
     box, level = box_of(network, metadata)
     assert (box.levels, box.size, level) == ((8, 16, 32), (2.0, 2.0, 1.0), 1)

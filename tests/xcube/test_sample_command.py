@@ -39,7 +39,7 @@ def write(folder: Path, *, seed: int = 0, empty: bool = False) -> None:
         vae = halved(random(VAE(config), seed + level))
         if empty and level:
             torch.nn.init.constant_(vae.decoder.root.out.bias, -1e4)
-        place = {"levels": [8, 16], "level": level, "size": [1.0, 1.0, 1.0]}
+        place: dict[str, Any] = {"levels": [8, 16], "level": level, "size": [1.0, 1.0, 1.0]}
         save_pretrained(vae, folder / f"vae-{level}", latent_scale=0.5, **place)
         unet = UNetConfig(2, dense=level == 0, channels=4, multipliers=(1, 2), attention=(2,), heads=2,
                           normal=level == 1, categories=2)  # fmt: skip

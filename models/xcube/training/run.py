@@ -96,10 +96,11 @@ def train_module(
         options = {name: value for name, value in module.options.items() if name not in ("kind", "model", "data")}
         end = {"steps": trainer.global_step, "seconds": round(module.elapsed, 1)}
         module.to(trainer.strategy.root_device)
-        metadata = module.metadata(training_batches(augmented, module.config, 0, 0, 1), len(shapes))
+        found = module.metadata(training_batches(augmented, module.config, 0, 0, 1), len(shapes))
         with atomic_write(out / METRICS) as file:
             file.write((json.dumps(end | module.metrics, indent=2) + "\n").encode())
-        metadata = trained_on | {"attributes": sorted(shapes.card.attributes)} | end | metadata | {"options": options}
+        metadata: dict[str, Any] = trained_on | {"attributes": sorted(shapes.card.attributes)} | end | found
+        metadata["options"] = options
         save_pretrained(module.cpu().net.eval(), out, **metadata)
     trainer.strategy.barrier()  # no rank reads the folder before it is written
     return module
