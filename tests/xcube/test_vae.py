@@ -262,7 +262,7 @@ def test_the_inside_of_a_shape_is_learned_and_closes_its_shell() -> None:
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-    assert losses.weights["solid"] == 1
+    assert losses.weights["solid-0"] == losses.weights["solid-1"] == 1
     model.eval()
     with torch.no_grad():
         # A shell that is found missing altogether, but not its inside.

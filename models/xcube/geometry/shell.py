@@ -79,8 +79,9 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:
 
     The candidates on the solid side of each face between solid and empty space belong to the shell; those of `shell`
     that are not solid do not. Space without candidates belongs to the outside where it reaches the edge of the box
-    around the candidates. Elsewhere it is solid if most of the candidates next to it are. A face between solid space
-    without candidates and an empty candidate is closed by that candidate.
+    around the candidates. Elsewhere it is solid if most of the candidates next to it are. Empty space that solid space
+    encloses is solid, too. A face between solid space without candidates and an empty candidate is closed by that
+    candidate.
 
     Args:
         candidates: Candidates of each shape.
@@ -90,17 +91,16 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:
     Raises:
         ImportError: If scipy is not installed.
     """
-    keep = shell & solid
-    ijk, masks = candidates.ijk.cpu().numpy(), solid.cpu().numpy()
-    made = keep.cpu().numpy().copy()
+    ijk, walls, masks = (each.cpu().numpy() for each in (candidates.ijk, shell, solid))
+    made = np.zeros(len(ijk), bool)
     for first, last in _by_shape(candidates):
         if first < last:
-            made[first:last] |= _on_faces(ijk[first:last], masks[first:last])
-    return torch.from_numpy(made).to(keep.device)
+            made[first:last] = _sealed_one(*(each[first:last] for each in (ijk, walls, masks)))
+    return torch.from_numpy(made).to(shell.device)
 
 
-def _on_faces(ijk: np.ndarray, solid: np.ndarray) -> np.ndarray:
-    """Whether each candidate [M] of one shape is needed for a closed shell."""
+def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray) -> np.ndarray:
+    """Which candidates [M] of one shape belong to its shell."""
     label = require_scipy().ndimage.label
     corner = ijk.min(0) - 1
     place = tuple((ijk - corner).T)
@@ -118,7 +118,10 @@ def _on_faces(ijk: np.ndarray, solid: np.ndarray) -> np.ndarray:
     inside = votes[1] > votes[0]
     inside[region[0, 0, 0]] = False
     filled = np.where(state < 0, inside[region], state > 0)
-    # 2. The candidates at faces between solid and empty space.
+    # 2. What no path from outside reaches is solid.
+    reached, _ = label(~filled)
+    filled = reached != reached[0, 0, 0]
+    # 3. The candidates at faces between solid and empty space.
     needed = np.zeros(size, bool)
     for below, above in _pairs():
         differ = filled[below] != filled[above]
@@ -126,7 +129,8 @@ def _on_faces(ijk: np.ndarray, solid: np.ndarray) -> np.ndarray:
             mine = differ & filled[ours]
             needed[ours] |= mine & (state[ours] >= 0)
             needed[theirs] |= mine & (state[ours] < 0)
-    return needed[place]
+    made: np.ndarray = needed[place] | (shell & filled[place])
+    return made
 
 
 def _by_shape(grid: Grid) -> list[tuple[int, int]]:

@@ -50,8 +50,8 @@ class VAEConfig(Config):
         cutoff: Fraction of the box above which all predicted voxels of a resolution finer than the latent grid are
             dropped in training, as in the official code. None disables it.
         box: Number of voxels along each axis at resolution 0; needed only by `cutoff`.
-        solid: Whether the decoder also predicts which candidates at resolution 0 are inside of the shape, and closes
-            the shell with them.
+        solid: Whether the decoder also predicts which candidates are inside of the shape, and closes the shell with
+            them at each resolution.
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.

@@ -29,7 +29,7 @@ class Structure:
     grid: The voxels that the decoder continued with; in training the ground truth may have changed them.
     truth: The true voxels that guided the decoder; None outside of training.
     rows: The row of each candidate among those, -1 for candidates that do not truly exist, [M]; None without truth.
-    solid: The logits of being in the shape or its shell, [M], at resolution 0 if `config.solid`; else None.
+    solid: The logits of being in the shape or its shell, [M], if `config.solid`, except on the latent grid; else None.
     """
 
     candidates: Grid
@@ -92,7 +92,6 @@ class Decoder(torch.nn.Module):
         widths = zip(config.channels[1:], config.channels[:-1], config.all_strides, strict=True)
         self.lifts = torch.nn.ModuleList(self.up_block(a, b, stride) for a, b, stride in widths)  # by finer resolution
         self.make_structure_heads()
-        self.solid = self.head(config.channels[1], math.prod(config.all_strides[0])) if config.solid else None
         self.normal = self.head(finest, 3) if config.normal else None
         self.label = self.head(finest, config.num_labels) if config.num_labels else None
         self.color = self.head(finest, 3) if config.color else None
@@ -130,8 +129,8 @@ class Decoder(torch.nn.Module):
             to_children = sv.nn.ChannelToSpace(config.all_strides[resolution])
             children = to_children(x.replace(self.heads[resolution](x)))
             solid = None
-            if self.solid is not None and resolution == 0:
-                solid = to_children(x.replace(self.solid(x))).feats
+            if config.solid:
+                solid = to_children(x.replace(self.solids[resolution](x))).feats
             decision, keep = self.decide(children.grid, children.feats, truth, resolution, solid)
             structure.insert(0, decision)
             # 3. Features of the children that exist.
@@ -149,15 +148,16 @@ class Decoder(torch.nn.Module):
     ) -> tuple[Structure, Tensor]:
         """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M].
 
-        Logits `solid` [M, 1] of what is inside close the shell.
+        Logits `solid` [M, 1] of what is inside close the shell, except in training.
         """
         logits = at_least_float32(logits).squeeze(1)
         threshold = self.config.all_thresholds[resolution]
-        keep = predicted = logits.detach() > math.log(threshold / (1 - threshold))
+        least = math.log(threshold / (1 - threshold))  # the logit of the threshold
+        keep = predicted = logits.detach() > least
         if solid is not None:
             solid = at_least_float32(solid).squeeze(1)
             if truth is None:
-                keep = sealed(candidates, predicted, solid.detach() > 0)
+                keep = sealed(candidates, predicted, solid.detach() > least)
         true_grid = rows = None
         if truth is not None:
             true_grid = truth[resolution]
@@ -201,9 +201,13 @@ class Decoder(torch.nn.Module):
         return Head(in_channels, out_channels)
 
     def make_structure_heads(self) -> None:
-        """Add the heads of existence: `root` for the latent voxels, `heads` for children at finer resolutions."""
+        """Add the heads of existence: `root` for the latent voxels, `heads` for children at finer resolutions.
+
+        `solids` are the heads of being inside, of the same children.
+        """
         config = self.config
         self.root = self.head(config.channels[-1], 1)
-        counts = (math.prod(stride) for stride in config.all_strides)
-        pairs = zip(config.channels[1:], counts, strict=True)
+        pairs = list(zip(config.channels[1:], map(math.prod, config.all_strides), strict=True))
         self.heads = torch.nn.ModuleList(self.head(width, count) for width, count in pairs)
+        if config.solid:
+            self.solids = torch.nn.ModuleList(self.head(width, count) for width, count in pairs)

@@ -29,7 +29,7 @@ class LossConfig(Config):
 
     Args:
         structure: Weight of the cross entropy of voxel existence at each resolution.
-        solid: Weight of the cross entropy of being inside of the shape, if the decoder predicts it.
+        solid: Weight of the cross entropy of being inside of the shape at each resolution, if the decoder predicts it.
         normal: Weight of the mean absolute error of the normals.
         label: Weight of the cross entropy of the semantic labels.
         color: Weight of the mean absolute error of the colors.
@@ -81,6 +81,7 @@ def vae_losses(
 
     - "structure-d": mean cross entropy of existence over the candidates at resolution d. True voxels that are not
       among the candidates do not count.
+    - "solid-d": mean cross entropy of being inside of the shape or in its shell over the same candidates.
     - "normal": mean absolute difference to the true normals, splatted onto the predicted voxels.
     - "color": mean absolute difference to the color of the nearest true voxel.
     - "fill": mean absolute difference to the solid fraction, over the predicted voxels that truly exist.
@@ -97,9 +98,11 @@ def vae_losses(
         losses.weights[f"structure-{resolution}"] = config.structure
         losses.metrics[f"accuracy-{resolution}"] = mean_or_zero(((decision.logits.detach() > 0) == real).float())
         if decision.solid is not None:
-            inside = is_solid(decision.candidates, voxels.grid)
-            losses.terms["solid"], losses.weights["solid"] = structure_loss(decision.solid, inside), config.solid
-            losses.metrics["accuracy-solid"] = mean_or_zero(((decision.solid.detach() > 0) == inside).float())
+            inside = is_solid(decision.candidates, truth[resolution])
+            losses.terms[f"solid-{resolution}"] = structure_loss(decision.solid, inside)
+            losses.weights[f"solid-{resolution}"] = config.solid
+            right = (decision.solid.detach() > 0) == inside
+            losses.metrics[f"accuracy-solid-{resolution}"] = mean_or_zero(right.float())
     target = true_attributes(voxels, decoded.voxels.grid, attributes, float32_positions=config.float32_positions)
     for name in ("normal", "color"):
         if name in attributes:
