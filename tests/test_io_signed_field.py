@@ -182,6 +182,22 @@ def test_wrong_signs_are_outvoted():
     assert is_closed(surface_nets(field))
 
 
+def test_an_enclosed_space_is_closed_whatever_its_normals() -> None:
+    ijk = torch.cartesian_prod(*[torch.arange(-8, 9)] * 3)
+    layer = 8 - ijk.abs().amax(1)
+    grid = Grid.from_coords(ijk[layer < 2])
+    outward = torch.nn.functional.normalize(grid.ijk.float(), dim=1)
+    inner = grid.ijk.abs().amax(1) < 8
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.where(inner & (torch.rand(grid.num_voxels, generator=generator) < 0.5), -1, 1)
+    voxels = Voxels(grid, {"normal": outward * sign[:, None]})
+    assert is_closed(surface_nets(signed_field(voxels)))
+    # With a hole in it, the space inside is no longer enclosed.
+    open_ = grid.prune(~((grid.ijk[:, :2].abs().amax(1) < 4) & (grid.ijk[:, 2] > 0)))
+    rows = grid.index(open_.coords)
+    assert not is_closed(surface_nets(signed_field(Voxels(open_, {"normal": voxels.attributes["normal"][rows]}))))
+
+
 def test_a_large_hole_stays_a_hole():
     voxels = shell(ball, 2.0)
     mesh = to_mesh(voxels.prune(voxels.grid.ijk[:, 2] < 6))

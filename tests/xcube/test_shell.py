@@ -118,8 +118,17 @@ def test_space_without_candidates_takes_the_side_of_those_around_it() -> None:
     outer = torch.tensor([any(c in (0, 6) for c in v) for v in places.ijk.tolist()])
     everything, nothing = torch.ones_like(outer), torch.zeros_like(outer)
     assert torch.equal(sealed(places, nothing, everything), outer)  # the middle is solid, too
-    assert torch.equal(sealed(places, nothing, outer), outer)  # the middle is empty: a shell of one layer
+    assert torch.equal(sealed(places, nothing, outer), outer)  # the middle is enclosed
     assert not sealed(places, everything, nothing).any()
+
+
+def test_bubbles_inside_are_no_second_shell() -> None:
+    places = grid_of(cube(7))
+    ijk = places.ijk.tolist()
+    outer = torch.tensor([any(c in (0, 6) for c in v) for v in ijk])
+    bubble = torch.tensor([v == [3, 3, 3] for v in ijk])
+    assert torch.equal(sealed(places, bubble & ~bubble, ~bubble), outer)
+    assert torch.equal(sealed(places, bubble, ~bubble), outer | bubble)  # what is thought to be in the shell stays
 
 
 def test_shapes_of_a_batch_do_not_see_each_other() -> None:
