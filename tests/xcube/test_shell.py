@@ -61,7 +61,9 @@ def test_no_path_leads_into_a_sealed_shape(data: st.DataObject) -> None:
     made = chosen(candidates, sealed(candidates, first, second))
     outside = reached(made)
     assert not (solid - made) & outside
-    assert guess & solid <= made <= places
+    assert made <= places
+    everything = chosen(candidates, sealed(candidates, torch.ones_like(first), second))
+    assert chosen(candidates, sealed(candidates, torch.zeros_like(first), second)) <= made <= everything
     # Nothing but the guess is there without need: it has a neighbor on the other side.
     for voxel in made - guess:
         near = {tuple(c + step * (a == axis) for a, c in enumerate(voxel)) for axis in range(3) for step in (-1, 1)}
@@ -128,7 +130,32 @@ def test_bubbles_inside_are_no_second_shell() -> None:
     outer = torch.tensor([any(c in (0, 6) for c in v) for v in ijk])
     bubble = torch.tensor([v == [3, 3, 3] for v in ijk])
     assert torch.equal(sealed(places, bubble & ~bubble, ~bubble), outer)
-    assert torch.equal(sealed(places, bubble, ~bubble), outer | bubble)  # what is thought to be in the shell stays
+    assert torch.equal(sealed(places, bubble, ~bubble), outer)
+
+
+def test_what_no_certain_voxel_belongs_to_is_left_out() -> None:
+    block, islet = cube(5), {(9, 9, z) for z in range(2)}
+    places = grid_of(block | islet | {(8, 8, 8)})
+    ijk = [(x, y, z) for x, y, z in places.ijk.tolist()]
+    solid = torch.tensor([v in block | islet for v in ijk])
+    none = torch.zeros_like(solid)
+    every = chosen(places, sealed(places, none, solid))
+    assert every == cube(5, 1) | islet
+    assert chosen(places, sealed(places, none, solid, none)) == every  # nothing is certain
+    for corner in ((2, 2, 2), (9, 9, 1), (8, 8, 8)):
+        sure = torch.tensor([v == corner for v in ijk])
+        expected = {(2, 2, 2): cube(5, 1), (9, 9, 1): islet, (8, 8, 8): set[Voxel]()}[corner]
+        assert chosen(places, sealed(places, none, solid, sure)) == expected
+
+
+def test_a_shell_deep_inside_is_none() -> None:
+    places = grid_of(cube(9))
+    ijk = places.ijk.tolist()
+    inner, middle = (torch.tensor([max(abs(c - 4) for c in v) <= r for v in ijk]) for r in (1, 3))
+    everything = torch.ones_like(inner)
+    outer = torch.tensor([max(abs(c - 4) for c in v) == 4 for v in ijk])
+    assert torch.equal(sealed(places, inner, everything), outer)
+    assert torch.equal(sealed(places, middle, everything), everything)  # the second layer touches the first
 
 
 def test_shapes_of_a_batch_do_not_see_each_other() -> None:

@@ -14,6 +14,8 @@ from sparsevox import Grid
 from xcube.geometry.distances import require_scipy
 from xcube.geometry.pyramid import TOLERANCE
 
+Place = tuple[np.ndarray, ...]  # the indices of candidates in a volume, [M] for each axis
+
 FACES = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
 
 
@@ -74,11 +76,12 @@ def _factor(grid: Grid, shell: Grid) -> np.ndarray:
     return factor
 
 
-def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:
+def sealed(candidates: Grid, shell: Tensor, solid: Tensor, sure: Tensor | None = None) -> Tensor:
     """Make a shell of candidates without holes: bool [M].
 
-    The candidates on the solid side of each face between solid and empty space belong to the shell; those of `shell`
-    that are not solid do not. Space without candidates belongs to the outside where it reaches the edge of the box
+    The candidates on the solid side of each face between solid and empty space belong to the shell, and so do those of
+    `shell` that are connected to them by others (26-connectivity). The rest of `shell` does not: it is not solid, or
+    deep inside. Space without candidates belongs to the outside where it reaches the edge of the box
     around the candidates. Elsewhere it is solid if most of the candidates next to it are. Empty space that solid space
     encloses is solid, too. A face between solid space without candidates and an empty candidate is closed by that
     candidate.
@@ -87,26 +90,30 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:
         candidates: Candidates of each shape.
         shell: Which candidates are thought to be in the shell, bool [M].
         solid: Which candidates are thought to be inside or in the shell, bool [M].
+        sure: Which of them certainly are, bool [M]. Solid candidates of a shape that are not connected to such ones
+            (26-connectivity) are left out, if the shape has any: hysteresis thresholding (Canny 1986). None leaves out
+            nothing.
 
     Raises:
         ImportError: If scipy is not installed.
     """
-    ijk, walls, masks = (each.cpu().numpy() for each in (candidates.ijk, shell, solid))
+    certain = torch.zeros_like(solid) if sure is None else sure
+    ijk, walls, masks, seeds = (each.cpu().numpy() for each in (candidates.ijk, shell, solid, certain))
     made = np.zeros(len(ijk), bool)
     for first, last in _by_shape(candidates):
         if first < last:
-            made[first:last] = _sealed_one(*(each[first:last] for each in (ijk, walls, masks)))
+            made[first:last] = _sealed_one(*(each[first:last] for each in (ijk, walls, masks, seeds)))
     return torch.from_numpy(made).to(shell.device)
 
 
-def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray) -> np.ndarray:
+def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray, sure: np.ndarray) -> np.ndarray:
     """Which candidates [M] of one shape belong to its shell."""
     label = require_scipy().ndimage.label
     corner = ijk.min(0) - 1
     place = tuple((ijk - corner).T)
     size = tuple(ijk.max(0) - corner + 2)  # an empty layer on all sides
     state = np.full(size, -1, np.int8)  # -1: no candidate, 0: empty, 1: solid
-    state[place] = solid
+    state[place] = _connected(solid, sure, place, size) if sure.any() else solid
     # 1. Solid or empty: each connected region of space without candidates.
     region, count = label(state < 0)
     votes = np.zeros((2, count + 1), np.int64)
@@ -129,8 +136,20 @@ def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray) -> np.nda
             mine = differ & filled[ours]
             needed[ours] |= mine & (state[ours] >= 0)
             needed[theirs] |= mine & (state[ours] < 0)
-    made: np.ndarray = needed[place] | (shell & filled[place])
-    return made
+    # 4. What is connected to them.
+    needed = needed[place]
+    return _connected(needed | (shell & filled[place]), needed, place, size)
+
+
+def _connected(part: np.ndarray, seeds: np.ndarray, place: Place, size: tuple[int, ...]) -> np.ndarray:
+    """Which candidates [M] of a part of a shape are connected to seeds by others, with 26-connectivity."""
+    volume = np.zeros(size, bool)
+    volume[place] = part
+    region, count = require_scipy().ndimage.label(volume, np.ones((3, 3, 3), bool))
+    has_seed = np.zeros(count + 1, bool)
+    has_seed[region[place][seeds & part]] = True
+    found: np.ndarray = part & has_seed[region[place]]
+    return found
 
 
 def _by_shape(grid: Grid) -> list[tuple[int, int]]:

@@ -18,6 +18,8 @@ from xcube.geometry.shell import sealed
 from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed, count_per_grid
 from xcube.networks.configs import Triple, VAEConfig
 
+SURE = math.log(0.99 / (1 - 0.99))  # the logit from which a voxel certainly is inside
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -157,7 +159,8 @@ class Decoder(torch.nn.Module):
         if solid is not None:
             solid = at_least_float32(solid).squeeze(1)
             if truth is None:
-                keep = sealed(candidates, predicted, solid.detach() > least)
+                inside = solid.detach()
+                keep = sealed(candidates, predicted, inside > least, inside > SURE)
         true_grid = rows = None
         if truth is not None:
             true_grid = truth[resolution]
