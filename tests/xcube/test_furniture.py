@@ -260,6 +260,11 @@ def test_a_dataset_of_shapes(libraries: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["data", "credits", str(out)]) == 0
     number = sum(each.about.creator == "Ada" for each in models)
     assert f"- Ada, {number} models: Chair, Seat Leon\n" in capsys.readouterr().out
+    assert main(["data", "credits", str(out), "--split", "val"]) == 0
+    number = sum((each.about.creator, each.split) == ("Bob", "val") for each in models)
+    assert f"- Bob, {number} model" in capsys.readouterr().out
+    assert main(["data", "credits", str(out), "--split", "dev"]) == 2
+    assert "split must be one of test, train, val, got 'dev'" in capsys.readouterr().err
 
 
 def test_workers_do_not_change_the_result(libraries: Path, tmp_path: Path) -> None:

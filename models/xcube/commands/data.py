@@ -216,13 +216,20 @@ def build_shapes(
     return status
 
 
-def print_credits(dataset: Path) -> int:
+def print_credits(dataset: Path, split: str | None = None) -> int:
     """Print who made the shapes of a dataset, under which license, as Markdown.
+
+    The exit status is 2 if the dataset or its split does not exist.
 
     Args:
         dataset: Folder of the dataset.
+        split: Split whose shapes are listed, such as train; by default all shapes are.
     """
-    text = credits_text(read_index(dataset, read_card(dataset)))
+    entries = read_index(dataset, read_card(dataset))
+    known = sorted({entry.split for entry in entries})
+    if split is not None and split not in known:
+        raise ValueError(f"split must be one of {', '.join(known)}, got {split!r}")
+    text = credits_text(entry for entry in entries if split in (None, entry.split))
     sys.stdout.write(text or "index.csv names no license or creator of a shape\n")
     return 0
 
