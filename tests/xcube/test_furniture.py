@@ -14,7 +14,7 @@ from sparsevox.io import describe, sample_surface
 from sparsevox.shapes import Mesh, Points
 from tests.xcube.test_sh3f import BOX, STEP, entry, library
 from xcube.cli import main
-from xcube.data import ShapeFolder, build, furniture_sources, sh3f_sources
+from xcube.data import Box, ShapeFolder, Source, build, furniture_sources, sh3f_sources
 from xcube.data.augment import Change
 from xcube.data.axes import upright
 from xcube.data.credits import credits_text
@@ -265,6 +265,27 @@ def test_a_dataset_of_shapes(libraries: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"- Bob, {number} model" in capsys.readouterr().out
     assert main(["data", "credits", str(out), "--split", "dev"]) == 2
     assert "split must be one of test, train, val, got 'dev'" in capsys.readouterr().err
+
+
+def test_normals_point_outward_whatever_the_faces_say(tmp_path: Path) -> None:
+    mixed = BRICK.faces.clone()
+    mixed[::3] = mixed[::3].flip(1)
+    inward = {}
+    for outward in (False, True):
+        out = tmp_path / str(outward)
+        sources = [Source("brick", partial(Mesh, BRICK.vertices, mixed))]
+        build(sources, out, Box((8, 32)), samples=20000, outside="rescale", outward=outward)
+        voxels = ShapeFolder[sv.Voxels](out, None, level=-1)[0]
+        positions = voxels.grid.to_world(voxels.grid.ijk)
+        half = positions.abs().amax(0)
+        # The brick lies around the origin: its sides are where a position is at the limit along one axis only.
+        at_side = (positions.abs() > half - 1e-6).float() * positions.sign()
+        side = at_side.abs().sum(1) == 1
+        inward[outward] = float(((at_side * voxels.attributes["normal"]).sum(1)[side] < 0).float().mean())
+    assert inward[False] > 0.2
+    assert inward[True] == 0
+    assert "outward" not in read_card(tmp_path / "False").options
+    assert read_card(tmp_path / "True").options["outward"] is True
 
 
 def test_workers_do_not_change_the_result(libraries: Path, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def build_shapes(
         samples=samples,
         seed=seed,
         outside="rescale",
+        outward=True,
         source=source,
         license=license,
         workers=cores() if workers is None else workers,
