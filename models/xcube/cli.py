@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from xcube.commands.convert import convert
-from xcube.commands.data import build_files, build_procedural, build_scenes
+from xcube.commands.data import build_files, build_procedural, build_scenes, build_shapes, print_credits
 from xcube.commands.demo import demo
 from xcube.commands.evaluate import evaluate
 from xcube.commands.list_types import Integers, Names, Numbers
@@ -37,7 +37,16 @@ T = TypeVar("T")
 
 # Commands, and groups of commands: the help of a group, and its commands.
 COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
-    "data": ("Build datasets.", {"build": build_files, "procedural": build_procedural, "scenes": build_scenes}),
+    "data": (
+        "Build datasets.",
+        {
+            "build": build_files,
+            "procedural": build_procedural,
+            "shapes": build_shapes,
+            "scenes": build_scenes,
+            "credits": print_credits,
+        },
+    ),
     "train": (
         "Train networks.",
         {"all": train_all, "vae": train_vae, "denoiser": train_denoiser, "refiner": train_refiner},

@@ -1,6 +1,7 @@
 """`xcube data`: build datasets."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from xcube.data import (
     Source,
     build,
     file_sources,
+    furniture_sources,
     semantic_kitti_sources,
     sh3f_sources,
     shapenet_sources,
@@ -20,11 +22,14 @@ from xcube.data import (
 )
 from xcube.data.axes import Up
 from xcube.data.build import Engine
+from xcube.data.credits import credits_text
+from xcube.data.dataset import Entry, read_card, read_index
 from xcube.data.engines import cores
+from xcube.data.furniture import model_name
 from xcube.data.hierarchy import Box, Outside, as_box
 from xcube.data.sources import SPLITS
 from xcube.procedural.scenes import CLASSES, scene_voxels
-from xcube.procedural.shapes import procedural_sources
+from xcube.procedural.shapes import FAMILIES, procedural_sources
 
 Layout = Literal["files", "shapenet", "sh3f", "semantic-kitti", "voxels"]
 UPRIGHT: tuple[Layout, ...] = ("semantic-kitti", "voxels")  # layouts in which z always points up
@@ -37,7 +42,10 @@ DEMO = Integers((16, 64))
 BLOCKS = Integers((128, 512))
 NORMALS = Names(("normal",))
 NORMALS_LABELS = Names(("normal", "label"))
-OF_SOLIDS = Names(("normal", "label", "fill"))
+NORMALS_FILL = Names(("normal", "fill"))
+NORMALS_LABELS_FILL = Names(("normal", "label", "fill"))
+
+LICENSE = "Apache-2.0"  # of procedural shapes
 
 
 def build_files(
@@ -128,7 +136,7 @@ def build_procedural(
     out: Path,
     count: int = 1400,
     levels: Integers = DEMO,
-    attributes: Names = OF_SOLIDS,
+    attributes: Names = NORMALS_LABELS_FILL,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
@@ -147,6 +155,102 @@ def build_procedural(
     box = as_box(levels)
     sources = procedural_sources(count, box)
     return _build_generated(sources, out, box, attributes, "xcube.procedural.shapes", workers, overwrite)
+
+
+def build_shapes(
+    out: Path,
+    furniture: list[Path] = [],  # noqa: B006  (read only)
+    count: int = 12000,
+    copies: int = 6,
+    levels: Integers = DEMO,
+    attributes: Names = NORMALS_FILL,
+    samples: int = 200_000,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Build a dataset of procedural shapes and furniture in eight categories, or resume one.
+
+    The categories are chair, table, sofa, lamp, airplane, car, bed and cabinet; the name of each shape begins with its
+    category. Models of other kinds in the furniture libraries are left out. Shapes that cannot be used are skipped and
+    listed in report.csv. The exit status is 1 if no shape could be used and 2 if the dataset cannot be built.
+
+    Args:
+        out: Output folder of the dataset.
+        furniture: Furniture libraries of Sweet Home 3D (.sh3f), or folders of them; without this option, all shapes
+            are procedural.
+        count: Number of procedural shapes, divided equally among the categories.
+        copies: Number of changed copies of each training model of the furniture, with other proportions, every second
+            one mirrored.
+        levels: Number of voxels along an edge of the box at each level, coarsest first, separated by commas.
+        attributes: Voxel attributes to store: normal, fill or both, separated by a comma.
+        samples: Number of points to sample on the surface of a model, from which attributes are computed.
+        seed: Random seed of the sampled points and of the changed copies.
+        workers: Number of worker processes, by default one per core; 0 builds in the main process.
+        overwrite: Delete an existing dataset first.
+    """
+    if not set(attributes) <= set(NORMALS_FILL):
+        raise ValueError(f"attributes must be among {', '.join(NORMALS_FILL)}, got {', '.join(attributes)}")
+    box = as_box(levels)
+    models = furniture_sources(*furniture, copies=copies, seed=seed) if furniture else []
+    source, license = "procedural shapes (xcube.procedural.shapes)", LICENSE
+    if models:
+        libraries = sorted({model.name.split("/")[1] for model in models})
+        source += f" and furniture libraries of Sweet Home 3D, with changed copies: {', '.join(libraries)}"
+        terms = sorted({model.about.license or "unknown" for model in models})
+        license = f"procedural shapes: {LICENSE}; furniture, each model as index.csv says: {'; '.join(terms)}"
+    report = build(
+        [*procedural_sources(count, box), *models],
+        out,
+        box,
+        attributes=attributes,
+        samples=samples,
+        seed=seed,
+        outside="rescale",
+        outward=True,
+        source=source,
+        license=license,
+        workers=cores() if workers is None else workers,
+        overwrite=overwrite,
+        progress=True,
+    )
+    status = _print_report(report, out)
+    sys.stdout.write(_counts(read_index(out, read_card(out))))
+    return status
+
+
+def print_credits(dataset: Path, split: str | None = None) -> int:
+    """Print who made the shapes of a dataset, under which license, as Markdown.
+
+    The exit status is 2 if the dataset or its split does not exist.
+
+    Args:
+        dataset: Folder of the dataset.
+        split: Split whose shapes are listed, such as train; by default all shapes are.
+    """
+    entries = read_index(dataset, read_card(dataset))
+    known = sorted({entry.split for entry in entries})
+    if split is not None and split not in known:
+        raise ValueError(f"split must be one of {', '.join(known)}, got {split!r}")
+    text = credits_text(entry for entry in entries if split in (None, entry.split))
+    sys.stdout.write(text or "index.csv names no license or creator of a shape\n")
+    return 0
+
+
+def _counts(entries: Sequence[Entry]) -> str:
+    """A table: for each category and split, the number of procedural shapes, and of models with and without copies."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for entry in entries:
+        kind = "procedural" if "/" not in entry.name else "model" if model_name(entry.name) == entry.name else "copy"
+        found[entry.name.split("/")[0].split("-")[0], entry.split, kind] += 1
+    lines = ["shapes per category: procedural + models of furniture + changed copies of these"]
+    for category in FAMILIES:
+        parts = [
+            f"{split} {' + '.join(str(found[category, split, kind]) for kind in ('procedural', 'model', 'copy'))}"
+            for split in SPLITS
+        ]
+        lines.append(f"  {category:<10}{', '.join(parts)}")
+    return "\n".join(lines) + "\n"
 
 
 def build_scenes(
@@ -194,7 +298,7 @@ def _build_generated(
         box,
         attributes=attributes,
         source=about,
-        license="Apache-2.0",
+        license=LICENSE,
         workers=cores() if workers is None else workers,
         overwrite=overwrite,
         progress=True,

@@ -3,6 +3,7 @@
 from xcube.data.build import BuildReport, build
 from xcube.data.converters import semantic_kitti_sources, shapenet_sources, voxel_sources
 from xcube.data.dataset import About, Attribute, Card
+from xcube.data.furniture import furniture_sources
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.loading import ShapeFolder
 from xcube.data.sh3f import sh3f_sources
@@ -19,6 +20,7 @@ __all__ = [
     "build",
     "build_hierarchy",
     "file_sources",
+    "furniture_sources",
     "semantic_kitti_sources",
     "sh3f_sources",
     "shapenet_sources",

@@ -38,6 +38,7 @@ from xcube.data.dataset import (
 from xcube.data.engines import run_here, run_processes, run_ray
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
 from xcube.data.sources import SPLITS, Source, Splits, seed_of, split_of, unique
+from xcube.geometry.normals import outward_normals
 
 Engine = Literal["processes", "ray"]
 
@@ -91,6 +92,7 @@ def build(
     seed: int = 0,
     outside: Outside = "error",
     up: Up = "z",
+    outward: bool = False,
     splits: Splits = SPLITS,
     source: str = "",
     license: str = "",
@@ -118,6 +120,8 @@ def build(
         outside: Treatment of shapes that do not fit into the box (`build_hierarchy`); "error" skips them.
         up: Axis that points up in the meshes and point clouds, "y" or "z". Those with y up are rotated (`upright`); in
             the dataset z points up.
+        outward: Whether to reverse normals of meshes that point inward (`outward_normals`), for meshes whose faces are
+            not oriented.
         splits: Fraction of each split, for sources without a split.
         source: Source of the shapes, written to card.json.
         license: License of the shapes, written to card.json.
@@ -150,7 +154,8 @@ def build(
         "outside": outside,
         "splits": dict(splits),
     }
-    options |= {"up": up} if up != "z" else {}  # cards of earlier versions have no such option
+    options |= {"up": up} if up != "z" else {}  # cards of earlier versions have no such options
+    options |= {"outward": True} if outward else {}
     ordered = unique(sources)
     card = Card(box, _as_stored(attributes), options, source, license)
     folder = Path(out)
@@ -199,6 +204,8 @@ def build_one(source: Source, *, out: Path, card: Card) -> Entry | Skipped:
         levels = build_hierarchy(
             shape, card.box, samples=samples, seed=seed, outside=outside, fill="fill" in card.attributes
         )
+        if card.options.get("outward") and isinstance(shape, Mesh):
+            levels = [outward_normals(level) for level in levels]
     except ImportError:
         raise
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Normals estimated from the occupancy of voxels alone."""
+"""Normals estimated from the occupancy of voxels alone, and normals that point outward as these do."""
 
 from types import ModuleType
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsevox import Grid
+from sparsevox import Grid, Voxels
 
 BLUR = 1.0  # standard deviation in voxels
 MIN_SLOPE = 1e-3  # gradient of the blurred solid below which a normal is unknown; at a plane it is 0.4
@@ -30,6 +30,20 @@ def estimated_normals(grid: Grid) -> Tensor:
     """
     normals = [_normals_of_one(item.cpu(), _ndimage()) for item in grid]
     return torch.cat([torch.zeros(0, 3), *normals]).to(grid.device)
+
+
+def outward_normals(voxels: Voxels) -> Voxels:
+    """Reverse the attribute "normal", [N, 3], where it points away from the estimated normal.
+
+    The faces of many meshes are oriented at random. The normals of their voxels then have the right axis, but not
+    always the right sign.
+
+    Raises:
+        ImportError: If scipy is not installed.
+    """
+    normal = voxels.attributes["normal"]
+    against = (normal * estimated_normals(voxels.grid).to(normal.dtype)).sum(1, keepdim=True) < 0  # [N, 1]
+    return voxels.with_attributes(normal=torch.where(against, -normal, normal))
 
 
 def _normals_of_one(grid: Grid, ndimage: ModuleType) -> Tensor:
