@@ -71,6 +71,9 @@ def test_times_cover_all_of_the_diffusion() -> None:
         assert bool(((times >= 0) & (times <= 1000)).all())
         middle = float(times.median())
         assert middle == pytest.approx(750 if config.shift == 3 else 500, abs=15)
+    late = Diffusion(DiffusionConfig(first=900)).times(20_000, generator)
+    assert (int(late.min()), int(late.max())) == (900, 999)
+    assert 900 <= float(Diffusion(DiffusionConfig("flow", first=900)).times(2_000, generator).min())
     logit = Diffusion(DiffusionConfig("flow")).times(20_000, generator)
     assert float(((logit > 250) & (logit < 750)).float().mean()) == pytest.approx(0.728, abs=0.02)  # P(|N| < log 3)
 
@@ -130,6 +133,7 @@ def test_noise_differs_by_seed_shape_and_level() -> None:
     ({"prediction": "x0"}, "prediction must be one of v, epsilon, flow, got 'x0'"),
     ({"times": "even"}, "times must be one of uniform, logit-normal, got 'even'"),
     ({"shift": 0.0}, "shift must be positive, got 0.0"),
+    ({"first": 1000}, "first must be a timestep, 0 to 999, got 1000"),
 ])  # fmt: skip
 def test_bad_diffusions_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -171,7 +171,7 @@ def test_presets_that_are_none(tmp_path: Path) -> None:
 def test_a_folder_does_not_hide_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert len(read_preset("demo")) == 6
+    assert len(read_preset("demo")) == 4
     with pytest.raises(ValueError, match="got demo with"):
         read_preset("./demo")
 

@@ -220,10 +220,60 @@ def test_dropping_follows_from_the_step_alone(data: Path, vae: Path) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_conditions_in_training_have_noise_or_are_unknown(vae: Path) -> None:
+    net = UNet(UNetConfig(latent_channels=2, channels=8, multipliers=(1,), heads=2, normal=True, fill=True))
+    seen: list[Conditions] = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    voxels = Voxels.stack([ball(4.0)] * 40)
+    exact, noisy, dropped = (
+        DenoiserModule(net, config(), from_pretrained(vae, VAE), scale=2.0, **options)
+        for options in ({}, {"normal_noise": 0.3, "fill_noise": 0.1}, {"fill_drop": 0.25})
+    )
+    for module in (exact, noisy, dropped):
+        module.train()
+        module.losses(voxels, 0, torch.Generator().manual_seed(0))
+    plain, other, partly = seen
+    assert plain.fill is not None
+    assert other.fill is not None
+    assert partly.fill is not None
+    assert plain.normal is not None
+    assert other.normal is not None
+    known = exact.encode(voxels)
+    assert torch.equal(plain.fill, known.attributes["fill"])
+    assert float((other.normal - plain.normal).std()) == pytest.approx(0.3, rel=0.05)
+    inner = (plain.fill > 0.2) & (plain.fill < 0.8)
+    assert int(inner.sum()) > 100
+    assert float((other.fill - plain.fill)[inner].std()) == pytest.approx(0.1, rel=0.2)
+    assert 0 <= float(other.fill.min()) <= float(other.fill.max()) <= 1
+    unknown = torch.stack([(values < 0).all() for values in partly.fill.split(known.grid.offsets.diff().tolist())])
+    assert 3 <= int(unknown.sum()) <= 20
+    assert torch.equal(partly.fill < 0, unknown[known.grid.batch.long()])
+    seen.clear()
+    noisy.eval()
+    noisy.losses(voxels, 0, torch.Generator().manual_seed(0))  # a validation has exact conditions
+    assert seen[0].fill is not None
+    assert torch.equal(seen[0].fill, plain.fill)
+
+
+def test_means_are_learned_without_noise_of_the_posterior(vae: Path) -> None:
+    net = UNet(UNetConfig(latent_channels=2, channels=8, multipliers=(1,), heads=2))
+    seen: list[SparseTensor] = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    voxels = ball(4.0)
+    for latents in ("means", "samples"):
+        module = DenoiserModule(net, config(), from_pretrained(vae, VAE), scale=2.0, latents=latents)
+        module.diffusion.times = lambda count, generator: torch.zeros(count, dtype=torch.int64)  # type: ignore[method-assign]
+        module.losses(voxels, 0, torch.Generator().manual_seed(0))
+    mean = module.encode(voxels).attributes["mean"] * 2.0
+    assert float((seen[0].feats - mean).abs().mean()) < 0.05 < float((seen[1].feats - mean).abs().mean())
+
+
 # Bad input
 
 
 @pytest.mark.parametrize(("changes", "message"), [
+    ({"fill_drop": -1.0}, r"fill_drop must lie in \[0, 1\], got -1.0"),
+    ({"fill_noise": -1.0}, "normal_noise and fill_noise must not be negative, got 0.0 and -1.0"),
     ({"level": 4}, "level must be an index of the levels"),
     ({"model": UNetConfig(latent_channels=3)}, "latent_channels of the VAE, 2, got 3"),
     ({"model": BOX}, "model must not be dense: the latents of a VAE without dense_neck"),

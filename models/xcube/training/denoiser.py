@@ -42,11 +42,12 @@ class DenoiserModule(FrozenVAEModule):
         latents: What the denoiser learns to make: "samples" of the posterior, or its "means".
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
+        fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser can do without them.
         sampler: Sampler that a pipeline uses the denoiser with by default.
         cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
 
     Raises:
-        ValueError: If `drop` is outside [0, 1], or a standard deviation is negative.
+        ValueError: If `drop` or `fill_drop` is outside [0, 1], or a standard deviation is negative.
     """
 
     net: UNet
@@ -65,17 +66,21 @@ class DenoiserModule(FrozenVAEModule):
         latents: LatentsKind = "samples",
         normal_noise: float = 0.0,
         fill_noise: float = 0.0,
+        fill_drop: float = 0.0,
         sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
         cache: bool = True,
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"drop must lie in [0, 1], got {drop}")
         self.sampler = sampler
-        self.latents, self.normal_noise, self.fill_noise = latents, normal_noise, fill_noise
+        if not 0 <= fill_drop <= 1:
+            raise ValueError(f"fill_drop must lie in [0, 1], got {fill_drop}")
+        self.latents, self.normal_noise, self.fill_noise, self.fill_drop = latents, normal_noise, fill_noise, fill_drop
         if min(normal_noise, fill_noise) < 0:
             raise ValueError(f"normal_noise and fill_noise must not be negative, got {normal_noise} and {fill_noise}")
         options = {"diffusion": diffusion.to_dict(), "drop": drop, "dropped": list(dropped), "scale": scale}
         options |= {"latents": latents, "normal_noise": normal_noise, "fill_noise": fill_noise}
+        options["fill_drop"] = fill_drop
         super().__init__(net, train, vae, **options)
         self.scale, self.diffusion, self.drop, self.dropped = scale, Diffusion(diffusion), drop, tuple(dropped)
         none = {"train": ShapeConditions(()), "val": ShapeConditions(())}
@@ -124,6 +129,9 @@ class DenoiserModule(FrozenVAEModule):
         conditions = self._conditions(voxels)
         if self.training:
             conditions = self._with_noise(conditions, generator)
+        if self.training and self.fill_drop:
+            which = torch.rand(grid.batch_size, generator=generator) < self.fill_drop
+            conditions = conditions.drop(which, grid, ("fill",))
         if self.training and self.drop:
             which = torch.rand(grid.batch_size, generator=generator) < self.drop
             empty = self.shape_conditions["train"].empty_text

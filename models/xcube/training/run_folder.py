@@ -35,6 +35,7 @@ UNRECORDED = {
     "latents": "samples",
     "normal_noise": 0.0,
     "fill_noise": 0.0,
+    "fill_drop": 0.0,
 }
 
 Options = dict[str, Any]

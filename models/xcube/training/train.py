@@ -138,6 +138,7 @@ def train_denoiser(
     latents: Literal["samples", "means"] = "samples",
     normal_noise: float = 0.0,
     fill_noise: float = 0.0,
+    fill_drop: float = 0.0,
     sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
     categories: tuple[str, ...] = (),
     captions: Path | None = None,
@@ -164,6 +165,8 @@ def train_denoiser(
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training, so that the
             denoiser bears the errors of the coarser level.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
+        fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser also upsamples voxels
+            that have none.
         sampler: Sampler that a pipeline uses the denoiser with by default.
         categories: Categories to condition on. A shape has a category if its name begins with it.
         captions: JSON file that maps the name of each shape to its text.
@@ -211,6 +214,7 @@ def train_denoiser(
         latents=latents,
         normal_noise=normal_noise,
         fill_noise=fill_noise,
+        fill_drop=fill_drop,
         sampler=sampler,
         cache=cache,
     )
