@@ -177,15 +177,15 @@ def test_a_folder_does_not_hide_a_preset(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_presets_of_the_package_are_whole() -> None:
-    assert {"demo", "small"} <= set(cascade_presets())
-    for name in ("demo", "small"):
+    assert {"demo", "shapes", "small"} <= set(cascade_presets())
+    for name in ("demo", "shapes", "small"):
         jobs = read_preset(name)
-        kinds = ("vae", "denoiser", "refiner")
+        kinds = ("vae", "denoiser", "refiner") if name == "small" else ("vae", "denoiser")
         assert [job.name for job in jobs] == [f"{kind}-{level}" for level in (0, 1) for kind in kinds]
-        assert list(preset_box(jobs).levels) == {"demo": [16, 64], "small": [32, 128]}[name]
+        assert list(preset_box(jobs).levels) == {"demo": [16, 64], "shapes": [16, 64], "small": [32, 128]}[name]
         minutes = total_minutes(jobs, 2)
         assert minutes is not None
-        assert minutes == pytest.approx({"demo": 11.75, "small": 15.0}[name], abs=0.5)
+        assert minutes == pytest.approx({"demo": 12.0, "shapes": 165.0, "small": 15.0}[name], abs=0.5)
 
 
 def job(kind: NetworkKind, level: int, minutes: float | None, steps: int = 100) -> TrainingJob:
