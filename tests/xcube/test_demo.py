@@ -39,10 +39,17 @@ def write_preset(folder: Path) -> str:
     vae = {"channels": [8, 8], "latent_channels": 2, "hidden": 4}
     unet = {"latent_channels": 2, "channels": 8, "multipliers": [1], "attention": [], "heads": 2}
     parts: dict[str, dict[str, Any]] = {
-        "vae-0": {"level": 0, "model": vae | {"voxel_size": 2 / SIDE, "dense_neck": [2, 2, 2]}},
+        "vae-0": {
+            "level": 0,
+            "model": vae | {"voxel_size": 2 / SIDE, "dense_neck": [2, 2, 2], "fill": True, "solid": True},
+        },
         "denoiser-0": {"level": 0, "model": unet | {"dense": True}},
-        "vae-1": {"level": 1, "model": vae | {"voxel_size": 1 / SIDE}},
-        "denoiser-1": {"level": 1, "model": unet | {"position": "ijk", "normal": True}},
+        "vae-1": {"level": 1, "model": vae | {"voxel_size": 1 / SIDE, "solid": True}},
+        "denoiser-1": {
+            "level": 1,
+            "model": unet | {"position": "ijk", "normal": True, "fill": True},
+            "sampler": {"sampler": "ddim", "steps": 1, "spacing": "trailing"},
+        },
     }
     train = {"steps": 10, "batch_size": 2, "warmup": 1, "val_every": 5, "val_shapes": 2, "minutes": 1.0}
     folder.mkdir()
