@@ -200,8 +200,11 @@ def _agreed(components: Components, field: Tensor, votes: Tensor, empty: Tensor,
     unclear = (fraction < AGREED) & (fraction > 1 - AGREED)
     if unclear.any():
         ijk, walls = band.ijk[rows].cpu().numpy(), band.ijk[~empty].cpu().numpy()
+        low, high = ijk.min(0), ijk.max(0)
         for component in unclear.nonzero()[0]:
-            if _enclosed(components, ijk[region == component], walls):
+            own = ijk[region == component]
+            at_border = (own.min(0) == low).any() or (own.max(0) == high).any()
+            if not at_border and _enclosed(components, own, walls):
                 fraction[component] = fraction[component] > 0.5
     outside = torch.from_numpy(fraction)
     outside = outside[torch.from_numpy(region).long()].to(field.device)

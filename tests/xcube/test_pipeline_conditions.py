@@ -259,6 +259,8 @@ def test_the_sampler_of_a_level_is_the_default() -> None:
     assert free.for_level(levels[0]) == SamplerConfig()
     assert free.for_level(levels[1]) == one_call
     assert SampleOptions(guidance=3).for_level(levels[0]).guidance == 1  # where it would have no effect
+    # Spacing is an option of DDIM.
+    assert SampleOptions(sampler="dpm++", steps=15).for_level(levels[1]).steps == 15
     chosen = SampleOptions(steps=4, eta=0.5)
     assert chosen.for_level(levels[0]) == SamplerConfig(steps=4, eta=0.5)
     assert chosen.for_level(levels[1]) == replace(one_call, steps=4, eta=0.5)
@@ -270,6 +272,23 @@ def test_the_sampler_of_a_level_is_the_default() -> None:
         assert len(calls) == 2  # with and without the category
         made(XCubePipeline(levels), [0], steps=None, guidance=1)
     assert len(calls) == 3
+
+
+def test_a_denoiser_of_high_noise_keeps_its_sampler() -> None:
+    once, high = SamplerConfig("ddim", steps=1, spacing="trailing"), DiffusionConfig(first=900)
+    level = tiny(1, sampler=once, diffusion=high)
+    for options in (SampleOptions(), SampleOptions(steps=50, sampler="ddpm", eta=0.5, spacing="leading")):
+        assert options.for_level(level) == once
+    assert SampleOptions(steps=50, guidance=2.0).for_level(level) == replace(once, guidance=2.0)
+    for sampler, message in (
+        (SamplerConfig(), r"levels\[1\].sampler does not fit .* at least 900, where it was trained, got 50 steps of ddim"),
+        (replace(once, steps=2), r"at least 900, .*, got 2 steps of ddim, the last at 499"),
+        (SamplerConfig("flow"), r"sampler must not be 'flow' for a denoiser that predicts 'v'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            XCubePipeline([tiny(0), tiny(1, sampler=sampler, diffusion=high)])
+    flow = DiffusionConfig("flow", first=900)
+    XCubePipeline([tiny(0), tiny(1, sampler=SamplerConfig(steps=1), diffusion=flow)])
 
 
 def test_times_of_a_flow_are_shifted() -> None:

@@ -112,6 +112,9 @@ def test_fill_is_taken_from_the_level_before_or_unknown() -> None:
     assert 0 <= float(fill.min()) < float(fill.max()) <= 1
     assert torch.equal(seen[0], fill)
     assert torch.equal(seen[-1], torch.full_like(fill, -1))
+    for wrong in (1.5, -0.5, torch.nan):
+        with pytest.raises(ValueError, match=r"fill must lie in \[0, 1\], or be -1 where it is unknown"):
+            pipeline.upsample(bare.with_attributes(fill=torch.full_like(fill, wrong)), QUICK)
     with pytest.raises(ValueError, match=r"levels\[1\].denoiser takes fill, which the VAE of the level before"):
         XCubePipeline([tiny(0), levels[1]])
     with pytest.raises(ValueError, match=r"levels\[0\].denoiser must not take normal, fill or label"):

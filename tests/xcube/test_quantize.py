@@ -57,6 +57,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         save_pretrained(unet(0), tmp_path, bits=4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weights must be at most 65504 for 16 bits, got 100000.0 in a"):
         compressed({"a": torch.tensor([1e5])}, 16)
+    with pytest.raises(ValueError, match="weights must be finite for 8 bits, got others in a"):
+        compressed({"a": torch.full((4, 400), torch.nan)}, 8)
     save_pretrained(unet(0, channels=16), tmp_path, bits=8)
     file = tmp_path / "model.safetensors"
     state = load_file(file)

@@ -215,6 +215,21 @@ def test_a_run_of_an_earlier_version_knows_fewer_options(data: Path, tmp_path: P
     assert run_and_read(data, tmp_path, steps=4)["steps"] == 4
 
 
+def test_a_run_of_an_earlier_version_that_ended_by_its_time_limit_is_finished(data: Path, tmp_path: Path) -> None:
+    run_vae(data, tmp_path, steps=4, minutes=1.0)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name in ("fill", "thresholds", "solid"):
+        del values["config"][name]
+    for name in ("fill", "solid"):
+        del values["metadata"]["options"]["loss"][name]
+    values["metadata"]["steps"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / CHECKPOINT).unlink()
+    before = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    run_vae(data, tmp_path, steps=4, minutes=1.0)
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == before
+
+
 def test_the_time_is_a_limit(data: Path, tmp_path: Path) -> None:
     metadata = run_and_read(data, tmp_path, steps=100_000, minutes=0.005, val_every=100_000, save_every=100_000)
     assert 0 < metadata["steps"] < 1000

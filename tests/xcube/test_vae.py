@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "solid": {"solid": True},
     "fill": {"fill": True},
     "thresholds": {"thresholds": (0.4, 0.3, 0.2)},
+    "solid, thresholds": {"solid": True, "thresholds": (0.5, 0.3, 0.2)},
     "official": dataclasses.asdict(VAEConfig.official()),
     "official, flat": dataclasses.asdict(VAEConfig.official(**FLAT)),
     "official, attention": dataclasses.asdict(VAEConfig.official(attention=True)),

@@ -5,7 +5,7 @@ R voxels along an edge of the box, N voxels of a level.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -144,9 +144,11 @@ def with_fill(levels: Sequence[Voxels]) -> list[Voxels]:
     Raises:
         ImportError: If scipy is not installed.
     """
-    finer = [*(level.grid for level in levels[1:]), levels[-1].grid]
-    pairs = zip(levels, finer, strict=True)
-    return [level.with_attributes(fill=solid_fractions(level.grid, grid)) for level, grid in pairs]
+    made = [
+        coarse.with_attributes(fill=solid_fractions(coarse.grid, fine.grid)) for coarse, fine in pairwise(levels)
+    ]
+    finest = levels[-1]
+    return [*made, finest.with_attributes(fill=torch.ones(finest.num_voxels, device=finest.device))]
 
 
 def _aligned(voxels: Voxels, box: Box, level: int) -> Grid:

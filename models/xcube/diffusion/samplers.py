@@ -6,7 +6,7 @@ M latent voxels, L channels, B grids.
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -65,7 +65,7 @@ class SamplerConfig(Config):
             raise ValueError(f"guidance must be finite, got {self.guidance}")
         if not 1 <= self.steps <= STEPS or (self.sampler == "dpm++" and self.steps == STEPS):
             raise ValueError(f"steps must lie in [1, {STEPS}], less for dpm++, got {self.steps}")
-        if self.spacing == "trailing" and STEPS % self.steps:
+        if self.sampler in ("ddim", "ddpm") and self.spacing == "trailing" and STEPS % self.steps:
             raise ValueError(f"steps must divide {STEPS} with spacing 'trailing', got {self.steps}")
         first = STEPS // self.steps * self.steps
         if self.sampler in ("ddim", "ddpm") and self.spacing == "leading" and first < 0.9 * STEPS:
@@ -151,6 +151,20 @@ def sample_latents(
             if watch is not None:
                 watch(number + 1, len(solver.times))
         return x if hook is None else x.replace(_checked("hook", hook(x, None).feats, shape))
+
+
+def check_sampler(sampler: SamplerConfig, diffusion: DiffusionConfig) -> None:
+    """Raise ValueError unless a sampler fits a denoiser: its prediction, and the times that it was trained at."""
+    is_flow = diffusion.prediction == "flow"
+    if sampler.sampler == "flow" and not is_flow:
+        raise ValueError(f"sampler must not be 'flow' for a denoiser that predicts {diffusion.prediction!r}")
+    if diffusion.first:
+        last = float(Solver(replace(sampler, sampler="flow") if is_flow else sampler, diffusion).times.min())
+        if last < diffusion.first:
+            raise ValueError(
+                f"sampler must call the denoiser at times of at least {diffusion.first}, where it was trained, got "
+                f"{sampler.steps} steps of {sampler.sampler}, the last at {last:g}"
+            )
 
 
 class Solver:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsevox import Grid, Voxels
 from xcube.networks.configs import UNetConfig
 
-UNKNOWN = -1.0  # the solid fraction of a voxel that has none
+NO_FILL = -1.0  # the solid fraction of a voxel that has none
 NO_CLASS = -1  # the label of a voxel, or the category of a shape, that has none
 
 
@@ -159,7 +159,7 @@ class Conditions:
             elif name == "category":
                 dropped[name] = torch.where(which, NO_CLASS, value)
             elif name in ("fill", "label"):
-                dropped[name] = torch.where(rows, UNKNOWN if name == "fill" else NO_CLASS, value)
+                dropped[name] = torch.where(rows, NO_FILL if name == "fill" else NO_CLASS, value)
             else:
                 dropped[name] = torch.where(rows[:, None], 0, value)
         return replace(self, **dropped)

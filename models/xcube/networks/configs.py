@@ -51,7 +51,8 @@ class VAEConfig(Config):
             dropped in training, as in the official code. None disables it.
         box: Number of voxels along each axis at resolution 0; needed only by `cutoff`.
         solid: Whether the decoder also predicts which candidates are inside of the shape, and closes the shell with
-            them at each resolution.
+            them at each resolution. Inside and outside are found on the CPU, in time and memory proportional to the box
+            around each shape, about 20 bytes per voxel of it.
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.

@@ -18,7 +18,7 @@ from xcube.geometry.shell import sealed
 from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed, count_per_grid
 from xcube.networks.configs import Triple, VAEConfig
 
-SURE = math.log(0.99 / (1 - 0.99))  # the logit from which a voxel certainly is inside
+CERTAIN = math.log(0.99 / (1 - 0.99))  # the logit from which a voxel is certain to be inside
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Decoder(torch.nn.Module):
             solid = at_least_float32(solid).squeeze(1)
             if truth is None:
                 inside = solid.detach()
-                keep = sealed(candidates, predicted, inside > least, inside > SURE)
+                keep = sealed(candidates, predicted, inside > least, inside > CERTAIN)
         true_grid = rows = None
         if truth is not None:
             true_grid = truth[resolution]

@@ -17,7 +17,7 @@ from xcube.config import Config
 from xcube.geometry.pyramid import same_lattice
 from xcube.geometry.shell import is_solid, solid_fractions
 from xcube.networks.blocks import centers, count_per_grid, rows_or_zero
-from xcube.networks.conditions import UNKNOWN
+from xcube.networks.conditions import NO_FILL
 from xcube.networks.decoder import Decoded
 from xcube.networks.encoder import Posterior
 from xcube.networks.vae import VAE
@@ -157,7 +157,7 @@ def true_attributes(
         value = voxels.attributes[name]
         if name == "fill":
             rows = voxels.grid.index(grid.coords) if rows is None else rows
-            made[name] = torch.where(rows >= 0, rows_or_zero(value.float(), rows), UNKNOWN)
+            made[name] = torch.where(rows >= 0, rows_or_zero(value.float(), rows), NO_FILL)
         elif name == "normal" and not float32_positions and same_lattice(voxels.grid, grid):
             # Each center coincides with the center of the voxel itself, so it is splatted to no other.
             rows = voxels.grid.index(grid.coords) if rows is None else rows

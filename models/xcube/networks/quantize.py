@@ -12,7 +12,7 @@ from torch import Tensor
 Bits = Literal[32, 16, 8]
 
 SCALE = "#scale"  # appended to the name of an 8-bit weight; parameters of a module cannot have such a name
-LARGEST = 127
+INT8_MAX = 127
 LEAST = 1024  # elements of a tensor that is stored in 8 bits
 
 
@@ -27,7 +27,7 @@ def compressed(state: Mapping[str, Tensor], bits: Bits) -> dict[str, Tensor]:
         bits: Number of bits: 32 changes nothing.
 
     Raises:
-        ValueError: If `bits` is another number, or a weight is too large for 16 bits.
+        ValueError: If `bits` is another number, or a weight is too large for 16 bits or not finite for 8.
     """
     if bits not in get_args(Bits):
         raise ValueError(f"bits must be one of {', '.join(map(str, get_args(Bits)))}, got {bits}")
@@ -39,7 +39,9 @@ def compressed(state: Mapping[str, Tensor], bits: Bits) -> dict[str, Tensor]:
                 raise ValueError(f"weights must be at most 65504 for 16 bits, got {float(value.abs().max())} in {name}")
         elif bits == 8 and value.is_floating_point() and value.ndim > 1 and value.numel() >= LEAST:
             rows = value.float().flatten(1)  # [C_out, ...]
-            scale = rows.abs().amax(1) / LARGEST
+            if not bool(rows.isfinite().all()):
+                raise ValueError(f"weights must be finite for 8 bits, got others in {name}")
+            scale = rows.abs().amax(1) / INT8_MAX
             made[name] = (rows / torch.where(scale > 0, scale, 1)[:, None]).round().to(torch.int8).view(value.shape)
             made[name + SCALE] = scale
         else:
@@ -48,7 +50,7 @@ def compressed(state: Mapping[str, Tensor], bits: Bits) -> dict[str, Tensor]:
 
 
 def restored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert parameters that `compressed` made to float32.
+    """Convert parameters of 16 and 8 bits that `compressed` made to float32.
 
     Raises:
         ValueError: If a scale does not fit its weight.

@@ -12,7 +12,7 @@ from sparsevox import Grid, Voxels, checks
 from sparsevox.io.voxelize import normalized
 from xcube.geometry.normals import estimated_normals
 from xcube.geometry.pyramid import check_voxels
-from xcube.networks.conditions import UNKNOWN
+from xcube.networks.conditions import NO_FILL
 from xcube.pipeline.level import Level, Size, in_box, latent_voxel_size, same_size
 
 
@@ -102,9 +102,11 @@ def _with_needed_attributes(voxels: Voxels, level: Level, number: int) -> Voxels
         attributes["normal"] = estimated_normals(voxels.grid)
     if "fill" in attributes:
         given = checks.floats("fill", checks.shape("fill", attributes["fill"], voxels.num_voxels))
+        if not bool((((given >= 0) & (given <= 1)) | (given == NO_FILL)).all()):
+            raise ValueError("fill must lie in [0, 1], or be -1 where it is unknown, got other values")
         attributes["fill"] = given.float()
     elif "fill" in needed:
-        attributes["fill"] = torch.full((voxels.num_voxels,), UNKNOWN, device=voxels.device)
+        attributes["fill"] = torch.full((voxels.num_voxels,), NO_FILL, device=voxels.device)
     missing = [name for name in needed if name not in attributes]
     if missing:
         raise ValueError(f"shape must have the attributes {needed} that level {number} takes, got none of {missing}")

@@ -14,7 +14,7 @@ import torch
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
-from xcube.diffusion.samplers import SamplerConfig
+from xcube.diffusion.samplers import SamplerConfig, check_sampler
 from xcube.geometry.pyramid import TOLERANCE
 from xcube.networks.blocks import centers
 from xcube.networks.configs import VAEConfig
@@ -166,6 +166,10 @@ def _check_level(level: Level, name: str) -> None:
         )
     if denoiser.dense and vae.dense_neck is None:
         raise ValueError(f"{name}.denoiser must not be dense: without dense_neck the latents of the VAE fill no box")
+    try:
+        check_sampler(level.sampler, level.diffusion)
+    except ValueError as error:
+        raise ValueError(f"{name}.sampler does not fit its denoiser: {error}") from error
     if not 0 < level.latent_scale < float("inf"):
         raise ValueError(f"{name}.latent_scale must be positive and finite, got {level.latent_scale}")
     if level.categories and len(level.categories) != denoiser.categories:

@@ -50,7 +50,8 @@ class SampleOptions:
     """Options of sampling: those of the sampler, for every level, and those of the pipeline.
 
     Options of the sampler that are None, the default, are those that each level was saved with (`Level.sampler`), or
-    else the defaults of `SamplerConfig`.
+    else the defaults of `SamplerConfig`. A level whose denoiser was trained at high noise only, for one or a few calls,
+    always keeps its own, except for guidance.
 
     Args:
         sampler: Sampler: "ddim", "ddpm", "dpm++" or "flow" (see `SamplerConfig`), by default that of each level.
@@ -132,7 +133,8 @@ class SampleOptions:
     def for_level(self, level: Level) -> SamplerConfig:
         """The sampler of one level, from its own and the options that are not None.
 
-        A flow has its own sampler, and guidance is 1 where it would have no effect.
+        A flow has its own sampler, and guidance is 1 where it would have no effect. A denoiser that was trained at high
+        noise only (`DiffusionConfig.first`) keeps the sampler that it was saved with, apart from guidance.
 
         Raises:
             ValueError: If the sampler does not fit the denoiser or the number of steps.
@@ -142,7 +144,11 @@ class SampleOptions:
             raise ValueError(f"sampler must not be 'flow' for a denoiser that predicts {level.diffusion.prediction!r}")
         kind: Kind = "flow" if is_flow else self.sampler or level.sampler.sampler
         guidance = level.sampler.guidance if self.guidance is None else self.guidance
-        return self._over(level.sampler, sampler=kind, guidance=guidance if level.has_guidance else 1.0)
+        weight = guidance if level.has_guidance else 1.0
+        if level.diffusion.first:
+            own: Kind = "flow" if is_flow else level.sampler.sampler
+            return replace(level.sampler, sampler=own, guidance=weight, formula=self.formula or level.sampler.formula)
+        return self._over(level.sampler, sampler=kind, guidance=weight)
 
     def _over(self, level: SamplerConfig, **changes: Any) -> SamplerConfig:
         """The sampler of a level with the options of this object that are not None, and changes."""

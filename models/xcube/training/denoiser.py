@@ -5,7 +5,7 @@ M latent voxels, L latent channels, B grids.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -13,7 +13,7 @@ from sparsevox import Voxels
 from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
-from xcube.diffusion.samplers import SamplerConfig
+from xcube.diffusion.samplers import SamplerConfig, check_sampler
 from xcube.networks.conditions import Conditions
 from xcube.networks.encoder import Posterior
 from xcube.networks.losses import Losses, true_attributes
@@ -43,11 +43,12 @@ class DenoiserModule(FrozenVAEModule):
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser can do without them.
-        sampler: Sampler that a pipeline uses the denoiser with by default.
+        sampler: Default sampler of pipelines with this denoiser.
         cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
 
     Raises:
-        ValueError: If `drop` or `fill_drop` is outside [0, 1], or a standard deviation is negative.
+        ValueError: If `drop` or `fill_drop` is outside [0, 1], a standard deviation is negative, there is noise on a
+            condition that the network does not take, `latents` is unknown, or the sampler does not fit the diffusion.
     """
 
     net: UNet
@@ -76,8 +77,18 @@ class DenoiserModule(FrozenVAEModule):
         if not 0 <= fill_drop <= 1:
             raise ValueError(f"fill_drop must lie in [0, 1], got {fill_drop}")
         self.latents, self.normal_noise, self.fill_noise, self.fill_drop = latents, normal_noise, fill_noise, fill_drop
-        if min(normal_noise, fill_noise) < 0:
+        if not (normal_noise >= 0 and fill_noise >= 0):
             raise ValueError(f"normal_noise and fill_noise must not be negative, got {normal_noise} and {fill_noise}")
+        for name, noise, taken in (
+            ("normal_noise", normal_noise, net.config.normal),
+            ("fill_noise", fill_noise, net.config.fill),
+            ("fill_drop", fill_drop, net.config.fill),
+        ):
+            if noise and not taken:
+                raise ValueError(f"{name} must be 0 for a model that does not take {name.partition('_')[0]}, got {noise}")
+        if latents not in get_args(LatentsKind):
+            raise ValueError(f"latents must be one of {', '.join(get_args(LatentsKind))}, got {latents!r}")
+        check_sampler(sampler, diffusion)
         options = {"diffusion": diffusion.to_dict(), "drop": drop, "dropped": list(dropped), "scale": scale}
         options |= {"latents": latents, "normal_noise": normal_noise, "fill_noise": fill_noise}
         options["fill_drop"] = fill_drop
@@ -150,7 +161,10 @@ class DenoiserModule(FrozenVAEModule):
             if exact is None or not deviation:
                 continue
             noise = deviation * torch.randn(exact.shape, generator=generator).to(exact)
-            noisy = exact + noise if name == "normal" else torch.where(exact >= 0, (exact + noise).clamp(0, 1), exact)
+            if name == "normal":
+                noisy = torch.where(exact.norm(dim=1, keepdim=True) > 0, exact + noise, exact)
+            else:
+                noisy = torch.where(exact >= 0, (exact + noise).clamp(0, 1), exact)
             changes: dict[str, Any] = {name: noisy}
             conditions = replace(conditions, **changes)
         return conditions

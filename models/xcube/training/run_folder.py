@@ -86,7 +86,8 @@ def is_finished(out: Path, options: Options) -> bool:
     trained_on = {name: metadata.get(name) for name in options["data"]}
     old = {"kind": values["kind"], "model": values["config"], "data": trained_on} | metadata["options"]
     check_same_options(out, old, options)
-    return old == options or int(metadata["steps"]) >= options["train"]["steps"]
+    before, now = _comparable(old, options)
+    return before == now or int(metadata["steps"]) >= options["train"]["steps"]
 
 
 def checkpoint_step(out: Path, options: Options) -> int | None:
@@ -134,8 +135,7 @@ def read_metrics(out: Path) -> dict[str, float]:
 
 def check_same_options(out: Path, old: Options, new: Options) -> None:
     """Raise ValueError if a run began with other options, except for those in `CHANGEABLE`."""
-    now = dict(_flat(new))
-    before = {name: value for name, value in UNRECORDED.items() if name in now} | dict(_flat(old))
+    before, now = _comparable(old, new)
     others = [
         name
         for name in sorted(before.keys() | now.keys())
@@ -146,6 +146,12 @@ def check_same_options(out: Path, old: Options, new: Options) -> None:
         raise ValueError(
             f"{out} holds a run with other options: {changes}; use another folder, or restart to train from scratch"
         )
+
+
+def _comparable(old: Options, new: Options) -> tuple[Options, Options]:
+    """The options of an earlier run and of the present one, flat; those that the earlier one did not record are added."""
+    now = dict(_flat(new))
+    return {name: value for name, value in UNRECORDED.items() if name in now} | dict(_flat(old)), now
 
 
 def _read_checkpoint(path: Path) -> tuple[Options, int]:

@@ -163,11 +163,11 @@ def train_denoiser(
         dropped: Names of the conditions to drop.
         latents: What the denoiser learns to make: "samples" of the posterior of the VAE, or its "means".
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training, so that the
-            denoiser bears the errors of the coarser level.
+            denoiser is robust to the errors of the coarser level.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser also upsamples voxels
             that have none.
-        sampler: Sampler that a pipeline uses the denoiser with by default.
+        sampler: Default sampler of pipelines with this denoiser.
         categories: Categories to condition on. A shape has a category if its name begins with it.
         captions: JSON file that maps the name of each shape to its text.
         text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
@@ -280,6 +280,8 @@ def _check_denoiser(
         )
     if model.dense and config.dense_neck is None:
         raise ValueError("model must not be dense: the latents of a VAE without dense_neck do not fill a box")
+    if model.fill and config.dense_neck is not None:
+        raise ValueError("model must have fill off: the latents of a VAE with dense_neck have no coarser level")
     if model.extra:
         raise ValueError(f"model must have extra 0, since datasets hold no extra conditions, got {model.extra}")
     conditions = {"normal": model.normal, "label": model.num_labels > 0}
