@@ -1,9 +1,9 @@
 """Ablation: a cascade of two levels and a single level: `python -m bench.cascade_vs_single --out ablation`.
 
 It trains the cascade of the demo, 16^3 and then 64^3, and a model that generates 64^3 directly from dense latents of
-8^3 (`bench/single_level`). Both get the same data, seeds, classes, sampler and training time of one process with one
-thread. The main metric is the distance of held-out shapes to the nearest of 64 samples (MMD). An interrupted run
-continues when called again. To use two cores, run it twice in parallel, with one of `--models` each.
+8^3 (`bench/single_level`). Both get the same data, seeds, classes and training time of one process with one thread, and
+the samplers of their presets. The main metric is the distance of held-out shapes to the nearest of 64 samples (MMD). An
+interrupted run continues when called again. To use two cores, run it twice in parallel, with one of `--models` each.
 """
 
 import argparse

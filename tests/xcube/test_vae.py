@@ -84,12 +84,17 @@ def test_every_variant_runs_and_every_parameter_learns(name: str, training: bool
 def test_structure_is_consistent(name: str) -> None:
     model, voxels = model_of(name), spheres(6, 5)
     with torch.no_grad():
+        for head in model.decoder.solids if model.config.solid else ():
+            head.get_parameter("out.weight").mul_(20)  # so that some voxels are certain
         _, decoded = model.eval()(voxels)
     strides = (*model.config.all_strides, None)
     for resolution, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
-        keep = decided.logits.sigmoid() > model.config.all_thresholds[resolution]
+        least = model.config.all_thresholds[resolution]
+        keep = decided.logits.sigmoid() > least
         if decided.solid is not None:
-            keep = sealed(decided.candidates, keep, decided.solid > 0)
+            inside = decided.solid.sigmoid()
+            assert 0 < int((inside > 0.99).sum()) < int((inside > least).sum()) < len(inside)
+            keep = sealed(decided.candidates, keep, inside > least, inside > 0.99)
         assert decided.grid.same_voxels(decided.candidates.prune(keep))
         if stride is not None:
             assert decided.candidates.same_voxels(decoded.structure[resolution + 1].grid.subdivide(stride))

@@ -144,9 +144,7 @@ def with_fill(levels: Sequence[Voxels]) -> list[Voxels]:
     Raises:
         ImportError: If scipy is not installed.
     """
-    made = [
-        coarse.with_attributes(fill=solid_fractions(coarse.grid, fine.grid)) for coarse, fine in pairwise(levels)
-    ]
+    made = [coarse.with_attributes(fill=solid_fractions(coarse.grid, fine.grid)) for coarse, fine in pairwise(levels)]
     finest = levels[-1]
     return [*made, finest.with_attributes(fill=torch.ones(finest.num_voxels, device=finest.device))]
 
