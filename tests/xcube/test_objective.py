@@ -73,7 +73,7 @@ def test_times_cover_all_of_the_diffusion() -> None:
         assert middle == pytest.approx(750 if config.shift == 3 else 500, abs=15)
     late = Diffusion(DiffusionConfig(first=900)).times(20_000, generator)
     assert (int(late.min()), int(late.max())) == (900, 999)
-    assert 900 <= float(Diffusion(DiffusionConfig("flow", first=900)).times(2_000, generator).min())
+    assert float(Diffusion(DiffusionConfig("flow", first=900)).times(2_000, generator).min()) >= 900
     logit = Diffusion(DiffusionConfig("flow")).times(20_000, generator)
     assert float(((logit > 250) & (logit < 750)).float().mean()) == pytest.approx(0.728, abs=0.02)  # P(|N| < log 3)
 

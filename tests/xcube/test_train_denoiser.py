@@ -229,9 +229,9 @@ def test_conditions_in_training_have_noise_or_are_unknown(vae: Path) -> None:
     hidden = torch.arange(one.num_voxels) % 3 == 0
     one = one.with_attributes(normal=torch.where(hidden[:, None], 0, one.attributes["normal"]))
     voxels = Voxels.stack([one] * 40)
+    variants: list[dict[str, Any]] = [{}, {"normal_noise": 0.3, "fill_noise": 0.1}, {"fill_drop": 0.25}]
     exact, noisy, dropped = (
-        DenoiserModule(net, config(), from_pretrained(vae, VAE), scale=2.0, **options)
-        for options in ({}, {"normal_noise": 0.3, "fill_noise": 0.1}, {"fill_drop": 0.25})
+        DenoiserModule(net, config(), from_pretrained(vae, VAE), scale=2.0, **options) for options in variants
     )
     for module in (exact, noisy, dropped):
         module.train()

@@ -41,8 +41,9 @@ def demo(
     """Build a dataset, train a cascade and generate shapes, in 15 minutes on two CPU cores, without downloads.
 
     The dataset has procedural chairs, tables, sofas, lamps, airplanes, cars, beds and cabinets, and the meshes of
-    --mesh. For each level, a VAE, a denoiser and, if the preset has one, a refiner are trained on it. The HTML page shows the first 16 of 64
-    generated shapes; the metrics are of all 64. The same command resumes after an interruption.
+    --mesh. For each level, a VAE, a denoiser and, if the preset has one, a refiner are trained on it. The HTML page
+    shows the first 16 of 64 generated shapes; the metrics are of all 64. The same command resumes after an
+    interruption.
 
     Args:
         out: Output folder; open its index.html.

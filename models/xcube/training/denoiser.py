@@ -85,9 +85,8 @@ class DenoiserModule(FrozenVAEModule):
             ("fill_drop", fill_drop, net.config.fill),
         ):
             if noise and not taken:
-                raise ValueError(
-                    f"{name} must be 0 for a model that does not take {name.partition('_')[0]}, got {noise}"
-                )
+                condition = name.partition("_")[0]
+                raise ValueError(f"{name} must be 0 for a model that does not take {condition}, got {noise}")
         if latents not in get_args(LatentsKind):
             raise ValueError(f"latents must be one of {', '.join(get_args(LatentsKind))}, got {latents!r}")
         check_sampler(sampler, diffusion)

@@ -149,7 +149,7 @@ def check_same_options(out: Path, old: Options, new: Options) -> None:
 
 
 def _comparable(old: Options, new: Options) -> tuple[Options, Options]:
-    """The options of an earlier run and of the present one, flat; those that the earlier one did not record are added."""
+    """The options of an earlier run and of the present one, flat, with those that the earlier one did not record."""
     now = dict(_flat(new))
     return {name: value for name, value in UNRECORDED.items() if name in now} | dict(_flat(old)), now
 
