@@ -1,6 +1,7 @@
 """A smoke test of each benchmark that is a separate command."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,22 @@ from bench import (
     report,
     samples_picture,
     steps,
+    unseen,
 )
 from bench import refiner as refiner_bench
 from bench.scenes import sphere_mesh
 from sparsevox import Grid, Voxels
 from sparsevox.io import save_mesh, save_voxels
 from sparsevox.shapes import Mesh
+from tests.xcube.balls import SIDE, ball
 from tests.xcube.cascades import refiner, unet, vae
-from xcube.data import Box, build, file_sources
+from xcube.data import Box, Source, build, file_sources
 from xcube.diffusion.objective import DiffusionConfig
+from xcube.networks.configs import VAEConfig
 from xcube.networks.pretrained import save_pretrained
+from xcube.networks.vae import VAE
 from xcube.pipeline.output import SampleFolder
+from xcube.procedural.shapes import FAMILIES
 
 for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="training from the command line")
@@ -93,6 +99,28 @@ def test_fine_level(mesh: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_shapes_without_voxels_are_not_closed() -> None:
     row = fine_level.describe_row("name", False, [[0.0, 0.5, 0.5], [0, 1, 2], [0, 0, 4], [0.1, 0.1, 0.1]])
     assert row == "| name | no | 0.333 | 1.00 | 33 % | 1.3 | 33 % | 100 |"
+
+
+def test_unseen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = {"chair-000001": "test", "lamp/a/1": "val", "lamp/a/2": "test", "lamp/a/3": "train"}
+    sources = [Source(name, partial(ball, 3.0 + n / 2), split=split) for n, (name, split) in enumerate(named.items())]
+    assert len(build(sources, tmp_path / "data", Box((SIDE,))).built) == len(named)
+    save_pretrained(VAE(VAEConfig(1 / SIDE, channels=(4, 6), latent_channels=2, hidden=4)), tmp_path / "runs" / "vae-0")
+    words = ["--data", str(tmp_path / "data"), "--model", str(tmp_path / "runs"), "--level", "0"]
+    assert unseen.main(words) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == [
+        "category",
+        *("procedural: shapes", "voxel IoU", "watertight"),
+        *("furniture: shapes", *rows[0][2:4]),
+    ]
+    counts = {row[0]: (row[1], row[4]) for row in rows[2:]}
+    assert counts == dict.fromkeys(FAMILIES, ("0", "0")) | {
+        "chair": ("1", "0"),
+        "lamp": ("0", "2"),
+        "all": ("1", "2"),
+    }
+    assert all(0 <= float(row[column]) <= 1 for row in rows[2:] for column in (2, 5) if row[column])
 
 
 def test_cascade_vs_single(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
