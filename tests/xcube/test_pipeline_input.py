@@ -185,7 +185,7 @@ def test_the_size_and_the_text_model_are_kept(tmp_path: Path) -> None:
     assert XCubePipeline.from_pretrained(tmp_path).size == (2.0, 1.0, 1.0)
 
 
-def test_facts_of_networks_are_kept(tmp_path: Path) -> None:
+def test_metadata_of_networks_is_kept(tmp_path: Path) -> None:
     metadata = {"vae": {"levels": [8, 16]}, "denoiser": {"seconds": 3, "options": {"drop": 0.1}}}
     sampler = SamplerConfig("ddim", steps=2, spacing="trailing")
     XCubePipeline([tiny(0, metadata=metadata, sampler=sampler), tiny(1)]).save_pretrained(tmp_path)

@@ -37,7 +37,7 @@ class DiffusionConfig(Config):
             middle (Esser et al. 2024, arXiv:2403.03206).
         shift: Shift of times toward noise for flow matching, in training and sampling (Esser et al. 2024); 1 for none.
         first: Minimum time of training. A denoiser that is only called at high noise, for example once at full noise,
-            learns more in the same number of steps if it never sees less.
+            learns more in the same number of steps if it is not trained at lower noise.
     """
 
     prediction: Prediction = "v"

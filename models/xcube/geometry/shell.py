@@ -33,9 +33,11 @@ def is_solid(candidates: Grid, shell: Grid) -> Tensor:
 def solid_fractions(grid: Grid, shell: Grid) -> Tensor:
     """The fraction of the volume of each voxel that lies in a shell of voxels or inside of it: float32 [M].
 
+    Space is inside where no path across faces leads out of it. An open shell has no inside.
+
     Args:
         grid: Voxels of the size of those of the shell, or larger by an integer factor along each axis.
-        shell: Shells, one for each grid of the batch. Space is inside where no path across faces leads out of it.
+        shell: Voxels of the shells, one grid for each of the batch.
 
     Raises:
         ImportError: If scipy is not installed.
@@ -88,9 +90,9 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor, sure: Tensor | None =
 
     Args:
         candidates: Candidates of each shape.
-        shell: Which candidates are thought to be in the shell, bool [M].
-        solid: Which candidates are thought to be inside or in the shell, bool [M].
-        sure: Which of them certainly are, bool [M]. Solid candidates of a shape that are not connected to such ones
+        shell: Which candidates are predicted to be in the shell, bool [M].
+        solid: Which candidates are predicted to be inside or in the shell, bool [M].
+        sure: Which candidates are predicted so with near certainty, bool [M]. Solid candidates of a shape that are not connected to such ones
             (26-connectivity) are left out, if the shape has any: hysteresis thresholding (Canny 1986). None leaves out
             nothing.
 
@@ -125,7 +127,7 @@ def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray, sure: np.
     inside = votes[1] > votes[0]
     inside[region[0, 0, 0]] = False
     filled = np.where(state < 0, inside[region], state > 0)
-    # 2. What no path from outside reaches is solid.
+    # 2. Space that no path from outside reaches is solid.
     reached, _ = label(~filled)
     filled = reached != reached[0, 0, 0]
     # 3. The candidates at faces between solid and empty space.
@@ -136,7 +138,7 @@ def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray, sure: np.
             mine = differ & filled[ours]
             needed[ours] |= mine & (state[ours] >= 0)
             needed[theirs] |= mine & (state[ours] < 0)
-    # 4. What is connected to them.
+    # 4. The shell that is connected to them.
     needed = needed[place]
     return _connected(needed | (shell & filled[place]), needed, place, size)
 
