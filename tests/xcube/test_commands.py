@@ -55,7 +55,7 @@ def test_view_writes_a_page(parts: Path, tmp_path: Path) -> None:
 def test_training_and_reconstruction(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--train.steps", "2", "--train.batch_size", "2", "--train.val_every", "10"]
     model = ["--model.voxel_size", "0.03125", "--model.channels", "[8,8]"]
-    words = ["train", "vae", "--config", "demo/vae-1", "--data", str(parts), "--out", str(tmp_path / "vae")]
+    words = ["train", "vae", "--config", "tiny/vae-64", "--data", str(parts), "--out", str(tmp_path / "vae")]
     assert main([*words, *model, *small]) == 0
     assert from_pretrained(tmp_path / "vae", VAE).config.hidden == 16  # of the preset
     words = [
