@@ -92,9 +92,9 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor, sure: Tensor | None =
         candidates: Candidates of each shape.
         shell: Which candidates are predicted to be in the shell, bool [M].
         solid: Which candidates are predicted to be inside or in the shell, bool [M].
-        sure: Which candidates are predicted so with near certainty, bool [M]. Solid candidates of a shape that are not connected to such ones
-            (26-connectivity) are left out, if the shape has any: hysteresis thresholding (Canny 1986). None leaves out
-            nothing.
+        sure: Which candidates are predicted so with near certainty, bool [M]. Solid candidates of a shape that are not
+            connected to such ones (26-connectivity) are left out, if the shape has any: hysteresis thresholding (Canny
+            1986). None leaves out nothing.
 
     Raises:
         ImportError: If scipy is not installed.
