@@ -18,6 +18,7 @@ NetworkMetrics = dict[str, float]
 CONTEXT = multiprocessing.get_context("spawn")
 TERMINAL = CONTEXT.RLock()  # held by the process that writes to the terminal
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, OSError, ImportError)  # subclasses first
+PATIENCE = 10.0  # seconds that an idle process has to end by itself
 
 
 class TrainingProcess:
@@ -68,10 +69,15 @@ class TrainingProcess:
 
 
 def stop(processes: Sequence[TrainingProcess]) -> None:
-    """Terminate processes; a run resumes from its last checkpoint."""
+    """End processes. Those that train are terminated, and their runs resume from the last checkpoint."""
     for each in processes:
+        if each.name is None:
+            each.connection.close()  # an idle process then ends by itself, and releases its semaphores
+        else:
+            each.process.terminate()
+    for each in processes:
+        each.process.join(PATIENCE)
         each.process.terminate()
-    for each in processes:
         each.process.join()
 
 
@@ -92,7 +98,7 @@ def _work(connection: Connection, threads: int, line: int, terminal: Any) -> Non
     prepare_worker(threads)
     tqdm.set_lock(terminal)
     Progress.line = line
-    with suppress(KeyboardInterrupt):  # raised by Lightning when the process is terminated
+    with suppress(EOFError, KeyboardInterrupt):  # the end of the connection, and what Lightning raises at termination
         while True:
             train: Callable[[], NetworkMetrics] = connection.recv()
             try:
