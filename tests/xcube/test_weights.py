@@ -1,22 +1,27 @@
 """The weights in the package: they load, they are small, and they keep what they promise."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-import xcube
 from sparsevox import Voxels
+from sparsevox.io import describe, to_mesh
+from xcube import cli
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.networks.losses import voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.vae import VAE
+from xcube.pipeline import packaged
+from xcube.pipeline.options import SampleOptions
+from xcube.pipeline.packaged import WEIGHTS, packaged_model
+from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import box_of, reconstruct
 from xcube.procedural.shapes import FAMILIES, shape_voxels
 
 pytest.importorskip("scipy", reason="finds the inside")
 
-WEIGHTS = Path(xcube.__file__).parent / "weights"
 NAMES = sorted(path.parent.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("config.json"))
 
 
@@ -37,3 +42,55 @@ def test_vaes_reconstruct_shapes_that_they_never_saw(level: int) -> None:
         found = reconstruct(shapes, vae).decoded
     assert float(voxel_iou(found.grid, shapes.grid).min()) > 0.9
     assert float(voxel_iou(found.grid, shapes.grid).mean()) > 0.96
+
+
+def test_a_shape_of_every_category_is_whole() -> None:
+    """As it is sampled: nothing is removed."""
+    pipeline = XCubePipeline.from_pretrained()
+    names = pipeline.levels[0].categories
+    assert set(names) == set(FAMILIES)
+    samples = pipeline.sample(len(names), SampleOptions(quiet=True), category=names)
+    for name, sample in zip(names, samples, strict=True):
+        assert describe(to_mesh(sample.finest)).closed, name
+        assert sample.finest.num_voxels > 1000, name
+
+
+def test_unknown_categories_are_refused_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("jsonargparse", reason="the command line")
+    assert cli.main(["sample", "--category", "spaceship", "--out", str(tmp_path / "out")]) == 2
+    known = ", ".join(XCubePipeline.from_pretrained().levels[0].categories)
+    assert f"category must be one of {known} or a number in [0, 8), got 'spaceship'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the weights, which the package uses in place of its own."""
+    shutil.copytree(WEIGHTS, tmp_path / "weights")
+    monkeypatch.setattr(packaged, "WEIGHTS", tmp_path / "weights")
+    assert packaged_model() == tmp_path / "weights" / "shapes"
+    return tmp_path / "weights" / "shapes"
+
+
+@pytest.mark.parametrize("file", ["denoiser-1/model.safetensors", "vae-0/config.json", "pipeline.json", "SHA256SUMS"])
+def test_missing_weights(copied: Path, file: str) -> None:
+    (copied / file).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"there is no .*{file}; install the package again: pip install"):
+        XCubePipeline.from_pretrained()
+
+
+@pytest.mark.parametrize("file", ["denoiser-0/model.safetensors", "pipeline.json", "SHA256SUMS"])
+def test_damaged_weights(copied: Path, file: str) -> None:
+    """One changed bit would otherwise give other shapes, and no error."""
+    content = bytearray((copied / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / file).write_bytes(bytes(content))
+    with pytest.raises((ValueError, FileNotFoundError), match="install the package again"):
+        XCubePipeline.from_pretrained()
+
+
+def test_every_file_has_a_checksum() -> None:
+    folder = packaged_model()
+    lines = (folder / packaged.SUMS).read_text().splitlines()
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {line.partition("  ")[2] for line in lines} == files - {packaged.SUMS}

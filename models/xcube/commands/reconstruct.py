@@ -9,7 +9,7 @@ from xcube.pipeline.reconstruct import reconstruct_file
 
 
 @functools.wraps(reconstruct_file)
-def reconstruct(shape: Path, model: Path, out: Path, **options: Any) -> int:
+def reconstruct(shape: Path, model: Path | None, out: Path, **options: Any) -> int:
     """Reconstruct a shape and print the metrics."""
     metrics = reconstruct_file(shape, model, out, **options)
     for name, value in metrics.items():

@@ -25,7 +25,7 @@ NOT_SETTINGS = ("batch_size", "budget", "quiet", "hooks", "conditions")
 
 
 def sample(
-    model: Path,
+    model: Path | None = None,
     out: Path = Path("samples"),
     count: int = 16,
     category: Names | None = None,
@@ -39,7 +39,8 @@ def sample(
     count, and keeps finished shapes.
 
     Args:
-        model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on.
+        model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on; by
+            default the model `shapes` of the package, of 64^3 voxels.
         out: Output folder.
         count: Number of shapes.
         category: Category of the shapes, for class-conditional models; a list such as chair,lamp is cycled through.
@@ -52,7 +53,7 @@ def sample(
 
 def upsample(
     file: Path,
-    model: Path,
+    model: Path | None = None,
     level: int | None = None,
     out: Path = Path("upsampled"),
     count: int = 1,
@@ -68,7 +69,8 @@ def upsample(
 
     Args:
         file: File of one shape: voxels (.npz or .npy), or a mesh or a point cloud, which is voxelized for the level.
-        model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on.
+        model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on; by
+            default the model `shapes` of the package, of 64^3 voxels.
         level: First level to generate; by default the one that takes voxels of this size, or 1 for a mesh or points.
         out: Output folder.
         count: Number of variants.
@@ -82,7 +84,7 @@ def upsample(
     return _fill_folder(pipeline, model, out, count, category, options, restart, shape=shape, level=level, file=file)
 
 
-def _load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
+def _load_pipeline(model: Path | None, count: int, device: str) -> "XCubePipeline":
     """The pipeline of a folder on a device, after cheap checks of the arguments."""
     from xcube.pipeline.pipeline import XCubePipeline  # slow to import, and other commands do not need it
 
@@ -115,7 +117,7 @@ def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None) -> 
 
 def _fill_folder(
     pipeline: "XCubePipeline",
-    model: Path,
+    model: Path | None,
     out: Path,
     count: int,
     category: Names | None,
@@ -129,6 +131,7 @@ def _fill_folder(
     """Generate the shapes that a folder lacks, and draw all of them."""
     from xcube.pipeline.checkpoint import fingerprint
     from xcube.pipeline.output import GALLERY, PAGE, SampleFolder
+    from xcube.pipeline.packaged import packaged_model
 
     def generate(numbers: Sequence[int]) -> Iterator[Sample]:
         names = [category[number % len(category)] for number in numbers] if category else None
@@ -136,7 +139,7 @@ def _fill_folder(
 
     generate(range(len(category or [0])))  # raises errors before the folder is made
     settings: dict[str, Any] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
-    settings |= {"model": fingerprint(model), "category": category}
+    settings |= {"model": fingerprint(packaged_model() if model is None else model), "category": category}
     if file is not None:
         settings |= {"file": digest(file), "level": level}
     folder = SampleFolder(out, settings, restart=restart)

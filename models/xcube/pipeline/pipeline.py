@@ -27,13 +27,14 @@ from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_pipeline, wri
 from xcube.pipeline.inputs import box_size, full_box, latent_grid_of
 from xcube.pipeline.level import Level, Size, check_levels
 from xcube.pipeline.options import Category, Sample, SampleOptions, ShapeRequest, class_number, shape_requests
+from xcube.pipeline.packaged import packaged_model
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
 
 
 class XCubePipeline:
     """Hierarchical latent diffusion of sparse voxels (Ren et al. 2024, arXiv:2312.03806), with any number of levels.
 
-    >>> pipeline = XCubePipeline.from_pretrained("demo/runs")  # doctest: +SKIP
+    >>> pipeline = XCubePipeline.from_pretrained()  # doctest: +SKIP
     >>> shapes = pipeline.sample(4, category="chair", seed=1)  # doctest: +SKIP
     >>> mesh = sv.io.to_mesh(shapes[0].finest)  # doctest: +SKIP
 
@@ -65,8 +66,8 @@ class XCubePipeline:
                 model.eval()
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> "XCubePipeline":
-        """Load a pipeline from a folder, onto the CPU.
+    def from_pretrained(cls, folder: str | PathLike[str] | None = None) -> "XCubePipeline":
+        """Load a pipeline from a folder, by default that of the model `shapes` in the package, onto the CPU.
 
         `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0 (which may
         be missing), vae-1, and so on: the folders that training writes.
@@ -75,7 +76,7 @@ class XCubePipeline:
             FileNotFoundError: If there is no such folder, or no pipeline in it.
             ValueError: If a file is damaged, a network is missing, or networks do not fit each other.
         """
-        found = read_pipeline(folder)
+        found = read_pipeline(packaged_model() if folder is None else folder)
         return cls(found.levels, size=found.size, text=found.text)
 
     def save_pretrained(self, folder: str | PathLike[str], *, bits: Bits = 32) -> None:
