@@ -19,8 +19,8 @@ help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
 DEMO ?=
-demo: $(VENV)/demo.stamp ## Train XCube on procedural shapes and generate new ones, in 15 minutes, in demo/ (DEMO="--minutes 5")
-	$(VENV)/bin/xcube demo --out demo $(DEMO)
+demo: $(VENV)/demo.stamp ## Generate sixteen shapes with the weights in the package, in demo/ (DEMO="--train": train from scratch, 15 minutes)
+	$(VENV)/bin/xcube demo $(DEMO)
 
 # Triton's interpreter and its compiler exclude each other in one process: hence several runs.
 # Under 3.6 every kernel is compiled, too, because GPU machines have that version. XCube needs packages that are missing there.
@@ -55,8 +55,8 @@ gpu: ## GPU tests and benchmarks with the installed Python (PY=python3, OUT=fold
 	$(PY) -m pytest -q -m gpu --ignore tests/xcube; tests=$$?; \
 	$(PY) -m bench --device cuda $(NAMES) --out $${OUT:-bench/results} && exit $$tests
 
-clean: ## Remove the environments, the caches and the demo
-	rm -rf $(VENV) $(VENV36) demo .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+clean: ## Remove the environments, the caches and the demos
+	rm -rf $(VENV) $(VENV36) demo demo-trained .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find bench examples models sparsevox tests -name __pycache__ -prune -exec rm -rf {} +
 
 # $(call environment,FOLDER,EXTRAS,PINS). Triton is pinned in a step of its own (below), because every CUDA build of

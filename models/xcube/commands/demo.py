@@ -1,199 +1,135 @@
-"""`xcube demo`: a dataset, a trained cascade, samples and a page about them, in one command."""
+"""`xcube demo`: new shapes from the weights in the package, or from networks that it trains."""
 
-import json
+import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sparsevox.files import atomic_write
+from sparsevox import Grid, Mesh, Voxels
+from sparsevox.io import to_mesh
+from sparsevox.viz import render_row
+from xcube.commands.demo_folder import OwnMesh, logger, own_meshes, prepare_demo, shell_lines
 from xcube.commands.list_types import Names
 from xcube.commands.sample import sample
-from xcube.data import Source, build, file_sources
-from xcube.data.engines import cores
-from xcube.data.hierarchy import Box
-from xcube.networks.pretrained import digest
+from xcube.data.axes import Up
 from xcube.pipeline.options import SampleOptions
-from xcube.procedural.shapes import procedural_sources
-from xcube.training.jobs import TrainingJob
-from xcube.training.presets import preset_box, read_preset
 
-OPTIONS = "demo.json"
-SHAPES = {"demo": 1400, "small": 6000}  # in the dataset, by preset
-SAMPLES = 64
-OTHER_MINUTES = 3.0  # for everything but training
-OWN = "yours"  # prefix of the names of the user's meshes
+TRAINED = "demo-trained"  # the output folder with --train
+SAMPLES = 16
+TILE = 400  # width of a shape in a picture, in pixels
 
 
 def demo(
-    out: Path = Path("demo"),
-    minutes: float | None = None,
+    out: Path | None = None,
     mesh: list[Path] = [],  # noqa: B006  (read only; the command line makes lists)
-    preset: str | None = None,
+    up: Up = "z",
     seed: int = 0,
+    train: bool = False,
+    minutes: float | None = None,
+    preset: str | None = None,
     restart: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Build a dataset, train a cascade and generate shapes, in 15 minutes on two CPU cores, without downloads.
+    """Generate sixteen shapes with the weights in the package, or train a cascade from scratch with --train.
 
-    The dataset has procedural chairs, tables, sofas, lamps, airplanes, cars, beds and cabinets, and the meshes of
-    --mesh. For each level, a VAE, a denoiser and, if the preset has one, a refiner are trained on it. The HTML page
-    shows the first 16 of 64 generated shapes; the metrics are of all 64. The same command resumes after an
-    interruption.
+    Both need no downloads and write meshes, a gallery and an HTML page. The same command resumes after an interruption.
+    With the weights in the package it takes about a minute.
+
+    With --train it takes 15 minutes on two CPU cores. The dataset has procedural chairs, tables, sofas, lamps,
+    airplanes, cars, beds and cabinets. For each level, a VAE, a denoiser and, if the preset has one, a refiner are
+    trained on it. The page shows the first 16 of 64 generated shapes; the metrics are of all 64.
 
     Args:
-        out: Output folder; open its index.html.
-        minutes: Approximate time limit in minutes, about three of them for everything but training. Less time gives
-            rougher shapes.
-        mesh: Mesh files to add to the training data. The page shows the first eight, reconstructed and upsampled from
-            their coarse voxels.
-        preset: Cascade to train: "demo" (16^3 and 64^3 voxels), or "small" (32^3 and 128^3), the default on a GPU.
+        out: Output folder, by default demo, or demo-trained with --train; open its index.html.
+        mesh: Mesh files. Each is reconstructed by the VAEs, and two variants are made from its coarse voxels. With
+            --train, they are also added to the training data, and the page shows the first eight.
+        up: Axis that points up in the mesh files, "z" or "y"; the models know shapes that stand upright, with the front
+            along x (z if y is up).
         seed: Random seed of the samples.
+        train: Train a cascade from scratch instead of using the weights in the package.
+        minutes: Approximate time limit in minutes, with --train; about three of them are for everything but training.
+            Less time gives rougher shapes.
+        preset: Cascade to train, with --train: "demo" (16^3 and 64^3 voxels), or "small" (32^3 and 128^3), the default
+            on a GPU.
         restart: Start from scratch, even if the folder holds results.
         quiet: Hide the progress.
     """
-    chosen = preset or ("small" if torch.cuda.is_available() else "demo")
-    jobs = read_preset(chosen)
-    _check(jobs, minutes, seed)
-    box, log = preset_box(jobs), _logger(quiet)
-    sources = _sources(SHAPES.get(chosen, SHAPES["demo"]), box, mesh)
-    for source, path in _from_files(sources):
-        _check_mesh(source, path)
-    _prepare_folder(
-        out, {"preset": chosen, "meshes": {source.name: digest(path) for source, path in _from_files(sources)}}, restart
-    )
-    data, runs, samples = out / "data", out / "runs", out / "samples"
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if train:
+        from xcube.commands.demo_training import train_demo  # slow to import
 
-    log(f"data: {len(sources):,} shapes of {' and '.join(f'{n}^3' for n in box.levels)}")
-    _build(sources, data, box, restart, quiet)
+        return train_demo(out or Path(TRAINED), minutes, mesh, up, preset, seed, restart, quiet)
+    given = [name for name, value in {"minutes": minutes, "preset": preset}.items() if value is not None]
+    if given:
+        raise ValueError(f"--{given[0]} needs --train; without it nothing is trained")
+    return _sample_demo(out or Path("demo"), own_meshes(mesh, up), seed, restart, quiet)
 
-    log(f"training: {', '.join(job.name for job in jobs)}")
-    from xcube.training.cascade import train_all  # slow to import, like the modules below
 
-    limit = None if minutes is None else max(minutes - OTHER_MINUTES, minutes / 2)
-    trained = train_all(data, runs, chosen, limit, restart=restart, quiet=quiet)
-
-    log(f"sampling: {SAMPLES} shapes")
-    from xcube.commands.demo_page import write_demo_page
+def _sample_demo(out: Path, own: Sequence[OwnMesh], seed: int, restart: bool, quiet: bool) -> int:
+    """Generate shapes with the weights in the package."""
+    from xcube.commands.report import PICTURES, draw_own_mesh, write_page  # slow to import, like the modules below
     from xcube.pipeline.checkpoint import fingerprint
-    from xcube.pipeline.output import SETTINGS
+    from xcube.pipeline.output import GALLERY, PAGE, SampleFolder
+    from xcube.pipeline.packaged import packaged_model
+    from xcube.pipeline.pipeline import XCubePipeline
 
-    existing = _read_json(samples / SETTINGS) or {}
-    wanted = {"model": fingerprint(runs), "seed": seed, "min_component": 0.0}
-    outdated = wanted != {name: existing.get(name) for name in wanted}
-    options = SampleOptions(seed=seed, quiet=quiet)
-    sample(runs, samples, SAMPLES, _categories(jobs), options, restart=restart or outdated)
-
-    log("metrics and pictures")
-    write_demo_page(out, trained, _from_files(sources), chosen, quiet)
-    log("done")
-    sys.stdout.write(
-        f"open {out / 'index.html'} in a browser, or view {out / 'gallery.png'}; meshes are in {samples}\n"
+    log = logger(quiet)
+    model = fingerprint(packaged_model())
+    prepare_demo(out, {"model": model, "seed": seed}, restart)
+    log(f"sampling: {SAMPLES} shapes, seed {seed}")
+    pipeline = XCubePipeline.from_pretrained().to("cuda" if torch.cuda.is_available() else "cpu")
+    categories, folder = Names(pipeline.levels[0].categories), out / "samples"
+    sample(None, folder, SAMPLES, categories, SampleOptions(seed=seed, quiet=quiet), restart=restart)
+    shutil.copyfile(folder / GALLERY, out / GALLERY)
+    (out / PICTURES).mkdir(exist_ok=True)
+    samples = SampleFolder(folder)
+    first = next(n for n in range(SAMPLES) if samples.levels(n)[-1].num_voxels)
+    _draw_levels(samples.levels(first), out / PICTURES / "levels.png")
+    if own:
+        log(f"reconstructing: {len(own)} of your meshes, and making them again from their coarse voxels")
+    meshes = [draw_own_mesh(pipeline, source, out) for source, _ in own]
+    commands = _next_commands(folder / "levels" / "0" / samples.file(first).name)
+    write_page(
+        out / PAGE,
+        title=f"XCube, {' and '.join(f'{n}^3' for n in pipeline.resolutions)} voxels",
+        summary="Shapes generated from noise, level by level, with the weights in the package.",
+        count=SAMPLES,
+        pictured=True,
+        levels=f"{samples.file(first).stem}, {categories[first % len(categories)]}",
+        meshes=[
+            (samples.file(n).stem, categories[n % len(categories)], f"samples/{samples.file(n).stem}.glb")
+            for n in range(SAMPLES)
+            if samples.file(n).with_suffix(".glb").is_file()
+        ],
+        own=meshes,
+        commands=commands,
     )
+    log("done")
+    sys.stdout.write(f"open {out / PAGE} in a browser, or view {out / GALLERY}; meshes are in {folder}\n\nnext:\n")
+    sys.stdout.write("".join(f"  {command}\n" for command in commands))
     return 0
 
 
-def _check(jobs: Sequence[TrainingJob], minutes: float | None, seed: int) -> None:
-    """Raise errors that would otherwise come only after training."""
-    levels = range(max(job.level for job in jobs) + 1)
-    missing = {f"{kind}-{level}" for kind in ("vae", "denoiser") for level in levels} - {job.name for job in jobs}
-    if missing or len(levels) < 2:
-        problem = f"no {', '.join(sorted(missing))}" if missing else "one level"
-        raise ValueError(f"preset must have a VAE and a denoiser for each of at least two levels, got {problem}")
-    if endless := [job.name for job in jobs if job.train.minutes is None]:
-        raise ValueError(f"preset must have train.minutes for every network, got {', '.join(endless)} without")
-    if minutes is not None and not minutes > 0:
-        raise ValueError(f"minutes must be positive, got {minutes}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+def _draw_levels(levels: Sequence[Voxels], path: Path) -> None:
+    """Write a picture of the levels of a shape, colored by their normals, and of its mesh."""
+    from xcube.commands.report import size_title
+    from xcube.pipeline.output import normal_colors
+
+    mesh = to_mesh(levels[-1])
+    row: list[Grid | Mesh] = [*(voxels.grid for voxels in levels), mesh]
+    titles = [*map(size_title, levels), f"mesh of {len(mesh.faces):,} triangles"]
+    render_row(row, path, titles=titles, colors=[*map(normal_colors, levels), None], width=TILE * len(row))
 
 
-def _check_mesh(source: Source, path: Path) -> None:
-    try:
-        source.load()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def _categories(jobs: Sequence[TrainingJob]) -> Names | None:
-    """The categories of the coarsest denoiser, None if it has none."""
-    first = next(job for job in jobs if job.name == "denoiser-0")
-    return Names(first.options["categories"]) if "categories" in first.options else None
-
-
-def _sources(count: int, box: Box, mesh: Sequence[Path]) -> list[Source]:
-    """Procedural shapes, and mesh files, which all belong to the training split."""
-    own = [replace(source, name=f"{OWN}/{source.name}", split="train") for source in file_sources(mesh)] if mesh else []
-    return [*procedural_sources(count, box), *own]
-
-
-def _from_files(sources: Sequence[Source]) -> list[tuple[Source, Path]]:
-    """The sources that are files, with their files."""
-    return [(source, source.path) for source in sources if source.path is not None]
-
-
-def _prepare_folder(out: Path, options: dict[str, Any], restart: bool) -> None:
-    """Create the folder, or check that it holds a demo with these options."""
-    file = out / OPTIONS
-    existing = _read_json(file)
-    if existing is None and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"out must be a new or empty folder, or that of a demo, got {out}")
-    if existing is not None and existing != options and not restart:
-        raise ValueError(
-            f"{out} holds a demo of {existing}, not of {options}; use another folder, or restart from scratch"
-        )
-    if restart:
-        from xcube.training.run_folder import prepare_folder  # slow to import
-
-        for run in (out / "runs").glob("*"):  # a call after an interruption must not resume them
-            prepare_folder(run, restart=True)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as written:
-        written.write((json.dumps(options, indent=2) + "\n").encode())
-
-
-def _build(sources: Sequence[Source], data: Path, box: Box, restart: bool, quiet: bool) -> None:
-    """Build the dataset, or its missing shapes.
-
-    Raises:
-        ValueError: If a mesh of the user cannot be used.
-    """
-    report = build(
-        sources,
-        data,
-        box,
-        attributes=("normal", "fill"),
-        outside="rescale",
-        source="xcube.procedural.shapes, and files",
-        workers=cores(),
-        overwrite=restart,
-        progress=not quiet,
+def _next_commands(coarse: Path) -> list[str]:
+    """Commands for the next steps."""
+    return shell_lines(
+        ["sample", "--category", "chair", "--count", 4, "--out", "chairs"],
+        ["sample", "--count", 64, "--seed", 1, "--out", "more"],
+        ["upsample", coarse, "--count", 4, "--out", "finer"],
+        ["demo", "--mesh", "chair.obj", "--out", "mine"],
+        ["demo", "--train"],
     )
-    for skipped in report.skipped:
-        raise ValueError(f"{skipped.path or skipped.name} cannot be used: {skipped.reason}: {skipped.detail}")
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if the file is missing or invalid."""
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
-
-
-def _logger(quiet: bool) -> Callable[[str], None]:
-    """A function that prints a line with the time since now."""
-    start = time.monotonic()
-
-    def log(text: str) -> None:
-        if not quiet:
-            minutes, seconds = divmod(round(time.monotonic() - start), 60)
-            sys.stdout.write(f"[{minutes:2}:{seconds:02}] {text}\n")
-            sys.stdout.flush()
-
-    return log

@@ -1,46 +1,39 @@
-"""The page of `xcube demo`: metrics and pictures of the samples, the reconstructions and the training."""
+"""The page of `xcube demo --train`: metrics and pictures of the samples, the reconstructions and the training."""
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import torch
 
 from sparsevox.files import atomic_write
+from xcube.commands.demo_folder import OwnMesh, shell_lines
 from xcube.commands.evaluate import COLUMNS, cells
 from xcube.commands.report import (
     PICTURES,
     HeldOut,
     draw_curves,
     draw_held_out,
-    draw_levels,
+    draw_own_mesh,
     draw_samples,
     reconstruct_split,
     write_page,
 )
-from xcube.data import Source
-from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.evaluation.evaluate import Evaluation, evaluate_folder
 from xcube.networks.pretrained import digest
-from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, draw_gallery
 from xcube.pipeline.pipeline import XCubePipeline
 
 METRICS, PAGE = "metrics.json", "index.html"
 SAMPLES_SHOWN = 16
 POINTS = 1024  # per shape for distances: half of the default, in half of the time
-VARIANTS = 2  # samples from the coarse voxels of each mesh of the user
 OWN_SHOWN = 8  # meshes of the user
 
 TrainingMetrics = Mapping[str, Mapping[str, float]]
 
 
-def write_demo_page(
-    out: Path, trained: TrainingMetrics, own: Sequence[tuple[Source, Path]], preset: str, quiet: bool
-) -> None:
+def write_demo_page(out: Path, trained: TrainingMetrics, own: Sequence[OwnMesh], preset: str, quiet: bool) -> None:
     """Write metrics.json, gallery.png, pictures and index.html, unless they exist for the same samples.
 
     Args:
@@ -77,7 +70,7 @@ def write_demo_page(
         held_out=_held_out_rows(pipeline, held_out),
         held_out_shapes=held_out.shapes,
         examples=len(held_out.examples),
-        own=[_own(pipeline, source, out) for source, _ in own[:OWN_SHOWN]],
+        own=[draw_own_mesh(pipeline, source, out) for source, _ in own[:OWN_SHOWN]],
         training=[_training_row(name, values) for name, values in trained.items()],
         pictured=(out / GALLERY).is_file(),
         commands=_commands(out, preset, [path for _, path in own]),
@@ -144,33 +137,13 @@ def _training_row(name: str, values: Mapping[str, float]) -> tuple[str, ...]:
     return name, f"{values['steps']:,.0f}", f"{values['seconds']:,.0f}", f"{values['loss']:.3f}", iou
 
 
-def _own(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
-    """Reconstruct a mesh of the user, and sample its fine levels from its coarse voxels."""
-    box = Box(pipeline.resolutions, pipeline.size)
-    levels = build_hierarchy(source.load(), box, outside="rescale", fill=True)
-    back = pipeline.reconstruct(levels[-1])
-    again = pipeline.upsample(levels[0].unbind()[0], SampleOptions(quiet=True), level=1, numbers=range(VARIANTS))
-    rows = {
-        "input": [each.input for each in back],
-        "output": [each.best for each in back],
-        "from coarse voxels": [levels[0], *(each.finest for each in again)],
-    }
-    picture = f"{PICTURES}/{source.name.replace('/', '-')}.png"
-    draw_levels({title: shapes for title, shapes in rows.items() if all(v.num_voxels for v in shapes)}, out / picture)
-    text = " and ".join(
-        f"{each.metrics()['iou']:.3f} at {n}^3" for each, n in zip(back, pipeline.resolutions, strict=True)
-    )
-    return {"name": unquote(source.name), "picture": quote(picture), "text": f"IoU {text}"}
-
-
 def _commands(out: Path, preset: str, own: Sequence[Path]) -> list[str]:
-    """Commands for the next steps, quoted for a shell."""
+    """Commands for the next steps."""
     runs, coarse = out / "runs", out / "samples" / "levels" / "0" / "shape-000000.npz"
     same: list[object] = ["--preset", preset, *(["--mesh", *own] if own else [])]
-    words: list[list[object]] = [
+    return shell_lines(
         ["sample", "--model", runs, "--count", 100, "--seed", 1, "--out", "more"],
         ["upsample", coarse, "--model", runs, "--count", 4, "--out", "finer"],
         ["evaluate", out / "samples", "--data", out / "data", "--emd"],
-        ["demo", "--out", out, *same, "--minutes", 60],
-    ]
-    return [shlex.join(["xcube", *map(str, each)]) for each in words]
+        ["demo", "--train", "--out", out, *same, "--minutes", 60],
+    )

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import torch
 
 import sparsevox as sv
 from sparsevox import Voxels
 from sparsevox.files import atomic_write
+from sparsevox.io import save_mesh, to_mesh
 from sparsevox.viz import render_row
+from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.loading import ShapeFolder
+from xcube.data.sources import Source
 from xcube.networks.losses import voxel_iou
+from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.output import SampleFolder, normal_colors, stack_pictures
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
@@ -24,6 +29,7 @@ PICTURES = "pictures"
 BATCH = 16  # shapes reconstructed at once
 EXAMPLES = 6  # reconstructions in the picture
 TILE = 300  # width of a shape in a picture, in pixels
+VARIANTS = 2  # samples from the coarse voxels of each mesh of the user
 SMOOTH = 0.1  # weight of a new value in a smoothed curve
 
 
@@ -90,6 +96,46 @@ def draw_held_out(examples: Sequence[Sequence[Reconstruction]], path: Path) -> N
         rows[f"level {level}: input"] = [shape[level].input for shape in examples]
         rows[f"level {level}: output"] = [shape[level].best for shape in examples]
     draw_levels({title: shapes for title, shapes in rows.items() if all(v.num_voxels for v in shapes)}, path)
+
+
+def draw_own_mesh(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
+    """Reconstruct a mesh of the user and sample its fine levels from its coarse voxels.
+
+    The meshes of both are written to a folder named like the source, and a picture to that of the pictures.
+
+    Args:
+        pipeline: The networks.
+        source: The mesh.
+        out: Folder of the demo.
+
+    Returns:
+        Values for the page.
+    """
+    box = Box(pipeline.resolutions, pipeline.size)
+    levels = build_hierarchy(source.load(), box, outside="rescale", fill=True)
+    back = pipeline.reconstruct(levels[-1])
+    again = pipeline.upsample(levels[0].unbind()[0], SampleOptions(quiet=True), level=1, numbers=range(VARIANTS))
+    rows = {
+        "input": [each.input for each in back],
+        "reconstruction": [each.best for each in back],
+        "from coarse voxels": [levels[0], *(each.finest for each in again)],
+    }
+    picture = f"{PICTURES}/{source.name.replace('/', '-')}.png"
+    draw_levels({title: shapes for title, shapes in rows.items() if all(v.num_voxels for v in shapes)}, out / picture)
+    made = {"reconstruction": back[-1].best} | {f"variant-{n}": each.finest for n, each in enumerate(again)}
+    meshes = {name: f"{source.name}/{name}.glb" for name, voxels in made.items() if voxels.num_voxels}
+    for name, file in meshes.items():
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        save_mesh(to_mesh(made[name]), out / file)
+    text = " and ".join(
+        f"{each.metrics()['iou']:.3f} at {n}^3" for each, n in zip(back, pipeline.resolutions, strict=True)
+    )
+    return {
+        "name": unquote(source.name),
+        "picture": quote(picture),
+        "text": f"IoU {text}",
+        "meshes": {name: quote(file) for name, file in meshes.items()},
+    }
 
 
 def draw_samples(samples: SampleFolder, near: Mapping[int, Mapping[str, Any]], data: Path, out: Path) -> None:
