@@ -64,12 +64,12 @@ CONFIGURED = (train_vae, train_refiner, train_denoiser)  # take --config: a file
 THREADED: Mapping[Command, str] = {
     **dict.fromkeys(CONFIGURED, "Number of CPU threads of each training process."),
     **dict.fromkeys((evaluate, reconstruct, sample, upsample), "Number of CPU threads."),
-    demo: "Number of CPU threads for samples and metrics; the dataset and the training use all cores.",
+    demo: "Number of CPU threads; with --train, the dataset and the training use all cores.",
 }
 # One, however many cores there are: sums round differently with another number of threads, so that the same seed gives
 # other shapes; and several threads are faster only on a quiet machine, since those of small ops wait for each other.
 DEFAULT_THREADS = 1
-NAMED = ("data", "model", "out")  # are options although they have no default; other first arguments are positional
+NAMED = ("data", "model", "out")  # are options even as first arguments; other first arguments are positional
 PYTHON_ONLY = {"hooks", "conditions", "category"}  # fields of SampleOptions that are no options, or other ones
 
 

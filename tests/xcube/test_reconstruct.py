@@ -175,3 +175,12 @@ def test_points_are_as_welcome_as_meshes(folder: Path) -> None:
     metrics = reconstruct_file(folder / "scan.ply", folder / "vae", folder / "out")
     assert metrics["voxels"] > 300
     assert 0 <= metrics["normal_angle"] <= 180
+
+
+def test_the_model_in_the_package_is_the_default(tmp_path: Path) -> None:
+    low = trimesh.creation.box((1.0, 0.2, 0.6))  # along y
+    low.export(tmp_path / "low.obj")
+    assert main(["reconstruct", str(tmp_path / "low.obj"), "--up", "y", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["iou"] > 0.9
+    lower, upper = load_mesh(tmp_path / "out" / "reconstruction.glb").bounds
+    assert (upper - lower).tolist() == pytest.approx([0.56, 0.93, 0.19], abs=0.06)

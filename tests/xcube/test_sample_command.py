@@ -292,3 +292,30 @@ def test_shapes_that_cannot_be_upsampled(model: Path, tmp_path: Path, capsys: py
     assert "bad.npz" in message(tmp_path / "bad.npz")
     save_mesh(from_trimesh(trimesh.creation.box()), tmp_path / "box.ply")
     assert "level must lie in [1, 2) for a mesh or points, got 2" in message(tmp_path / "box.ply", "--level", "2")
+
+
+def test_the_model_in_the_package_is_the_default(tmp_path: Path) -> None:
+    """Its shapes do not depend on the seed of PyTorch, and the fine level is nearly determined by the coarse one."""
+    grids = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        out = tmp_path / str(seed)
+        assert main(["sample", "--out", str(out), "--category", "chair", "--count", "1", "--quiet"]) == 0
+        coarse, fine = out / "levels" / "0" / "shape-000000.npz", load_voxels(out / "shape-000000.npz")
+        assert (load_voxels(coarse).grid.voxel_size[0], fine.grid.voxel_size[0]) == (1 / 16, 1 / 64)
+        grids.append(fine.grid)
+    assert grids[0].same_voxels(grids[1])
+    assert main(["upsample", str(coarse), "--out", str(tmp_path / "finer"), "--quiet"]) == 0
+    again = load_voxels(tmp_path / "finer" / "shape-000000.npz").grid
+    assert (again & grids[0]).num_voxels > 0.9 * (again | grids[0]).num_voxels  # stored normals have 16 bits
+
+
+def test_a_mesh_with_y_up(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    low = trimesh.creation.box((1.0, 0.2, 0.6))
+    low.export(tmp_path / "low.obj")
+    words = ["--model", str(model), "--up", "y", "--steps", "2", "--quiet"]
+    assert main(["upsample", str(tmp_path / "low.obj"), "--out", str(tmp_path / "up"), *words]) == 0
+    assert json.loads((tmp_path / "up" / "settings.json").read_text())["up"] == "y"
+    save_voxels(Voxels(Grid.from_coords(torch.zeros(1, 3).int(), voxel_size=1 / 8, origin=1 / 16)), tmp_path / "v.npz")
+    assert main(["upsample", str(tmp_path / "v.npz"), "--out", str(tmp_path / "no"), *words]) == 2
+    assert "up must be 'z' for voxels, got 'y'" in capsys.readouterr().err

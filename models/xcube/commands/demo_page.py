@@ -20,6 +20,7 @@ from xcube.commands.report import (
     reconstruct_split,
     write_page,
 )
+from xcube.data.axes import Up
 from xcube.evaluation.evaluate import Evaluation, evaluate_folder
 from xcube.networks.pretrained import digest
 from xcube.pipeline.output import GALLERY, SETTINGS, SampleFolder, draw_gallery
@@ -33,7 +34,9 @@ OWN_SHOWN = 8  # meshes of the user
 TrainingMetrics = Mapping[str, Mapping[str, float]]
 
 
-def write_demo_page(out: Path, trained: TrainingMetrics, own: Sequence[OwnMesh], preset: str, quiet: bool) -> None:
+def write_demo_page(
+    out: Path, trained: TrainingMetrics, own: Sequence[OwnMesh], preset: str, up: Up, quiet: bool
+) -> None:
     """Write metrics.json, gallery.png, pictures and index.html, unless they exist for the same samples.
 
     Args:
@@ -41,6 +44,7 @@ def write_demo_page(out: Path, trained: TrainingMetrics, own: Sequence[OwnMesh],
         trained: Metrics of the training of each network, by its name.
         own: Meshes of the user with their files.
         preset: Preset of the networks.
+        up: Axis that points up in the files of these meshes.
         quiet: Hide the progress.
     """
     settings = digest(out / "samples" / SETTINGS)
@@ -65,6 +69,7 @@ def write_demo_page(out: Path, trained: TrainingMetrics, own: Sequence[OwnMesh],
         summary=_summary(evaluation, held_out),
         count=evaluation.settings["samples"],
         samples=_samples(out, evaluation),
+        levels=None,
         columns=list(COLUMNS.values()),
         metrics=cells(evaluation.rows),
         held_out=_held_out_rows(pipeline, held_out),
@@ -73,7 +78,7 @@ def write_demo_page(out: Path, trained: TrainingMetrics, own: Sequence[OwnMesh],
         own=[draw_own_mesh(pipeline, source, out) for source, _ in own[:OWN_SHOWN]],
         training=[_training_row(name, values) for name, values in trained.items()],
         pictured=(out / GALLERY).is_file(),
-        commands=_commands(out, preset, [path for _, path in own]),
+        commands=_commands(out, preset, [path for _, path in own], up),
     )
     with atomic_write(out / METRICS) as file:  # last: if it exists, all of them do
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
@@ -137,10 +142,10 @@ def _training_row(name: str, values: Mapping[str, float]) -> tuple[str, ...]:
     return name, f"{values['steps']:,.0f}", f"{values['seconds']:,.0f}", f"{values['loss']:.3f}", iou
 
 
-def _commands(out: Path, preset: str, own: Sequence[Path]) -> list[str]:
+def _commands(out: Path, preset: str, own: Sequence[Path], up: Up) -> list[str]:
     """Commands for the next steps."""
     runs, coarse = out / "runs", out / "samples" / "levels" / "0" / "shape-000000.npz"
-    same: list[object] = ["--preset", preset, *(["--mesh", *own] if own else [])]
+    same: list[object] = ["--preset", preset, *(["--mesh", *own, "--up", up] if own else [])]
     return shell_lines(
         ["sample", "--model", runs, "--count", 100, "--seed", 1, "--out", "more"],
         ["upsample", coarse, "--model", runs, "--count", 4, "--out", "finer"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from xcube.commands.demo_folder import logger, own_meshes, prepare_demo, read_json
+from xcube.commands.demo_folder import logger, other_samples, own_meshes, prepare_demo
 from xcube.commands.demo_page import write_demo_page
 from xcube.commands.list_types import Names
 from xcube.commands.sample import sample
@@ -16,13 +16,12 @@ from xcube.data.axes import Up
 from xcube.data.engines import cores
 from xcube.data.hierarchy import Box
 from xcube.networks.pretrained import digest
-from xcube.pipeline.checkpoint import fingerprint
 from xcube.pipeline.options import SampleOptions
-from xcube.pipeline.output import SETTINGS
 from xcube.procedural.shapes import procedural_sources
 from xcube.training.cascade import train_all
 from xcube.training.jobs import TrainingJob
 from xcube.training.presets import preset_box, read_preset
+from xcube.training.run_folder import prepare_folder
 
 SHAPES = {"demo": 1400, "small": 6000}  # in the dataset, by preset
 SAMPLES = 64
@@ -44,10 +43,13 @@ def train_demo(
     jobs = read_preset(chosen)
     _check(jobs, minutes)
     box, log = preset_box(jobs), logger(quiet)
-    own = own_meshes(mesh, up)
+    own = own_meshes(mesh, up, box)
     sources = [*procedural_sources(SHAPES.get(chosen, SHAPES["demo"]), box), *(source for source, _ in own)]
     made_of: dict[str, Any] = {"preset": chosen, "meshes": {source.name: digest(path) for source, path in own}}
     prepare_demo(out, made_of | ({"up": up} if up != "z" else {}), restart)
+    if restart:
+        for run in (out / "runs").glob("*"):  # a call after an interruption must not resume them
+            prepare_folder(run, restart=True)
     data, runs, samples = out / "data", out / "runs", out / "samples"
 
     log(f"data: {len(sources):,} shapes of {' and '.join(f'{n}^3' for n in box.levels)}")
@@ -58,14 +60,11 @@ def train_demo(
     trained = train_all(data, runs, chosen, limit, restart=restart, quiet=quiet)
 
     log(f"sampling: {SAMPLES} shapes")
-    existing = read_json(samples / SETTINGS) or {}
-    wanted = {"model": fingerprint(runs), "seed": seed, "min_component": 0.0}
-    outdated = wanted != {name: existing.get(name) for name in wanted}
-    options = SampleOptions(seed=seed, quiet=quiet)
-    sample(runs, samples, SAMPLES, _categories(jobs), options, restart=restart or outdated)
+    again, options = restart or other_samples(samples, runs, seed), SampleOptions(seed=seed, quiet=quiet)
+    sample(runs, samples, SAMPLES, _categories(jobs), options, restart=again)
 
     log("metrics and pictures")
-    write_demo_page(out, trained, own, chosen, quiet)
+    write_demo_page(out, trained, own, chosen, up, quiet)
     log("done")
     sys.stdout.write(
         f"open {out / 'index.html'} in a browser, or view {out / 'gallery.png'}; meshes are in {samples}\n"

@@ -1,4 +1,4 @@
-"""The parts of the page of `xcube demo`: reconstructions, pictures of samples, training curves, the template."""
+"""The parts of the pages of `xcube demo`: reconstructions, pictures of samples, training curves, the template."""
 
 import csv
 import tempfile
@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import torch
 
 import sparsevox as sv
-from sparsevox import Voxels
+from sparsevox import Grid, Mesh, Voxels
 from sparsevox.files import atomic_write
 from sparsevox.io import save_mesh, to_mesh
 from sparsevox.viz import render_row
@@ -98,7 +98,7 @@ def draw_held_out(examples: Sequence[Sequence[Reconstruction]], path: Path) -> N
     draw_levels({title: shapes for title, shapes in rows.items() if all(v.num_voxels for v in shapes)}, path)
 
 
-def draw_own_mesh(pipeline: XCubePipeline, source: Source, out: Path) -> dict[str, Any]:
+def draw_own_mesh(pipeline: XCubePipeline, source: Source, out: Path, seed: int = 0) -> dict[str, Any]:
     """Reconstruct a mesh of the user and sample its fine levels from its coarse voxels.
 
     The meshes of both are written to a folder named like the source, and a picture to that of the pictures.
@@ -107,6 +107,7 @@ def draw_own_mesh(pipeline: XCubePipeline, source: Source, out: Path) -> dict[st
         pipeline: The networks.
         source: The mesh.
         out: Folder of the demo.
+        seed: Seed of the samples.
 
     Returns:
         Values for the page.
@@ -114,7 +115,9 @@ def draw_own_mesh(pipeline: XCubePipeline, source: Source, out: Path) -> dict[st
     box = Box(pipeline.resolutions, pipeline.size)
     levels = build_hierarchy(source.load(), box, outside="rescale", fill=True)
     back = pipeline.reconstruct(levels[-1])
-    again = pipeline.upsample(levels[0].unbind()[0], SampleOptions(quiet=True), level=1, numbers=range(VARIANTS))
+    again = pipeline.upsample(
+        levels[0].unbind()[0], SampleOptions(seed=seed, quiet=True), level=1, numbers=range(VARIANTS)
+    )
     rows = {
         "input": [each.input for each in back],
         "reconstruction": [each.best for each in back],
@@ -136,6 +139,14 @@ def draw_own_mesh(pipeline: XCubePipeline, source: Source, out: Path) -> dict[st
         "text": f"IoU {text}",
         "meshes": {name: quote(file) for name, file in meshes.items()},
     }
+
+
+def draw_shape(levels: Sequence[Voxels], path: Path) -> None:
+    """Write a picture of the levels of a shape, colored by their normals, and of its mesh."""
+    mesh = to_mesh(levels[-1])
+    row: list[Grid | Mesh] = [*(voxels.grid for voxels in levels), mesh]
+    titles = [*map(size_title, levels), f"mesh of {len(mesh.faces):,} triangles"]
+    render_row(row, path, titles=titles, colors=[*map(normal_colors, levels), None], width=TILE * len(row))
 
 
 def draw_samples(samples: SampleFolder, near: Mapping[int, Mapping[str, Any]], data: Path, out: Path) -> None:

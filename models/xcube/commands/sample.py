@@ -11,10 +11,12 @@ import torch
 from sparsevox import Voxels
 from sparsevox.io import load_voxels
 from xcube.commands.list_types import Names
+from xcube.data.axes import Up, upright
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.sources import load_shape
 from xcube.networks.pretrained import digest
 from xcube.pipeline.options import Sample, SampleOptions
+from xcube.pipeline.packaged import packaged_model
 
 if TYPE_CHECKING:
     from xcube.pipeline.pipeline import XCubePipeline
@@ -48,13 +50,15 @@ def sample(
         device: Device to run on: cpu, cuda, or auto (a GPU if available).
         restart: Remove the shapes in the folder and start from scratch.
     """
-    return _fill_folder(_load_pipeline(model, count, device), model, out, count, category, options, restart)
+    folder = packaged_model() if model is None else model
+    return _fill_folder(_load_pipeline(folder, count, device), folder, out, count, category, options, restart)
 
 
 def upsample(
     file: Path,
     model: Path | None = None,
     level: int | None = None,
+    up: Up = "z",
     out: Path = Path("upsampled"),
     count: int = 1,
     category: Names | None = None,
@@ -72,6 +76,7 @@ def upsample(
         model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on; by
             default the model `shapes` of the package, of 64^3 voxels.
         level: First level to generate; by default the one that takes voxels of this size, or 1 for a mesh or points.
+        up: Axis that points up in the file, "z" or "y"; a mesh or points with y up are rotated so that z points up.
         out: Output folder.
         count: Number of variants.
         category: Category of the shapes, for class-conditional models; a list such as chair,lamp is cycled through.
@@ -79,12 +84,15 @@ def upsample(
         device: Device to run on: cpu, cuda, or auto (a GPU if available).
         restart: Remove the shapes in the folder and start from scratch.
     """
-    pipeline = _load_pipeline(model, count, device)
-    shape = _coarse_voxels(file, pipeline, level)
-    return _fill_folder(pipeline, model, out, count, category, options, restart, shape=shape, level=level, file=file)
+    folder = packaged_model() if model is None else model
+    pipeline = _load_pipeline(folder, count, device)
+    shape = _coarse_voxels(file, pipeline, level, up)
+    return _fill_folder(
+        pipeline, folder, out, count, category, options, restart, shape=shape, level=level, file=file, up=up
+    )
 
 
-def _load_pipeline(model: Path | None, count: int, device: str) -> "XCubePipeline":
+def _load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
     """The pipeline of a folder on a device, after cheap checks of the arguments."""
     from xcube.pipeline.pipeline import XCubePipeline  # slow to import, and other commands do not need it
 
@@ -99,11 +107,13 @@ def _load_pipeline(model: Path | None, count: int, device: str) -> "XCubePipelin
     return XCubePipeline.from_pretrained(model).to(device)
 
 
-def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None) -> Voxels:
+def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None, up: Up) -> Voxels:
     """The shape of a file, as coarse as the latent grid of a level."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
     if file.suffix.lower() in VOXELS:
+        if up != "z":
+            raise ValueError(f"up must be 'z' for voxels, got {up!r}")
         voxels = load_voxels(file)
         if voxels.batch_size != 1:
             raise ValueError(f"{file} must hold one shape, got {voxels.batch_size}")
@@ -112,12 +122,12 @@ def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None) -> 
     if not 1 <= number < len(pipeline.levels):
         raise ValueError(f"level must lie in [1, {len(pipeline.levels)}) for a mesh or points, got {number}")
     box, fill = Box(pipeline.resolutions, pipeline.size), pipeline.levels[number].denoiser.config.fill
-    return build_hierarchy(load_shape(file), box, outside="rescale", fill=fill)[number - 1]
+    return build_hierarchy(upright(load_shape(file), up), box, outside="rescale", fill=fill)[number - 1]
 
 
 def _fill_folder(
     pipeline: "XCubePipeline",
-    model: Path | None,
+    model: Path,
     out: Path,
     count: int,
     category: Names | None,
@@ -127,11 +137,11 @@ def _fill_folder(
     shape: Voxels | None = None,
     level: int | None = None,
     file: Path | None = None,
+    up: Up = "z",
 ) -> int:
     """Generate the shapes that a folder lacks, and draw all of them."""
     from xcube.pipeline.checkpoint import fingerprint
     from xcube.pipeline.output import GALLERY, PAGE, SampleFolder
-    from xcube.pipeline.packaged import packaged_model
 
     def generate(numbers: Sequence[int]) -> Iterator[Sample]:
         names = [category[number % len(category)] for number in numbers] if category else None
@@ -139,9 +149,9 @@ def _fill_folder(
 
     generate(range(len(category or [0])))  # raises errors before the folder is made
     settings: dict[str, Any] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
-    settings |= {"model": fingerprint(packaged_model() if model is None else model), "category": category}
+    settings |= {"model": fingerprint(model), "category": category}
     if file is not None:
-        settings |= {"file": digest(file), "level": level}
+        settings |= {"file": digest(file), "level": level} | ({"up": up} if up != "z" else {})
     folder = SampleFolder(out, settings, restart=restart)
     missing = folder.missing(count)
     if missing:

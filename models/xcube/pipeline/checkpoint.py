@@ -19,8 +19,9 @@ from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.pipeline.level import DROPPED, Level, Size, check_levels
+from xcube.pipeline.packaged import INDEX
 
-FORMAT, INDEX = 1, "pipeline.json"
+FORMAT = 1
 OLD_NAMES = {"denoiser": "diffusion", "refiner": "refine"}  # of the subfolders that earlier versions wrote
 
 M = TypeVar("M", bound=torch.nn.Module)

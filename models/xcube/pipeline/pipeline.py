@@ -67,7 +67,7 @@ class XCubePipeline:
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str] | None = None) -> "XCubePipeline":
-        """Load a pipeline from a folder, by default that of the model `shapes` in the package, onto the CPU.
+        """Load a pipeline from a folder, by default the model `shapes` in the package, onto the CPU.
 
         `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0 (which may
         be missing), vae-1, and so on: the folders that training writes.

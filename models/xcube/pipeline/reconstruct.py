@@ -13,6 +13,7 @@ from sparsevox import Grid, Voxels
 from sparsevox.io import save_mesh, to_mesh
 from sparsevox.io.voxelize import normalized
 from sparsevox.viz import render_row, show_html
+from xcube.data.axes import Up, upright
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
 from xcube.data.sources import load_shape
 from xcube.geometry.pyramid import TOLERANCE
@@ -110,6 +111,7 @@ def reconstruct_file(
     refiner: Path | None = None,
     outside: Outside = "rescale",
     samples: int = 1_000_000,
+    up: Up = "z",
 ) -> dict[str, Any]:
     """Reconstruct a mesh or a point cloud with a trained VAE, and write a mesh, a picture, an HTML page and metrics.
 
@@ -122,6 +124,7 @@ def reconstruct_file(
         outside: Treatment of a shape that does not fit into the box of the model: "error" rejects it, "clip" crops it;
             "rescale" moves and scales every shape to fill the box.
         samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
+        up: Axis that points up in the file, "z" or "y"; shapes with y up are rotated so that z points up.
 
     Returns:
         Metrics by name, as in metrics.json.
@@ -138,7 +141,8 @@ def reconstruct_file(
         sizes = f"{vae.config.voxel_sizes[0]}, like {model}, got {network.config.voxel_size}"
         raise ValueError(f"refiner must have the voxel_size {sizes}")
     box, level = box_of(vae, read_config(model)["metadata"])
-    voxels = build_hierarchy(load_shape(shape), box, samples=samples, outside=outside, fill=vae.config.fill)[level]
+    given = upright(load_shape(shape), up)
+    voxels = build_hierarchy(given, box, samples=samples, outside=outside, fill=vae.config.fill)[level]
     _check_attributes(shape, voxels, vae)
     start = time.perf_counter()
     result = reconstruct(voxels, vae, network)
