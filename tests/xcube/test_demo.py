@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 import pytest
 import torch
 
-from sparsevox import Points
+from sparsevox import Mesh, Points
 from sparsevox.io import load_mesh, save_mesh, save_points, to_mesh
 from tests.xcube.balls import ball
 from tests.xcube.pages import Links
@@ -109,7 +109,9 @@ def test_meshes_with_y_up_are_rotated(tmp_path: Path) -> None:
     [(lying, _)] = own_meshes([tmp_path / "flat.obj"], "z", BOX)
     [(standing, path)] = own_meshes([tmp_path / "flat.obj"], "y", BOX)
     for source, size in ((lying, (1.0, 0.2, 0.6)), (standing, (0.6, 1.0, 0.2))):
-        low, high = source.load().bounds
+        mesh = source.load()
+        assert isinstance(mesh, Mesh)
+        low, high = mesh.bounds
         assert (high - low).tolist() == pytest.approx(size)
     assert (standing.name, standing.split, path) == ("yours/flat", "train", tmp_path / "flat.obj")
 
