@@ -118,10 +118,14 @@ def test_commands_of_xcube_parse(name: str) -> None:
     pytest.importorskip("jsonargparse", reason="the command line")
     from xcube import cli
 
-    lines = re.findall(r"^xcube (.*)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = re.findall(r"^xcube (.*)", text, flags=re.MULTILINE)
+    demos = re.findall(r'make demo DEMO="(.*?)"', text)
     assert len(lines) >= 8
-    for line in lines:
+    assert demos
+    for line in [*lines, *(f"demo {words}" for words in demos)]:
         cli.parser().parse_args(cli._with_preset_files(shlex.split(line, comments=True)))
+    assert all("--train" in words for words in demos)  # the others are refused
 
 
 def test_commands_of_the_benchmarks_parse() -> None:

@@ -31,6 +31,7 @@ SAMPLES = 3
 BOX = Box((16, 64))
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One test, because sampling takes seconds."""
     monkeypatch.setattr(command, "SAMPLES", SAMPLES)

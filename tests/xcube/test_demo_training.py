@@ -120,7 +120,7 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert all(files[path] == path.stat().st_mtime_ns for path in files if path.suffix == ".safetensors")
     capsys.readouterr()
     assert cli.main(words[:-2]) == 2
-    assert "use another folder, or restart" in capsys.readouterr().err
+    assert "use another folder, or --restart" in capsys.readouterr().err
 
 
 def balls(count: int, box: Box) -> list[Source]:
