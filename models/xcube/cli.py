@@ -19,6 +19,7 @@ import torch
 from xcube.commands.convert import convert
 from xcube.commands.data import build_files, build_procedural, build_scenes, build_shapes, print_credits
 from xcube.commands.demo import demo
+from xcube.commands.edit import edit
 from xcube.commands.evaluate import evaluate
 from xcube.commands.list_types import Integers, Names, Numbers
 from xcube.commands.reconstruct import reconstruct
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     ),
     "convert": convert,
     "demo": demo,
+    "edit": edit,
     "evaluate": evaluate,
     "reconstruct": reconstruct,
     "sample": sample,
@@ -63,13 +65,14 @@ CONFIGURED = (train_vae, train_refiner, train_denoiser)  # take --config: a file
 # Commands that take --threads, which is not an argument of their functions, and its help. `train all` has its own.
 THREADED: Mapping[Command, str] = {
     **dict.fromkeys(CONFIGURED, "Number of CPU threads of each training process."),
-    **dict.fromkeys((evaluate, reconstruct, sample, upsample), "Number of CPU threads."),
+    **dict.fromkeys((edit, evaluate, reconstruct, sample, upsample), "Number of CPU threads."),
     demo: "Number of CPU threads; with --train, the dataset and the training use all cores.",
 }
 # One, however many cores there are: sums round differently with another number of threads, so that the same seed gives
 # other shapes; and several threads are faster only on a quiet machine, since those of small ops wait for each other.
 DEFAULT_THREADS = 1
 NAMED = ("data", "model", "out")  # are options even as first arguments; other first arguments are positional
+LISTS: Mapping[Any, tuple[type, str]] = {list[Path]: (Path, "FILE"), list[str]: (str, "PART")}  # with spaces
 PYTHON_ONLY = {"hooks", "conditions", "category"}  # fields of SampleOptions that are no options, or other ones
 
 
@@ -176,9 +179,12 @@ def command_parser(command: Command) -> "ArgumentParser":
         options: dict[str, Any] = {"type": str, "nargs": "+"} if is_list else {"type": first.annotation}
         made.add_argument(first.name, help=_help(command, first.name), **options)
         skip.add(first.name)
-    for name in (parameter.name for parameter in others if parameter.annotation == list[Path]):
-        made.add_argument(f"--{name}", type=Path, nargs="+", default=[], metavar="FILE", help=_help(command, name))
-        skip.add(name)
+    for parameter in others:
+        if parameter.annotation in LISTS:
+            kind, title = LISTS[parameter.annotation]
+            about = _help(command, parameter.name)
+            made.add_argument(f"--{parameter.name}", type=kind, nargs="+", default=[], metavar=title, help=about)
+            skip.add(parameter.name)
     flags = _flags(command)
     made.add_function_arguments(command, as_group=False, skip=skip | flags | {"options"})
     if command in THREADED:

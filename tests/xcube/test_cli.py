@@ -154,6 +154,7 @@ WORDS = {
     "train denoiser": ["--data", "x", "--out", "y", "--vae", "z"],
     "train refiner": ["--data", "x", "--out", "y", "--vae", "z"],
     "demo": [],
+    "edit": ["x", "--delete", "y"],
     "evaluate": ["x", "--data", "y"],
     "reconstruct": ["x", "--model", "y"],
     "sample": ["--model", "x"],

@@ -51,7 +51,7 @@ def sample(
         restart: Remove the shapes in the folder and start from scratch.
     """
     folder = packaged_model() if model is None else model
-    return _fill_folder(_load_pipeline(folder, count, device), folder, out, count, category, options, restart)
+    return _fill_folder(load_pipeline(folder, count, device), folder, out, count, category, options, restart)
 
 
 def upsample(
@@ -85,14 +85,14 @@ def upsample(
         restart: Remove the shapes in the folder and start from scratch.
     """
     folder = packaged_model() if model is None else model
-    pipeline = _load_pipeline(folder, count, device)
+    pipeline = load_pipeline(folder, count, device)
     shape = _coarse_voxels(file, pipeline, level, up)
     return _fill_folder(
         pipeline, folder, out, count, category, options, restart, shape=shape, level=level, file=file, up=up
     )
 
 
-def _load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
+def load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
     """The pipeline of a folder on a device, after cheap checks of the arguments."""
     from xcube.pipeline.pipeline import XCubePipeline  # slow to import, and other commands do not need it
 

@@ -3,6 +3,7 @@
 Voxels are connected where they share a face, an edge or a corner (26-connectivity). N voxels.
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -65,3 +66,8 @@ def without_small_components(voxels: Voxels, fraction: float) -> Voxels:
     largest = torch.zeros_like(total).scatter_reduce_(0, owner, size, "amax")
     kept = (size >= fraction * total[owner].double()) | (size == largest[owner])
     return voxels if bool(kept.all()) else voxels.prune(kept[label])
+
+
+def without_small(shapes: Sequence[Voxels], fraction: float) -> list[Voxels]:
+    """Remove small components of each of several shapes, as `without_small_components` does."""
+    return without_small_components(Voxels.stack(list(shapes)), fraction).unbind()

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -81,9 +82,15 @@ class SampleFolder:
         found = [folder / name for folder in (self.path / LEVELS).glob("*") if (folder / name).is_file()]
         return [load_voxels(path) for path in [*sorted(found, key=lambda p: int(p.parent.name)), self.file(number)]]
 
-    def show(self, count: int, title: str) -> None:
-        """Write a picture and a page of the first shapes without the empty ones; nothing if all are empty."""
-        shapes = {self.file(n).stem: self.levels(n) for n in range(min(count, SHOWN))}
+    def show(self, count: int, title: str, others: Mapping[str, Sequence[Voxels]] = MappingProxyType({})) -> None:
+        """Write a picture and a page of the first shapes without the empty ones; nothing if all are empty.
+
+        Args:
+            count: Number of shapes in the folder.
+            title: Title of the page.
+            others: Levels of other shapes to show before them, by their titles.
+        """
+        shapes = {**others} | {self.file(n).stem: self.levels(n) for n in range(min(count, SHOWN))}
         shapes = {name: levels for name, levels in shapes.items() if levels[-1].num_voxels}
         if not shapes:
             return

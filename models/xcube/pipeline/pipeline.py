@@ -18,12 +18,14 @@ from sparsevox.shapes import Shape
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
 from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import SamplerConfig, sample_latents
-from xcube.geometry.components import without_small_components
+from xcube.geometry.components import without_small
+from xcube.geometry.solids import Region
 from xcube.networks.conditions import Conditions, Text
 from xcube.networks.quantize import Bits
 from xcube.networks.text_encoder import TextEncoder
 from xcube.pipeline.batching import in_batches
 from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_pipeline, write_pipeline
+from xcube.pipeline.edit import edited, plan_edit
 from xcube.pipeline.inputs import box_size, full_box, latent_grid_of
 from xcube.pipeline.level import Level, Size, check_levels
 from xcube.pipeline.options import Category, Sample, SampleOptions, ShapeRequest, class_number, shape_requests
@@ -187,6 +189,39 @@ class XCubePipeline:
         count = shape.batch_size if isinstance(shape, Grid | Voxels) else 1
         return list(self.stream(range(count) if numbers is None else numbers, options, shape=shape, level=level))
 
+    def edit(
+        self,
+        shape: Voxels | Sample,
+        options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
+        *,
+        delete: Region | Sequence[Region] = (),
+        add: Region | Sequence[Region] = (),
+        margin: float | None = None,
+        numbers: Sequence[int] = (0,),
+    ) -> list[Sample]:
+        """Delete or add parts of a shape, and generate its finer levels again there (section 4 of the paper).
+
+        Outside of the edit and its margin, the voxels of all finer levels stay exactly as they are.
+
+        Args:
+            shape: A sample, or voxels with normals of the finest level.
+            options: Options of sampling.
+            delete: Parts to delete: the two corners of a box in world units, a mesh, or voxels; or several of these.
+            add: Parts to add.
+            margin: Width of the margin around the edit in which the shape may change too, in world units; by default
+                one voxel of the coarsest level.
+            numbers: Number of each variant, on which its noise depends.
+
+        Returns:
+            One Sample per number, on the CPU. Its coarsest level is that of the edited solid.
+
+        Raises:
+            ImportError, KeyError, TypeError, ValueError: As in `plan_edit` and `upsample`.
+        """
+        fine = shape.finest if isinstance(shape, Sample) else shape
+        plan = plan_edit(fine.to("cpu"), Box(self.resolutions, self.size), delete=delete, add=add, margin=margin)
+        return edited(self.levels, self.stream, plan, options, numbers)
+
     def stream(
         self,
         numbers: Sequence[int],
@@ -194,6 +229,7 @@ class XCubePipeline:
         *,
         shape: Grid | Voxels | None = None,
         level: int | None = None,
+        last: int | None = None,
     ) -> Iterator[Sample]:
         """Generate the shapes with the given numbers, batch by batch, and yield them one by one.
 
@@ -203,6 +239,7 @@ class XCubePipeline:
             shape: Coarse voxels to start from, as `upsample` takes them: one for each number, or one for all. By
                 default shapes start from noise in the box.
             level: First level to run, with `shape`.
+            last: Last level to run, by default the finest.
 
         Raises:
             ImportError, TypeError, ValueError: As in `sample` and `upsample`; raised by the call, not by iteration.
@@ -213,9 +250,13 @@ class XCubePipeline:
             if voxels.batch_size not in (1, len(numbers)):
                 raise ValueError(f"numbers must be one for each of {voxels.batch_size} shapes, got {len(numbers)}")
             grids = voxels.unbind() * (len(numbers) if voxels.batch_size == 1 else 1)
-        self._check_edits(first, options)
-        samplers = [options.for_level(each) for each in self.levels[first:]]
-        requests = shape_requests(self.levels[first:], numbers, grids, options, self._embed)
+        end = len(self.levels) if last is None else checks.integer("last", last) + 1
+        if not first < end <= len(self.levels):
+            raise ValueError(f"last must lie in [{first}, {len(self.levels)}), got {last}")
+        levels = self.levels[first:end]
+        self._check_edits(first, end, options)
+        samplers = [options.for_level(each) for each in levels]
+        requests = shape_requests(levels, numbers, grids, options, self._embed)
         return self._generate(first, samplers, requests, options)
 
     def _generate(
@@ -226,7 +267,8 @@ class XCubePipeline:
         for start in range(0, len(requests), options.batch_size):
             batch = list(requests[start : start + options.batch_size])
             generated: list[list[Voxels]] = [[] for _ in batch]
-            for number, (level, sampler) in enumerate(zip(self.levels[first:], samplers, strict=True), first):
+            for number, sampler in enumerate(samplers, first):
+                level = self.levels[number]
                 # Shapes that have no voxels stay empty.
                 alive = [n for n, request in enumerate(batch) if request.voxels.num_voxels]
                 shapes = [batch[n] for n in alive]
@@ -242,7 +284,7 @@ class XCubePipeline:
                 sizes = [voxels.num_voxels for voxels in decoded]
                 refined = in_batches(partial(level.refine, box=self.size), decoded, sizes, budget)
                 # 4. Remove small connected components.
-                clean = partial(_without_small_components, fraction=options.min_component)
+                clean = partial(without_small, fraction=options.min_component)
                 voxels = [level.empty() for _ in batch]
                 for n, result in zip(alive, in_batches(clean, refined, sizes, budget), strict=True):
                     voxels[n] = result.to("cpu")
@@ -307,9 +349,9 @@ class XCubePipeline:
         known = replace(of_shapes, **of_voxels)
         return edit(known, latent.grid, [shape.number for shape in shapes])
 
-    def _check_edits(self, first: int, options: SampleOptions) -> None:
+    def _check_edits(self, first: int, end: int, options: SampleOptions) -> None:
         """Raise ValueError unless hooks and conditions are for levels that run, and no condition is missing."""
-        run = range(first, len(self.levels))
+        run = range(first, end)
         unknown = sorted({*options.hooks, *options.conditions} - set(run))
         if unknown:
             raise ValueError(f"hooks and conditions must be for levels {first} to {run[-1]}, got {unknown}")
@@ -356,7 +398,3 @@ class XCubePipeline:
         pyramid = build_hierarchy(shape, Box(self.resolutions, self.size), samples=samples, outside=outside, fill=fill)
         pairs = zip(pyramid, self.levels, strict=True)
         return tuple(reconstruct(voxels.to(self.device), level.vae, level.refiner).to("cpu") for voxels, level in pairs)
-
-
-def _without_small_components(shapes: Sequence[Voxels], fraction: float) -> list[Voxels]:
-    return without_small_components(Voxels.stack(list(shapes)), fraction).unbind()

@@ -1,0 +1,116 @@
+"""`xcube edit`: delete or add parts of a shape, and generate its finer levels again there."""
+
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsevox import Mesh, Voxels
+from sparsevox.io import load_voxels
+from xcube.commands.sample import NOT_SETTINGS, VOXELS, load_pipeline
+from xcube.data.axes import Up, upright
+from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.sources import load_shape
+from xcube.geometry.solids import Region
+from xcube.networks.pretrained import digest
+from xcube.pipeline.options import SampleOptions
+from xcube.pipeline.packaged import packaged_model
+
+if TYPE_CHECKING:
+    from xcube.pipeline.pipeline import XCubePipeline
+
+AXES = "xyz"
+
+
+def edit(
+    shape: Path,
+    delete: list[str] = [],  # noqa: B006  (read only; the command line makes lists)
+    add: list[str] = [],  # noqa: B006
+    model: Path | None = None,
+    up: Up = "z",
+    margin: float | None = None,
+    out: Path = Path("edited"),
+    count: int = 1,
+    options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
+    device: str = "auto",
+    restart: bool = False,
+) -> int:
+    """Delete or add parts of a shape, and generate its finer levels again there.
+
+    Elsewhere the voxels of the finer levels stay exactly as they are. A part is a mesh file, a file of voxels (.npz),
+    or a box such as x=-0.1:0.1,z=0.2: with the range of each axis in world units. An axis that is left out, and an end
+    of a range that is left out, has no limit. The box of the shapes has edge 1 around the origin.
+
+    Args:
+        shape: File of the shape: voxels of the finest level (.npz), such as a sample, or a mesh, which is voxelized.
+        delete: Parts to delete from the shape: boxes, mesh files or files of voxels.
+        add: Parts to add to the shape: boxes, mesh files or files of voxels.
+        model: Folder of a saved pipeline, or of training runs; by default the model `shapes` of the package.
+        up: Axis that points up in a mesh file of the shape, "z" or "y"; with y up it is rotated so that z points up.
+        margin: Width of the margin around the edit in which the shape may change too, in world units; by default one
+            voxel of the coarsest level.
+        out: Output folder.
+        count: Number of variants.
+        options: Options of sampling.
+        device: Device to run on: cpu, cuda, or auto (a GPU if available).
+        restart: Remove the shapes in the folder and start from scratch.
+    """
+    from xcube.pipeline.checkpoint import fingerprint
+    from xcube.pipeline.edit import plan_edit
+    from xcube.pipeline.output import GALLERY, PAGE, SampleFolder
+
+    networks = packaged_model() if model is None else model
+    pipeline = load_pipeline(networks, count, device)
+    before = _finest_voxels(shape, pipeline, up)
+    parts = {"delete": [_region("delete", text) for text in delete], "add": [_region("add", text) for text in add]}
+    plan = plan_edit(before, Box(pipeline.resolutions, pipeline.size), **parts, margin=margin)  # raises errors early
+    files = [Path(text) for text in (str(shape), *delete, *add) if Path(text).is_file()]
+    settings: dict[str, Any] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
+    settings |= {"model": fingerprint(networks), "delete": delete, "add": add, "margin": margin, "up": up}
+    settings |= {"files": {str(file): digest(file) for file in files}}
+    folder = SampleFolder(out, settings, restart=restart)
+    missing = folder.missing(count)
+    if missing:
+        made = pipeline.edit(before, options, **parts, margin=margin, numbers=missing)
+        for number, sample in zip(missing, made, strict=True):
+            folder.write(number, sample)
+    folder.show(count, out.name, {"before": plan.before})
+    sys.stdout.write(f"{len(missing)} shapes generated\nview {out / GALLERY}, or open {out / PAGE} in a browser\n")
+    return 0
+
+
+def _finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up) -> Voxels:
+    """The voxels of the finest level of a shape in a file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: there is no such file")
+    if file.suffix.lower() in VOXELS:
+        if up != "z":
+            raise ValueError(f"up must be 'z' for voxels, got {up!r}")
+        return load_voxels(file)
+    box = Box(pipeline.resolutions, pipeline.size)
+    return build_hierarchy(upright(load_shape(file), up), box, outside="rescale")[-1]
+
+
+def _region(name: str, text: str) -> Region:
+    """The part of space that a word of the command line stands for."""
+    path = Path(text)
+    if path.is_file():
+        shape = load_voxels(path) if path.suffix.lower() in VOXELS else load_shape(path)
+        if not isinstance(shape, Voxels | Mesh):
+            raise ValueError(f"{name} must be a mesh or voxels, got the points of {path}")
+        return shape
+    if "=" not in text:
+        raise FileNotFoundError(f"{name}: there is no file {text}, and it is no box such as x=-0.1:0.1,z=0.2:")
+    low, high = [-math.inf] * 3, [math.inf] * 3
+    for part in text.split(","):
+        axis, _, ends = part.strip().partition("=")
+        first, colon, last = ends.partition(":")
+        if axis not in tuple(AXES) or not colon:
+            raise ValueError(f"{name} must be a file or a box such as x=-0.1:0.1,z=0.2:, got {text!r}")
+        place = AXES.index(axis)
+        try:
+            low[place], high[place] = float(first or -math.inf), float(last or math.inf)
+        except ValueError as error:
+            raise ValueError(f"{name} must have numbers as ends of ranges, got {text!r}") from error
+    return low, high
