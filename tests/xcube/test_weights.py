@@ -47,13 +47,13 @@ def test_vaes_reconstruct_shapes_that_they_never_saw(level: int) -> None:
 
 
 def test_most_shapes_are_whole() -> None:
-    """Nothing is removed. One of these eight has two parts; where sums round differently, it may be two of them."""
+    """Nothing is removed. One of these eight, the lamp, has two parts, with AVX-512, AVX2 and neither."""
     pipeline = XCubePipeline.from_pretrained()
     names = pipeline.levels[0].categories
     assert set(names) == set(FAMILIES)
     samples = pipeline.sample(len(names), SampleOptions(quiet=True), category=names)
     whole = [describe(to_mesh(each.finest)).closed and len(component_sizes(each.finest.grid)) == 1 for each in samples]
-    assert sum(whole) >= len(names) - 2
+    assert sum(whole) >= len(names) - 1
     assert all(sample.finest.num_voxels > 300 for sample in samples)
 
 
