@@ -22,12 +22,12 @@ from xcube.diffusion.objective import Diffusion, DiffusionConfig, Noise
 from xcube.diffusion.samplers import SamplerConfig, sample_latents
 from xcube.geometry.components import component_sizes
 from xcube.networks.conditions import Conditions
+from xcube.networks.decoder import with_unit_normals
 from xcube.networks.losses import true_attributes, voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.pipeline.reconstruct import with_unit_normals
 
 HEAD = """\
 | latents | refined | IoU | parts | single part | open edges | closed | ms per shape |

@@ -24,7 +24,7 @@ from xcube.commands.evaluate import evaluate
 from xcube.commands.list_types import Integers, Names, Numbers
 from xcube.commands.reconstruct import reconstruct
 from xcube.commands.sample import sample, upsample
-from xcube.commands.train import train_all, train_denoiser, train_refiner, train_vae
+from xcube.commands.train import train_all, train_denoiser, train_finetune, train_refiner, train_vae
 from xcube.commands.view import view
 from xcube.pipeline.options import SampleOptions
 from xcube.training.jobs import TRAINERS
@@ -50,7 +50,13 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     ),
     "train": (
         "Train networks.",
-        {"all": train_all, "vae": train_vae, "denoiser": train_denoiser, "refiner": train_refiner},
+        {
+            "all": train_all,
+            "vae": train_vae,
+            "denoiser": train_denoiser,
+            "finetune": train_finetune,
+            "refiner": train_refiner,
+        },
     ),
     "convert": convert,
     "demo": demo,
@@ -61,7 +67,12 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     "upsample": upsample,
     "view": view,
 }
-CONFIGURED = (train_vae, train_refiner, train_denoiser)  # take --config: a file, or the name of a preset
+CONFIGURED = (
+    train_vae,
+    train_refiner,
+    train_denoiser,
+    train_finetune,
+)  # take --config: a file, or the name of a preset
 # Commands that take --threads, which is not an argument of their functions, and its help. `train all` has its own.
 THREADED: Mapping[Command, str] = {
     **dict.fromkeys(CONFIGURED, "Number of CPU threads of each training process."),

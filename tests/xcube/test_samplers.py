@@ -162,6 +162,38 @@ def test_known_latents_are_kept(prediction: Any, kind: Any) -> None:
     torch.testing.assert_close(found.feats[~mask], torch.full_like(found.feats[~mask], 1.5), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_latents_are_varied_by_the_last_steps(name: str) -> None:
+    prediction, sampler = SAMPLERS[name]
+    diffusion, grid = Diffusion(DiffusionConfig(prediction)), Grid.stack([shape(0, 20), shape(1, 9)])
+    begin, seen = normal(grid, 3), []
+
+    def vary(strength: float, denoiser: Any) -> SparseTensor:
+        seen.clear()
+        return sample_latents(denoiser, grid, 3, lambda g, c: normal(g, 4).feats, diffusion=diffusion, sampler=sampler,
+                              start=begin, strength=strength)  # fmt: skip
+
+    def denoiser(x: SparseTensor, t: Tensor, conditions: Conditions) -> SparseTensor:
+        seen.append((x, float(t[0])))
+        return linear(1.5)(diffusion, x, t)
+
+    half = vary(0.5, denoiser)
+    times = [t for _, t in seen]
+    assert len(times) == round(sampler.steps / 2)
+    assert times == sorted(times, reverse=True)
+    # The first call sees the given latents with noise, by the formula of the forward process.
+    share = 1 - times[0] / 1000 if diffusion.is_flow else float(KEPT[round(times[0])].sqrt())
+    rest = times[0] / 1000 if diffusion.is_flow else (1 - share**2) ** 0.5
+    noisy = share * begin.feats + rest * normal(grid, 4).feats
+    torch.testing.assert_close(seen[0][0].feats, noisy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(half.feats, torch.full_like(half.feats, 1.5), atol=0.02, rtol=0)
+    whole = vary(1.0, denoiser)
+    assert len(seen) == sampler.steps
+    torch.testing.assert_close(whole.feats, half.feats, atol=0.04, rtol=0)
+    assert torch.equal(vary(0.0, denoiser).feats, begin.feats)
+    assert not seen
+
+
 # Bad input
 
 
@@ -199,9 +231,16 @@ def test_what_a_sampler_cannot_do_is_named(net: UNet) -> None:
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig("flow"))
     with pytest.raises(ValueError, match=r"unconditional must be given for guidance 2.0, got None"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), sampler=SamplerConfig(guidance=2.0))
-    with pytest.raises(ValueError, match=r"hook must return features \[10, 3\], got \[10, 1\]"):
+    with pytest.raises(ValueError, match=r"hook must have features \[10, 3\], got \[10, 1\]"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), hook=lambda x, _: x.map(lambda z: z[:, :1]))
-    with pytest.raises(ValueError, match=r"denoiser must return features \[10, 3\], got \[10, 1\]"):
+    with pytest.raises(ValueError, match=r"denoiser must have features \[10, 3\], got \[10, 1\]"):
         sample_latents(lambda x, *_: x.map(lambda z: z[:, :1]), grid, 3, Noise(0, [0]), diffusion=Diffusion())
-    with pytest.raises(ValueError, match=r"noise must return features \[10, 3\], got \[10, 2\]"):
+    with pytest.raises(ValueError, match=r"noise must have features \[10, 3\], got \[10, 2\]"):
         sample_latents(net, grid, 3, lambda g, c: Noise(0, [0])(g, 2), diffusion=Diffusion())
+    with pytest.raises(ValueError, match=r"start must have features \[10, 3\], got \[10, 2\]"):
+        sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), start=normal(grid, 0, channels=2))
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\], and be 1 without start, got"):
+            sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), start=normal(grid, 0), strength=wrong)
+    with pytest.raises(ValueError, match=r"be 1 without start, got 0.5"):
+        sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), strength=0.5)

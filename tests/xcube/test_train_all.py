@@ -145,7 +145,7 @@ def test_a_seed_is_added_to_that_of_each_network(data: Path, tmp_path: Path, mon
 
     monkeypatch.setattr("xcube.training.cascade.TrainingProcess", Process)
     monkeypatch.setattr("xcube.training.cascade.stop", lambda pool: None)
-    monkeypatch.setattr("xcube.training.cascade._vae_changed", lambda *_: False)
+    monkeypatch.setattr("xcube.training.cascade._inputs_changed", lambda *_: False)
     whole = preset(tmp_path / "whole", **{"refiner-1": {"train": TRAIN | {"seed": 5}}})
     train_all(data, tmp_path / "out", whole, processes=2, seed=3, quiet=True)
     assert seeds == dict.fromkeys(PRESET, 3) | {"refiner-1": 8}
@@ -208,7 +208,7 @@ def test_all_networks_are_trained_once_and_after_what_they_need(
         chosen = next_job(jobs, done, done)
         assert chosen is not None
         assert chosen.name not in done
-        assert chosen.requires is None or chosen.requires in done
+        assert set(chosen.inputs.values()) <= set(done)
         done.append(chosen.name)
     assert next_job(jobs, done, done) is None
     total = sum(each.train.minutes or 0 for each in jobs)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 from torch.nn import Module
 
 from xcube.training import cascade, train
+from xcube.training import train_finetune as finetune
 
 P = ParamSpec("P")
 
@@ -28,6 +29,7 @@ def _trains(function: Callable[P, Module]) -> Callable[P, int]:
 train_vae = _trains(train.train_vae)
 train_refiner = _trains(train.train_refiner)
 train_denoiser = _trains(train.train_denoiser)
+train_finetune = _trains(finetune.train_finetune)
 
 
 @functools.wraps(cascade.train_all)

@@ -101,10 +101,15 @@ def sample_latents(
     sampler: SamplerConfig = SamplerConfig(),
     conditions: Conditions = Conditions(),  # noqa: B008  (immutable)
     unconditional: Conditions | None = None,
+    start: SparseTensor | None = None,
+    strength: float = 1.0,
     hook: Hook | None = None,
     watch: Callable[[int, int], object] | None = None,
 ) -> SparseTensor:
     """Sample latents [M, L] on a latent grid, from noise. Gradients are not computed.
+
+    With `start`, they are a variation of given latents, which get noise and are denoised again: SDEdit (Meng et al.
+    2022, arXiv:2108.01073).
 
     Args:
         denoiser: The denoiser, or any function of noisy latents, times [B] and conditions.
@@ -115,18 +120,24 @@ def sample_latents(
         sampler: The sampler and its options.
         conditions: The conditions of the denoiser.
         unconditional: The conditions of the second call of each step, for classifier-free guidance.
+        start: Latents to vary, on `grid`, scaled as those of the denoiser.
+        strength: Fraction of the steps that vary `start`, the last ones, from 0 (none; it is returned as it is) to 1.
         hook: Function that may change the latents before each step and at the end; see `keep_known_latents`.
         watch: Function called after each step with the number of finished steps and of all steps.
 
     Raises:
         ValueError: If the sampler does not fit the prediction of the denoiser, there is guidance without
-            `unconditional`, or the denoiser, the hook or the noise has a wrong shape.
+            `unconditional`, `strength` is outside [0, 1] or less than 1 without `start`, or `start`, the denoiser, the
+            hook or the noise has a wrong shape.
     """
     if (sampler.sampler == "flow") != diffusion.is_flow:
         raise ValueError(f"sampler must be 'flow' if and only if the denoiser predicts a flow, got {sampler.sampler!r}")
     if sampler.weight != 1 and unconditional is None:
         raise ValueError(f"unconditional must be given for guidance {sampler.guidance}, got None")
+    if not 0 <= strength <= 1 or (start is None and strength < 1):
+        raise ValueError(f"strength must lie in [0, 1], and be 1 without start, got {strength}")
     solver = Solver(sampler, diffusion.config)
+    chosen = solver.times[len(solver.times) - round(strength * len(solver.times)) :]
     # Keep references to the coarser grids, whose caches hold kernel maps, so that all steps use the same ones.
     coarser = [grid]
     while len(coarser) < RESOLUTIONS and coarser[-1].num_voxels > grid.batch_size:
@@ -136,7 +147,10 @@ def sample_latents(
     with torch.no_grad():
         # 1. Noise.
         x = SparseTensor(grid, _checked("noise", noise(grid, channels), shape))
-        for number, t in enumerate(solver.times):
+        if start is not None:
+            known = start.replace(_checked("start", start.feats, shape))
+            x = diffusion.add_noise(known, x.feats.to(start.dtype), chosen[0]) if len(chosen) else known
+        for number, t in enumerate(chosen):
             # 2. Let the hook change the noisy latents.
             if hook is not None:
                 x = x.replace(_checked("hook", hook(x, float(t)).feats, shape))
@@ -149,7 +163,7 @@ def sample_latents(
             fresh = noise(grid, channels).to(x.dtype) if solver.eta else None
             x = x.replace(solver.step(_checked("denoiser", prediction, shape).to(x.dtype), t, x.feats, fresh))
             if watch is not None:
-                watch(number + 1, len(solver.times))
+                watch(number + 1, len(chosen))
         return x if hook is None else x.replace(_checked("hook", hook(x, None).feats, shape))
 
 
@@ -244,5 +258,5 @@ def _dpm_solver(sampler: SamplerConfig, config: DiffusionConfig) -> Any:
 
 def _checked(name: str, values: Tensor, shape: tuple[int, int]) -> Tensor:
     if values.shape != shape:
-        raise ValueError(f"{name} must return features {list(shape)}, got {list(values.shape)}")
+        raise ValueError(f"{name} must have features {list(shape)}, got {list(values.shape)}")
     return values

@@ -14,10 +14,12 @@ from torch import Tensor
 
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
+from sparsevox.io.voxelize import normalized
 from xcube.geometry.shell import sealed
 from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed, count_per_grid
 from xcube.networks.configs import Triple, VAEConfig
 
+LOGITS = "label_logits"  # an attribute of decoded voxels that only losses need
 CERTAIN = math.log(0.99 / (1 - 0.99))  # the logit from which a voxel is certain to be inside
 
 
@@ -116,8 +118,8 @@ class Decoder(torch.nn.Module):
         if self.fill is not None:
             made["fill"] = at_least_float32(self.fill(x))[:, 0]
         if self.label is not None:
-            made["label_logits"] = at_least_float32(self.label(x))
-            made["label"] = made["label_logits"].argmax(1)
+            made[LOGITS] = at_least_float32(self.label(x))
+            made["label"] = made[LOGITS].argmax(1)
         return Decoded(tuple(structure), Voxels(x.grid, made))
 
     def decode_structure(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
@@ -214,3 +216,18 @@ class Decoder(torch.nn.Module):
         self.heads = torch.nn.ModuleList(self.head(width, count) for width, count in pairs)
         if config.solid:
             self.solids = torch.nn.ModuleList(self.head(width, count) for width, count in pairs)
+
+
+def tidy(voxels: Voxels) -> Voxels:
+    """The voxels with normals of unit length and solid fractions in [0, 1], and without label logits."""
+    kept = {name: value for name, value in voxels.attributes.items() if name != LOGITS}
+    if "fill" in kept:
+        kept["fill"] = kept["fill"].clamp(0, 1)
+    return with_unit_normals(Voxels(voxels.grid, kept))
+
+
+def with_unit_normals(voxels: Voxels) -> Voxels:
+    """Normalize the normals, if there are any."""
+    if "normal" not in voxels.attributes:
+        return voxels
+    return voxels.with_attributes(normal=normalized(voxels.attributes["normal"]))

@@ -75,7 +75,7 @@ class Losses:
 
 
 def vae_losses(
-    model: VAE, voxels: Voxels, posterior: Posterior, decoded: Decoded, config: LossConfig, step: int = 0
+    model: VAE, voxels: Voxels, posterior: Posterior | None, decoded: Decoded, config: LossConfig, step: int = 0
 ) -> Losses:
     """Compute all losses of a batch (section 3.2 of the paper).
 
@@ -86,7 +86,8 @@ def vae_losses(
     - "color": mean absolute difference to the color of the nearest true voxel.
     - "fill": mean absolute difference to the solid fraction, over the predicted voxels that truly exist.
     - "label": cross entropy with the label of the nearest true voxel.
-    - "kl": divergence from the standard normal distribution, summed over channels, its mean over latent voxels.
+    - "kl": divergence from the standard normal distribution, summed over channels, its mean over latent voxels; absent
+      without a posterior.
 
     The mean of no elements is 0. The metrics are "accuracy-d", "iou", and "normal_angle" in degrees.
     """
@@ -116,8 +117,9 @@ def vae_losses(
         entropy = functional.cross_entropy(attributes["label_logits"], target["label"].long(), reduction="none")
         losses.terms["label"] = mean_or_zero(entropy)
         losses.weights["label"] = config.label
-    losses.terms["kl"] = kl_divergence(posterior.mean, posterior.logvar)
-    losses.weights["kl"] = config.kl_at(step)
+    if posterior is not None:
+        losses.terms["kl"] = kl_divergence(posterior.mean, posterior.logvar)
+        losses.weights["kl"] = config.kl_at(step)
     losses.metrics["iou"] = voxel_iou(decoded.voxels.grid, voxels.grid).mean()
     if "normal" in attributes:
         losses.metrics["normal_angle"] = normal_angle(attributes["normal"], target["normal"])

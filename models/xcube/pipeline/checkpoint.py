@@ -22,6 +22,7 @@ from xcube.pipeline.level import DROPPED, Level, Size, check_levels
 from xcube.pipeline.packaged import INDEX
 
 FORMAT = 1
+FINETUNED = "finetune"  # the subfolders of fine-tuned denoisers
 OLD_NAMES = {"denoiser": "diffusion", "refiner": "refine"}  # of the subfolders that earlier versions wrote
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -55,7 +56,7 @@ def read_pipeline(folder: str | PathLike[str]) -> Checkpoint:
     """Load the networks of a folder, onto the CPU.
 
     `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0, vae-1 and so
-    on, where refiners may be missing.
+    on, where refiners may be missing, and finetune-1 takes the place of denoiser-1.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no pipeline in it.
@@ -141,7 +142,13 @@ def _usual_index(path: Path) -> dict[str, Any]:
 
 
 def _folder_name(path: Path, kind: str, level: int) -> str:
-    """The subfolder of a network, by its present name or the one that earlier versions gave it."""
+    """The subfolder of a network, by its present name or the one that earlier versions gave it.
+
+    A fine-tuned denoiser takes the place of the denoiser.
+    """
+    tuned = f"{FINETUNED}-{level}"
+    if kind == "denoiser" and (path / tuned / CONFIG).is_file():
+        return tuned
     name, old = f"{kind}-{level}", f"{OLD_NAMES.get(kind, kind)}-{level}"
     return old if (path / old / CONFIG).is_file() and not (path / name / CONFIG).is_file() else name
 

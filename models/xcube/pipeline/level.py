@@ -18,14 +18,13 @@ from xcube.diffusion.samplers import SamplerConfig, check_sampler
 from xcube.geometry.pyramid import TOLERANCE
 from xcube.networks.blocks import centers
 from xcube.networks.configs import VAEConfig
+from xcube.networks.decoder import tidy
 from xcube.networks.pretrained import KINDS
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.pipeline.reconstruct import with_unit_normals
 
 DROPPED = ("category", "text")
-LOGITS = "label_logits"  # an attribute of decoded voxels that only losses need
 
 Size = tuple[float, float, float]
 
@@ -90,7 +89,7 @@ class Level:
     @torch.no_grad()
     def decode(self, latents: Sequence[SparseTensor]) -> list[Voxels]:
         """Voxels with attributes of each shape from its latents [M, L]."""
-        return _tidy(self.vae.decode(sv.stack(list(latents))).voxels).unbind()
+        return tidy(self.vae.decode(sv.stack(list(latents))).voxels).unbind()
 
     @torch.no_grad()
     def refine(self, decoded: Sequence[Voxels], box: Size) -> list[Voxels]:
@@ -98,7 +97,7 @@ class Level:
         if self.refiner is None:
             return list(decoded)
         before = Voxels.stack(list(decoded))
-        after = _tidy(self.refiner.refine(before))
+        after = tidy(self.refiner.refine(before))
         # Attributes that only the VAE decodes come from the nearest decoded voxel.
         missing = {name: value for name, value in before.attributes.items() if name not in after.attributes}
         if missing:
@@ -108,14 +107,6 @@ class Level:
             after = after.with_attributes(**{name: value[nearest] for name, value in missing.items()})
         inside = in_box(after.grid, box)
         return (after if bool(inside.all()) else after.prune(inside)).unbind()
-
-
-def _tidy(voxels: Voxels) -> Voxels:
-    """The voxels with normals of unit length and solid fractions in [0, 1], and without label logits."""
-    kept = {name: value for name, value in voxels.attributes.items() if name != LOGITS}
-    if "fill" in kept:
-        kept["fill"] = kept["fill"].clamp(0, 1)
-    return with_unit_normals(Voxels(voxels.grid, kept))
 
 
 def in_box(grid: Grid, size: Size) -> torch.Tensor:

@@ -11,12 +11,12 @@ import torch
 
 from sparsevox import Grid, Voxels
 from sparsevox.io import save_mesh, to_mesh
-from sparsevox.io.voxelize import normalized
 from sparsevox.viz import render_row, show_html
 from xcube.data.axes import Up, upright
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
 from xcube.data.sources import load_shape
 from xcube.geometry.pyramid import TOLERANCE
+from xcube.networks.decoder import with_unit_normals
 from xcube.networks.losses import normal_angle, true_attributes, voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.refiner import Refiner
@@ -83,13 +83,6 @@ def reconstruct(voxels: Voxels, vae: VAE, refiner: Refiner | None = None) -> Rec
         decoded = with_unit_normals(vae.decode(latents).voxels)
         refined = None if refiner is None else with_unit_normals(refiner.eval().refine(decoded))
     return Reconstruction(voxels, decoded, refined, latents.grid)
-
-
-def with_unit_normals(voxels: Voxels) -> Voxels:
-    """Normalize the normals, if there are any."""
-    if "normal" not in voxels.attributes:
-        return voxels
-    return voxels.with_attributes(normal=normalized(voxels.attributes["normal"]))
 
 
 def box_of(vae: VAE, metadata: Mapping[str, Any]) -> tuple[Box, int]:

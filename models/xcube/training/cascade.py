@@ -25,11 +25,11 @@ def train_all(
     restart: bool = False,
     quiet: bool = False,
 ) -> dict[str, NetworkMetrics]:
-    """Train all networks of a cascade, or resume: for each level the VAE, the denoiser and the refiner.
+    """Train all networks of a cascade, or resume: for each level the VAE, the denoiser and, if any, the others.
 
     Networks that do not depend on each other are trained in parallel. Each is written to a subfolder (vae-0, denoiser-0
     and so on), so that `xcube sample` can load the output folder. The same command resumes after an interruption. A
-    network whose VAE has changed is trained from scratch.
+    network is trained from scratch if a network that it depends on has changed.
 
     Args:
         data: Folder of a dataset made by `xcube data`.
@@ -71,10 +71,10 @@ def train_all(
         for line in range(size):
             pool.append(TrainingProcess(threads, line))
         while len(metrics) < len(jobs):
-            # 1. Give idle processes networks whose VAE is trained.
+            # 1. Give idle processes networks whose inputs are trained.
             for process in (process for process in pool if process.name is None):
                 if (job := next_job(jobs, metrics, started)) is not None:
-                    again = restart or _vae_changed(job, out)
+                    again = restart or _inputs_changed(job, out)
                     process.start(job.name, partial(job.run, data, out, restart=again, quiet=quiet))
                     started.add(job.name)
             # 2. Wait for the next network that is trained.
@@ -96,9 +96,9 @@ def summary(metrics: NetworkMetrics) -> str:
     return ", ".join(parts + [f"{name} {metrics[name]:.3f}" for name in PRINTED if name in metrics])
 
 
-def _vae_changed(job: TrainingJob, out: Path) -> bool:
-    """Whether the folder of a job holds a run that began with another VAE."""
-    from xcube.training.run_folder import vae_digest  # imports Lightning, which is slow
+def _inputs_changed(job: TrainingJob, out: Path) -> bool:
+    """Whether the folder of a job holds a run that began with other networks."""
+    from xcube.training.run_folder import input_digests  # imports Lightning, which is slow
 
-    before = vae_digest(out / job.name)
-    return job.requires is not None and before not in (None, digest(out / job.requires / WEIGHTS))
+    before = input_digests(out / job.name, job.inputs)
+    return any(digest(out / job.inputs[argument] / WEIGHTS) != value for argument, value in before.items())

@@ -9,11 +9,13 @@ from typing import Any, Literal
 from xcube.training import train
 from xcube.training.config import TrainConfig
 from xcube.training.process import NetworkMetrics
+from xcube.training.train_finetune import train_finetune
 
-NetworkKind = Literal["vae", "denoiser", "refiner"]
+NetworkKind = Literal["vae", "denoiser", "finetune", "refiner"]
 TRAINERS: dict[NetworkKind, Callable[..., Any]] = {
     "vae": train.train_vae,
     "denoiser": train.train_denoiser,
+    "finetune": train_finetune,
     "refiner": train.train_refiner,
 }
 WARMUP_FRACTION = 0.2  # maximum fraction of the steps of a scaled job for warm-up
@@ -40,9 +42,15 @@ class TrainingJob:
         return f"{self.kind}-{self.level}"
 
     @property
-    def requires(self) -> str | None:
-        """Name of the job that must finish first: a denoiser and a refiner need the VAE of their level."""
-        return None if self.kind == "vae" else f"vae-{self.level}"
+    def inputs(self) -> dict[str, str]:
+        """The trained networks that it takes: names of the jobs that must finish first, by argument of its function."""
+        here, coarser = self.level, self.level - 1
+        if self.kind == "vae":
+            return {}
+        if self.kind != "finetune":
+            return {"vae": f"vae-{here}"}
+        own = {"vae": f"vae-{here}", "denoiser": f"denoiser-{here}"}
+        return own | {"coarse_vae": f"vae-{coarser}", "coarse_denoiser": f"denoiser-{coarser}"}
 
     @property
     def minutes(self) -> float:
@@ -65,18 +73,20 @@ class TrainingJob:
         """Train the network in the subfolder `name` of `out` and return its metrics."""
         from xcube.training.run_folder import read_metrics  # imports Lightning, which is slow
 
-        vae = {} if self.requires is None else {"vae": out / self.requires}
+        inputs = {argument: out / name for argument, name in self.inputs.items()}
         common = {"level": self.level, "train": self.train, "restart": restart, "quiet": quiet}
-        TRAINERS[self.kind](data, out / self.name, **vae, **common, **self.options)
+        TRAINERS[self.kind](data, out / self.name, **inputs, **common, **self.options)
         return read_metrics(out / self.name)
 
 
 def next_job(jobs: Sequence[TrainingJob], done: Collection[str], started: Collection[str]) -> TrainingJob | None:
     """Return the job to start next, None if all others wait: the one that begins the longest remaining chain."""
-    ready = [job for job in jobs if job.name not in started and (job.requires is None or job.requires in done)]
+    done = set(done)
+    ready = [job for job in jobs if job.name not in started and done.issuperset(job.inputs.values())]
 
     def chain(job: TrainingJob) -> float:
-        return job.minutes + max((other.minutes for other in jobs if other.requires == job.name), default=0.0)
+        after = (other for other in jobs if job.name in other.inputs.values())
+        return job.minutes + max(map(chain, after), default=0.0)
 
     return max(ready, key=chain, default=None)
 

@@ -12,7 +12,7 @@ from xcube.training.jobs import TRAINERS, NetworkKind, TrainingJob
 
 PRESETS = Path(__file__).parents[1] / "presets"
 # Arguments of the training functions that a preset cannot set.
-RESERVED = {"data", "out", "vae", "restart", "quiet"}
+RESERVED = {"data", "out", "vae", "denoiser", "coarse_vae", "coarse_denoiser", "restart", "quiet"}
 
 
 def preset_names() -> list[str]:
@@ -26,7 +26,7 @@ def cascade_presets() -> list[str]:
 
 
 def read_preset(preset: str) -> list[TrainingJob]:
-    """Read a preset: for each level the VAE and, where the preset has them, the denoiser and the refiner.
+    """Read a preset: for each level the VAE and, where the preset has them, the other networks.
 
     Args:
         preset: Name of a preset of the package, or a folder with vae-0.yaml, denoiser-0.yaml and so on.
@@ -42,7 +42,7 @@ def read_preset(preset: str) -> list[TrainingJob]:
         raise FileNotFoundError(f"preset must be a folder, or one of {', '.join(cascade_presets())}, got {preset!r}")
     jobs = [_read(file) for file in sorted(folder.glob("*.yaml"))]
     names = [job.name for job in jobs]
-    missing = sorted({job.requires for job in jobs if job.requires is not None} - set(names))
+    missing = sorted({name for job in jobs for name in job.inputs.values()} - set(names))
     if not jobs or missing or len(set(names)) < len(names):
         problem = f"without {', '.join(missing)}" if missing else f"with {names}"
         raise ValueError(f"preset must have a VAE for each level, and each network once, got {folder} {problem}")
@@ -92,8 +92,9 @@ def _read(file: Path) -> TrainingJob:
     kind = next((kind for kind in TRAINERS if kind == file.stem.partition("-")[0]), None)
     if kind is None:
         raise ValueError(f"{file} must be named after one of {', '.join(TRAINERS)}")
-    options = read_options(kind, file, [name for name in option_names(kind) if name not in RESERVED])
-    if missing := [name for name in ("level", "model") if name not in options]:
+    names = [name for name in option_names(kind) if name not in RESERVED]
+    options = read_options(kind, file, names)
+    if missing := [name for name in ("level", "model") if name in names and name not in options]:
         raise ValueError(f"{file} must hold a level and a model, got no {' and no '.join(missing)}")
     level, train = options.pop("level"), options.pop("train", TrainConfig())
     if not isinstance(level, int):

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +104,18 @@ def checkpoint_step(out: Path, options: Options) -> int | None:
     return step
 
 
-def vae_digest(out: Path) -> str | None:
-    """Return the digest of the VAE weights with which the run in a folder began, None if there is no such run.
+def input_digests(out: Path, names: Collection[str]) -> dict[str, str]:
+    """Return the digests of the networks with which the run in a folder began, by name; those that it records.
 
     Raises:
         ValueError: If a file is damaged.
     """
-    found: Any = None
+    options: Options = {}
     if (out / CONFIG).is_file():
-        found = read_config(out)["metadata"].get("options", {}).get("vae")
+        options = read_config(out)["metadata"].get("options", {})
     elif (out / CHECKPOINT).is_file():
-        found = _read_checkpoint(out / CHECKPOINT)[0].get("vae")
-    return found
+        options = _read_checkpoint(out / CHECKPOINT)[0]
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def read_metrics(out: Path) -> dict[str, float]:

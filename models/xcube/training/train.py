@@ -1,12 +1,11 @@
 """Training of one network: `xcube train vae`, `denoiser` and `refiner`. Slow imports are inside functions."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from xcube.data.augment import Augment, AugmentedShapes
-from xcube.data.dataset import Card, read_card
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
@@ -17,6 +16,7 @@ from xcube.networks.refiner import Refiner
 from xcube.networks.text_encoder import TextEncoder
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
+from xcube.training.checks import check_attributes, check_level
 from xcube.training.config import TrainConfig
 
 
@@ -53,8 +53,8 @@ def train_vae(
         ValueError: If there is no such level, the model does not fit the data, or `out` holds a damaged file, another
             network, or a run with other options.
     """
-    card = _check_level(data, level, model.voxel_sizes)
-    _check_attributes(data, card, model.attributes)
+    card = check_level(data, level, model.voxel_sizes)
+    check_attributes(data, card, model.attributes)
     import lightning
 
     from xcube.training.modules import VAEModule
@@ -103,13 +103,13 @@ def train_refiner(
             damaged file, another network, or a run with other options.
     """
     decoder = from_pretrained(vae, VAE)
-    card = _check_level(data, level, (model.voxel_size,) * 3)
-    _check_level(data, level, decoder.config.voxel_sizes, "vae")
+    card = check_level(data, level, (model.voxel_size,) * 3)
+    check_level(data, level, decoder.config.voxel_sizes, "vae")
     decoded = (decoder.config.normal, decoder.config.num_labels)
     if (model.normal and not decoder.config.normal) or model.num_labels not in (0, decoder.config.num_labels):
         got = (model.normal, model.num_labels)
         raise ValueError(f"model must have the normal and num_labels that the VAE decodes, {decoded}, got {got}")
-    _check_attributes(data, card, decoder.config.attributes)
+    check_attributes(data, card, decoder.config.attributes)
     import lightning
 
     from xcube.training.modules import RefinerModule
@@ -240,28 +240,6 @@ def _absolute(model: str | None) -> str | None:
     return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
-def _check_level(data: Path, level: int, sizes: tuple[float, float, float], name: str = "model") -> Card:
-    """Return the card of a dataset; raise ValueError unless the voxels of a level have these sizes."""
-    card = read_card(data)
-    count = len(card.box.levels)
-    if not -count <= level < count:
-        raise ValueError(f"level must be an index of the levels {card.box.levels}, got {level}")
-    expected = card.box.voxel_size(level)
-    if any(abs(size - expected) > 1e-5 * expected for size in sizes):
-        given = sizes[0] if len(set(sizes)) == 1 else sizes
-        raise ValueError(f"{name} must have the voxel_size of the level, {expected}, got {given}")
-    return card
-
-
-def _check_attributes(data: Path, card: Card, needed: Collection[str]) -> None:
-    missing = sorted(set(needed) - set(card.attributes))
-    if missing:
-        raise ValueError(
-            f"data must have the attributes {sorted(needed)} that the model needs, got {data} without {missing}; "
-            "build it with them, or turn them off in the model"
-        )
-
-
 def _check_denoiser(
     data: Path,
     level: int,
@@ -273,7 +251,7 @@ def _check_denoiser(
 ) -> None:
     """Raise ValueError unless data, VAE, network and conditions fit each other."""
     config = vae.config
-    card = _check_level(data, level, config.voxel_sizes, "vae")
+    card = check_level(data, level, config.voxel_sizes, "vae")
     if model.latent_channels != config.latent_channels:
         raise ValueError(
             f"model must have the latent_channels of the VAE, {config.latent_channels}, got {model.latent_channels}"
@@ -285,7 +263,7 @@ def _check_denoiser(
     if model.extra:
         raise ValueError(f"model must have extra 0, since datasets hold no extra conditions, got {model.extra}")
     conditions = {"normal": model.normal, "label": model.num_labels > 0}
-    _check_attributes(data, card, {*config.attributes, *(name for name, used in conditions.items() if used)})
+    check_attributes(data, card, {*config.attributes, *(name for name, used in conditions.items() if used)})
     if model.categories != len(categories):
         raise ValueError(f"categories must have {model.categories} entries, as the model, got {list(categories)}")
     channels = 0 if captions is None or text is None else text.channels
