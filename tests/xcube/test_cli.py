@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -153,6 +154,7 @@ WORDS = {
     "train vae": ["--data", "x", "--out", "y"],
     "train denoiser": ["--data", "x", "--out", "y", "--vae", "z"],
     "train refiner": ["--data", "x", "--out", "y", "--vae", "z"],
+    "train finetune": shlex.split("--data x --out y --vae z --denoiser z --coarse_vae z --coarse_denoiser z"),
     "demo": [],
     "edit": ["x", "--delete", "y"],
     "evaluate": ["x", "--data", "y"],
@@ -238,7 +240,7 @@ def test_threads_of_a_file(tmp_path, monkeypatch, capsys):
     def read_card(_):
         raise ValueError(f"{torch.get_num_threads()} threads")
 
-    monkeypatch.setattr("xcube.training.train.read_card", read_card)
+    monkeypatch.setattr("xcube.training.checks.read_card", read_card)
     for words, threads in (([], 2), (["--threads", "3"], 3)):
         assert main(["train", "vae", "--config", str(tmp_path / "options.yaml"), *words]) == 2
         assert capsys.readouterr().err == f"xcube: {threads} threads\n"

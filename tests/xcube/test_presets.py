@@ -83,7 +83,8 @@ def made(called: Callable[..., Made]) -> Callable[..., Made]:
 
     def call(preset: str, *options: str) -> Made:
         verb = preset.partition("/")[2].partition("-")[0]
-        others = () if verb == "vae" else ("--vae", "vae")
+        inputs = {"vae": [], "finetune": ["vae", "denoiser", "coarse_vae", "coarse_denoiser"]}.get(verb, ["vae"])
+        others = [word for name in inputs for word in (f"--{name}", name)]
         return called("train", verb, "--config", preset, "--data", "data", "--out", "out", *others, *options)
 
     return call
@@ -94,7 +95,8 @@ def test_every_preset_parses(made, name):
     values = made(name)
     assert (values["data"], values["out"]) == (Path("data"), Path("out"))
     kinds = {"vae": VAEConfig, "refiner": RefinerConfig, "denoiser": UNetConfig}
-    assert type(values["model"]) is kinds[name.partition("/")[2].partition("-")[0]]
+    kind = name.partition("/")[2].partition("-")[0]
+    assert kind == "finetune" or type(values["model"]) is kinds[kind]
     assert isinstance(values["train"], TrainConfig)
     assert values["train"].steps > 1
 
@@ -227,6 +229,10 @@ def test_the_parts_of_a_whole_preset_fit_each_other(preset):
     assert sorted(vaes) == [0, 1]
     assert {part.level for part in parts if part.kind == "denoiser"} == {0, 1}
     for part in parts:
+        if part.kind == "finetune":
+            (denoiser,) = (each for each in parts if each.name == part.inputs["denoiser"])
+            assert denoiser.options["sampler"].steps == 1
+            continue
         model, vae = part.options["model"], vaes[part.level]
         with torch.device("meta"):
             {"vae": VAE, "denoiser": UNet, "refiner": Refiner}[part.kind](model)

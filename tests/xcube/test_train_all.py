@@ -45,7 +45,12 @@ PRESET: dict[str, dict[str, Any]] = {
     "vae-0": {"level": 0, "model": SMALL_VAE | {"voxel_size": 2 / SIDE, "dense_neck": [2, 2, 2]}},
     "denoiser-0": {"level": 0, "model": SMALL_UNET | {"dense": True}},
     "vae-1": {"level": 1, "model": SMALL_VAE | {"voxel_size": 1 / SIDE}},
-    "denoiser-1": {"level": 1, "model": SMALL_UNET | {"position": "ijk", "normal": True}},
+    "denoiser-1": {
+        "level": 1,
+        "model": SMALL_UNET | {"position": "ijk", "normal": True},
+        "sampler": {"steps": 1, "spacing": "trailing"},
+    },
+    "finetune-1": {"level": 1, "steps": 2},
     "refiner-1": {"level": 1, "first": 0, "model": {"voxel_size": 1 / SIDE, "channels": [8, 8, 8]}},
 }
 
@@ -76,7 +81,7 @@ def test_a_cascade_is_trained_reused_and_trained_further(data: Path, tmp_path: P
     """One test, because processes take seconds to begin."""
     out, options = tmp_path / "runs", preset(tmp_path / "preset")
     metrics = train_all(data, out, options)
-    assert list(metrics) == ["vae-0", "denoiser-0", "vae-1", "denoiser-1", "refiner-1"]
+    assert list(metrics) == ["vae-0", "denoiser-0", "vae-1", "denoiser-1", "finetune-1", "refiner-1"]
     assert all(found["steps"] == 2 and found["loss"] > 0 for found in metrics.values())
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines) == sorted(metrics)
@@ -103,7 +108,7 @@ def test_a_cascade_is_trained_reused_and_trained_further(data: Path, tmp_path: P
     metrics = train_all(data, out, more, processes=1, quiet=True)
     assert {name: found["steps"] for name, found in metrics.items()} == dict.fromkeys(metrics, 2) | {"vae-1": 3}
     later = weights(out)
-    assert {name for name in first if first[name] != later[name]} == {"vae-1", "denoiser-1", "refiner-1"}
+    assert {name for name in first if first[name] != later[name]} == {"vae-1", "denoiser-1", "finetune-1", "refiner-1"}
     assert capsys.readouterr().out == ""
 
     # Fewer steps than there are change nothing; another network is an error that names the part.
@@ -181,11 +186,12 @@ def test_the_presets_of_the_package_are_whole() -> None:
     for name in ("demo", "shapes", "small"):
         jobs = read_preset(name)
         kinds = ("vae", "denoiser", "refiner") if name == "small" else ("vae", "denoiser")
-        assert [job.name for job in jobs] == [f"{kind}-{level}" for level in (0, 1) for kind in kinds]
+        expected = [f"{kind}-{level}" for level in (0, 1) for kind in kinds]
+        assert [job.name for job in jobs] == expected + ["finetune-1"] * (name == "shapes")
         assert list(preset_box(jobs).levels) == {"demo": [16, 64], "shapes": [16, 64], "small": [32, 128]}[name]
         minutes = total_minutes(jobs, 2)
         assert minutes is not None
-        assert minutes == pytest.approx({"demo": 12.0, "shapes": 165.0, "small": 15.0}[name], abs=0.5)
+        assert minutes == pytest.approx({"demo": 12.0, "shapes": 225.0, "small": 15.0}[name], abs=0.5)
 
 
 def job(kind: NetworkKind, level: int, minutes: float | None, steps: int = 100) -> TrainingJob:
@@ -220,6 +226,21 @@ def test_all_networks_are_trained_once_and_after_what_they_need(
     assert total_minutes(jobs, 1) == pytest.approx(total)
     scaled = total_minutes(scaled_to(jobs, 3.0, processes), processes)
     assert scaled == pytest.approx(3.0)
+
+
+def test_fine_tuning_waits_for_the_denoisers_of_both_levels() -> None:
+    names = [("vae", 0, 1.0), ("vae", 1, 1.0), ("denoiser", 0, 2.0), ("denoiser", 1, 3.0), ("finetune", 1, 4.0)]
+    jobs = [job(kind, level, minutes) for kind, level, minutes in names]  # type: ignore[arg-type]
+    chosen = next_job(jobs, [], [])
+    assert chosen is not None
+    assert chosen.name == "vae-1"  # its chain takes 8 minutes, that of vae-0 7
+    for done in (["vae-0", "vae-1", "denoiser-0"], ["vae-0", "vae-1", "denoiser-1"]):
+        started = [*done, "denoiser-0", "denoiser-1"]
+        assert next_job(jobs, done, started) is None
+    last = next_job(jobs, started, started)
+    assert last is not None
+    assert last.name == "finetune-1"
+    assert total_minutes(jobs, 2) == pytest.approx(8.0)
 
 
 def test_scaling() -> None:

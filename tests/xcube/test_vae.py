@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fill": {"fill": True},
     "thresholds": {"thresholds": (0.4, 0.3, 0.2)},
     "solid, thresholds": {"solid": True, "thresholds": (0.5, 0.3, 0.2)},
+    "solid, certain": {"solid": True, "certain": 0.8},
     "official": dataclasses.asdict(VAEConfig.official()),
     "official, flat": dataclasses.asdict(VAEConfig.official(**FLAT)),
     "official, attention": dataclasses.asdict(VAEConfig.official(attention=True)),
@@ -92,9 +93,9 @@ def test_structure_is_consistent(name: str) -> None:
         least = model.config.all_thresholds[resolution]
         keep = decided.logits.sigmoid() > least
         if decided.solid is not None:
-            inside = decided.solid.sigmoid()
-            assert 0 < int((inside > 0.99).sum()) < int((inside > least).sum()) < len(inside)
-            keep = sealed(decided.candidates, keep, inside > least, inside > 0.99)
+            inside, certain = decided.solid.sigmoid(), model.config.certain
+            assert 0 < int((inside > certain).sum()) < int((inside > least).sum()) < len(inside)
+            keep = sealed(decided.candidates, keep, inside > least, inside > certain)
         assert decided.grid.same_voxels(decided.candidates.prune(keep))
         if stride is not None:
             assert decided.candidates.same_voxels(decoded.structure[resolution + 1].grid.subdivide(stride))
@@ -357,6 +358,7 @@ def test_configs_go_through_plain_values() -> None:
     ({"fill": True, "architecture": "official"}, "fill needs architecture 'modern', got 'official'"),
     ({"thresholds": (0.5, 0.5)}, r"thresholds must be 3 numbers in \(0, 1\), one per resolution, got \(0.5, 0.5\)"),
     ({"thresholds": (0.5, 0.5, 1.0)}, "thresholds must be 3 numbers"),
+    ({"certain": 1.0}, r"certain must lie in \(0, 1\), got 1.0"),
     ({"solid": True, "channels": (8,)}, "solid needs .*, got 'modern' and 1"),
 ])  # fmt: skip
 def test_bad_configs_are_named(changes: dict[str, Any], message: str) -> None:

@@ -53,6 +53,8 @@ class VAEConfig(Config):
         solid: Whether the decoder also predicts which candidates are inside of the shape, and closes the shell with
             them at each resolution. Inside and outside are found on the CPU, in time and memory proportional to the box
             around each shape, about 20 bytes per voxel of it.
+        certain: Probability, with `solid`, that a predicted part of a shape must reach somewhere; parts that do not are
+            left out (hysteresis thresholding, Canny 1986).
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.
@@ -80,6 +82,7 @@ class VAEConfig(Config):
     cutoff: float | None = None
     box: Triple | None = None
     solid: bool = False
+    certain: float = 0.99
     normal: bool = True
     intensity: bool = False
     color: bool = False
@@ -118,6 +121,8 @@ class VAEConfig(Config):
         if len(self.all_thresholds) != self.num_resolutions or not all(0 < t < 1 for t in self.all_thresholds):
             expected = f"{self.num_resolutions} numbers in (0, 1), one per resolution"
             raise ValueError(f"thresholds must be {expected}, got {self.thresholds}")
+        if not 0 < self.certain < 1:
+            raise ValueError(f"certain must lie in (0, 1), got {self.certain}")
         if self.max_voxels is not None and self.max_voxels < 1:
             raise ValueError(f"max_voxels must be positive, got {self.max_voxels}")
         if any(stride != (2, 2, 2) for stride in self.all_strides) and self.dilation != "none":

@@ -20,7 +20,6 @@ from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed
 from xcube.networks.configs import Triple, VAEConfig
 
 LOGITS = "label_logits"  # an attribute of decoded voxels that only losses need
-CERTAIN = math.log(0.99 / (1 - 0.99))  # the logit from which a voxel is certain to be inside
 
 
 @dataclass(frozen=True)
@@ -155,14 +154,15 @@ class Decoder(torch.nn.Module):
         Logits `solid` [M, 1] of what is inside close the shell, except in training.
         """
         logits = at_least_float32(logits).squeeze(1)
-        threshold = self.config.all_thresholds[resolution]
-        least = math.log(threshold / (1 - threshold))  # the logit of the threshold
+        least, certain = (
+            math.log(p / (1 - p)) for p in (self.config.all_thresholds[resolution], self.config.certain)
+        )  # logits
         keep = predicted = logits.detach() > least
         if solid is not None:
             solid = at_least_float32(solid).squeeze(1)
             if truth is None:
                 inside = solid.detach()
-                keep = sealed(candidates, predicted, inside > least, inside > CERTAIN)
+                keep = sealed(candidates, predicted, inside > least, inside > certain)
         true_grid = rows = None
         if truth is not None:
             true_grid = truth[resolution]

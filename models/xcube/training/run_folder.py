@@ -29,6 +29,7 @@ UNRECORDED = {
     "model.solid": False,
     "model.fill": False,
     "model.thresholds": None,
+    "model.certain": 0.99,
     "loss.solid": 20.0,
     "loss.fill": 20.0,
     "diffusion.first": 0,
