@@ -253,8 +253,10 @@ def _paint(
             size = 0.4 * head * 72 / DPI
             axes.text(x, body + 0.4 * head, titles[n], size=size, ha="center", va="center", color=TITLE_COLOR)
     canvas.draw()
-    samples = np.asarray(canvas.buffer_rgba())[..., :3].reshape(height, SAMPLES, width, SAMPLES, 3)
-    picture = Image.fromarray(samples.mean((1, 3)).round().astype(np.uint8))  # [height, width, 3]
+    samples = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.uint16)
+    shifts = np.ndindex(SAMPLES, SAMPLES)
+    total = sum(samples[i::SAMPLES, j::SAMPLES] for i, j in shifts)  # [height, width, 3]
+    picture = Image.fromarray((total / np.float32(SAMPLES**2)).round().astype(np.uint8))
     if palette is not None:
         picture = picture.quantize(palette, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    picture.save(path, "PNG", optimize=True)
+    picture.save(path, "PNG")

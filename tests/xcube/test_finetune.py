@@ -62,11 +62,15 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         save_pretrained(halved(random(VAE(config), 1), 0.5), folder / name, latent_scale=2.0)
     options = {"categories": ["small", "large"], "dropped": ["category"]}
-    flow = {"diffusion": FLOW.to_dict(), "sampler": SamplerConfig("flow", 4).to_dict(), "options": options}
-    once = {"diffusion": DiffusionConfig(first=900).to_dict(), "sampler": ONCE.to_dict()}
-    for name, config, metadata in (("denoiser-0", BOX, flow), ("denoiser-1", NET, once)):
+    flow: dict[str, Any] = {
+        "diffusion": FLOW.to_dict(),
+        "sampler": SamplerConfig("flow", 4).to_dict(),
+        "options": options,
+    }
+    once: dict[str, Any] = {"diffusion": DiffusionConfig(first=900).to_dict(), "sampler": ONCE.to_dict()}
+    for name, network, metadata in (("denoiser-0", BOX, flow), ("denoiser-1", NET, once)):
         torch.manual_seed(0)
-        save_pretrained(UNet(config), folder / name, latent_scale=2.0, **metadata)
+        save_pretrained(UNet(network), folder / name, latent_scale=2.0, **metadata)
     return folder
 
 
@@ -158,7 +162,7 @@ def test_the_denoiser_sees_exact_coarse_voxels_or_changed_ones(networks: Path, e
     assert same == bool(exact)
     assert {"structure-0", "solid-0", "normal"} <= losses.terms.keys()
     assert "kl" not in losses.terms
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses.total.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.net.parameters())
     assert any(bool((p.grad != 0).any()) for p in module.net.parameters() if p.grad is not None)
 
@@ -186,7 +190,7 @@ def test_fine_tuning_lowers_the_loss_of_decoded_voxels(networks: Path) -> None:
     for step in range(30):
         loss = module.losses(shapes(), step, generator(step)).total
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         found.append(float(loss.detach()))
     assert max(found[-5:]) < min(found[:5])
@@ -247,7 +251,7 @@ def test_options_that_are_out_of_range_are_named(
 
 def test_networks_that_do_not_fit_are_named(data: Path, networks: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    once = {"latent_scale": 2.0, "diffusion": DiffusionConfig().to_dict(), "sampler": ONCE.to_dict()}
+    once: dict[str, Any] = {"latent_scale": 2.0, "diffusion": DiffusionConfig().to_dict(), "sampler": ONCE.to_dict()}
     many, text, other = tmp_path / "many", tmp_path / "text", tmp_path / "other"
     save_pretrained(UNet(NET), many, **(once | {"sampler": SamplerConfig("ddim", 50).to_dict()}))
     with pytest.raises(ValueError, match="denoiser must have a sampler of one step, got 50"):

@@ -166,7 +166,7 @@ def test_known_latents_are_kept(prediction: Any, kind: Any) -> None:
 def test_latents_are_varied_by_the_last_steps(name: str) -> None:
     prediction, sampler = SAMPLERS[name]
     diffusion, grid = Diffusion(DiffusionConfig(prediction)), Grid.stack([shape(0, 20), shape(1, 9)])
-    begin, seen = normal(grid, 3), []
+    begin, seen = normal(grid, 3), list[tuple[SparseTensor, float]]()
 
     def vary(strength: float, denoiser: Any) -> SparseTensor:
         seen.clear()

@@ -163,4 +163,4 @@ def stack_pictures(files: Sequence[Path], path: Path) -> None:
         whole.paste(picture, (0, top))
         top += picture.height
     with atomic_write(path) as file:
-        whole.save(file, "PNG", optimize=True)
+        whole.save(file, "PNG")
