@@ -182,9 +182,9 @@ def test_latents_are_varied_by_the_last_steps(name: str) -> None:
     assert len(times) == round(sampler.steps / 2)
     assert times == sorted(times, reverse=True)
     # The first call sees the given latents with noise, by the formula of the forward process.
-    share = 1 - times[0] / 1000 if diffusion.is_flow else float(KEPT[round(times[0])].sqrt())
-    rest = times[0] / 1000 if diffusion.is_flow else (1 - share**2) ** 0.5
-    noisy = share * begin.feats + rest * normal(grid, 4).feats
+    kept = 1 - times[0] / 1000 if diffusion.is_flow else float(KEPT[round(times[0])].sqrt())
+    rest = times[0] / 1000 if diffusion.is_flow else (1 - kept**2) ** 0.5
+    noisy = kept * begin.feats + rest * normal(grid, 4).feats
     torch.testing.assert_close(seen[0][0].feats, noisy, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(half.feats, torch.full_like(half.feats, 1.5), atol=0.02, rtol=0)
     whole = vary(1.0, denoiser)
@@ -239,6 +239,9 @@ def test_what_a_sampler_cannot_do_is_named(net: UNet) -> None:
         sample_latents(net, grid, 3, lambda g, c: Noise(0, [0])(g, 2), diffusion=Diffusion())
     with pytest.raises(ValueError, match=r"start must have features \[10, 3\], got \[10, 2\]"):
         sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), start=normal(grid, 0, channels=2))
+    elsewhere = normal(Grid.from_coords(grid.ijk + 1, batch_size=1), 0)
+    with pytest.raises(ValueError, match=r"start must have the voxels of grid, got"):
+        sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), start=elsewhere)
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\], and be 1 without start, got"):
             sample_latents(net, grid, 3, Noise(0, [0]), diffusion=Diffusion(), start=normal(grid, 0), strength=wrong)

@@ -50,7 +50,7 @@ PRESET: dict[str, dict[str, Any]] = {
         "model": SMALL_UNET | {"position": "ijk", "normal": True},
         "sampler": {"steps": 1, "spacing": "trailing"},
     },
-    "finetune-1": {"level": 1, "steps": 2},
+    "finetune-1": {"level": 1, "coarse_steps": 2},
     "refiner-1": {"level": 1, "first": 0, "model": {"voxel_size": 1 / SIDE, "channels": [8, 8, 8]}},
 }
 

@@ -108,8 +108,8 @@ def sample_latents(
 ) -> SparseTensor:
     """Sample latents [M, L] on a latent grid, from noise. Gradients are not computed.
 
-    With `start`, they are a variation of given latents, which get noise and are denoised again: SDEdit (Meng et al.
-    2022, arXiv:2108.01073).
+    With `start`, the result is a variation of given latents: these get noise and are denoised again (SDEdit, Meng et
+    al. 2022, arXiv:2108.01073).
 
     Args:
         denoiser: The denoiser, or any function of noisy latents, times [B] and conditions.
@@ -127,8 +127,8 @@ def sample_latents(
 
     Raises:
         ValueError: If the sampler does not fit the prediction of the denoiser, there is guidance without
-            `unconditional`, `strength` is outside [0, 1] or less than 1 without `start`, or `start`, the denoiser, the
-            hook or the noise has a wrong shape.
+            `unconditional`, `strength` is outside [0, 1] or less than 1 without `start`, `start` has other voxels than
+            `grid`, or `start`, the denoiser, the hook or the noise has a wrong shape.
     """
     if (sampler.sampler == "flow") != diffusion.is_flow:
         raise ValueError(f"sampler must be 'flow' if and only if the denoiser predicts a flow, got {sampler.sampler!r}")
@@ -136,6 +136,8 @@ def sample_latents(
         raise ValueError(f"unconditional must be given for guidance {sampler.guidance}, got None")
     if not 0 <= strength <= 1 or (start is None and strength < 1):
         raise ValueError(f"strength must lie in [0, 1], and be 1 without start, got {strength}")
+    if start is not None and start.grid is not grid and not start.grid.same_voxels(grid):
+        raise ValueError(f"start must have the voxels of grid, got {start.grid} and {grid}")
     solver = Solver(sampler, diffusion.config)
     chosen = solver.times[len(solver.times) - round(strength * len(solver.times)) :]
     # Keep references to the coarser grids, whose caches hold kernel maps, so that all steps use the same ones.
@@ -148,7 +150,7 @@ def sample_latents(
         # 1. Noise.
         x = SparseTensor(grid, _checked("noise", noise(grid, channels), shape))
         if start is not None:
-            known = start.replace(_checked("start", start.feats, shape))
+            known = SparseTensor(grid, _checked("start", start.feats, shape))
             x = diffusion.add_noise(known, x.feats.to(start.dtype), chosen[0]) if len(chosen) else known
         for number, t in enumerate(chosen):
             # 2. Let the hook change the noisy latents.

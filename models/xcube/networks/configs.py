@@ -53,8 +53,8 @@ class VAEConfig(Config):
         solid: Whether the decoder also predicts which candidates are inside of the shape, and closes the shell with
             them at each resolution. Inside and outside are found on the CPU, in time and memory proportional to the box
             around each shape, about 20 bytes per voxel of it.
-        certain: Probability, with `solid`, that a predicted part of a shape must reach somewhere; parts that do not are
-            left out (hysteresis thresholding, Canny 1986).
+        certain: Probability of being inside that, with `solid`, at least one voxel of a connected part must reach;
+            other parts are left out (hysteresis thresholding, Canny 1986).
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.

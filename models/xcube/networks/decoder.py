@@ -154,9 +154,7 @@ class Decoder(torch.nn.Module):
         Logits `solid` [M, 1] of what is inside close the shell, except in training.
         """
         logits = at_least_float32(logits).squeeze(1)
-        least, certain = (
-            math.log(p / (1 - p)) for p in (self.config.all_thresholds[resolution], self.config.certain)
-        )  # logits
+        least, certain = _logit(self.config.all_thresholds[resolution]), _logit(self.config.certain)
         keep = predicted = logits.detach() > least
         if solid is not None:
             solid = at_least_float32(solid).squeeze(1)
@@ -231,3 +229,7 @@ def with_unit_normals(voxels: Voxels) -> Voxels:
     if "normal" not in voxels.attributes:
         return voxels
     return voxels.with_attributes(normal=normalized(voxels.attributes["normal"]))
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))

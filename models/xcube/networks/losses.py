@@ -18,7 +18,7 @@ from xcube.geometry.pyramid import same_lattice
 from xcube.geometry.shell import is_solid, solid_fractions
 from xcube.networks.blocks import centers, count_per_grid, rows_or_zero
 from xcube.networks.conditions import NO_FILL
-from xcube.networks.decoder import Decoded
+from xcube.networks.decoder import LOGITS, Decoded
 from xcube.networks.encoder import Posterior
 from xcube.networks.vae import VAE
 
@@ -113,8 +113,8 @@ def vae_losses(
         known = target["fill"] >= 0
         losses.terms["fill"] = mean_or_zero((attributes["fill"] - target["fill"])[known].abs())
         losses.weights["fill"] = config.fill
-    if "label_logits" in attributes:
-        entropy = functional.cross_entropy(attributes["label_logits"], target["label"].long(), reduction="none")
+    if LOGITS in attributes:
+        entropy = functional.cross_entropy(attributes[LOGITS], target["label"].long(), reduction="none")
         losses.terms["label"] = mean_or_zero(entropy)
         losses.weights["label"] = config.label
     if posterior is not None:

@@ -25,6 +25,7 @@ from xcube.networks.blocks import (
     rows_or_zero,
 )
 from xcube.networks.configs import RefinerConfig
+from xcube.networks.decoder import LOGITS
 from xcube.networks.losses import Losses, mean_or_zero, structure_loss, true_attributes, voxel_iou
 
 
@@ -90,8 +91,8 @@ class Refiner(torch.nn.Module):
         if self.normal is not None:
             made["normal"] = at_least_float32(self.normal(x))
         if self.label is not None:
-            made["label_logits"] = at_least_float32(self.label(x))
-            made["label"] = made["label_logits"].argmax(1)
+            made[LOGITS] = at_least_float32(self.label(x))
+            made["label"] = made[LOGITS].argmax(1)
         candidates = Voxels(grid, made)
         least = math.log(config.threshold / (1 - config.threshold))  # the logit of the threshold
         return Refined(candidates, logits, candidates.prune(logits.detach() > least))
@@ -148,8 +149,8 @@ def refiner_losses(refined: Refined, truth: Voxels, *, normal: float = 0.3, labe
     if "normal" in attributes:
         losses.terms["normal"] = mean_or_zero((attributes["normal"] - target["normal"]).abs()[real])
         losses.weights["normal"] = normal
-    if "label_logits" in attributes:
-        entropy = functional.cross_entropy(attributes["label_logits"], target["label"].long(), reduction="none")
+    if LOGITS in attributes:
+        entropy = functional.cross_entropy(attributes[LOGITS], target["label"].long(), reduction="none")
         losses.terms["label"] = mean_or_zero(entropy[real])
         losses.weights["label"] = label
     losses.metrics["iou"] = voxel_iou(refined.voxels.grid, truth.grid).mean()

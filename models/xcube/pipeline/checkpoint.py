@@ -161,7 +161,7 @@ def _read_level(path: Path, number: int, names: Mapping[str, str]) -> Level:
     of_denoiser, options = metadata["denoiser"], metadata["denoiser"].get("options", {})
     _check_scale(path, names, metadata["vae"].get("latent_scale"), of_denoiser.get("latent_scale"))
     if not (path / INDEX).is_file():  # folders of runs; an index is only written for networks that fit
-        _check_vae(path, names, metadata)
+        _check_inputs(path, names, metadata)
     try:
         return Level(
             vae,
@@ -188,13 +188,20 @@ def _check_scale(path: Path, names: Mapping[str, str], of_vae: object, of_denois
         )
 
 
-def _check_vae(path: Path, names: Mapping[str, str], metadata: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ValueError if a run records that it was trained with another VAE."""
+def _check_inputs(path: Path, names: Mapping[str, str], metadata: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError if a run records that it was trained with another VAE, or fine-tuned from another denoiser."""
     present = digest(path / names["vae"] / WEIGHTS)
     for kind in metadata:
         before = metadata[kind].get("options", {}).get("vae")
         if kind != "vae" and before not in (None, present):
             raise ValueError(f"{path / names[kind]} must be trained with {names['vae']}, got a run with another VAE")
+    _, _, level = names["denoiser"].rpartition("-")
+    trained = path / f"denoiser-{level}"
+    before = metadata["denoiser"].get("options", {}).get("denoiser")
+    if before is not None and (trained / WEIGHTS).is_file() and digest(trained / WEIGHTS) != before:
+        raise ValueError(
+            f"{path / names['denoiser']} must be fine-tuned from {trained.name}, got a run from another one"
+        )
 
 
 def _network(path: Path, number: int, names: Mapping[str, str], kind: str, cls: type[M]) -> M:

@@ -1,5 +1,6 @@
-"""Coarse voxels as a cascade generates them, with its errors, for shapes whose finer voxels are known."""
+"""Coarse voxels with the errors of a cascade, for shapes whose finer voxels are known."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -8,68 +9,89 @@ from torch import Tensor
 
 from sparsevox import Voxels
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
-from xcube.diffusion.samplers import SamplerConfig, sample_latents
+from xcube.diffusion.samplers import SamplerConfig, check_sampler, sample_latents
 from xcube.networks.conditions import Conditions
 from xcube.networks.decoder import tidy
 from xcube.networks.losses import true_attributes
-from xcube.networks.pretrained import from_pretrained, read_config
+from xcube.networks.pretrained import WEIGHTS, digest, from_pretrained, read_config
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 
 
-class CoarseLevel(torch.nn.Module):
-    """The trained networks of a level, which change the voxels of that level as sampling would. They do not learn.
+@dataclass(frozen=True)
+class TrainedDenoiser:
+    """A denoiser with what its folder says of its training.
 
-    categories: Names of the categories of the denoiser, in order.
+    net: The denoiser.
+    scale: Factor from the latents of the VAE to those of the denoiser.
+    diffusion: Its training objective.
+    sampler: Its default sampler.
+    categories: Names of its categories, in order.
+    """
+
+    net: UNet
+    scale: float
+    diffusion: DiffusionConfig
+    sampler: SamplerConfig
+    categories: tuple[str, ...]
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, vae: Path, name: str) -> Self:
+        """Load a denoiser that was trained on the latents of a VAE.
+
+        Args:
+            folder: Folder of the denoiser.
+            vae: Folder of the VAE.
+            name: Name of the denoiser in error messages.
+
+        Raises:
+            FileNotFoundError: If there is no such network.
+            ValueError: If a file is damaged, the denoiser was trained with another VAE, or takes categories whose names
+                are not recorded, a text or other features.
+        """
+        net, metadata = from_pretrained(folder, UNet), read_config(folder)["metadata"]
+        options = metadata.get("options", {})
+        try:
+            made = cls(
+                net,
+                float(metadata["latent_scale"]),
+                DiffusionConfig.from_dict(metadata["diffusion"]),
+                SamplerConfig.from_dict(metadata.get("sampler", {})),
+                tuple(options.get("categories", ())),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder} must have latent_scale and diffusion in its metadata: {error!r}") from error
+        if options.get("vae") not in (None, digest(vae / WEIGHTS)):
+            raise ValueError(f"{name} must be trained with the VAE {vae}, got {folder}, a run with another VAE")
+        if unknown := [each for each in ("text", "extra") if each in net.config.conditions]:
+            raise ValueError(f"{name} must take no {unknown[0]}, which the shapes do not have, got {folder}")
+        if len(made.categories) != net.config.categories:
+            count = len(made.categories)
+            raise ValueError(f"{name} must have names for its {net.config.categories} categories, got {count}")
+        return made
+
+
+class CoarseLevel(torch.nn.Module):
+    """The trained networks of a level, which change voxels of that level as sampling would. They do not learn.
 
     Args:
         vae: The VAE.
         denoiser: The denoiser of its latents.
-        scale: Factor from the latents of the VAE to those of the denoiser.
-        diffusion: Training objective of the denoiser.
-        sampler: Sampler of its latents.
-        categories: Names of the categories of the denoiser, in order.
+        steps: Number of sampling steps from pure noise. There is no guidance.
+
+    Raises:
+        ValueError: If the networks do not fit each other, or the denoiser was not trained for so many steps.
     """
 
-    def __init__(
-        self,
-        vae: VAE,
-        denoiser: UNet,
-        *,
-        scale: float,
-        diffusion: DiffusionConfig,
-        sampler: SamplerConfig,
-        categories: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, vae: VAE, denoiser: TrainedDenoiser, steps: int) -> None:
         super().__init__()
-        self.vae, self.denoiser = vae, denoiser
-        self.scale, self.diffusion, self.sampler, self.categories = scale, Diffusion(diffusion), sampler, categories
+        is_flow = denoiser.diffusion.prediction == "flow"
+        self.sampler = SamplerConfig("flow", steps) if is_flow else SamplerConfig("ddim", steps, spacing="trailing")
+        check_sampler(self.sampler, denoiser.diffusion)
+        check_latents(vae, denoiser.net, "coarse_denoiser")
+        self.vae, self.denoiser, self.scale = vae, denoiser.net, denoiser.scale
+        self.diffusion = Diffusion(denoiser.diffusion)
         self.requires_grad_(False).eval()
-
-    @classmethod
-    def from_pretrained(cls, vae: Path, denoiser: Path, steps: int) -> Self:
-        """Load the networks of a level from their folders, with a sampler without guidance that takes `steps` steps.
-
-        Raises:
-            FileNotFoundError: If there are no such networks.
-            ValueError: If a file is damaged, the denoiser takes a text or other features, or `steps` is out of range.
-        """
-        network, metadata = from_pretrained(denoiser, UNet), read_config(denoiser)["metadata"]
-        unknown = [name for name in ("text", "extra") if name in network.config.conditions]
-        if unknown:
-            raise ValueError(f"coarse_denoiser must take no {unknown[0]}, which the shapes do not have, got {denoiser}")
-        diffusion = DiffusionConfig.from_dict(metadata["diffusion"])
-        is_flow = diffusion.prediction == "flow"
-        sampler = SamplerConfig("flow", steps) if is_flow else SamplerConfig("ddim", steps, spacing="trailing")
-        categories = tuple(metadata.get("options", {}).get("categories", ()))
-        return cls(
-            from_pretrained(vae, VAE),
-            network,
-            scale=float(metadata["latent_scale"]),
-            diffusion=diffusion,
-            sampler=sampler,
-            categories=categories,
-        )
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -78,7 +100,7 @@ class CoarseLevel(torch.nn.Module):
     def regenerated(
         self, voxels: Voxels, strength: float, generator: torch.Generator, category: Tensor | None = None
     ) -> Voxels:
-        """Encode the voxels of this level, vary their latents, and decode them: SDEdit (arXiv:2108.01073).
+        """Encode voxels of this level, vary their latents by SDEdit (arXiv:2108.01073), and decode them.
 
         Args:
             voxels: Voxels of this level with the attributes that the VAE takes.
@@ -88,7 +110,8 @@ class CoarseLevel(torch.nn.Module):
             category: Category of each shape, int64 [B], if the denoiser takes one.
 
         Returns:
-            The changed voxels with the attributes that the VAE decodes, as sampling gives them to the next level.
+            The changed voxels with the attributes that the VAE decodes, as sampling without refiner and guidance would
+            pass them to the next level.
         """
         # 1. Scaled latents of the posterior, and the conditions of the denoiser on their grid.
         posterior = self.vae.encode(voxels)
@@ -111,3 +134,14 @@ class CoarseLevel(torch.nn.Module):
         )
         # 3. Decode, as in sampling.
         return tidy(self.vae.decode(latents.map(lambda z: z / self.scale)).voxels)
+
+
+def check_latents(vae: VAE, denoiser: UNet, name: str) -> None:
+    """Raise ValueError unless a denoiser takes the latents of a VAE."""
+    theirs, ours = vae.config, denoiser.config
+    if ours.latent_channels != theirs.latent_channels:
+        raise ValueError(
+            f"{name} must have the latent_channels of its VAE, {theirs.latent_channels}, got {ours.latent_channels}"
+        )
+    if ours.dense and theirs.dense_neck is None:
+        raise ValueError(f"{name} must not be dense: the latents of a VAE without dense_neck fill no box")

@@ -1,4 +1,4 @@
-"""Lightning module that fine-tunes a denoiser of one step through the decoder, on coarse voxels with errors.
+"""Lightning module that fine-tunes a one-step denoiser through the decoder, on coarse voxels with errors.
 
 M latent voxels, L latent channels, B grids.
 """
@@ -12,97 +12,98 @@ from torch import Tensor
 from sparsevox import SparseTensor, Voxels
 from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
-from xcube.diffusion.objective import Diffusion, DiffusionConfig
-from xcube.diffusion.samplers import SamplerConfig, Solver
-from xcube.networks.conditions import NO_CLASS, Conditions
+from xcube.diffusion.objective import Diffusion
+from xcube.diffusion.samplers import Solver, check_sampler
+from xcube.diffusion.schedule import STEPS
+from xcube.networks.conditions import Conditions
 from xcube.networks.losses import LossConfig, Losses, true_attributes, vae_losses
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.training.coarse import CoarseLevel
+from xcube.training.coarse import CoarseLevel, TrainedDenoiser, check_latents
 from xcube.training.config import TrainConfig
 from xcube.training.latents import SHAPE_INDEX, LatentDataset, first_value
 from xcube.training.modules import FrozenVAEModule
 
+Categories = Mapping[str, Tensor | None]  # the category of each shape, int64 [shapes], by split
+
 
 class FinetuneModule(FrozenVAEModule):
-    """Trains a denoiser of one step to make latents whose decoded voxels are right.
+    """Trains a one-step denoiser so that the voxels decoded from its latents match the true ones.
 
     In training on latents it learns their mean, which a decoder that has only seen latents of real shapes may decode
     to gaps; and it never sees the errors of the coarser level. Here the loss is that of the decoded voxels, and most of
-    the coarse voxels are those that the coarser level makes of the true ones. Changing the condition like this is the
-    conditioning augmentation of Ho et al. (2022, arXiv:2106.15282).
+    the coarse voxels are those that the networks of the coarser level make of the true ones. This is a form of
+    conditioning augmentation (Ho et al. 2022, arXiv:2106.15282).
 
     Args:
-        net: The denoiser, trained on latents.
+        denoiser: The denoiser, trained on latents.
         train: Optimization.
         vae: The VAE of the level.
         coarse: The networks of the coarser level.
-        scale: Factor from the latents of the VAE to those of the denoiser.
-        diffusion: Training objective of the denoiser, which says what it predicts.
-        sampler: Sampler of the denoiser, of one step.
         loss: Weights of the losses of the decoded voxels.
-        categories: Category of each shape for the splits "train" and "val", int64 [shapes]; None if their names tell
-            none.
+        categories: Categories of the shapes for the denoiser.
+        coarse_categories: Categories of the shapes for the coarser level.
         exact: Fraction of the batches with exact coarse voxels.
-        strength: Maximum fraction of the sampling steps of the coarser level that change the others.
+        strength: Maximum fraction of the sampling steps of the coarser level by which the others are changed.
         fill_drop: Fraction of the shapes without solid fractions, so that the denoiser can do without them.
 
     Raises:
-        ValueError: If the sampler takes more than one step, the denoiser takes a condition that coarse voxels do not
-            have, or a fraction is outside [0, 1].
+        ValueError: If the sampler takes more than one step or has guidance, the networks do not fit each other, or a
+            fraction is outside [0, 1].
     """
 
     net: UNet
 
     def __init__(
         self,
-        net: UNet,
+        denoiser: TrainedDenoiser,
         train: TrainConfig,
         vae: VAE,
         coarse: CoarseLevel,
         *,
-        scale: float,
-        diffusion: DiffusionConfig,
-        sampler: SamplerConfig,
         loss: LossConfig = LossConfig(),  # noqa: B008  (immutable)
-        categories: Mapping[str, Tensor | None] | None = None,
+        categories: Categories | None = None,
+        coarse_categories: Categories | None = None,
         exact: float = 0.3,
         strength: float = 0.6,
         fill_drop: float = 0.1,
     ) -> None:
-        if sampler.steps != 1:
-            raise ValueError(f"denoiser must have a sampler of one step, got {sampler.steps}")
         fractions = {"exact": exact, "strength": strength, "fill_drop": fill_drop}
         for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
-        _check_conditions(net, coarse)
-        options = {"loss": loss.to_dict(), "scale": scale, "coarse_steps": coarse.sampler.steps} | fractions
-        super().__init__(net, train, vae, **options)
-        self.coarse, self.loss, self.categories = coarse, loss, dict(categories or {})
-        self.scale, self.diffusion, self.sampler = scale, Diffusion(diffusion), sampler
+        check_latents(vae, denoiser.net, "denoiser")
+        _check_levels(vae, denoiser.net, coarse)
+        options = {"loss": loss.to_dict(), "scale": denoiser.scale, "coarse_steps": coarse.sampler.steps}
+        options |= {"diffusion": denoiser.diffusion.to_dict(), "sampler": denoiser.sampler.to_dict()}
+        super().__init__(denoiser.net, train, vae, **options, **fractions)
+        self.coarse, self.loss = coarse, loss
+        self.categories, self.coarse_categories = dict(categories or {}), dict(coarse_categories or {})
+        self.scale, self.diffusion, self.sampler = denoiser.scale, Diffusion(denoiser.diffusion), denoiser.sampler
         self.exact, self.strength, self.fill_drop = exact, strength, fill_drop
-        (self.time,) = Solver(sampler, diffusion).times
+        self.time = _only_time(denoiser)
 
     def setup(self, stage: str) -> None:
         """Attach to each shape its index in the dataset, by which its category is found."""
         trainer: Any = self.trainer
-        for split, most in (("train", None), ("val", self.config.val_shapes)):
+        for split in ("train", "val"):
             shapes = getattr(trainer.datamodule, split)
             if isinstance(shapes, ShapeFolder | AugmentedShapes):
-                setattr(trainer.datamodule, split, LatentDataset(shapes, most))
+                setattr(trainer.datamodule, split, LatentDataset(shapes))
 
     def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
         diffusion, sampler = self.diffusion.config.to_dict(), self.sampler.to_dict()
         return {"latent_scale": self.scale, "diffusion": diffusion, "sampler": sampler}
 
     def losses(self, voxels: Voxels, step: int, generator: torch.Generator) -> Losses:
-        """The losses of the voxels that are decoded from one call of the denoiser; in validation without guidance."""
+        """The losses of the voxels that are decoded from one call of the denoiser.
+
+        Validation has the same kinds of coarse voxels, all with their solid fractions.
+        """
         # 1. The coarse voxels: exact, or with the errors of the cascade.
-        category = self._categories(voxels)
-        coarse = self._coarse(voxels, category, generator)
-        own = category if self.net.config.categories else None
-        conditions = Conditions.from_voxels(coarse, self.net.config, category=own)
+        coarse = self._coarse(voxels, generator)
+        category = self._category(self.categories, voxels) if self.net.config.categories else None
+        conditions = Conditions.from_voxels(coarse, self.net.config, category=category)
         if self.training and self.fill_drop and self.net.config.fill:
             which = torch.rand(voxels.batch_size, generator=generator) < self.fill_drop
             conditions = conditions.drop(which, coarse.grid, ("fill",))
@@ -115,30 +116,49 @@ class FinetuneModule(FrozenVAEModule):
         decoded = self.vae.decoder(latents, self.vae.truth(voxels.grid) if self.training else None)
         return vae_losses(self.vae, voxels, None, decoded, self.loss, step)
 
-    def _coarse(self, voxels: Voxels, category: Tensor, generator: torch.Generator) -> Voxels:
-        """Voxels of the coarser level, which are the latent grid, with all attributes that its VAE takes or decodes."""
+    def _coarse(self, voxels: Voxels, generator: torch.Generator) -> Voxels:
+        """Voxels of the coarser level, which are the latent grid, with the attributes that networks take."""
         grid = self.vae.latent_grid(voxels.grid)
-        true = Voxels(grid, true_attributes(voxels, grid, {"fill", *voxels.attributes}))
+        wanted = {*self.coarse.vae.config.attributes, *self.net.config.conditions}
+        true = Voxels(grid, true_attributes(voxels, grid, wanted))
         exact, strength = torch.rand(2, generator=generator).tolist()
-        if not self.training or exact < self.exact:
+        if exact < self.exact:
             return true
+        category = self._category(self.coarse_categories, voxels) if self.coarse.denoiser.config.categories else None
         return self.coarse.regenerated(true, strength * self.strength, generator, category)
 
-    def _categories(self, voxels: Voxels) -> Tensor:
-        """The category of each shape, int64 [B]; -1 for none."""
-        known = self.categories.get("train" if self.training else "val")
-        if known is None:
-            return torch.full((voxels.batch_size,), NO_CLASS, device=voxels.device)
+    def _category(self, categories: Categories, voxels: Voxels) -> Tensor:
+        """The category of each shape, int64 [B]."""
+        known = categories["train" if self.training else "val"]
+        assert known is not None
         return known.to(voxels.device)[first_value(voxels, SHAPE_INDEX)]
 
 
-def _check_conditions(net: UNet, coarse: CoarseLevel) -> None:
-    """Raise ValueError if the denoiser takes a condition that the coarser level does not have."""
-    config = coarse.vae.config
-    given = {"normal": config.normal, "fill": config.fill, "label": config.num_labels > 0}
-    given["category"] = net.config.categories == coarse.denoiser.config.categories
-    missing = [name for name in net.config.conditions if not given.get(name, False)]
-    if missing:
+def _only_time(denoiser: TrainedDenoiser) -> Tensor:
+    """The time of the only call of a denoiser; raise ValueError unless that is one from pure noise."""
+    sampler = denoiser.sampler
+    if sampler.steps != 1 or sampler.weight != 1:
+        given = f"{sampler.steps} and guidance {sampler.guidance}"
+        raise ValueError(f"denoiser must have a sampler with steps 1 and without guidance, got steps {given}")
+    check_sampler(sampler, denoiser.diffusion)
+    (time,) = Solver(sampler, denoiser.diffusion).times
+    if float(time) < STEPS - 1:
+        raise ValueError(f"denoiser must have a sampler that starts at full noise, {STEPS - 1}, got time {time:g}")
+    return time
+
+
+def _check_levels(vae: VAE, denoiser: UNet, coarse: CoarseLevel) -> None:
+    """Raise ValueError unless the voxels of the coarser level are the latent grid, with what the denoiser takes."""
+    config, known = denoiser.config, coarse.vae.config
+    sizes = [s * f for s, f in zip(vae.config.voxel_sizes, vae.config.factor, strict=True)]
+    if any(abs(a - b) > 1e-6 * b for a, b in zip(known.voxel_sizes, sizes, strict=True)):
         raise ValueError(
-            f"denoiser must take no condition that the coarser level lacks, got one that takes {', '.join(missing)}"
+            f"coarse_vae must have the voxel_size of the latents of vae, {sizes[0]}, got {known.voxel_size}"
         )
+    if config.num_labels not in (0, known.num_labels):
+        raise ValueError(
+            f"denoiser must have the num_labels of coarse_vae, {known.num_labels}, got {config.num_labels}"
+        )
+    missing = [name for name in ("normal", "fill") if getattr(config, name) and not getattr(known, name)]
+    if missing:
+        raise ValueError(f"coarse_vae must decode {' and '.join(missing)}, which the denoiser takes")

@@ -11,6 +11,7 @@ from xcube.training.config import TrainConfig
 from xcube.training.process import NetworkMetrics
 from xcube.training.train_finetune import train_finetune
 
+# "finetune" is a denoiser that is trained further; all others are kinds of networks.
 NetworkKind = Literal["vae", "denoiser", "finetune", "refiner"]
 TRAINERS: dict[NetworkKind, Callable[..., Any]] = {
     "vae": train.train_vae,
@@ -43,7 +44,10 @@ class TrainingJob:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The trained networks that it takes: names of the jobs that must finish first, by argument of its function."""
+        """The trained networks that it takes: names of the jobs that must finish first, by argument of its function.
+
+        Fine-tuning takes the denoisers of its own and of the coarser level as they are before any fine-tuning.
+        """
         here, coarser = self.level, self.level - 1
         if self.kind == "vae":
             return {}

@@ -75,16 +75,20 @@ class LatentDataset:
     Augmented shapes change in every epoch. Of their latents, `augment.variants` are kept for each shape, those of the
     first epochs, and each epoch takes the next of them in turn.
 
+    items: Index in the dataset of each item.
     sizes: Number of voxels of each item; once encoded, of its largest latent grid.
 
     Args:
         shapes: The dataset.
-        most: Maximum number of shapes to load; None loads all.
+        most: Maximum number of shapes to load, spread evenly over the dataset; None loads all.
     """
 
     def __init__(self, shapes: ShapeFolder[Voxels] | AugmentedShapes, most: int | None = None) -> None:
         self.shapes = AugmentedShapes(shapes) if isinstance(shapes, ShapeFolder) else shapes
-        self.sizes = shapes.sizes[:most]
+        # Spread evenly, since neighboring names are alike.
+        count = len(shapes) if most is None else min(most, len(shapes))
+        self.items = torch.linspace(0, len(shapes) - 1, count, dtype=torch.float64).round().long().tolist()
+        self.sizes = [shapes.sizes[item] for item in self.items]
         self._encoded: dict[tuple[int, int], Voxels] = {}  # by variant and item
 
     @property
@@ -119,8 +123,9 @@ class LatentDataset:
         encoded = self._encoded.get((epoch % self.variants, item))
         if encoded is not None:
             return encoded
-        voxels = self.shapes.variant(item, epoch)
-        return voxels.with_attributes(**{SHAPE_INDEX: torch.full((voxels.num_voxels,), item, dtype=torch.int32)})
+        index = self.items[item]
+        voxels = self.shapes.variant(index, epoch)
+        return voxels.with_attributes(**{SHAPE_INDEX: torch.full((voxels.num_voxels,), index, dtype=torch.int32)})
 
     def __repr__(self) -> str:
         return f"LatentDataset({self.shapes!r})"

@@ -33,8 +33,8 @@ def read_preset(preset: str) -> list[TrainingJob]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder describes no network, lacks the VAE of a level, describes a network twice, or a file
-            is invalid; the message names the file.
+        ValueError: If the folder describes no network, lacks one that another is trained with, describes one twice, or
+            a file is invalid; the message names the file.
     """
     built_in = preset in {path.name for path in PRESETS.iterdir()}  # checked first: a demo lies in a folder called demo
     folder = PRESETS / preset if built_in else Path(preset)
@@ -45,7 +45,7 @@ def read_preset(preset: str) -> list[TrainingJob]:
     missing = sorted({name for job in jobs for name in job.inputs.values()} - set(names))
     if not jobs or missing or len(set(names)) < len(names):
         problem = f"without {', '.join(missing)}" if missing else f"with {names}"
-        raise ValueError(f"preset must have a VAE for each level, and each network once, got {folder} {problem}")
+        raise ValueError(f"preset must have each network once, with those it needs, got {folder} {problem}")
     order = get_args(NetworkKind)
     return sorted(jobs, key=lambda job: (job.level, order.index(job.kind)))
 
@@ -95,10 +95,13 @@ def _read(file: Path) -> TrainingJob:
     names = [name for name in option_names(kind) if name not in RESERVED]
     options = read_options(kind, file, names)
     if missing := [name for name in ("level", "model") if name in names and name not in options]:
-        raise ValueError(f"{file} must hold a level and a model, got no {' and no '.join(missing)}")
+        wanted = " and a ".join(name for name in ("level", "model") if name in names)
+        raise ValueError(f"{file} must hold a {wanted}, got no {' and no '.join(missing)}")
     level, train = options.pop("level"), options.pop("train", TrainConfig())
     if not isinstance(level, int):
         raise ValueError(f"{file} must hold a level that is an int, got {level!r}")
+    if kind == "finetune" and level < 1:
+        raise ValueError(f"{file} must hold a level with a coarser one, got {level}")
     return TrainingJob(kind, level, train, options)
 
 
