@@ -1,7 +1,6 @@
-"""Fine-tuning of a denoiser of one step: coarse voxels with errors, the loss of decoded voxels, runs and bad input."""
+"""Fine-tuning of a one-step denoiser: the loss of decoded voxels, runs and bad input."""
 
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsevox import SparseTensor, Voxels
+from sparsevox import Voxels
 from tests.xcube.balls import SIDE, ball
-from tests.xcube.cascades import halved, random, watched
+from tests.xcube.cascades import watched
+from tests.xcube.two_levels import (
+    BOX,
+    FLOW,
+    LOSS,
+    NET,
+    ONCE,
+    SMALL,
+    coarse_of,
+    generator,
+    save_networks,
+    shapes,
+    trained,
+    true_coarse,
+)
 from xcube.data.augment import Augment
 from xcube.data.build import build
 from xcube.data.hierarchy import Box
@@ -21,31 +34,18 @@ from xcube.diffusion.objective import DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig, VAEConfig
-from xcube.networks.decoder import tidy
-from xcube.networks.losses import LossConfig, true_attributes, voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
-from xcube.training.coarse import CoarseLevel, TrainedDenoiser
+from xcube.training.coarse import CoarseLevel
 from xcube.training.config import TrainConfig
 from xcube.training.finetune import FinetuneModule
-from xcube.training.latents import SHAPE_INDEX
 from xcube.training.train_finetune import train_finetune
 
 for package in ("lightning", "scipy"):
     pytest.importorskip(package, reason="training with solid fractions")
-
-FINE = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4, solid=True)
-COARSE = VAEConfig(
-    voxel_size=2 / SIDE, channels=(8, 8), latent_channels=2, hidden=4, dense_neck=(2, 2, 2), fill=True, solid=True
-)
-SMALL: dict[str, Any] = {"latent_channels": 2, "channels": 8, "multipliers": (1,), "attention": (), "heads": 2}
-NET = UNetConfig(**SMALL, position="ijk", normal=True, fill=True)
-BOX = UNetConfig(**SMALL, dense=True, categories=2)
-FLOW, ONCE = DiffusionConfig("flow"), SamplerConfig("ddim", 1, spacing="trailing")
-LOSS = LossConfig(structure=1.0, solid=1.0, normal=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -61,30 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cascade with random networks, as runs leave them."""
-    folder = tmp_path_factory.mktemp("networks")
-    for name, config in (("vae-0", COARSE), ("vae-1", FINE)):
-        torch.manual_seed(0)
-        save_pretrained(halved(random(VAE(config), 1), 0.5), folder / name, latent_scale=2.0)
-    options = {"categories": ["small", "large"], "dropped": ["category"]}
-    flow: dict[str, Any] = {
-        "diffusion": FLOW.to_dict(),
-        "sampler": SamplerConfig("flow", 4).to_dict(),
-        "options": options,
-    }
-    once: dict[str, Any] = {"diffusion": DiffusionConfig(first=900).to_dict(), "sampler": ONCE.to_dict()}
-    for name, network, metadata in (("denoiser-0", BOX, flow), ("denoiser-1", NET, once)):
-        torch.manual_seed(0)
-        save_pretrained(UNet(network), folder / name, latent_scale=2.0, **metadata)
-    return folder
-
-
-def trained(networks: Path, level: int) -> TrainedDenoiser:
-    return TrainedDenoiser.from_pretrained(networks / f"denoiser-{level}", networks / f"vae-{level}", "denoiser")
-
-
-def coarse_of(networks: Path, steps: int = 10) -> CoarseLevel:
-    return CoarseLevel(from_pretrained(networks / "vae-0", VAE), trained(networks, 0), steps)
+    return save_networks(tmp_path_factory.mktemp("networks"))
 
 
 def module_of(networks: Path, **changes: Any) -> FinetuneModule:
@@ -100,78 +77,6 @@ def run(data: Path, networks: Path, out: Path, **changes: Any) -> UNet:
     train = TrainConfig(steps=4, batch_size=2, warmup=1, val_every=4, save_every=1, seed=3)
     options: dict[str, Any] = {"loss": LOSS, "train": train, "quiet": True}
     return train_finetune(data, out, **({n: networks / f for n, f in used.items()} | options | changes))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def shapes() -> Voxels:
-    voxels = Voxels.stack([ball(3.0), ball(4.0)])
-    return voxels.with_attributes(**{SHAPE_INDEX: voxels.grid.batch.int()})
-
-
-def true_coarse(networks: Path) -> Voxels:
-    voxels, vae = shapes(), from_pretrained(networks / "vae-1", VAE)
-    grid = vae.latent_grid(voxels.grid)
-    return Voxels(grid, true_attributes(voxels, grid, {"normal", "fill"}))
-
-
-# Coarse voxels with errors
-
-
-@pytest.mark.parametrize("prediction", ["flow", "v"])
-def test_strength_is_the_fraction_of_the_steps_that_change_coarse_voxels(networks: Path, prediction: Any) -> None:
-    denoiser = replace(trained(networks, 0), diffusion=DiffusionConfig(prediction))
-    level = CoarseLevel(from_pretrained(networks / "vae-0", VAE), denoiser, 10)
-    voxels, calls, category = true_coarse(networks), list[Any](), torch.tensor([0, 1])
-    for strength, steps in ((0.0, 0), (0.3, 3), (1.0, 10)):
-        calls.clear()
-        with watched(level.denoiser, calls.append):
-            made = level.regenerated(voxels, strength, generator(), category)
-        assert len(calls) == steps
-        assert made.batch_size == 2
-        assert made.num_voxels
-        assert set(made.attributes) == {"normal", "fill"}
-        assert 0 <= float(made.attributes["fill"].min()) <= float(made.attributes["fill"].max()) <= 1
-        lengths = made.attributes["normal"].norm(dim=1)
-        assert bool(((lengths - 1).abs() < 1e-4).logical_or(lengths == 0).all())
-    assert all(torch.equal(args[2].category, category) for args in calls)
-    again = level.regenerated(voxels, 1.0, generator(), category)
-    assert again.grid.same_voxels(made.grid)
-    assert torch.equal(again.attributes["fill"], made.attributes["fill"])
-
-
-def test_the_vae_and_a_known_velocity_change_coarse_voxels(networks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A denoiser that always predicts 0.1 moves latents by 0.1 times their time, in the scale of the denoiser."""
-    level, voxels, category = coarse_of(networks), true_coarse(networks), torch.tensor([0, 1])
-    with torch.no_grad():
-        posterior = level.vae.encode(voxels)
-        source = generator()
-        drawn = posterior.sample(torch.randn(posterior.mean.shape, generator=source))
-        noise = torch.randn(posterior.mean.shape, generator=source)
-        times = [0.0]
-
-        def constant(x: SparseTensor, t: Tensor, conditions: Conditions) -> SparseTensor:
-            times.append(float(t[0]) / 1000)
-            return x.map(lambda z: torch.full_like(z, 0.1))
-
-        monkeypatch.setattr(level.denoiser, "forward", constant)
-        for strength in (0.0, 0.4):
-            made = level.regenerated(voxels, strength, generator(), category)
-            t = torch.tensor(max(times))
-            noisy = drawn.replace((1 - t) * 2.0 * drawn.feats + t * (noise - 0.1))
-            expected = tidy(level.vae.decode(noisy.map(lambda z: z / 2.0)).voxels)
-            assert float(voxel_iou(made.grid, expected.grid).min()) > 0.99
-            rows = made.grid.index(expected.grid.coords)
-            close = (made.attributes["fill"][rows] - expected.attributes["fill"]).abs()[rows >= 0]
-            assert float(close.max()) < 1e-3
-
-
-def test_the_coarse_networks_do_not_learn(networks: Path) -> None:
-    module = module_of(networks).train()
-    assert not module.coarse.vae.training
-    assert not any(parameter.requires_grad for part in (module.coarse, module.vae) for parameter in part.parameters())
 
 
 # The loss

@@ -80,7 +80,7 @@ class CoarseLevel(torch.nn.Module):
         steps: Number of sampling steps from pure noise. There is no guidance.
 
     Raises:
-        ValueError: If the networks do not fit each other, or the denoiser was not trained for so many steps.
+        ValueError: If the networks do not fit each other, or the denoiser was not trained at the times of the steps.
     """
 
     def __init__(self, vae: VAE, denoiser: TrainedDenoiser, steps: int) -> None:
