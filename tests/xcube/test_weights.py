@@ -47,7 +47,7 @@ def test_vaes_reconstruct_shapes_that_they_never_saw(level: int) -> None:
 
 
 def test_most_shapes_are_whole() -> None:
-    """Nothing is removed. One of these eight, the lamp, has two parts, with AVX-512, AVX2 and neither."""
+    """Nothing is removed. All eight are whole with AVX-512, AVX2 and neither; sums round differently elsewhere."""
     pipeline = XCubePipeline.from_pretrained()
     names = pipeline.levels[0].categories
     assert set(names) == set(FAMILIES)

@@ -72,7 +72,7 @@ class XCubePipeline:
         """Load a pipeline from a folder, by default the model `shapes` in the package, onto the CPU.
 
         `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0 (which may
-        be missing), vae-1, and so on: the folders that training writes.
+        be missing), vae-1, and so on: the folders that training writes; finetune-1 takes the place of denoiser-1.
 
         Raises:
             FileNotFoundError: If there is no such folder, or no pipeline in it.
