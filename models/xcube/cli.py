@@ -67,12 +67,8 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     "upsample": upsample,
     "view": view,
 }
-CONFIGURED = (
-    train_vae,
-    train_refiner,
-    train_denoiser,
-    train_finetune,
-)  # take --config: a file, or the name of a preset
+# Commands that take --config: a file, or the name of a preset.
+CONFIGURED = (train_vae, train_refiner, train_denoiser, train_finetune)
 # Commands that take --threads, which is not an argument of their functions, and its help. `train all` has its own.
 THREADED: Mapping[Command, str] = {
     **dict.fromkeys(CONFIGURED, "Number of CPU threads of each training process."),
