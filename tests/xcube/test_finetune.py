@@ -1,7 +1,6 @@
 """Fine-tuning of a one-step denoiser: the loss of decoded voxels, runs and bad input."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import Voxels
-from tests.xcube.balls import SIDE, ball
+from tests.xcube.balls import SIDE, ball_dataset
 from tests.xcube.cascades import watched
 from tests.xcube.two_levels import (
     BOX,
@@ -27,9 +26,6 @@ from tests.xcube.two_levels import (
     true_coarse,
 )
 from xcube.data.augment import Augment
-from xcube.data.build import build
-from xcube.data.hierarchy import Box
-from xcube.data.sources import Source
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.conditions import Conditions
@@ -50,13 +46,7 @@ for package in ("lightning", "scipy"):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    sources = [
-        Source(f"{'small' if n < 4 else 'large'}-{n}", partial(ball, 2.5 + n / 3), split="val" if n == 3 else "train")
-        for n in range(7)
-    ]
-    assert len(build(sources, folder, Box((SIDE // 2, SIDE))).built) == 7
-    return folder
+    return ball_dataset(tmp_path_factory.mktemp("data"), SIDE // 2, SIDE)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Training of denoisers: on latents in memory or not, cut short and taken up again, with every kind of condition."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,8 @@ import pytest
 import torch
 
 from sparsevox import Grid, SparseTensor, Voxels
-from tests.xcube.balls import SIDE, ball
-from xcube.data.build import build
-from xcube.data.hierarchy import Box
+from tests.xcube.balls import SIDE, ball, ball_dataset
 from xcube.data.loading import ShapeFolder
-from xcube.data.sources import Source
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.conditions import Conditions, Text
@@ -35,13 +31,7 @@ BOX = UNetConfig(latent_channels=2, channels=8, multipliers=(1, 2), attention=(1
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    sources = [
-        Source(f"{'small' if n < 4 else 'large'}-{n}", partial(ball, 2.5 + n / 3), split="val" if n == 3 else "train")
-        for n in range(7)
-    ]
-    assert len(build(sources, folder, Box((SIDE,))).built) == 7
-    return folder
+    return ball_dataset(tmp_path_factory.mktemp("data"), SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +199,19 @@ def test_whole_shapes() -> None:
     assert found["text"].tokens[:, 0, 0].tolist() == [2.0, 0.0, 1.0]
     assert category_of("ab", ("b", "a", "ab")) == 1
     assert ShapeConditions(["a"]).of(torch.tensor([0])) == {}
+
+
+def test_a_part_of_the_shapes_is_spread_over_the_dataset(data: Path) -> None:
+    """Neighboring names are alike, and validation loads a part of the shapes."""
+    shapes = ShapeFolder[Voxels](data, "train")
+    some = LatentDataset(shapes, 3)
+    assert some.items == [0, 2, 5]
+    assert some.sizes == [shapes.sizes[item] for item in some.items]
+    for item, index in enumerate(some.items):
+        voxels = some[item]
+        assert voxels.grid.same_voxels(shapes[index].grid)
+        assert first_value(voxels, SHAPE_INDEX).tolist() == [index]
+    assert LatentDataset(shapes, 100).items == LatentDataset(shapes).items == list(range(6))
 
 
 def test_dropping_follows_from_the_step_alone(data: Path, vae: Path) -> None:
