@@ -28,6 +28,7 @@ def train_vae(
     loss: LossConfig = LossConfig(),  # noqa: B008  (immutable)
     train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
     augment: Augment = Augment(),  # noqa: B008  (immutable)
+    initial: Path | None = None,
     restart: bool = False,
     quiet: bool = False,
 ) -> VAE:
@@ -44,7 +45,9 @@ def train_vae(
         loss: Weights of the losses.
         train: Optimization.
         augment: Random changes of the training shapes.
-        restart: Train from scratch, even if the folder holds a run.
+        initial: Folder of a trained network of the same configuration, whose weights are the start of the training in
+            place of random ones.
+        restart: Start again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
     Raises:
@@ -57,11 +60,14 @@ def train_vae(
     check_attributes(data, card, model.attributes)
     import lightning
 
+    from xcube.training.initial import load_initial
     from xcube.training.modules import VAEModule
     from xcube.training.run import train_module
 
     lightning.seed_everything(train.seed, verbose=False)
     module = VAEModule(VAE(model), train, loss)
+    if initial is not None:
+        load_initial(module, initial)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
@@ -77,6 +83,7 @@ def train_refiner(
     first: int = 200,
     last: int = 400,
     unscaled: bool = False,
+    initial: Path | None = None,
     restart: bool = False,
     quiet: bool = False,
 ) -> Refiner:
@@ -93,7 +100,9 @@ def train_refiner(
         first: Minimum diffusion timestep of the noise that is added to latents, from 0 to 999.
         last: Maximum diffusion timestep of the noise that is added to latents, from 0 to 999.
         unscaled: Add the noise to unscaled latents, as in the paper, instead of latents of unit standard deviation.
-        restart: Train from scratch, even if the folder holds a run.
+        initial: Folder of a trained network of the same configuration, whose weights are the start of the training in
+            place of random ones.
+        restart: Start again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
     Raises:
@@ -112,6 +121,7 @@ def train_refiner(
     check_attributes(data, card, decoder.config.attributes)
     import lightning
 
+    from xcube.training.initial import load_initial
     from xcube.training.modules import RefinerModule
     from xcube.training.run import train_module
 
@@ -120,6 +130,8 @@ def train_refiner(
     scale = 1.0 if unscaled else _latent_scale(vae, decoder, AugmentedShapes(shapes, augment, train.seed), train)
     module = RefinerModule(Refiner(model), train, decoder, scale=scale, first=first, last=last)
     module.options["vae"] = digest(vae / WEIGHTS)
+    if initial is not None:
+        load_initial(module, initial)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
@@ -145,6 +157,7 @@ def train_denoiser(
     text_model: str | None = None,
     tokenizer: str | None = None,
     cache: bool = True,
+    initial: Path | None = None,
     restart: bool = False,
     quiet: bool = False,
 ) -> UNet:
@@ -173,7 +186,9 @@ def train_denoiser(
         text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
         tokenizer: Folder or Hugging Face name of the tokenizer, if it is not in the folder of the text model.
         cache: Keep the latents of all shapes in memory instead of encoding them at every step.
-        restart: Train from scratch, even if the folder holds a run.
+        initial: Folder of a trained network of the same configuration, whose weights are the start of the training in
+            place of random ones.
+        restart: Start again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
     Raises:
@@ -190,6 +205,7 @@ def train_denoiser(
     import lightning
 
     from xcube.training.denoiser import DenoiserModule
+    from xcube.training.initial import load_initial
     from xcube.training.latents import ShapeConditions
     from xcube.training.run import train_module
 
@@ -220,6 +236,8 @@ def train_denoiser(
     )
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
     module.options |= {"text_model": _absolute(text_model), "tokenizer": _absolute(tokenizer)}
+    if initial is not None:
+        load_initial(module, initial)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
