@@ -197,7 +197,7 @@ def test_other_options_are_refused_unless_they_are_free(data: Path, tmp_path: Pa
 def test_a_run_of_an_earlier_version_knows_fewer_options(data: Path, tmp_path: Path) -> None:
     run_vae(data, tmp_path, steps=2)
     checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    for name in ("fill", "thresholds", "solid", "certain"):
+    for name in ("fill", "thresholds", "solid", "certain", "bridge"):
         del checkpoint["options"]["model"][name]
     for name in ("fill", "solid"):
         del checkpoint["options"]["loss"][name]
@@ -218,7 +218,7 @@ def test_a_run_of_an_earlier_version_knows_fewer_options(data: Path, tmp_path: P
 def test_a_run_of_an_earlier_version_that_ended_by_its_time_limit_is_finished(data: Path, tmp_path: Path) -> None:
     run_vae(data, tmp_path, steps=4, minutes=1.0)
     values = json.loads((tmp_path / "config.json").read_text())
-    for name in ("fill", "thresholds", "solid", "certain"):
+    for name in ("fill", "thresholds", "solid", "certain", "bridge"):
         del values["config"][name]
     for name in ("fill", "solid"):
         del values["metadata"]["options"]["loss"][name]

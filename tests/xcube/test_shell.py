@@ -133,21 +133,6 @@ def test_bubbles_inside_are_no_second_shell() -> None:
     assert torch.equal(sealed(places, bubble, ~bubble), outer)
 
 
-def test_what_no_certain_voxel_belongs_to_is_left_out() -> None:
-    block, islet = cube(5), {(9, 9, z) for z in range(2)}
-    places = grid_of(block | islet | {(8, 8, 8)})
-    ijk = [(x, y, z) for x, y, z in places.ijk.tolist()]
-    solid = torch.tensor([v in block | islet for v in ijk])
-    none = torch.zeros_like(solid)
-    every = chosen(places, sealed(places, none, solid))
-    assert every == cube(5, 1) | islet
-    assert chosen(places, sealed(places, none, solid, none)) == every  # nothing is certain
-    for corner in ((2, 2, 2), (9, 9, 1), (8, 8, 8)):
-        sure = torch.tensor([v == corner for v in ijk])
-        expected = {(2, 2, 2): cube(5, 1), (9, 9, 1): islet, (8, 8, 8): set[Voxel]()}[corner]
-        assert chosen(places, sealed(places, none, solid, sure)) == expected
-
-
 def test_a_shell_deep_inside_is_none() -> None:
     places = grid_of(cube(9))
     ijk = places.ijk.tolist()

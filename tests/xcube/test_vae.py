@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
+from xcube.geometry.components import component_sizes
+from xcube.geometry.parts import bridged, certain_parts
 from xcube.geometry.pyramid import pooling_tree, truth_tree
 from xcube.geometry.shell import is_solid, sealed
 from xcube.networks.blocks import Head, count_per_grid
@@ -51,6 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "thresholds": {"thresholds": (0.4, 0.3, 0.2)},
     "solid, thresholds": {"solid": True, "thresholds": (0.5, 0.3, 0.2)},
     "solid, certain": {"solid": True, "certain": 0.8},
+    "bridge": {"bridge": 0.01},
+    "solid, bridge": {"solid": True, "certain": 0.8, "bridge": 0.01},
     "official": dataclasses.asdict(VAEConfig.official()),
     "official, flat": dataclasses.asdict(VAEConfig.official(**FLAT)),
     "official, attention": dataclasses.asdict(VAEConfig.official(attention=True)),
@@ -95,11 +99,29 @@ def test_structure_is_consistent(name: str) -> None:
         if decided.solid is not None:
             inside, certain = decided.solid.sigmoid(), model.config.certain
             assert 0 < int((inside > certain).sum()) < int((inside > least).sum()) < len(inside)
-            keep = sealed(decided.candidates, keep, inside > least, inside > certain)
+            parts = certain_parts(decided.candidates, inside > least, inside > certain)
+            if model.config.bridge is not None:
+                parts = bridged(decided.candidates, parts, inside, model.config.bridge)
+            keep = sealed(decided.candidates, keep, parts)
+        elif model.config.bridge is not None:
+            keep = bridged(decided.candidates, keep, decided.logits.sigmoid(), model.config.bridge)
         assert decided.grid.same_voxels(decided.candidates.prune(keep))
         if stride is not None:
             assert decided.candidates.same_voxels(decoded.structure[resolution + 1].grid.subdivide(stride))
     assert decoded.structure[0].grid.same_voxels(decoded.voxels.grid)
+
+
+@pytest.mark.parametrize("solid", [False, True])
+def test_bridges_connect_the_parts_of_decoded_shapes(solid: bool) -> None:
+    voxels, parts = spheres(5), {}
+    for bridge in (None, 1e-6):
+        model = model_of("modern", seed=1, solid=solid, bridge=bridge, thresholds=(0.7, 0.4, 0.4), certain=0.95).eval()
+        with torch.no_grad():
+            for head in model.decoder.solids if solid else model.decoder.heads:
+                head.get_parameter("out.weight").mul_(5)  # so that voxels differ
+            parts[bridge] = component_sizes(model.decode(model.encode(voxels).mode()).voxels.grid)
+    assert len(parts[None]) > 1
+    assert len(parts[1e-6]) == 1
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -359,6 +381,7 @@ def test_configs_go_through_plain_values() -> None:
     ({"thresholds": (0.5, 0.5)}, r"thresholds must be 3 numbers in \(0, 1\), one per resolution, got \(0.5, 0.5\)"),
     ({"thresholds": (0.5, 0.5, 1.0)}, "thresholds must be 3 numbers"),
     ({"certain": 1.0}, r"certain must lie in \(0, 1\), got 1.0"),
+    ({"bridge": 0.0}, r"bridge must lie in \(0, 1\), got 0.0"),
     ({"solid": True, "channels": (8,)}, "solid needs .*, got 'modern' and 1"),
 ])  # fmt: skip
 def test_bad_configs_are_named(changes: dict[str, Any], message: str) -> None:

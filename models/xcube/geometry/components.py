@@ -3,9 +3,11 @@
 Voxels are connected where they share a face, an edge or a corner (26-connectivity). N voxels.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,18 @@ from xcube.geometry.distances import require_scipy
 NEIGHBORS = [step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]
 
 
+def neighbor_pairs(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs of neighbors, each once: their rows, two of int64 [pairs], and their distance in voxels, float64."""
+    rows = [grid.index(grid.coords + grid.coords.new_tensor((0, *step))) for step in NEIGHBORS]
+    source = torch.cat([(each >= 0).nonzero().squeeze(1) for each in rows])
+    target = torch.cat([each[each >= 0] for each in rows]).long()
+    length = [
+        each.new_full((int((each >= 0).sum()),), math.hypot(*step), dtype=torch.float64)
+        for each, step in zip(rows, NEIGHBORS, strict=True)
+    ]
+    return source, target, torch.cat(length)
+
+
 def component_labels(grid: Grid) -> Tensor:
     """Label the connected components of a batch of grids, from 0 on: int64 [N]. No component spans two grids.
 
@@ -24,11 +38,9 @@ def component_labels(grid: Grid) -> Tensor:
     """
     if not grid.num_voxels:
         return torch.zeros(0, dtype=torch.int64, device=grid.device)
-    neighbors = [grid.index(grid.coords + grid.coords.new_tensor((0, *step))) for step in NEIGHBORS]
-    source = torch.cat([(rows >= 0).nonzero().squeeze(1) for rows in neighbors]).cpu().numpy()
-    target = torch.cat([rows[rows >= 0] for rows in neighbors]).cpu().numpy()
+    source, target, _ = (each.cpu().numpy() for each in neighbor_pairs(grid))
     sparse = require_scipy().sparse
-    edges = sparse.coo_array((torch.ones(len(source)).numpy(), (source, target)), shape=(grid.num_voxels,) * 2)
+    edges = sparse.coo_array((np.ones(len(source)), (source, target)), shape=(grid.num_voxels,) * 2)
     _, labels = sparse.csgraph.connected_components(edges, directed=False)
     return torch.from_numpy(labels).long().to(grid.device)
 

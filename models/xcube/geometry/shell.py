@@ -78,7 +78,7 @@ def _factor(grid: Grid, shell: Grid) -> np.ndarray:
     return factor
 
 
-def sealed(candidates: Grid, shell: Tensor, solid: Tensor, sure: Tensor | None = None) -> Tensor:
+def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:
     """Make a shell of candidates without holes: bool [M].
 
     The candidates on the solid side of each face between solid and empty space belong to the shell, and so do those of
@@ -92,30 +92,26 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor, sure: Tensor | None =
         candidates: Candidates of each shape.
         shell: Which candidates are predicted to be in the shell, bool [M].
         solid: Which candidates are predicted to be inside or in the shell, bool [M].
-        sure: Which candidates are predicted so with near certainty, bool [M]. Solid candidates of a shape that are not
-            connected to such ones (26-connectivity) are left out, if the shape has any: hysteresis thresholding (Canny
-            1986). None leaves out nothing.
 
     Raises:
         ImportError: If scipy is not installed.
     """
-    certain = torch.zeros_like(solid) if sure is None else sure
-    ijk, walls, masks, seeds = (each.cpu().numpy() for each in (candidates.ijk, shell, solid, certain))
+    ijk, walls, masks = (each.cpu().numpy() for each in (candidates.ijk, shell, solid))
     made = np.zeros(len(ijk), bool)
     for first, last in _by_shape(candidates):
         if first < last:
-            made[first:last] = _sealed_one(*(each[first:last] for each in (ijk, walls, masks, seeds)))
+            made[first:last] = _sealed_one(*(each[first:last] for each in (ijk, walls, masks)))
     return torch.from_numpy(made).to(shell.device)
 
 
-def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray, sure: np.ndarray) -> np.ndarray:
+def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray) -> np.ndarray:
     """Which candidates [M] of one shape belong to its shell."""
     label = require_scipy().ndimage.label
     corner = ijk.min(0) - 1
     place = tuple((ijk - corner).T)
     size = tuple(ijk.max(0) - corner + 2)  # an empty layer on all sides
     state = np.full(size, -1, np.int8)  # -1: no candidate, 0: empty, 1: solid
-    state[place] = _connected(solid, sure, place, size) if sure.any() else solid
+    state[place] = solid
     # 1. Solid or empty: each connected region of space without candidates.
     region, count = label(state < 0)
     votes = np.zeros((2, count + 1), np.int64)

@@ -55,6 +55,8 @@ class VAEConfig(Config):
             around each shape, about 20 bytes per voxel of it.
         certain: Probability of being inside that, with `solid`, at least one voxel of a connected part must reach;
             other parts are left out (hysteresis thresholding, Canny 1986).
+        bridge: Minimum probability of the voxels of a bridge. Where a decoded shape has several parts, the most
+            probable paths connect them (`geometry/parts.py`); None, or no path of such voxels, leaves them apart.
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.
@@ -83,6 +85,7 @@ class VAEConfig(Config):
     box: Triple | None = None
     solid: bool = False
     certain: float = 0.99
+    bridge: float | None = None
     normal: bool = True
     intensity: bool = False
     color: bool = False
@@ -123,6 +126,8 @@ class VAEConfig(Config):
             raise ValueError(f"thresholds must be {expected}, got {self.thresholds}")
         if not 0 < self.certain < 1:
             raise ValueError(f"certain must lie in (0, 1), got {self.certain}")
+        if self.bridge is not None and not 0 < self.bridge < 1:
+            raise ValueError(f"bridge must lie in (0, 1), got {self.bridge}")
         if self.max_voxels is not None and self.max_voxels < 1:
             raise ValueError(f"max_voxels must be positive, got {self.max_voxels}")
         if any(stride != (2, 2, 2) for stride in self.all_strides) and self.dilation != "none":

@@ -15,6 +15,7 @@ from torch import Tensor
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io.voxelize import normalized
+from xcube.geometry.parts import bridged, certain_parts
 from xcube.geometry.shell import sealed
 from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed, count_per_grid
 from xcube.networks.configs import Triple, VAEConfig
@@ -151,22 +152,30 @@ class Decoder(torch.nn.Module):
     ) -> tuple[Structure, Tensor]:
         """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M].
 
-        Logits `solid` [M, 1] of what is inside close the shell, except in training.
+        Without the truth, parts are connected, and logits `solid` [M, 1] of what is inside close the shell.
         """
         logits = at_least_float32(logits).squeeze(1)
         least, certain = _logit(self.config.all_thresholds[resolution]), _logit(self.config.certain)
         keep = predicted = logits.detach() > least
         if solid is not None:
             solid = at_least_float32(solid).squeeze(1)
-            if truth is None:
-                inside = solid.detach()
-                keep = sealed(candidates, predicted, inside > least, inside > certain)
+        if truth is None and solid is not None:
+            inside = solid.detach()
+            parts = certain_parts(candidates, inside > least, inside > certain)
+            keep = sealed(candidates, predicted, self.connected(candidates, parts, inside))
+        elif truth is None:
+            keep = self.connected(candidates, predicted, logits.detach())
         true_grid = rows = None
         if truth is not None:
             true_grid = truth[resolution]
             rows = true_grid.index(candidates.coords)
             keep = self.guided(candidates, predicted, rows >= 0, resolution)
         return Structure(candidates, logits, predicted, candidates.prune(keep), true_grid, rows, solid=solid), keep
+
+    def connected(self, candidates: Grid, chosen: Tensor, logits: Tensor) -> Tensor:
+        """The chosen candidates with bridges between their parts, bool [M]."""
+        least = self.config.bridge
+        return chosen if least is None else bridged(candidates, chosen, logits.sigmoid(), least)
 
     def guided(self, candidates: Grid, predicted: Tensor, real: Tensor, resolution: int) -> Tensor:
         """Choose the candidates to continue with in training, from those that truly exist: both bool [M]."""

@@ -30,6 +30,7 @@ UNRECORDED = {
     "model.fill": False,
     "model.thresholds": None,
     "model.certain": 0.99,
+    "model.bridge": None,
     "loss.solid": 20.0,
     "loss.fill": 20.0,
     "diffusion.first": 0,
