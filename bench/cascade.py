@@ -50,7 +50,7 @@ class TeacherForcedVAE(VAE):
         super().__init__(teacher_forced(config))
         self.tree = self.truth(shape)
 
-    def decode(self, latents: SparseTensor, truth: Grid | None = None) -> Decoded:
+    def decode(self, latents: SparseTensor, truth: Grid | None = None, *, generated: bool = False) -> Decoded:
         """Decode the given shape: at each resolution, the decoder keeps the candidates that belong to it."""
         return self.decoder(latents, self.tree)
 

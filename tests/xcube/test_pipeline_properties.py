@@ -29,8 +29,8 @@ STEPS = 2
 class Mortal(VAE):
     """Decodes latents that are very large to nothing."""
 
-    def decode(self, latents: SparseTensor, truth: Grid | None = None) -> Decoded:
-        found = super().decode(latents, truth)
+    def decode(self, latents: SparseTensor, truth: Grid | None = None, *, generated: bool = False) -> Decoded:
+        found = super().decode(latents, truth, generated=generated)
         dead = torch.stack([item.feats.abs().max() > 1e3 for item in latents.unbind()])
         return replace(found, voxels=found.voxels.prune(~dead[found.voxels.grid.batch.long()]))
 
@@ -139,10 +139,10 @@ def test_progress_ends_at_its_total(monkeypatch: pytest.MonkeyPatch, gone: bool)
 
 def test_when_memory_runs_out_decodes_are_halved() -> None:
     class Small(Mortal):
-        def decode(self, latents: SparseTensor, truth: Grid | None = None) -> Decoded:
+        def decode(self, latents: SparseTensor, truth: Grid | None = None, *, generated: bool = False) -> Decoded:
             if latents.batch_size > 1:
                 raise torch.OutOfMemoryError("no more")
-            return super().decode(latents, truth)
+            return super().decode(latents, truth, generated=generated)
 
     small = Small(cascade(1).levels[0].vae.config)
     small.load_state_dict(cascade(1).levels[0].vae.state_dict())

@@ -91,7 +91,7 @@ def test_structure_is_consistent(name: str) -> None:
     with torch.no_grad():
         for head in model.decoder.solids if model.config.solid else ():
             head.get_parameter("out.weight").mul_(20)  # so that some voxels are certain
-        _, decoded = model.eval()(voxels)
+        decoded = model.eval().decode(model.encode(voxels).sample(), generated=True)
     strides = (*model.config.all_strides, None)
     for resolution, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
         least = model.config.all_thresholds[resolution]
@@ -113,15 +113,17 @@ def test_structure_is_consistent(name: str) -> None:
 
 @pytest.mark.parametrize("solid", [False, True])
 def test_bridges_connect_the_parts_of_decoded_shapes(solid: bool) -> None:
-    voxels, parts = spheres(5), {}
+    voxels, parts = spheres(5), dict[tuple[float | None, bool], int]()
     for bridge in (None, 1e-6):
         model = model_of("modern", seed=1, solid=solid, bridge=bridge, thresholds=(0.7, 0.4, 0.4), certain=0.95).eval()
         with torch.no_grad():
             for head in model.decoder.solids if solid else model.decoder.heads:
                 head.get_parameter("out.weight").mul_(5)  # so that voxels differ
-            parts[bridge] = component_sizes(model.decode(model.encode(voxels).mode()).voxels.grid)
-    assert len(parts[None]) > 1
-    assert len(parts[1e-6]) == 1
+            latents = model.encode(voxels).mode()
+            for generated in (False, True):
+                parts[bridge, generated] = len(component_sizes(model.decode(latents, generated=generated).voxels.grid))
+    assert parts[None, False] == parts[None, True] == parts[1e-6, False] > 1
+    assert parts[1e-6, True] == 1
 
 
 @pytest.mark.parametrize("name", VARIANTS)

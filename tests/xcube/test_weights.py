@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsevox import Voxels
-from sparsevox.io import describe, to_mesh
+from sparsevox.io import describe, from_trimesh, to_mesh
 from xcube import cli
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.geometry.components import component_sizes
@@ -55,6 +55,19 @@ def test_most_shapes_are_whole() -> None:
     whole = [describe(to_mesh(each.finest)).closed and len(component_sizes(each.finest.grid)) == 1 for each in samples]
     assert sum(whole) >= len(names) - 1
     assert all(sample.finest.num_voxels > 300 for sample in samples)
+
+
+def test_parts_of_a_mesh_stay_apart() -> None:
+    """Bridges are for generated shapes."""
+    trimesh = pytest.importorskip("trimesh", reason="two meshes")
+    ball = trimesh.creation.icosphere(radius=0.12).apply_translation((0, 0.26, 0))
+    mesh = from_trimesh(trimesh.util.concatenate([trimesh.creation.box((0.4, 0.2, 0.2)), ball]))
+    vae = from_pretrained(MODEL / FINEST_VAE, VAE)
+    assert vae.config.bridge is not None
+    voxels = build_hierarchy(mesh, Box((16, 64)))[1]
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(voxels).mode()).voxels
+    assert len(component_sizes(decoded.grid)) == len(component_sizes(voxels.grid)) == 2
 
 
 def test_the_finest_vae_is_that_of_the_last_level() -> None:

@@ -55,8 +55,9 @@ class VAEConfig(Config):
             around each shape, about 20 bytes per voxel of it.
         certain: Probability of being inside that, with `solid`, at least one voxel of a connected part must reach;
             other parts are left out (hysteresis thresholding, Canny 1986).
-        bridge: Minimum probability of the voxels of a bridge. Where a decoded shape has several parts, the most
+        bridge: Minimum probability of the voxels of a bridge. Where a generated shape has several parts, the most
             probable paths connect them (`geometry/parts.py`); None, or no path of such voxels, leaves them apart.
+            Shapes that were encoded keep their parts.
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.

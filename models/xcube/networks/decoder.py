@@ -101,14 +101,17 @@ class Decoder(torch.nn.Module):
         self.color = self.head(finest, 3) if config.color else None
         self.fill = self.head(finest, 1) if config.fill else None
 
-    def forward(self, latents: SparseTensor, truth: Sequence[Grid] | None) -> Decoded:
-        """Decode latents [M, L]; `truth`, the true grids of all resolutions, guides decoding as `config.keep` says."""
+    def forward(self, latents: SparseTensor, truth: Sequence[Grid] | None, generated: bool = False) -> Decoded:
+        """Decode latents [M, L], which were encoded or generated.
+
+        `truth`, the true grids of all resolutions, guides decoding as `config.keep` says.
+        """
         # 1. The neck.
         x = self.neck(self.enter(latents))
         if self.attention is not None:
             x = x + self.attention(x)
         # 2. Which voxels exist, resolution by resolution.
-        x, structure = self.decode_structure(x, truth)
+        x, structure = self.decode_structure(x, truth, generated)
         # 3. Attributes of the voxels at resolution 0.
         made: dict[str, Tensor] = {}
         if self.normal is not None:
@@ -122,11 +125,13 @@ class Decoder(torch.nn.Module):
             made["label"] = made[LOGITS].argmax(1)
         return Decoded(tuple(structure), Voxels(x.grid, made))
 
-    def decode_structure(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
+    def decode_structure(
+        self, x: SparseTensor, truth: Sequence[Grid] | None, generated: bool
+    ) -> tuple[SparseTensor, list[Structure]]:
         """Compute features of the voxels at resolution 0, and the predictions of structure from resolution 0 on."""
         config = self.config
         # 1. Which latent voxels exist: one logit each.
-        decision, keep = self.decide(x.grid, self.root(x), truth, config.num_resolutions - 1)
+        decision, keep = self.decide(x.grid, self.root(x), truth, generated, config.num_resolutions - 1)
         structure, x = [decision], SparseTensor(decision.grid, x.feats[keep])
         for resolution in reversed(range(config.num_resolutions - 1)):
             # 2. Child occupancy: logits [N, children] of the voxels become logits [N * children, 1] of candidates.
@@ -135,7 +140,7 @@ class Decoder(torch.nn.Module):
             solid = None
             if config.solid:
                 solid = to_children(x.replace(self.solids[resolution](x))).feats
-            decision, keep = self.decide(children.grid, children.feats, truth, resolution, solid)
+            decision, keep = self.decide(children.grid, children.feats, truth, generated, resolution, solid)
             structure.insert(0, decision)
             # 3. Features of the children that exist.
             lift = partial(self.lifts[resolution], grid=decision.grid, keep=keep)
@@ -147,12 +152,14 @@ class Decoder(torch.nn.Module):
         candidates: Grid,
         logits: Tensor,
         truth: Sequence[Grid] | None,
+        generated: bool,
         resolution: int,
         solid: Tensor | None = None,
     ) -> tuple[Structure, Tensor]:
         """Decide from logits [M, 1] which candidates exist; also return those to continue with, bool [M].
 
-        Without the truth, parts are connected, and logits `solid` [M, 1] of what is inside close the shell.
+        Without the truth, logits `solid` [M, 1] of what is inside close the shell, and bridges connect the parts of
+        generated shapes.
         """
         logits = at_least_float32(logits).squeeze(1)
         least, certain = _logit(self.config.all_thresholds[resolution]), _logit(self.config.certain)
@@ -162,8 +169,8 @@ class Decoder(torch.nn.Module):
         if truth is None and solid is not None:
             inside = solid.detach()
             parts = certain_parts(candidates, inside > least, inside > certain)
-            keep = sealed(candidates, predicted, self.connected(candidates, parts, inside))
-        elif truth is None:
+            keep = sealed(candidates, predicted, self.connected(candidates, parts, inside) if generated else parts)
+        elif truth is None and generated:
             keep = self.connected(candidates, predicted, logits.detach())
         true_grid = rows = None
         if truth is not None:

@@ -104,13 +104,15 @@ class OfficialUpBlock(torch.nn.Module):
 class OfficialDecoder(Decoder):
     """The decoder of the official VAE: every candidate gets features, from which it predicts its own existence."""
 
-    def decode_structure(self, x: SparseTensor, truth: Sequence[Grid] | None) -> tuple[SparseTensor, list[Structure]]:
+    def decode_structure(
+        self, x: SparseTensor, truth: Sequence[Grid] | None, generated: bool
+    ) -> tuple[SparseTensor, list[Structure]]:
         structure: list[Structure] = []
         for resolution in reversed(range(self.config.num_resolutions)):
             # 1. Which candidates exist.
             columns = at_least_float32(checkpointed(self.heads[resolution], x, self.config.checkpointing))  # [M, 2]
             logits = columns[:, :1] - columns[:, 1:]  # [M, 1]
-            decision, keep = self.decide(x.grid, logits, truth, resolution)
+            decision, keep = self.decide(x.grid, logits, truth, generated, resolution)
             structure.insert(0, OfficialStructure(**vars(decision), columns=columns))
             x = SparseTensor(decision.grid, x.feats[keep])
             # 2. Features of all children of those.

@@ -34,13 +34,15 @@ class VAE(torch.nn.Module):
         check_voxels(voxels.grid, self.config.voxel_sizes, "voxels")
         return self.encoder(voxels)
 
-    def decode(self, latents: SparseTensor, truth: Grid | None = None) -> Decoded:
+    def decode(self, latents: SparseTensor, truth: Grid | None = None, *, generated: bool = False) -> Decoded:
         """Decode latents [M, L] to voxels with attributes.
 
         Args:
             latents: Latents on a latent grid.
             truth: The ground-truth grid at resolution 0. In training it guides the decoder as `config.keep` says;
                 otherwise it is ignored.
+            generated: Whether the latents were generated and not encoded. Then bridges connect the parts of a shape,
+                as `config.bridge` says.
 
         Raises:
             ValueError: If the channels or the voxel size of the latents are not those of the model.
@@ -50,7 +52,7 @@ class VAE(torch.nn.Module):
         sizes = tuple(s * f for s, f in zip(self.config.voxel_sizes, self.config.factor, strict=True))
         check_voxels(latents.grid, sizes, "latents")
         truths = self.truth(truth) if truth is not None and self.training else None
-        return self.decoder(latents, truths)
+        return self.decoder(latents, truths, generated)
 
     def forward(self, voxels: Voxels, noise: Tensor | None = None) -> tuple[Posterior, Decoded]:
         """Encode, draw latents with the noise [M, L], and decode. In training, the voxels guide the decoder."""

@@ -89,7 +89,7 @@ class Level:
     @torch.no_grad()
     def decode(self, latents: Sequence[SparseTensor]) -> list[Voxels]:
         """Voxels with attributes of each shape from its latents [M, L]."""
-        return tidy(self.vae.decode(sv.stack(list(latents))).voxels).unbind()
+        return tidy(self.vae.decode(sv.stack(list(latents)), generated=True).voxels).unbind()
 
     @torch.no_grad()
     def refine(self, decoded: Sequence[Voxels], box: Size) -> list[Voxels]:

@@ -133,7 +133,7 @@ class CoarseLevel(torch.nn.Module):
             strength=strength,
         )
         # 3. Decode, as in sampling.
-        return tidy(self.vae.decode(latents.map(lambda z: z / self.scale)).voxels)
+        return tidy(self.vae.decode(latents.map(lambda z: z / self.scale), generated=True).voxels)
 
 
 def check_latents(vae: VAE, denoiser: UNet, name: str) -> None:

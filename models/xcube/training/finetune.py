@@ -113,7 +113,7 @@ class FinetuneModule(FrozenVAEModule):
         prediction = self.net(x, self.time.to(voxels.device).expand(voxels.batch_size), conditions).feats
         latents = self.diffusion.denoised(x, prediction, self.time).map(lambda z: z / self.scale)
         # 3. Decode. In training the true voxels guide the decoder, as they do in the training of the VAE.
-        decoded = self.vae.decoder(latents, self.vae.truth(voxels.grid) if self.training else None)
+        decoded = self.vae.decoder(latents, self.vae.truth(voxels.grid) if self.training else None, generated=True)
         return vae_losses(self.vae, voxels, None, decoded, self.loss, step)
 
     def _coarse(self, voxels: Voxels, generator: torch.Generator) -> Voxels:
