@@ -1,27 +1,31 @@
-"""Which parts of predicted shapes are left out, and bridges between the others, against plain searches in Python."""
+"""Bridges between the parts of predicted shapes, against plain searches in Python."""
 
 import math
 from heapq import heappop, heappush
 from itertools import combinations, product
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparsevox import Grid
-from xcube.geometry.parts import STEP_COST, bridged, certain_parts
+from xcube.geometry.parts import STEP_COST, bridged, spanning_paths, widened
 
 pytest.importorskip("scipy", reason="finds the parts")
 
 Voxel = tuple[int, ...]
-BOX = sorted(product(range(4), range(3), range(2)))
+Shape = dict[Voxel, float]  # probability of each candidate
+BOX = sorted(product(range(9), range(3), range(2)))
 STEPS = [step for step in product((-1, 0, 1), repeat=3) if any(step)]
+INFINITE = math.inf
 
 
 def near(voxel: Voxel, among: set[Voxel]) -> list[Voxel]:
     """The neighbors of a voxel among others."""
-    return [there for step in STEPS if (there := tuple(a + b for a, b in zip(voxel, step, strict=True))) in among]
+    moved = (tuple(a + b for a, b in zip(voxel, step, strict=True)) for step in STEPS)
+    return [other for other in moved if other in among]
 
 
 def parts_of(voxels: set[Voxel]) -> list[set[Voxel]]:
@@ -31,29 +35,41 @@ def parts_of(voxels: set[Voxel]) -> list[set[Voxel]]:
         todo = [left.pop()]
         part = set(todo)
         while todo:
-            for there in near(todo.pop(), left):
-                left.remove(there)
-                part.add(there)
-                todo.append(there)
+            for other in near(todo.pop(), left):
+                left.remove(other)
+                part.add(other)
+                todo.append(other)
         found.append(part)
     return found
 
 
-def cheapest(start: set[Voxel], end: set[Voxel], cost: dict[Voxel, float]) -> float:
-    """Cost of the cheapest path: of the voxels on the way, and of its length."""
+def cheapest(start: set[Voxel], end: set[Voxel], cost: Shape) -> float:
+    """Cost of the cheapest path: of the voxels on it, and of its length."""
     queue, done = [(0.0, voxel) for voxel in sorted(start)], set[Voxel]()
     while queue:
-        spent, here = heappop(queue)
-        if here in end:
+        spent, voxel = heappop(queue)
+        if voxel in end:
             return spent
-        if here not in done:
-            done.add(here)
-            for there in near(here, set(cost)):
-                heappush(queue, (spent + (cost[here] + cost[there]) / 2 + STEP_COST * math.dist(here, there), there))
-    return math.inf
+        if voxel not in done:
+            done.add(voxel)
+            for other in near(voxel, set(cost)):
+                step = (cost[voxel] + cost[other]) / 2 + STEP_COST * math.dist(voxel, other)
+                heappush(queue, (spent + step, other))
+    return INFINITE
 
 
-def grid_of(*shapes: dict[Voxel, float]) -> tuple[Grid, torch.Tensor]:
+def spanning_forest(parts: list[set[Voxel]], cost: Shape) -> float:
+    """Total cost of a minimum spanning forest of parts, by the algorithm of Kruskal."""
+    pairs = {(a, b): cheapest(parts[a], parts[b], cost) for a, b in combinations(range(len(parts)), 2)}
+    tree, total = list(range(len(parts))), 0.0
+    for (a, b), price in sorted(pairs.items(), key=lambda item: item[1]):
+        if price < INFINITE and tree[a] != tree[b]:
+            total += price
+            tree = [tree[a] if each == tree[b] else each for each in tree]
+    return total
+
+
+def grid_of(*shapes: Shape) -> tuple[Grid, torch.Tensor]:
     """The candidates of a batch, and their probabilities."""
     rows = [(number, *voxel) for number, shape in enumerate(shapes) for voxel in shape]
     grid = Grid.from_coords(torch.tensor(rows, dtype=torch.int32).reshape(-1, 4), batch_size=len(shapes))
@@ -61,7 +77,7 @@ def grid_of(*shapes: dict[Voxel, float]) -> tuple[Grid, torch.Tensor]:
     return grid, torch.tensor(known, dtype=torch.float32)
 
 
-def made(grid: Grid, mask: torch.Tensor) -> list[set[Voxel]]:
+def voxels_of(grid: Grid, mask: torch.Tensor) -> list[set[Voxel]]:
     """The voxels of each shape of a batch."""
     found: list[set[Voxel]] = [set() for _ in range(grid.batch_size)]
     for number, *voxel in grid.coords[mask].tolist():
@@ -69,79 +85,109 @@ def made(grid: Grid, mask: torch.Tensor) -> list[set[Voxel]]:
     return found
 
 
-# Shares of a 16th are exact, and sums of their logarithms differ.
-shapes = st.lists(st.dictionaries(st.sampled_from(BOX), st.sampled_from([n / 16 for n in range(17)])), max_size=3)
+# Most candidates are improbable, so that there are several parts.
+probabilities = st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.1, 0.2, 0.3, 0.45, 0.9, 1.0])
+shapes = st.dictionaries(st.sampled_from(BOX), probabilities, min_size=10, max_size=len(BOX))
 
 
-@given(shapes, st.sampled_from([1 / 16, 3 / 16, 6 / 16]))
-def test_bridges_are_the_cheapest_that_connect_all_parts(batch: list[dict[Voxel, float]], minimum: float) -> None:
+@settings(max_examples=60)
+@given(st.lists(shapes, min_size=1, max_size=3), st.sampled_from([0.02, 0.1, 0.3]))
+def test_bridges_connect_what_can_be_connected(batch: list[Shape], minimum: float) -> None:
+    batch = [*batch[:1], {}, *batch[1:]]
     grid, probability = grid_of(*batch)
-    found = made(grid, bridged(grid, probability > 0.5, probability, minimum))
+    chosen = probability > 0.5
+    before = chosen.clone()
+    found = voxels_of(grid, bridged(grid, chosen, probability, minimum))
+    assert torch.equal(chosen, before)
     for shape, after in zip(batch, found, strict=True):
-        before = {voxel for voxel, p in shape.items() if p > 0.5}
-        assert before <= after <= {voxel for voxel, p in shape.items() if p >= minimum}
-        # 1. As many parts as if all candidates that may be a bridge existed, not counting those without a part.
-        allowed = parts_of({voxel for voxel, p in shape.items() if p >= minimum})
-        parts = parts_of(before)
-        assert len(parts_of(after)) == sum(bool(each & before) for each in allowed)
-        if len(parts) < 2:
-            assert after == before
-        # 2. No path between two parts that is cheaper at every step was left out (minimum bottleneck, of which each
-        # minimum spanning tree consists).
-        cost = {voxel: 0.0 if voxel in before else -math.log(p) for voxel, p in shape.items() if p >= minimum}
-        ways = {(a, b): cheapest(parts[a], parts[b], cost) for a, b in combinations(range(len(parts)), 2)}
-        new = {voxel: cost[voxel] for voxel in after}
-        for (a, b), direct in ways.items():
-            if direct < math.inf:
-                assert bottleneck(a, b, {pair: cheapest(parts[pair[0]], parts[pair[1]], new) for pair in ways}) <= (
-                    bottleneck(a, b, ways) + 1e-9
-                )
+        old = {voxel for voxel, p in shape.items() if p > 0.5}
+        allowed = {voxel for voxel, p in shape.items() if p > minimum - 1e-6}
+        assert old <= after <= allowed
+        parts, possible = parts_of(old), parts_of(allowed)
+        assert len(parts_of(after)) == sum(bool(each & old) for each in possible)
+        # A part that is alone among the candidates is left as it is.
+        for each in possible:
+            if sum(bool(each & part) for part in parts) < 2:
+                assert after & each == old & each
 
 
-def bottleneck(a: int, b: int, ways: dict[tuple[int, int], float]) -> float:
-    """The least maximum of the steps of a way from a to b over others."""
-    joined = {a}
-    for cost in sorted(set(ways.values())):
-        grew = True
-        while grew:
-            more = {n for pair, c in ways.items() if c <= cost and joined & set(pair) for n in pair}
-            grew = not more <= joined
-            joined |= more
-        if b in joined:
-            return cost
-    return math.inf
+@settings(max_examples=60)
+@given(shapes)
+def test_paths_are_those_of_a_minimum_spanning_forest(shape: Shape) -> None:
+    parts = parts_of({voxel for voxel, p in shape.items() if p > 0.5})
+    assume(len(parts) > 1)
+    cost = {voxel: 0.0 if p > 0.5 else -math.log(p) for voxel, p in shape.items() if p}
+    nodes = sorted(cost)
+    number = [next((n for n, part in enumerate(parts) if voxel in part), -1) for voxel in nodes]
+    pairs = [(a, b) for a, b in combinations(range(len(nodes)), 2) if nodes[b] in near(nodes[a], set(cost))]
+    pairs = [(a, b) for a, b in pairs if number[a] < 0 or number[b] < 0]
+    source, target = np.array(pairs, np.int64).reshape(-1, 2).T
+    prices = [cost[voxel] for voxel in nodes]
+    weight = [(prices[a] + prices[b]) / 2 + STEP_COST * math.dist(nodes[a], nodes[b]) for a, b in pairs]
+    path = spanning_paths(np.array(number), source, target, np.array(weight))
+    new = {voxel for voxel, is_new in zip(nodes, path, strict=True) if is_new}
+    assert not any(new & part for part in parts)
+    # 1. The paths connect the parts as cheaply as all candidates do.
+    least = spanning_forest(parts, cost)
+    assert spanning_forest(parts, {voxel: cost[voxel] for part in (new, *parts) for voxel in part}) == pytest.approx(
+        least
+    )
+    # 2. There are no others: their candidates cost no more than the paths.
+    assert sum(cost[voxel] for voxel in new) <= least + 1e-9
+    assert sum(cost[voxel] + STEP_COST for voxel in new) <= least + 1e-9
+
+
+def test_candidates_far_from_all_parts() -> None:
+    far: Shape = {(20, 0, 0): 0.2, (21, 0, 0): 0.2}
+    shape: Shape = {(x, 0, 0): 0.9 if x in (0, 4) else 0.2 for x in range(5)}
+    grid, probability = grid_of(shape | far)
+    assert voxels_of(grid, bridged(grid, probability > 0.5, probability, 0.1)) == [set(shape)]
+    apart: Shape = {(0, 0, 0): 0.9, (5, 0, 0): 0.9}
+    grid, probability = grid_of(apart | far)
+    assert voxels_of(grid, bridged(grid, probability > 0.5, probability, 0.1)) == [set(apart)]
 
 
 def test_a_bridge_is_widened_by_probable_neighbors() -> None:
-    column: dict[Voxel, float] = {}
-    for x, y in product(range(-1, 2), repeat=2):
-        for z in range(8):
-            whole = z < 2 or z > 5
-            column[(x, y, z)] = 0.9 if whole else 0.3 if (x, y) == (0, 0) else 0.16 if y == 0 else 0.14
+    column: Shape = {}
+    for x, y, z in product(range(-1, 2), range(-1, 2), range(8)):
+        beside = 0.151 if y == 0 else 0.149
+        column[(x, y, z)] = 0.9 if z < 2 or z > 5 else 0.3 if (x, y) == (0, 0) else beside
     grid, probability = grid_of(column)
-    (found,) = made(grid, bridged(grid, probability > 0.5, probability, 0.1))
+    [found] = voxels_of(grid, bridged(grid, probability > 0.5, probability, 0.1))
     assert found == {voxel for voxel, p in column.items() if p > 0.15}
-    assert made(grid, bridged(grid, probability > 0.5, probability, 0.31)) == made(grid, probability > 0.5)
+    for minimum, expected in ((0.15, 0.15), (0.16, 0.2), (0.31, 0.5)):
+        [found] = voxels_of(grid, bridged(grid, probability > 0.5, probability, minimum))
+        assert found == {voxel for voxel, p in column.items() if p > expected}
+
+
+def test_the_limit_of_a_neighbor_is_that_of_its_least_probable_path_node() -> None:
+    cost = np.array([3.0, 1.0, 3.2, 1.8])
+    path = np.array([True, True, False, False])
+    source, target = np.array([0, 2, 3, 0]), np.array([2, 1, 1, 1])
+    assert widened(path, source, target, cost).tolist() == [True, True, True, False]
+    assert widened(path, source[::-1].copy(), target[::-1].copy(), cost).tolist() == [True, True, True, False]
 
 
 def test_nothing_changes_without_a_gap() -> None:
     grid, probability = grid_of({(x, 0, 0): 0.9 if x < 4 else 0.4 for x in range(8)}, {}, {(0, 0, 0): 0.1})
     chosen = probability > 0.5
     assert torch.equal(bridged(grid, chosen, probability, 0.01), chosen)
-    nothing = torch.zeros_like(chosen)
-    assert not bridged(grid, nothing, probability, 0.01).any()
+    assert torch.equal(bridged(grid, chosen, probability, 1.0), chosen)
+    assert not bridged(grid, torch.zeros_like(chosen), probability, 0.01).any()
     empty, none = grid_of({})
     assert bridged(empty, none > 0.5, none, 0.5).shape == (0,)
-    for minimum in (0.0, 1.5, -1.0):
-        with pytest.raises(ValueError, match=f"minimum must lie in .0, 1., got {minimum}"):
-            bridged(grid, chosen, probability, minimum)
 
 
-@given(shapes)
-def test_parts_without_a_certain_voxel_are_left_out(batch: list[dict[Voxel, float]]) -> None:
-    grid, probability = grid_of(*batch)
-    found = made(grid, certain_parts(grid, probability > 0.4, probability > 0.8))
-    for shape, after in zip(batch, found, strict=True):
-        parts = parts_of({voxel for voxel, p in shape.items() if p > 0.4})
-        certain = [part for part in parts if any(shape[voxel] > 0.8 for voxel in part)]
-        assert after == set().union(*(certain or parts))
+@pytest.mark.parametrize("minimum", [0.0, 1.5, -1.0])
+def test_a_minimum_is_a_probability(minimum: float) -> None:
+    grid, probability = grid_of({(0, 0, 0): 0.1})
+    with pytest.raises(ValueError, match=rf"minimum must lie in \(0, 1\], got {minimum}"):
+        bridged(grid, probability > 0.5, probability, minimum)
+
+
+def test_masks_of_another_shape_are_refused() -> None:
+    grid, probability = grid_of({(0, 0, 0): 0.1})
+    with pytest.raises(ValueError, match="chosen must have shape"):
+        bridged(grid, probability[:0] > 0.5, probability, 0.1)
+    with pytest.raises(ValueError, match="probability must have shape"):
+        bridged(grid, probability > 0.5, probability[:, None], 0.1)

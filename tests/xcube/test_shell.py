@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevox import Grid
-from xcube.geometry.shell import is_solid, sealed, solid_fractions
+from xcube.geometry.shell import certain_parts, is_solid, sealed, solid_fractions
 
 pytest.importorskip("scipy", reason="finds the regions")
 
@@ -131,6 +131,23 @@ def test_bubbles_inside_are_no_second_shell() -> None:
     bubble = torch.tensor([v == [3, 3, 3] for v in ijk])
     assert torch.equal(sealed(places, bubble & ~bubble, ~bubble), outer)
     assert torch.equal(sealed(places, bubble, ~bubble), outer)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(sorted(BOX)), st.sampled_from([0.2, 0.5, 0.9])), max_size=3))
+def test_parts_without_a_certain_voxel_are_left_out(batch: list[dict[Voxel, float]]) -> None:
+    rows = [(number, *voxel) for number, shape in enumerate(batch) for voxel in shape]
+    grid = Grid.from_coords(torch.tensor(rows, dtype=torch.int32).reshape(-1, 4), batch_size=len(batch))
+    known = [batch[number][(x, y, z)] for number, x, y, z in grid.coords.tolist()]
+    probability = torch.tensor(known, dtype=torch.float32)
+    kept = certain_parts(grid, probability > 0.4, probability > 0.8)
+    for number, shape in enumerate(batch):
+        parts: list[set[Voxel]] = []
+        for voxel in (voxel for voxel, p in shape.items() if p > 0.4):
+            joined = [part for part in parts if any(max(map(abs, map(int.__sub__, voxel, v))) <= 1 for v in part)]
+            parts = [part for part in parts if part not in joined] + [{voxel}.union(*joined)]
+        certain = [part for part in parts if any(shape[voxel] > 0.8 for voxel in part)]
+        found = {(x, y, z) for b, x, y, z in grid.coords[kept].tolist() if b == number}
+        assert found == set().union(*(certain or parts))
 
 
 def test_a_shell_deep_inside_is_none() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
 from xcube.geometry.components import component_sizes
-from xcube.geometry.parts import bridged, certain_parts
+from xcube.geometry.parts import bridged
 from xcube.geometry.pyramid import pooling_tree, truth_tree
-from xcube.geometry.shell import is_solid, sealed
+from xcube.geometry.shell import certain_parts, is_solid, sealed
 from xcube.networks.blocks import Head, count_per_grid
 from xcube.networks.configs import VAEConfig
 from xcube.networks.losses import LossConfig, normal_angle, vae_losses, voxel_iou

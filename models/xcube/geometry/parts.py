@@ -1,6 +1,7 @@
-"""Parts of shapes that were predicted voxel by voxel: which are left out, and which are connected by bridges.
+"""Bridges between the parts of shapes that were predicted voxel by voxel.
 
-Parts are connected components across faces, edges and corners (26-connectivity). M candidates.
+Parts are connected components across faces, edges and corners (26-connectivity). M candidates, and of these the nodes
+and edges of a graph.
 """
 
 import math
@@ -9,50 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsevox import Grid
+from sparsevox import Grid, checks
 from xcube.geometry.components import component_labels, neighbor_pairs
 from xcube.geometry.distances import require_scipy
 
 STEP_COST = 1e-3  # cost of a step of length 1, so that of paths of the same probability the shortest is chosen
-WIDTH = 0.5  # a bridge gets the neighbors that have this fraction of the probability of its voxels
-
-
-def certain_parts(candidates: Grid, chosen: Tensor, certain: Tensor) -> Tensor:
-    """Leave out the parts without a certain voxel: bool [M]. This is hysteresis thresholding (Canny 1986).
-
-    A shape without any certain voxel keeps all of its parts.
-
-    Args:
-        candidates: Candidates of each shape.
-        chosen: Which candidates are predicted to exist, bool [M].
-        certain: Which candidates are predicted to exist with near certainty, bool [M].
-
-    Raises:
-        ImportError: If scipy is not installed.
-    """
-    certain = certain & chosen
-    shape = candidates.batch.long()
-    any_certain = torch.zeros(candidates.batch_size, dtype=torch.bool, device=chosen.device)
-    any_certain[shape[certain]] = True
-    labels = component_labels(candidates.prune(chosen))
-    kept = torch.zeros(len(labels), dtype=torch.bool, device=chosen.device)  # by label
-    kept[labels[certain[chosen]]] = True
-    left = chosen.clone()
-    left[chosen] = kept[labels] | ~any_certain[shape[chosen]]
-    return left
+WIDTH = 0.5  # a bridge is widened by neighbors with this fraction of the probability of its voxels
 
 
 def bridged(candidates: Grid, chosen: Tensor, probability: Tensor, minimum: float) -> Tensor:
-    """Connect the parts of each shape by bridges of candidates, where there are likely ones: bool [M].
+    """Connect the parts of each shape by bridges of unchosen candidates: bool [M].
 
-    A bridge is the path of candidates with the largest product of probabilities. Bridges form a minimum spanning tree
-    of the parts (Mehlhorn 1988, A faster approximation algorithm for the Steiner problem in graphs). They are widened
-    by the neighbors of their voxels that are about as probable.
+    A bridge is the path with the largest product of probabilities. The bridges of a shape form a minimum spanning tree
+    of its parts (Mehlhorn 1988, A faster approximation algorithm for the Steiner problem in graphs). They are widened
+    by neighbors of their voxels that are at least half as probable.
 
     Args:
         candidates: Candidates of each shape.
         chosen: Which candidates exist, bool [M].
-        probability: Probability that a candidate exists, [M].
+        probability: Probability that a candidate exists, floats [M] in [0, 1].
         minimum: Minimum probability of the voxels of a bridge. Parts that no such bridge connects stay apart.
 
     Returns:
@@ -60,74 +36,92 @@ def bridged(candidates: Grid, chosen: Tensor, probability: Tensor, minimum: floa
 
     Raises:
         ImportError: If scipy is not installed.
-        ValueError: If `minimum` is not in (0, 1].
+        ValueError: If `minimum` is not in (0, 1], or `chosen` or `probability` has another shape.
     """
     if not 0 < minimum <= 1:
         raise ValueError(f"minimum must lie in (0, 1], got {minimum}")
-    # 1. Nothing to do where a shape has one part.
+    chosen = checks.shape("chosen", chosen, candidates.num_voxels)
+    probability = checks.shape("probability", probability, candidates.num_voxels).detach()
     if not chosen.any():
         return chosen
-    labels, shape = component_labels(candidates.prune(chosen)), candidates.batch.long()
-    owner = shape.new_zeros(int(labels.max()) + 1).scatter_(0, labels, shape[chosen])  # all of a part write the same
+    # 1. Nothing to do where a shape has one part.
+    labels, shape = component_labels(candidates.prune(chosen)), candidates.batch.long()  # [chosen], [M]
+    owner = shape.new_zeros(int(labels.max()) + 1).scatter_(0, labels, shape[chosen])  # shape of each part
     several = owner.bincount(minlength=candidates.batch_size) > 1
-    open_ = (chosen | (probability >= minimum)) & several[shape]
-    if not open_.any():
+    allowed = (chosen | (probability >= minimum)) & several[shape]
+    if not allowed.any():
         return chosen
-    # 2. The graph of the others: an edge costs -log of the probabilities of its ends, by halves.
+    # 2. A graph of the candidates of the other shapes. Crossing a candidate that is not chosen costs -log(probability).
     part = torch.full_like(shape, -1)
     part[chosen] = labels
-    of, cost = part[open_].cpu().numpy(), -probability[open_].double().log().cpu().numpy()
-    cost[of >= 0] = 0.0
-    source, target, length = (each.cpu().numpy() for each in neighbor_pairs(candidates.prune(open_)))
+    part_of_node = part[allowed].cpu().numpy()  # [nodes]
+    cost = -probability[allowed].double().log().cpu().numpy()  # [nodes]
+    cost[part_of_node >= 0] = 0.0
+    source, target, length = (each.cpu().numpy() for each in neighbor_pairs(candidates.prune(allowed)))  # [edges]
+    useful = (part_of_node[source] < 0) | (part_of_node[target] < 0)  # the others lie within a part
+    source, target, length = source[useful], target[useful], length[useful]
     weight = (cost[source] + cost[target]) / 2 + STEP_COST * length
-    new = _bridges(of, source, target, weight)
-    # 3. Widen the bridges.
-    most = np.full(len(of), -np.inf)  # cost that a neighbor of a bridge may have
-    for ours, theirs in ((source, target), (target, source)):
-        np.maximum.at(most, theirs[new[ours]], cost[ours[new[ours]]])
-    new |= cost <= most - math.log(WIDTH)
+    # 3. The cheapest paths, widened.
+    new = widened(spanning_paths(part_of_node, source, target, weight), source, target, cost)
     made = chosen.clone()
-    made[open_] |= torch.from_numpy(new).to(made.device)
+    made[allowed] |= torch.from_numpy(new).to(made.device)
     return made
 
 
-def _bridges(part: np.ndarray, source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The nodes of the cheapest paths that connect parts, as a minimum spanning forest: bool [nodes].
+def spanning_paths(part: np.ndarray, source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Find the nodes between parts on the paths of a minimum spanning forest of the parts: bool [nodes].
 
     Args:
-        part: Part of each node, -1 for those that belong to none.
-        source: One end of each edge.
+        part: Number of the part of each node, -1 for those in no part.
+        source: One end of each edge. No edge lies within a part.
         target: The other end.
         weight: Weight of each edge, positive.
     """
+    made = np.zeros(len(part), bool)
+    ends = np.unique(np.concatenate([source, target]))
+    starts = ends[part[ends] >= 0]
+    if not len(starts):
+        return made
+    # 1. The nearest part of each node: its distance, and the node before it on the path from there.
     sparse = require_scipy().sparse
-    size = len(part)
-    graph = sparse.coo_array((weight, (source, target)), shape=(size, size)).tocsr()
-    # 1. The nearest part of each node: its distance, and the way to it.
-    inside = np.flatnonzero(part >= 0)
+    graph = sparse.coo_array((weight, (source, target)), shape=(len(part),) * 2).tocsr()
     distance, before, nearest = sparse.csgraph.dijkstra(
-        graph, directed=False, indices=inside, min_only=True, return_predecessors=True
+        graph, directed=False, indices=starts, min_only=True, return_predecessors=True
     )
-    reached = np.isfinite(distance[source])  # then its neighbor is reached, too
-    source, target, weight = source[reached], target[reached], weight[reached]
-    # 2. Edges between the surroundings of two parts; the cheapest way for each pair.
-    ends = np.sort(np.stack([part[nearest[source]], part[nearest[target]]]), axis=0)
-    total = distance[source] + weight + distance[target]
-    order = np.lexsort((total, ends[1], ends[0]))
-    order = order[ends[0][order] != ends[1][order]]
-    _, first = np.unique(ends[:, order], axis=1, return_index=True)
-    pair = order[first]
-    # 3. The pairs of a minimum spanning tree, and their ways back to both parts.
-    parts = int(part.max()) + 1
-    tree = sparse.csgraph.minimum_spanning_tree(
-        sparse.coo_array((total[pair], (ends[0][pair], ends[1][pair])), shape=(parts, parts)).tocsr()
-    ).tocoo()
-    used = set(zip(tree.row.tolist(), tree.col.tolist(), strict=True))
-    made = np.zeros(size, bool)
-    for edge in pair:
-        if (int(ends[0][edge]), int(ends[1][edge])) in used:
-            for node in (source[edge], target[edge]):
-                while part[node] < 0:
-                    made[node] = True
-                    node = before[node]
+    # 2. Each edge between nodes with different nearest parts completes a path between these; the cheapest per pair.
+    crossing = np.flatnonzero(np.isfinite(distance[source]))  # then the target is reached, too
+    pair = np.sort(np.stack([part[nearest[each[crossing]]] for each in (source, target)]), axis=0)  # [2, edges]
+    total = distance[source[crossing]] + weight[crossing] + distance[target[crossing]]
+    order = np.lexsort((total, pair[1], pair[0]))
+    order = order[pair[0][order] != pair[1][order]]
+    _, first = np.unique(pair[:, order], axis=1, return_index=True)
+    cheapest = order[first]
+    # 3. A minimum spanning forest of the parts, and the nodes on its paths.
+    count = int(part.max()) + 1
+    low, high = pair[:, cheapest]
+    between = sparse.coo_array((total[cheapest], (low, high)), shape=(count, count)).tocsr()
+    forest = sparse.csgraph.minimum_spanning_tree(between).tocoo()
+    used = np.isin(low * count + high, forest.row.astype(np.int64) * count + forest.col)
+    for edge in crossing[cheapest[used]]:
+        for node in (source[edge], target[edge]):
+            while part[node] < 0 and not made[node]:
+                made[node] = True
+                node = before[node]
     return made
+
+
+def widened(path: np.ndarray, source: np.ndarray, target: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Add the neighbors of path nodes whose probability is at least `WIDTH` times that of such a node: bool [nodes].
+
+    Args:
+        path: Which nodes lie on a path.
+        source: One end of each edge.
+        target: The other end.
+        cost: -log of the probability of each node.
+    """
+    limit = np.full(len(path), -np.inf)
+    for here, next_ in ((source, target), (target, source)):
+        on_path = path[here]
+        np.maximum.at(limit, next_[on_path], cost[here[on_path]] - math.log(WIDTH))
+    wide: np.ndarray = path | (cost <= limit)
+    return wide

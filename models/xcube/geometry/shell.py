@@ -4,6 +4,7 @@ A shell separates the empty space around a shape into an outside and insides, wh
 share a face (6-connectivity). N voxels, M candidates.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -96,12 +97,41 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:
     Raises:
         ImportError: If scipy is not installed.
     """
-    ijk, walls, masks = (each.cpu().numpy() for each in (candidates.ijk, shell, solid))
+    return _each_shape(_sealed_one, candidates, shell, solid)
+
+
+def certain_parts(candidates: Grid, chosen: Tensor, certain: Tensor) -> Tensor:
+    """Leave out the parts of each shape without a certain voxel: bool [M].
+
+    This is hysteresis thresholding (Canny 1986). Parts are connected across faces, edges and corners (26-connectivity). A shape without any certain voxel keeps all
+    of its parts.
+
+    Args:
+        candidates: Candidates of each shape.
+        chosen: Which candidates are predicted to exist, bool [M].
+        certain: Which candidates are predicted to exist with near certainty, bool [M].
+
+    Raises:
+        ImportError: If scipy is not installed.
+    """
+    return _each_shape(_certain_parts_of_one, candidates, chosen, certain & chosen)
+
+
+def _each_shape(function: Callable[..., np.ndarray], candidates: Grid, *masks: Tensor) -> Tensor:
+    """Apply a function of coordinates [M, 3] and masks [M] of one shape to each of a batch: bool [M]."""
+    ijk, *parts = (each.cpu().numpy() for each in (candidates.ijk, *masks))
     made = np.zeros(len(ijk), bool)
     for first, last in _by_shape(candidates):
         if first < last:
-            made[first:last] = _sealed_one(*(each[first:last] for each in (ijk, walls, masks)))
-    return torch.from_numpy(made).to(shell.device)
+            made[first:last] = function(ijk[first:last], *(each[first:last] for each in parts))
+    return torch.from_numpy(made).to(candidates.device)
+
+
+def _certain_parts_of_one(ijk: np.ndarray, chosen: np.ndarray, certain: np.ndarray) -> np.ndarray:
+    if not certain.any():
+        return chosen
+    corner = ijk.min(0) - 1
+    return _connected(chosen, certain, tuple((ijk - corner).T), tuple(ijk.max(0) - corner + 2))
 
 
 def _sealed_one(ijk: np.ndarray, shell: np.ndarray, solid: np.ndarray) -> np.ndarray:

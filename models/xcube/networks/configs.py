@@ -55,9 +55,10 @@ class VAEConfig(Config):
             around each shape, about 20 bytes per voxel of it.
         certain: Probability of being inside that, with `solid`, at least one voxel of a connected part must reach;
             other parts are left out (hysteresis thresholding, Canny 1986).
-        bridge: Minimum probability of the voxels of a bridge. Where a generated shape has several parts, the most
-            probable paths connect them (`geometry/parts.py`); None, or no path of such voxels, leaves them apart.
-            Shapes that were encoded keep their parts.
+        bridge: Minimum probability of the voxels of a bridge, of being inside with `solid` and of existing without. At
+            each resolution, the most probable paths of such candidates connect the parts of a generated shape
+            (`geometry/parts.py`, which needs scipy); parts without such a path stay apart. A shape in several parts
+            takes a quarter of a second more. Encoded shapes keep their parts. None disables it.
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.

@@ -15,8 +15,8 @@ from torch import Tensor
 import sparsevox as sv
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io.voxelize import normalized
-from xcube.geometry.parts import bridged, certain_parts
-from xcube.geometry.shell import sealed
+from xcube.geometry.parts import bridged
+from xcube.geometry.shell import certain_parts, sealed
 from xcube.networks.blocks import Head, ResBlock, at_least_float32, checkpointed, count_per_grid
 from xcube.networks.configs import Triple, VAEConfig
 
