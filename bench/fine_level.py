@@ -106,7 +106,8 @@ def measure(
             batch = Voxels.stack(list(shapes[start : start + BATCH]))
             numbers = range(start, start + batch.batch_size)
             begin = time.perf_counter()
-            decoded = with_unit_normals(level.vae.decode(latents(batch, numbers, seed)).voxels)
+            made = latents(batch, numbers, seed)
+            decoded = with_unit_normals(level.vae.decode(made, generated=latents != level.encoded).voxels)
             results = [decoded]
             seconds = [time.perf_counter() - begin]
             if level.refiner is not None:

@@ -1,5 +1,6 @@
 """Runs that start from the weights of a trained network."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -81,23 +82,48 @@ def test_a_run_starts_from_the_weights_of_a_trained_network(data: Path, vae: Pat
 @pytest.mark.parametrize(
     ("metadata", "changes", "message"),
     [
-        ({"latent_scale": 3.0}, {}, "the scale of the run, 2.0, got 3.0"),
-        ({"options": {"categories": ["box", "ball"]}}, {}, "the categories of the run, ['ball', 'box'], got"),
-        ({}, {"diffusion": DiffusionConfig(prediction="flow")}, "the diffusion of the run, {'prediction': 'flow'}"),
-        ({}, {"model": replace(NET, heads=1)}, "the model of the run, {'heads': 1}, got {'heads': 2}"),
+        ({"latent_scale": 3.0}, {}, "scale must be 2.0, got 3.0"),
+        ({"options": {"categories": ["box", "ball"]}}, {}, "categories must be ['ball', 'box'], got ['box', 'ball']"),
+        ({}, {"diffusion": DiffusionConfig(prediction="flow")}, "diffusion.prediction must be flow, got v"),
+        ({}, {"model": replace(NET, heads=1)}, "model.heads must be 1, got 2"),
     ],
 )
-def test_a_network_of_another_meaning_is_refused(
+def test_networks_for_other_latents_are_refused(
     data: Path, vae: Path, tmp_path: Path, metadata: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     start = saved(UNet(NET), tmp_path / "start", **(METADATA | metadata))
-    with pytest.raises(ValueError, match="initial must hold a network with " + re.escape(message)):
+    expected = f"initial must hold a network like that of the run, got {start}: {message}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
         denoise(data, tmp_path / "run", vae, start, **changes)
     assert not (tmp_path / "run").exists()
 
 
+def test_what_does_not_change_the_weights_may_differ(data: Path, vae: Path, tmp_path: Path) -> None:
+    changed = replace(AUTOENCODER, checkpointing=True, bridge=0.1, thresholds=(0.5, 0.4), keep="predicted")
+    again = train_vae(data, tmp_path / "vae", model=changed, train=STILL, initial=vae, quiet=True)
+    assert close(again, from_pretrained(vae, VAE))
+    start = saved(UNet(NET), tmp_path / "start", **(METADATA | {"latent_scale": 2.000001}))
+    assert close(denoise(data, tmp_path / "run", vae, start), from_pretrained(start, UNet))
+
+
+def test_networks_of_earlier_versions(data: Path, vae: Path, tmp_path: Path) -> None:
+    """Their files lack the fields that did not exist."""
+    old = {**METADATA, "diffusion": {"prediction": "v"}, "options": None}
+    start = saved(UNet(NET), tmp_path / "start", **old)
+    file = start / "config.json"
+    values = json.loads(file.read_text())
+    del values["config"]["fill"]
+    file.write_text(json.dumps(values))
+    assert close(denoise(data, tmp_path / "run", vae, start), from_pretrained(start, UNet))
+
+
 def test_other_folders_are_refused(data: Path, vae: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the kind of the run, denoiser, got vae"):
+    with pytest.raises(ValueError, match="kind must be denoiser, got vae"):
         denoise(data, tmp_path / "run", vae, vae)
-    with pytest.raises(FileNotFoundError, match="there is no"):
+    with pytest.raises(
+        FileNotFoundError, match=r"initial must be the folder of a trained network, got .*: there is no"
+    ):
         denoise(data, tmp_path / "run", vae, tmp_path / "nothing")
+    start = saved(UNet(NET), tmp_path / "start", **METADATA)
+    with pytest.raises(ValueError, match=f"initial must be another folder than out, got {start} for both"):
+        denoise(data, start, vae, start)

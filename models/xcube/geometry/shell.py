@@ -103,8 +103,8 @@ def sealed(candidates: Grid, shell: Tensor, solid: Tensor) -> Tensor:
 def certain_parts(candidates: Grid, chosen: Tensor, certain: Tensor) -> Tensor:
     """Leave out the parts of each shape without a certain voxel: bool [M].
 
-    This is hysteresis thresholding (Canny 1986). Parts are connected across faces, edges and corners (26-connectivity). A shape without any certain voxel keeps all
-    of its parts.
+    This is hysteresis thresholding (Canny 1986). Parts are connected across faces, edges and corners (26-connectivity).
+    A shape without any certain voxel keeps all of its parts.
 
     Args:
         candidates: Candidates of each shape.

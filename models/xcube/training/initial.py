@@ -1,35 +1,67 @@
-"""Trained weights as the start of a run, in place of random ones."""
+"""Weights of a trained network as the start of a training run."""
 
+import math
 from pathlib import Path
+from typing import Any
 
-from xcube.networks.pretrained import WEIGHTS, digest, load_weights, read_config
+from xcube.diffusion.objective import DiffusionConfig
+from xcube.networks.pretrained import KINDS, WEIGHTS, digest, load_weights, read_config
 from xcube.training.modules import NetworkModule
 
-# Options that give the inputs and outputs of a network their meaning.
-MEANING = ("scale", "diffusion", "categories", "text_model")
+# Fields of a configuration that may differ: they change neither the parameters nor what these were trained for.
+FREE = {"bridge", "certain", "checkpointing", "keep", "keep_ratio", "logvar_init", "max_voxels", "thresholds"}
 
 
-def load_initial(module: NetworkModule, folder: Path) -> None:
+def load_initial(module: NetworkModule, folder: Path, out: Path) -> None:
     """Load the weights of a trained network into that of a run, and record their digest in the options of the run.
 
+    Args:
+        module: The module of the run.
+        folder: Folder of the trained network.
+        out: Folder of the run.
+
     Raises:
-        FileNotFoundError: If there are none.
-        ValueError: If the folder holds a network of another kind, configuration or meaning (scale of the latents,
-            diffusion, categories), or a damaged file.
+        FileNotFoundError: If there is no network in the folder.
+        ValueError: If the folder is `out`, or holds a damaged file or a network of another kind, configuration, scale
+            of the latents, diffusion process or categories, as far as these are recorded.
     """
-    values = read_config(folder)
-    metadata = values["metadata"]
-    recorded = metadata | metadata.get("options", {})
-    if "latent_scale" in metadata:
-        recorded["scale"] = metadata["latent_scale"]
-    own, other = module.options, {"kind": values["kind"], "model": values["config"]}
-    names = ["kind", "model", *(name for name in MEANING if name in own and name in recorded)]
-    for name in names:
-        expected, got = own[name], (other | recorded)[name]
-        if isinstance(expected, dict) and isinstance(got, dict):
-            differ = sorted(key for key in expected.keys() | got.keys() if expected.get(key) != got.get(key))
-            expected, got = ({key: each.get(key) for key in differ} for each in (expected, got))
-        if expected != got:
-            raise ValueError(f"initial must hold a network with the {name} of the run, {expected}, got {got}")
-    load_weights(module.net, folder)
+    if folder.resolve() == out.resolve():
+        raise ValueError(f"initial must be another folder than out, got {folder} for both")
+    try:
+        values = read_config(folder)
+        expected, got = _settings(module.options), _settings(_recorded(values))
+        for name in sorted(expected.keys() & got.keys()):
+            if not _same(expected[name], got[name]):
+                raise ValueError(f"{name} must be {expected[name]}, got {got[name]}")
+        load_weights(module.net, folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"initial must be the folder of a trained network, got {folder}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"initial must hold a network like that of the run, got {folder}: {error}") from error
     module.options["initial"] = digest(folder / WEIGHTS)
+
+
+def _recorded(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of the run that trained a network, from its config.json."""
+    metadata = values["metadata"]
+    known = {name: metadata[name] for name in ("diffusion",) if name in metadata}
+    if "latent_scale" in metadata:
+        known["scale"] = metadata["latent_scale"]
+    return known | (metadata.get("options") or {}) | {"kind": values["kind"], "model": values["config"]}
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """What has to be equal, flat, from the options of a run. Fields that it does not record have their defaults."""
+    config = KINDS[options["kind"]][1].from_dict(options["model"]).to_dict()
+    found = {f"model.{name}": value for name, value in config.items() if name not in FREE}
+    if "diffusion" in options:
+        diffusion = DiffusionConfig.from_dict(options["diffusion"]).to_dict()
+        found |= {f"diffusion.{name}": value for name, value in diffusion.items()}
+    return found | {name: options[name] for name in ("kind", "scale", "categories") if name in options}
+
+
+def _same(first: object, second: object) -> bool:
+    """Whether two settings are equal, numbers up to rounding."""
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-5)
+    return first == second

@@ -207,7 +207,7 @@ def noisy_decode(
     latents = _sampled(vae.encode(voxels), generator)
     steps = torch.randint(first, last + 1, (voxels.batch_size,), generator=generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    return vae.decode(add_ddpm_noise(latents, steps, noise, scale)).voxels
+    return vae.decode(add_ddpm_noise(latents, steps, noise, scale), generated=True).voxels
 
 
 def latent_scale(vae: VAE, batches: Iterable[Voxels], shapes: int = SCALE_SHAPES) -> float:

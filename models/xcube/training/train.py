@@ -45,13 +45,13 @@ def train_vae(
         loss: Weights of the losses.
         train: Optimization.
         augment: Random changes of the training shapes.
-        initial: Folder of a trained network of the same configuration, whose weights are the start of the training in
-            place of random ones.
-        restart: Start again, even if the folder holds a run.
+        initial: Folder of a trained network with the same configuration. Training starts from its weights instead of
+            random ones.
+        restart: Train from scratch, or from `initial` again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
     Raises:
-        FileNotFoundError: If there is no dataset.
+        FileNotFoundError: If there is no dataset, or no network in `initial`.
         OSError: If `out` cannot be written to.
         ValueError: If there is no such level, the model does not fit the data, or `out` holds a damaged file, another
             network, or a run with other options.
@@ -67,7 +67,7 @@ def train_vae(
     lightning.seed_everything(train.seed, verbose=False)
     module = VAEModule(VAE(model), train, loss)
     if initial is not None:
-        load_initial(module, initial)
+        load_initial(module, initial, out)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
@@ -100,13 +100,13 @@ def train_refiner(
         first: Minimum diffusion timestep of the noise that is added to latents, from 0 to 999.
         last: Maximum diffusion timestep of the noise that is added to latents, from 0 to 999.
         unscaled: Add the noise to unscaled latents, as in the paper, instead of latents of unit standard deviation.
-        initial: Folder of a trained network of the same configuration, whose weights are the start of the training in
-            place of random ones.
-        restart: Start again, even if the folder holds a run.
+        initial: Folder of a trained network with the same configuration. Training starts from its weights instead of
+            random ones.
+        restart: Train from scratch, or from `initial` again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
     Raises:
-        FileNotFoundError: If there is no dataset or no VAE.
+        FileNotFoundError: If there is no dataset, no VAE or no network in `initial`.
         OSError: If `out` cannot be written to.
         ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds a
             damaged file, another network, or a run with other options.
@@ -131,7 +131,7 @@ def train_refiner(
     module = RefinerModule(Refiner(model), train, decoder, scale=scale, first=first, last=last)
     module.options["vae"] = digest(vae / WEIGHTS)
     if initial is not None:
-        load_initial(module, initial)
+        load_initial(module, initial, out)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
@@ -186,13 +186,13 @@ def train_denoiser(
         text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
         tokenizer: Folder or Hugging Face name of the tokenizer, if it is not in the folder of the text model.
         cache: Keep the latents of all shapes in memory instead of encoding them at every step.
-        initial: Folder of a trained network of the same configuration, whose weights are the start of the training in
-            place of random ones.
-        restart: Start again, even if the folder holds a run.
+        initial: Folder of a trained network with the same configuration. Training starts from its weights instead of
+            random ones.
+        restart: Train from scratch, or from `initial` again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
     Raises:
-        FileNotFoundError: If there is no dataset, no VAE or no file of captions.
+        FileNotFoundError: If there is no dataset, no VAE, no file of captions or no network in `initial`.
         ImportError: If there are captions and transformers is not installed.
         OSError: If `out` cannot be written to.
         ValueError: If there is no such level, the networks do not fit each other or the data, or a folder holds a
@@ -237,7 +237,7 @@ def train_denoiser(
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
     module.options |= {"text_model": _absolute(text_model), "tokenizer": _absolute(tokenizer)}
     if initial is not None:
-        load_initial(module, initial)
+        load_initial(module, initial, out)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()
 
