@@ -173,7 +173,7 @@ def test_names_of_files_and_attributes(tmp_path):
     voxels = Voxels(Grid.empty(1), {"../escape": torch.zeros(0)})
     with pytest.raises(ValueError, match="printable and without slashes"):
         save_voxels(voxels, tmp_path / "a.npz")
-    with pytest.raises(ValueError, match=r"must end in \.npz, got 'a\.npy'"):
+    with pytest.raises(ValueError, match=r"must end in \.npz or \.vox, got 'a\.npy'"):
         save_voxels(voxels, "a.npy")
     assert not list(tmp_path.iterdir())
 
@@ -234,7 +234,7 @@ def test_empty_missing_and_wrong_files(tmp_path, load, name):
     for kept in (5, 100, len(whole) - 1):
         with pytest.raises(ValueError, match=f"{name}: NumPy cannot read it"):
             load(write(tmp_path, name, whole[:kept]))
-    with pytest.raises(ValueError, match=r"must end in \.npz or \.npy, got"):
+    with pytest.raises(ValueError, match=r"must end in \.npz or \.npy( or \.vox)?, got"):
         load(write(tmp_path, "a.bin", whole))
 
 

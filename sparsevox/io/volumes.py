@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsevox import checks
-from sparsevox.files import prefix_errors
+from sparsevox.files import atomic_write, prefix_errors
 from sparsevox.grid import Grid, Scale
 from sparsevox.io._files import (
     FilePath,
@@ -24,19 +24,21 @@ from sparsevox.io._files import (
     to_tensor,
     write_npz,
 )
+from sparsevox.io._vox import read_vox, write_vox
 from sparsevox.shapes import Voxels
 
 Array = NDArray[Any]
 
 VERSION = 1
 ATTRIBUTE = "attribute:"  # prefix of the attribute names in a file
+GRAY = 190  # of voxels without colors, in files that need colors
 COORDS = ("ijk", "coords")  # accepted names of the array of coordinates in files of other programs
 
 
 def save_voxels(voxels: Voxels, path: FilePath, *, half: bool = False, compress: bool = True) -> None:
-    """Save a batch of voxels to a .npz file, atomically. Equal voxels give equal bytes.
+    """Save a batch of voxels to a .npz file, or one grid to a .vox file, atomically. Equal voxels give equal bytes.
 
-    NumPy can read the file without this library. It holds these arrays, in the row order of the grid:
+    NumPy can read a .npz file without this library. It holds these arrays, in the row order of the grid:
 
     - "sparsevox_voxels": the version of the format, 1
     - "ijk": coordinates, integers [N, 3] of the smallest dtype that holds them
@@ -44,18 +46,27 @@ def save_voxels(voxels: Voxels, path: FilePath, *, half: bool = False, compress:
     - "voxel_size", "origin": float64 [3]; the center of voxel ijk lies at origin + voxel_size * ijk
     - "attribute:NAME": the attribute NAME, [N] or [N, C]; bfloat16 becomes float32
 
+    A .vox file of MagicaVoxel holds the coordinates, as places in its scene, and "color"; voxels without it are gray.
+    It has no voxel size, origin or other attributes, and 255 colors: if there are more, each channel is rounded to as
+    many bits as give at most 255.
+
     Args:
         voxels: Voxels to save.
-        path: File to write. Must end in .npz.
+        path: File to write. Must end in .npz or .vox.
         half: Whether to store floating-point attributes as float16. They are also loaded as float16.
         compress: Whether to compress the arrays.
 
     Raises:
-        ValueError: If the suffix is not .npz, the name of an attribute is empty, not printable or contains a slash, or
-            a value exceeds the range of float16.
+        ValueError: If the suffix is another, the name of an attribute is empty, not printable or contains a slash, a
+            value exceeds the range of float16, or a .vox file would hold several grids or colors that are no floats
+            [N, 3] in [0, 1].
     """
-    suffix_of(path, ".npz")
     grid = voxels.grid
+    if suffix_of(path, ".npz", ".vox") == ".vox":
+        data = write_vox(to_array(grid.ijk), _bytes_of_color(voxels))
+        with atomic_write(path) as file:
+            file.write(data)
+        return
     arrays = {
         "sparsevox_voxels": np.array(VERSION),
         "ijk": _smallest(to_array(grid.ijk)),
@@ -69,7 +80,7 @@ def save_voxels(voxels: Voxels, path: FilePath, *, half: bool = False, compress:
 
 
 def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scale | None = None) -> Voxels:
-    """Load a batch of voxels from a .npz or .npy file.
+    """Load a batch of voxels from a .npz, .npy or .vox file.
 
     Files of `save_voxels` are restored bit for bit. Files of other programs may hold
 
@@ -77,6 +88,10 @@ def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scal
     - .npz: such an array named "ijk" or "coords"; other numeric arrays [N] or [N, C] become attributes
 
     with rows in any order.
+
+    A .vox file of MagicaVoxel becomes one grid with "color", float32 [N, 3]: all models at their places in the scene,
+    without hidden ones. The z axis points up. Where models overlap, the first one counts. Of an animated model, the
+    first frame is read, but a file without a scene that holds several models becomes a batch of them.
 
     Args:
         path: File to load.
@@ -90,12 +105,15 @@ def load_voxels(path: FilePath, *, voxel_size: Scale | None = None, origin: Scal
             a voxel occurs twice or is out of range, or `voxel_size` or `origin` is given for a file that stores them.
             The message starts with the path.
     """
-    file = existing(path, ".npz", ".npy")
+    file = existing(path, ".npz", ".npy", ".vox")
+    size, start = (1.0 if voxel_size is None else voxel_size), (0.0 if origin is None else origin)
     with prefix_errors(path):
+        if file.suffix.lower() == ".vox":
+            coords, color = (torch.from_numpy(each) for each in read_vox(file.read_bytes()))
+            return _in_grid_order(coords, None if len(coords) else 1, size, start, {"color": color / 255})
         arrays = read_numpy(file)
         if "sparsevox_voxels" not in arrays:
             coords, attributes = _foreign(arrays)
-            size, start = (1.0 if voxel_size is None else voxel_size), (0.0 if origin is None else origin)
             return _in_grid_order(coords, None, size, start, attributes)
         if voxel_size is not None or origin is not None:
             raise ValueError("voxel_size and origin must be None for a file that stores them, as this one does")
@@ -158,6 +176,21 @@ def load_volume(
             return Voxels(grid)
         rows = values[tuple(grid.coords.long().unbind(1))]
         return Voxels(grid, {"value": rows[:, None]} if values.is_floating_point() else {"label": rows.long()})
+
+
+def _bytes_of_color(voxels: Voxels) -> Array:
+    """The colors as bytes, uint8 [N, 3]; gray without any."""
+    count, color = voxels.num_voxels, voxels.attributes.get("color")
+    if voxels.batch_size != 1:
+        raise ValueError(f"voxels must be one grid for a .vox file, got a batch of {voxels.batch_size}")
+    if color is None:
+        return np.full((count, 3), GRAY, np.uint8)
+    given = f"{color.dtype} {list(color.shape)}"
+    if not color.is_floating_point() or color.shape != (count, 3):
+        raise ValueError(f"color must be floats of shape [{count}, 3], got {given}")
+    if count and not bool(((color >= 0) & (color <= 1)).all()):  # also if it is NaN
+        raise ValueError(f"color must lie in [0, 1], got {float(color.min())} to {float(color.max())}")
+    return to_array((color.detach().double() * 255).round().to(torch.uint8))
 
 
 def _smallest(ijk: Array) -> Array:
