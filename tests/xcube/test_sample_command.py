@@ -291,7 +291,9 @@ def test_shapes_that_cannot_be_upsampled(model: Path, tmp_path: Path, capsys: py
     (tmp_path / "bad.npz").write_bytes(b"PK")
     assert "bad.npz" in message(tmp_path / "bad.npz")
     save_mesh(from_trimesh(trimesh.creation.box()), tmp_path / "box.ply")
-    assert "level must lie in [1, 2) for a mesh or points, got 2" in message(tmp_path / "box.ply", "--level", "2")
+    assert "level must lie in [1, 2) for a file without voxel size, got 2" in message(
+        tmp_path / "box.ply", "--level", "2"
+    )
 
 
 def test_the_model_in_the_package_is_the_default(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from sparsevox.io import load_voxels
 from xcube.commands.sample import NOT_SETTINGS, VOXELS, load_pipeline
 from xcube.data.axes import Up, upright
 from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.painted import SUFFIX as PAINTED
+from xcube.data.painted import load_painted, load_scaled
 from xcube.data.sources import load_shape
 from xcube.geometry.solids import Region
 from xcube.networks.pretrained import digest
@@ -38,12 +40,14 @@ def edit(
 ) -> int:
     """Delete or add parts of a shape, and generate its finer levels again there.
 
-    Elsewhere the voxels of the finer levels stay exactly as they are. A part is a mesh file, a file of voxels (.npz),
-    or a box such as x=-0.1:0.1,z=0.2: with the range of each axis in world units. An axis that is left out, and an end
-    of a range that is left out, has no limit. The box of the shapes has edge 1 around the origin.
+    Elsewhere the voxels of the finer levels stay exactly as they are. A part is a mesh file, a file of voxels, or a box
+    such as x=-0.1:0.1,z=0.2: with the range of each axis in world units. An axis that is left out, and an end of a
+    range that is left out, has no limit. The box of the shapes has edge 1 around the origin. A MagicaVoxel file (.vox)
+    holds voxels of the finest level; the origin of its scene is that of the box.
 
     Args:
-        shape: File of the shape: voxels of the finest level (.npz), such as a sample, or a mesh, which is voxelized.
+        shape: File of the shape: voxels of the finest level, such as a sample (.npz) or painted ones (.vox), or a mesh,
+            which is voxelized.
         delete: Parts to delete from the shape: boxes, mesh files or files of voxels.
         add: Parts to add to the shape: boxes, mesh files or files of voxels.
         model: Folder of a saved pipeline, or of training runs; by default the model `shapes` of the package.
@@ -63,8 +67,9 @@ def edit(
     networks = packaged_model() if model is None else model
     pipeline = load_pipeline(networks, count, device)
     before = _finest_voxels(shape, pipeline, up)
-    parts = {"delete": [_region("delete", text) for text in delete], "add": [_region("add", text) for text in add]}
-    plan = plan_edit(before, Box(pipeline.resolutions, pipeline.size), **parts, margin=margin)  # raises errors early
+    box = Box(pipeline.resolutions, pipeline.size)
+    parts = {name: [_region(name, text, box) for text in texts] for name, texts in (("delete", delete), ("add", add))}
+    plan = plan_edit(before, box, **parts, margin=margin)  # raises errors early
     files = [Path(text) for text in (str(shape), *delete, *add) if Path(text).is_file()]
     settings: dict[str, Any] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
     settings |= {"model": fingerprint(networks), "delete": delete, "add": add, "margin": margin, "up": up}
@@ -84,18 +89,23 @@ def _finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up) -> Voxels:
     """The voxels of the finest level of a shape in a file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
-    if file.suffix.lower() in VOXELS:
-        if up != "z":
-            raise ValueError(f"up must be 'z' for voxels, got {up!r}")
+    suffix = file.suffix.lower()
+    if suffix in (*VOXELS, PAINTED) and up != "z":
+        raise ValueError(f"up must be 'z' for voxels, got {up!r}")
+    if suffix in VOXELS:
         return load_voxels(file)
     box = Box(pipeline.resolutions, pipeline.size)
+    if suffix == PAINTED:
+        return load_painted(file, box, -1)
     return build_hierarchy(upright(load_shape(file), up), box, outside="rescale")[-1]
 
 
-def _region(name: str, text: str) -> Region:
+def _region(name: str, text: str, box: Box) -> Region:
     """The part of space that a word of the command line stands for."""
     path = Path(text)
     if path.is_file():
+        if path.suffix.lower() == PAINTED:
+            return load_scaled(path, box, -1)
         shape = load_voxels(path) if path.suffix.lower() in VOXELS else load_shape(path)
         if not isinstance(shape, Voxels | Mesh):
             raise ValueError(f"{name} must be a mesh or voxels, got the points of {path}")

@@ -13,6 +13,8 @@ from sparsevox.io import load_voxels
 from xcube.commands.list_types import Names
 from xcube.data.axes import Up, upright
 from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.painted import SUFFIX as PAINTED
+from xcube.data.painted import load_painted
 from xcube.data.sources import load_shape
 from xcube.networks.pretrained import digest
 from xcube.pipeline.options import Sample, SampleOptions
@@ -72,10 +74,12 @@ def upsample(
     interruption.
 
     Args:
-        file: File of one shape: voxels (.npz or .npy), or a mesh or a point cloud, which is voxelized for the level.
+        file: File of one shape: voxels (.npz or .npy), or a mesh or a point cloud, which is voxelized for the level. A
+            MagicaVoxel file (.vox) holds the voxels that the level takes, around the origin of its scene.
         model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on; by
             default the model `shapes` of the package, of 64^3 voxels.
-        level: First level to generate; by default the one that takes voxels of this size, or 1 for a mesh or points.
+        level: First level to generate; by default the one that takes voxels of this size, or 1 if the file has no voxel
+            size.
         up: Axis that points up in the file, "z" or "y"; a mesh or points with y up are rotated so that z points up.
         out: Output folder.
         count: Number of variants.
@@ -111,17 +115,20 @@ def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None, up:
     """The shape of a file, as coarse as the latent grid of a level."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
-    if file.suffix.lower() in VOXELS:
-        if up != "z":
-            raise ValueError(f"up must be 'z' for voxels, got {up!r}")
+    suffix = file.suffix.lower()
+    if suffix in (*VOXELS, PAINTED) and up != "z":
+        raise ValueError(f"up must be 'z' for voxels, got {up!r}")
+    if suffix in VOXELS:
         voxels = load_voxels(file)
         if voxels.batch_size != 1:
             raise ValueError(f"{file} must hold one shape, got {voxels.batch_size}")
         return voxels
     number = 1 if level is None else level
     if not 1 <= number < len(pipeline.levels):
-        raise ValueError(f"level must lie in [1, {len(pipeline.levels)}) for a mesh or points, got {number}")
+        raise ValueError(f"level must lie in [1, {len(pipeline.levels)}) for a file without voxel size, got {number}")
     box, fill = Box(pipeline.resolutions, pipeline.size), pipeline.levels[number].denoiser.config.fill
+    if suffix == PAINTED:
+        return load_painted(file, box, number - 1)
     return build_hierarchy(upright(load_shape(file), up), box, outside="rescale", fill=fill)[number - 1]
 
 
