@@ -13,6 +13,7 @@ from bench import (
     build_dataset,
     cascade,
     cascade_vs_single,
+    edits,
     fine_level,
     networks,
     official_vae,
@@ -52,6 +53,15 @@ def test_cascade(mesh: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "denoise 1" in printed
     assert "target 12 GiB: met" in printed
+
+
+def test_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edits.main(["--picture", str(tmp_path / "edits.png")]) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[2].strip() for row in rows] == ["100.00 %"] * 5  # all voxels elsewhere are as before
+    assert [float(row[3]) for row in rows] == [0.0] * 5  # no open edge
+    with Image.open(tmp_path / "edits.png") as picture:
+        assert picture.width == 900
 
 
 def test_official_vae(mesh: str, capsys: pytest.CaptureFixture[str]) -> None:
