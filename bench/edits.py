@@ -71,13 +71,18 @@ def unchanged(before: Voxels, after: Voxels, parts: dict[str, Any], box: Box) ->
     return int((same & normal.all(1)).sum()) / (int(ours.sum()) + extra)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Edit, measure, print and draw."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser("python -m bench.edits", description="Measure edits of generated shapes.")
     parser.add_argument("--seed", type=int, default=0, help="seed of the shapes and edits (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
     parser.add_argument("--picture", type=Path, help="PNG file for a picture of the first shapes, before and after")
-    chosen = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Edit, measure, print and draw."""
+    chosen = parse(arguments)
     torch.set_num_threads(chosen.threads)
     pipeline, options = XCubePipeline.from_pretrained(), SampleOptions(seed=chosen.seed, quiet=True)
     box = Box(pipeline.resolutions, pipeline.size)

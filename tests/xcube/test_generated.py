@@ -1,14 +1,18 @@
 """Which latents are decoded as generated ones, whose parts are connected: those of denoisers, and those with noise."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sparsevox import Grid, SparseTensor
-from tests.xcube.cascades import tiny
+from tests.xcube.balls import SIDE
+from tests.xcube.cascades import random, tiny
 from tests.xcube.two_levels import LOSS, coarse_of, generator, save_networks, shapes, trained, true_coarse
+from xcube.geometry.components import component_sizes
+from xcube.networks.configs import VAEConfig
 from xcube.networks.decoder import Decoded, Decoder
 from xcube.networks.pretrained import from_pretrained
 from xcube.networks.vae import VAE
@@ -21,6 +25,12 @@ from xcube.training.modules import VAEModule, noisy_decode
 
 for package in ("lightning", "scipy"):
     pytest.importorskip(package, reason="training with solid fractions")
+
+
+# Random networks decode to several parts with these thresholds.
+PARTS = VAEConfig(
+    voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4, thresholds=(0.6, 0.4), certain=0.95
+)
 
 
 @pytest.fixture
@@ -75,3 +85,19 @@ def test_training_on_the_output_of_networks(networks: Path, decoded: list[bool])
     )
     module.eval().losses(shapes(), 0, generator())
     assert decoded == [True] * 3
+
+
+@pytest.mark.parametrize("solid", [False, True])
+def test_bridges_connect_the_parts_of_generated_shapes(solid: bool) -> None:
+    parts = dict[tuple[float | None, bool], int]()
+    for bridge in (None, 1e-6):
+        torch.manual_seed(1)
+        config = replace(PARTS, solid=solid, bridge=bridge)
+        model = random(VAE(config), 1).eval()
+        with torch.no_grad():
+            latents = model.encode(shapes()).mode()
+            for generated in (False, True):
+                sizes = [component_sizes(each) for each in model.decode(latents, generated=generated).voxels.grid]
+                parts[bridge, generated] = sum(map(len, sizes))
+    assert parts[None, False] == parts[None, True] == parts[1e-6, False] > 2
+    assert parts[1e-6, True] == 2  # one per shape

@@ -150,8 +150,8 @@ def test_candidates_far_from_all_parts() -> None:
 def test_a_bridge_is_widened_by_probable_neighbors() -> None:
     column: Shape = {}
     for x, y, z in product(range(-1, 2), range(-1, 2), range(8)):
-        beside = 0.151 if y == 0 else 0.149
-        column[(x, y, z)] = 0.9 if z < 2 or z > 5 else 0.3 if (x, y) == (0, 0) else beside
+        other = 0.151 if y == 0 else 0.149
+        column[(x, y, z)] = 0.9 if z < 2 or z > 5 else 0.3 if (x, y) == (0, 0) else other
     grid, probability = grid_of(column)
     [found] = voxels_of(grid, bridged(grid, probability > 0.5, probability, 0.1))
     assert found == {voxel for voxel, p in column.items() if p > 0.15}

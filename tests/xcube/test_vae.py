@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels
-from xcube.geometry.components import component_sizes
 from xcube.geometry.parts import bridged
 from xcube.geometry.pyramid import pooling_tree, truth_tree
 from xcube.geometry.shell import certain_parts, is_solid, sealed
@@ -53,7 +52,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "thresholds": {"thresholds": (0.4, 0.3, 0.2)},
     "solid, thresholds": {"solid": True, "thresholds": (0.5, 0.3, 0.2)},
     "solid, certain": {"solid": True, "certain": 0.8},
-    "bridge": {"bridge": 0.01},
     "solid, bridge": {"solid": True, "certain": 0.8, "bridge": 0.01},
     "official": dataclasses.asdict(VAEConfig.official()),
     "official, flat": dataclasses.asdict(VAEConfig.official(**FLAT)),
@@ -99,31 +97,13 @@ def test_structure_is_consistent(name: str) -> None:
         if decided.solid is not None:
             inside, certain = decided.solid.sigmoid(), model.config.certain
             assert 0 < int((inside > certain).sum()) < int((inside > least).sum()) < len(inside)
-            parts = certain_parts(decided.candidates, inside > least, inside > certain)
-            if model.config.bridge is not None:
-                parts = bridged(decided.candidates, parts, inside, model.config.bridge)
+            parts, bridge = certain_parts(decided.candidates, inside > least, inside > certain), model.config.bridge
+            parts = parts if bridge is None else bridged(decided.candidates, parts, inside, bridge)
             keep = sealed(decided.candidates, keep, parts)
-        elif model.config.bridge is not None:
-            keep = bridged(decided.candidates, keep, decided.logits.sigmoid(), model.config.bridge)
         assert decided.grid.same_voxels(decided.candidates.prune(keep))
         if stride is not None:
             assert decided.candidates.same_voxels(decoded.structure[resolution + 1].grid.subdivide(stride))
     assert decoded.structure[0].grid.same_voxels(decoded.voxels.grid)
-
-
-@pytest.mark.parametrize("solid", [False, True])
-def test_bridges_connect_the_parts_of_decoded_shapes(solid: bool) -> None:
-    voxels, parts = spheres(5), dict[tuple[float | None, bool], int]()
-    for bridge in (None, 1e-6):
-        model = model_of("modern", seed=1, solid=solid, bridge=bridge, thresholds=(0.7, 0.4, 0.4), certain=0.95).eval()
-        with torch.no_grad():
-            for head in model.decoder.solids if solid else model.decoder.heads:
-                head.get_parameter("out.weight").mul_(5)  # so that voxels differ
-            latents = model.encode(voxels).mode()
-            for generated in (False, True):
-                parts[bridge, generated] = len(component_sizes(model.decode(latents, generated=generated).voxels.grid))
-    assert parts[None, False] == parts[None, True] == parts[1e-6, False] > 1
-    assert parts[1e-6, True] == 1
 
 
 @pytest.mark.parametrize("name", VARIANTS)

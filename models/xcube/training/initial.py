@@ -23,7 +23,7 @@ def load_initial(module: NetworkModule, folder: Path, out: Path) -> None:
     Raises:
         FileNotFoundError: If there is no network in the folder.
         ValueError: If the folder is `out`, or holds a damaged file or a network of another kind, configuration, scale
-            of the latents, diffusion process or categories, as far as these are recorded.
+            of the latents, diffusion process or categories, where these are recorded.
     """
     if folder.resolve() == out.resolve():
         raise ValueError(f"initial must be another folder than out, got {folder} for both")
