@@ -29,7 +29,7 @@ for package in ("lightning", "scipy"):
 
 # Random networks decode to several parts with these thresholds.
 PARTS = VAEConfig(
-    voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4, thresholds=(0.6, 0.4), certain=0.95
+    voxel_size=1 / SIDE, channels=(8, 8), latent_channels=2, hidden=4, thresholds=(0.55, 0.4), certain=0.8
 )
 
 

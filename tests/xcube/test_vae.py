@@ -79,8 +79,7 @@ def test_every_variant_runs_and_every_parameter_learns(name: str, training: bool
         idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
         # Behind a convolution that begins at zero nothing has a gradient at first.
         assert all(".conv1." in name or ".norm" in name for name in idle), idle
-    for value in (*losses.terms.values(), *losses.metrics.values()):
-        assert value.isfinite().all()
+    assert all(value.isfinite().all() for value in (*losses.terms.values(), *losses.metrics.values()))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -93,13 +92,15 @@ def test_structure_is_consistent(name: str) -> None:
     strides = (*model.config.all_strides, None)
     for resolution, (decided, stride) in enumerate(zip(decoded.structure, strides, strict=True)):
         least = model.config.all_thresholds[resolution]
-        keep = decided.logits.sigmoid() > least
+        predicted = parts = (probability := decided.logits.sigmoid()) > least
         if decided.solid is not None:
-            inside, certain = decided.solid.sigmoid(), model.config.certain
-            assert 0 < int((inside > certain).sum()) < int((inside > least).sum()) < len(inside)
-            parts, bridge = certain_parts(decided.candidates, inside > least, inside > certain), model.config.bridge
-            parts = parts if bridge is None else bridged(decided.candidates, parts, inside, bridge)
-            keep = sealed(decided.candidates, keep, parts)
+            probability = decided.solid.sigmoid()
+            solid, certain = probability > least, probability > model.config.certain
+            assert 0 < certain.sum() < solid.sum() < len(solid)
+            parts = certain_parts(decided.candidates, solid, certain)
+        if (bridge := model.config.bridge) is not None:
+            parts = bridged(decided.candidates, parts, probability, bridge)
+        keep = parts if decided.solid is None else sealed(decided.candidates, predicted, parts)
         assert decided.grid.same_voxels(decided.candidates.prune(keep))
         if stride is not None:
             assert decided.candidates.same_voxels(decoded.structure[resolution + 1].grid.subdivide(stride))
@@ -259,9 +260,6 @@ def test_it_learns_a_shape_by_heart(name: str) -> None:
     with torch.no_grad():
         decoded = model.eval().decode(model.encode(voxels).mode())
     assert float(voxel_iou(decoded.voxels.grid, voxels.grid)) > 0.7
-
-
-# Metrics
 
 
 def test_the_inside_of_a_shape_is_learned_and_closes_its_shell() -> None:
