@@ -120,8 +120,8 @@ def widened(path: np.ndarray, source: np.ndarray, target: np.ndarray, cost: np.n
         cost: -log of the probability of each node.
     """
     limit = np.full(len(path), -np.inf)
-    for here, next_ in ((source, target), (target, source)):
-        on_path = path[here]
-        np.maximum.at(limit, next_[on_path], cost[here[on_path]] - math.log(WIDTH))
+    for ours, theirs in ((source, target), (target, source)):
+        on_path = path[ours]
+        np.maximum.at(limit, theirs[on_path], cost[ours[on_path]] - math.log(WIDTH))
     wide: np.ndarray = path | (cost <= limit)
     return wide
