@@ -57,8 +57,8 @@ class VAEConfig(Config):
             other parts are left out (hysteresis thresholding, Canny 1986).
         bridge: Minimum probability of the voxels of a bridge, of being inside with `solid` and of existing without. At
             each resolution, the most probable paths of such candidates connect the parts of a generated shape
-            (`geometry/parts.py`, which needs scipy); parts without such a path stay apart. A shape in several parts
-            takes a quarter of a second more. Encoded shapes keep their parts. None disables it.
+            (`geometry/parts.py`, which needs scipy); parts without such a path stay apart. This takes about
+            0.1 s for 30,000 candidates on a CPU core. Encoded shapes keep their parts. None disables it.
         normal: Whether normals are an input, and predicted by the decoder.
         intensity: Whether intensities are an input; they are not predicted.
         color: Whether colors are an input, and predicted by the decoder.
