@@ -27,8 +27,8 @@ from xcube.pipeline.output import normal_colors, stack_pictures
 from xcube.pipeline.pipeline import XCubePipeline
 
 HEAD = """\
-| edit | voxels outside unchanged | open edges | watertight | voxels changed | seconds |
-|---|--:|--:|--:|--:|--:|"""
+| edit | voxels outside unchanged | closed seam | open edges | watertight | voxels changed | seconds |
+|---|--:|--:|--:|--:|--:|--:|"""
 FAR = 1.0  # beyond the box
 SHOWN, WIDTH, COLORS = 4, 900, 96
 
@@ -71,6 +71,12 @@ def unchanged(before: Voxels, after: Voxels, parts: dict[str, Any], box: Box) ->
     return int((same & normal.all(1)).sum()) / (int(ours.sum()) + extra)
 
 
+def has_closed_seam(before: Voxels, after: Voxels, parts: dict[str, Any], box: Box) -> bool:
+    """Whether what was inside of the shape, outside of the zone of an edit, still is: a gap would open it."""
+    zone = plan_edit(before, box, **parts).zones[-1]
+    return not ((solid(before.grid) - zone) - solid(after.grid)).num_voxels
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser("python -m bench.edits", description="Measure edits of generated shapes.")
@@ -103,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.setdefault(edit, []).append(
                 (
                     unchanged(before, found, parts, box),
+                    has_closed_seam(before, found, parts, box),
                     info.boundary_edges,
                     info.closed,
                     (old ^ new).num_voxels / old.num_voxels,
@@ -112,9 +119,9 @@ def main(arguments: list[str] | None = None) -> int:
             drawn[f"{name}: {edit}"] = found
     print(HEAD)
     for edit, each in [*rows.items(), ("all", [row for several in rows.values() for row in several])]:
-        kept, edges, closed, changed, seconds = (statistics.fmean(column) for column in zip(*each, strict=True))
+        kept, seam, edges, closed, changed, seconds = (statistics.fmean(column) for column in zip(*each, strict=True))
         print(
-            f"| {edit} | {100 * kept:.2f} % | {edges:.1f} | {100 * closed:.0f} % | "
+            f"| {edit} | {100 * kept:.2f} % | {100 * seam:.0f} % | {edges:.1f} | {100 * closed:.0f} % | "
             f"{100 * changed:.0f} % | {seconds:.1f} |"
         )
     if chosen.picture is not None:

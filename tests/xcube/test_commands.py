@@ -107,7 +107,8 @@ def test_files_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("modell: {}", "among data, out, level, model, loss, train, augment, initial, restart, quiet, threads, got ['modell']"),
+    ("modell: {}", "among data, out, level, model, loss, train, augment, initial, restart, quiet, threads, got"
+     " ['modell']"),
     ("level: 0\nmodel:\n  chanels: [8]", "VAEConfig has no field chanels; it has architecture, attention, box,"),
     ("train: {steps: 0}", "steps must be at least 1, got 0"),
     ("{", "must be a YAML file: "),
