@@ -16,7 +16,7 @@ from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.vae import VAE
 from xcube.pipeline import packaged
 from xcube.pipeline.options import SampleOptions
-from xcube.pipeline.packaged import FINEST_VAE, MODEL, packaged_model
+from xcube.pipeline.packaged import DEFAULT_VAE, MODEL, packaged_model
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import box_of, reconstruct
 from xcube.procedural.shapes import FAMILIES, shape_voxels
@@ -62,7 +62,7 @@ def test_parts_of_a_mesh_stay_apart() -> None:
     trimesh = pytest.importorskip("trimesh", reason="two meshes")
     ball = trimesh.creation.icosphere(radius=0.12).apply_translation((0, 0.26, 0))
     mesh = from_trimesh(trimesh.util.concatenate([trimesh.creation.box((0.4, 0.2, 0.2)), ball]))
-    vae = from_pretrained(MODEL / FINEST_VAE, VAE)
+    vae = from_pretrained(MODEL / DEFAULT_VAE, VAE)
     assert vae.config.bridge is not None
     voxels = build_hierarchy(mesh, Box((16, 64)))[1]
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_parts_of_a_mesh_stay_apart() -> None:
 
 
 def test_the_finest_vae_is_that_of_the_last_level() -> None:
-    assert from_pretrained(MODEL / FINEST_VAE, VAE).config == XCubePipeline.from_pretrained().levels[-1].vae.config
+    assert from_pretrained(MODEL / DEFAULT_VAE, VAE).config == XCubePipeline.from_pretrained().levels[-1].vae.config
 
 
 def test_unknown_categories_are_refused_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

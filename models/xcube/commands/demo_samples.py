@@ -31,7 +31,8 @@ def sample_demo(out: Path, mesh: Sequence[Path], up: Up, seed: int, restart: boo
 
     log(f"sampling: {SAMPLES} shapes, seed {seed}")
     again = restart or other_samples(folder, model, seed)
-    sample(model, folder, SAMPLES, categories, SampleOptions(seed=seed, quiet=quiet), restart=again)
+    options = SampleOptions(seed=seed, quiet=quiet)
+    sample(model, out=folder, count=SAMPLES, category=categories, options=options, restart=again)
 
     log(f"pictures, and reconstructions and variants of your meshes ({len(own)})" if own else "pictures")
     (out / PICTURES).mkdir(exist_ok=True)

@@ -61,7 +61,7 @@ def train_demo(
 
     log(f"sampling: {SAMPLES} shapes")
     again, options = restart or other_samples(samples, runs, seed), SampleOptions(seed=seed, quiet=quiet)
-    sample(runs, samples, SAMPLES, _categories(jobs), options, restart=again)
+    sample(runs, out=samples, count=SAMPLES, category=_categories(jobs), options=options, restart=again)
 
     log("metrics and pictures")
     write_demo_page(out, trained, own, chosen, up, quiet)

@@ -30,6 +30,7 @@ def edit(
     delete: list[str] = [],  # noqa: B006  (read only; the command line makes lists)
     add: list[str] = [],  # noqa: B006
     model: Path | None = None,
+    resolution: int | None = None,
     up: Up = "z",
     margin: float | None = None,
     out: Path = Path("edited"),
@@ -51,6 +52,8 @@ def edit(
         delete: Parts to delete from the shape: boxes, mesh files or files of voxels.
         add: Parts to add to the shape: boxes, mesh files or files of voxels.
         model: Folder of a saved pipeline, or of training runs; by default the model `shapes` of the package.
+        resolution: Number of voxels of the finest level along the first axis of the box; by default 64 for the model
+            `shapes`, which also has 128, and that of the finest level for others.
         up: Axis that points up in a mesh file of the shape, "z" or "y"; with y up it is rotated so that z points up.
         margin: Width of the margin around the edit in which the shape may change too, in world units; by default one
             voxel of the coarsest level.
@@ -65,7 +68,7 @@ def edit(
     from xcube.pipeline.output import GALLERY, PAGE, SampleFolder
 
     networks = packaged_model() if model is None else model
-    pipeline = load_pipeline(networks, count, device)
+    pipeline = load_pipeline(networks, count, device, resolution)
     before = _finest_voxels(shape, pipeline, up)
     box = Box(pipeline.resolutions, pipeline.size)
     parts = {name: [_region(name, text, box) for text in texts] for name, texts in (("delete", delete), ("add", add))}
@@ -73,6 +76,7 @@ def edit(
     files = [Path(text) for text in (str(shape), *delete, *add) if Path(text).is_file()]
     settings: dict[str, Any] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
     settings |= {"model": fingerprint(networks), "delete": delete, "add": add, "margin": margin, "up": up}
+    settings |= {} if resolution is None else {"resolution": resolution}
     settings |= {"files": {str(file): digest(file) for file in files}}
     folder = SampleFolder(out, settings, restart=restart)
     missing = folder.missing(count)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,19 @@ VOXELS = (".npz", ".npy")
 NOT_SETTINGS = ("batch_size", "budget", "quiet", "hooks", "conditions")
 
 
+@dataclass(frozen=True)
+class Start:
+    """Coarse voxels that shapes start from, the level that takes them, and the file and axis that they come from."""
+
+    shape: Voxels
+    level: int | None
+    file: Path
+    up: Up
+
+
 def sample(
     model: Path | None = None,
+    resolution: int | None = None,
     out: Path = Path("samples"),
     count: int = 16,
     category: Names | None = None,
@@ -44,7 +55,9 @@ def sample(
 
     Args:
         model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on; by
-            default the model `shapes` of the package, of 64^3 voxels.
+            default the model `shapes` of the package.
+        resolution: Number of voxels along the first axis of the box, which must be that of one of the levels; by
+            default 64 for the model `shapes`, which also has 16 and 128, and that of the finest level for others.
         out: Output folder.
         count: Number of shapes.
         category: Category of the shapes, for class-conditional models; a list such as chair,lamp is cycled through.
@@ -53,12 +66,14 @@ def sample(
         restart: Remove the shapes in the folder and start from scratch.
     """
     folder = packaged_model() if model is None else model
-    return _fill_folder(load_pipeline(folder, count, device), folder, out, count, category, options, restart)
+    pipeline = load_pipeline(folder, count, device, resolution)
+    return _fill_folder(pipeline, folder, out, count, category, options, restart, resolution=resolution)
 
 
 def upsample(
     file: Path,
     model: Path | None = None,
+    resolution: int | None = None,
     level: int | None = None,
     up: Up = "z",
     out: Path = Path("upsampled"),
@@ -77,7 +92,9 @@ def upsample(
         file: File of one shape: voxels (.npz or .npy), or a mesh or a point cloud, which is voxelized for the level. A
             MagicaVoxel file (.vox) holds the voxels that the level takes, around the origin of its scene.
         model: Folder of a saved pipeline, or of training runs: vae-0, denoiser-0, refiner-0, vae-1 and so on; by
-            default the model `shapes` of the package, of 64^3 voxels.
+            default the model `shapes` of the package.
+        resolution: Number of voxels along the first axis of the box, which must be that of one of the levels; by
+            default 64 for the model `shapes`, which also has 16 and 128, and that of the finest level for others.
         level: First level to generate; by default the one that takes voxels of this size, or 1 if the file has no voxel
             size.
         up: Axis that points up in the file, "z" or "y"; a mesh or points with y up are rotated so that z points up.
@@ -89,14 +106,13 @@ def upsample(
         restart: Remove the shapes in the folder and start from scratch.
     """
     folder = packaged_model() if model is None else model
-    pipeline = load_pipeline(folder, count, device)
+    pipeline = load_pipeline(folder, count, device, resolution)
     shape = _coarse_voxels(file, pipeline, level, up)
-    return _fill_folder(
-        pipeline, folder, out, count, category, options, restart, shape=shape, level=level, file=file, up=up
-    )
+    start = Start(shape, level, file, up)
+    return _fill_folder(pipeline, folder, out, count, category, options, restart, resolution=resolution, start=start)
 
 
-def load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
+def load_pipeline(model: Path, count: int, device: str, resolution: int | None) -> "XCubePipeline":
     """The pipeline of a folder on a device, after cheap checks of the arguments."""
     from xcube.pipeline.pipeline import XCubePipeline  # slow to import, and other commands do not need it
 
@@ -108,7 +124,7 @@ def load_pipeline(model: Path, count: int, device: str) -> "XCubePipeline":
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device
         raise ValueError(f"device must be available on this machine, got {device!r}: {error}") from error
-    return XCubePipeline.from_pretrained(model).to(device)
+    return XCubePipeline.from_pretrained(model, resolution=resolution).to(device)
 
 
 def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None, up: Up) -> Voxels:
@@ -141,10 +157,8 @@ def _fill_folder(
     options: SampleOptions,
     restart: bool,
     *,
-    shape: Voxels | None = None,
-    level: int | None = None,
-    file: Path | None = None,
-    up: Up = "z",
+    resolution: int | None,
+    start: Start | None = None,
 ) -> int:
     """Generate the shapes that a folder lacks, and draw all of them."""
     from xcube.pipeline.checkpoint import fingerprint
@@ -152,13 +166,16 @@ def _fill_folder(
 
     def generate(numbers: Sequence[int]) -> Iterator[Sample]:
         names = [category[number % len(category)] for number in numbers] if category else None
+        shape, level = (None, None) if start is None else (start.shape, start.level)
         return pipeline.stream(numbers, options.with_changes(category=names), shape=shape, level=level)
 
     generate(range(len(category or [0])))  # raises errors before the folder is made
     settings: dict[str, Any] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
     settings |= {"model": fingerprint(model), "category": category}
-    if file is not None:
-        settings |= {"file": digest(file), "level": level} | ({"up": up} if up != "z" else {})
+    settings |= {} if resolution is None else {"resolution": resolution}
+    if start is not None:
+        settings |= {"file": digest(start.file), "level": start.level}
+        settings |= {"up": start.up} if start.up != "z" else {}
     folder = SampleFolder(out, settings, restart=restart)
     missing = folder.missing(count)
     if missing:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from sparsevox import checks
 from sparsevox.files import atomic_write
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
@@ -18,7 +19,8 @@ from xcube.networks.quantize import Bits
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-from xcube.pipeline.level import DROPPED, Level, Size, check_levels
+from xcube.pipeline.inputs import box_size
+from xcube.pipeline.level import DROPPED, Level, Size, check_levels, level_resolutions
 from xcube.pipeline.packaged import INDEX
 
 FORMAT = 1
@@ -52,16 +54,22 @@ class Checkpoint:
     text: TextSource | None = None
 
 
-def read_pipeline(folder: str | PathLike[str]) -> Checkpoint:
+def read_pipeline(folder: str | PathLike[str], resolution: int | None = None) -> Checkpoint:
     """Load the networks of a folder, onto the CPU.
 
     `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0, vae-1 and so
     on, where refiners may be missing, and finetune-1 takes the place of denoiser-1.
 
+    Args:
+        folder: The folder.
+        resolution: Number of voxels of the finest level to load along the first axis of the box; by default the one
+            that `pipeline.json` names, or that of the last level.
+
     Raises:
         FileNotFoundError: If there is no such folder, or no pipeline in it.
-        ValueError: If `pipeline.json` is damaged or of another format, a network is missing or damaged, or networks do
-            not fit each other.
+        TypeError: If `resolution` is not an integer.
+        ValueError: If `pipeline.json` is damaged or of another format, a network is missing or damaged, networks do not
+            fit each other, or no level has this resolution.
     """
     path = Path(folder)
     index = _read_index(path) if (path / INDEX).is_file() else _usual_index(path)
@@ -77,9 +85,16 @@ def read_pipeline(folder: str | PathLike[str]) -> Checkpoint:
     check_levels(levels)
     try:
         edges = None if size is None else (float(size[0]), float(size[1]), float(size[2]))
-        return Checkpoint(levels, edges, None if text is None else TextSource(**text))
+        source = None if text is None else TextSource(**text)
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: box must be three edges and text name a model, got {size} and {text}") from error
+    wanted = index.get("resolution") if resolution is None else checks.integer("resolution", resolution)
+    if wanted is not None:
+        found = level_resolutions(levels, box_size(levels[0], edges))
+        if wanted not in found:
+            raise ValueError(f"resolution must be one of {', '.join(map(str, found))} for {path}, got {wanted!r}")
+        levels = levels[: found.index(wanted) + 1]
+    return Checkpoint(levels, edges, source)
 
 
 def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str], bits: Bits = 32) -> None:

@@ -121,6 +121,11 @@ def latent_voxel_size(config: VAEConfig) -> Size:
     return x, y, z
 
 
+def level_resolutions(levels: Sequence[Level], size: Size) -> tuple[int, ...]:
+    """Number of voxels of each level along the first axis of a box with these edges."""
+    return tuple(round(size[0] / level.vae.config.voxel_sizes[0]) for level in levels)
+
+
 def same_size(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether edges are equal up to rounding."""
     return all(abs(a - b) <= TOLERANCE * b for a, b in zip(first, second, strict=True))

@@ -150,6 +150,21 @@ class SampleOptions:
             return replace(level.sampler, sampler=own, guidance=weight, formula=self.formula or level.sampler.formula)
         return self._over(level.sampler, sampler=kind, guidance=weight)
 
+    def check_hooks(self, levels: Sequence[Level], first: int) -> None:
+        """Raise ValueError unless hooks and conditions are for these levels, and no condition is missing.
+
+        Args:
+            levels: Levels that the shapes go through.
+            first: Number of the first of them.
+        """
+        last = first + len(levels) - 1
+        unknown = sorted({*self.hooks, *self.conditions} - set(range(first, last + 1)))
+        if unknown:
+            raise ValueError(f"hooks and conditions must be for levels {first} to {last}, got {unknown}")
+        for number, level in enumerate(levels, first):
+            if level.denoiser.config.extra and number not in self.conditions:
+                raise ValueError(f"conditions must have an entry for level {number}, whose denoiser takes extra")
+
     def _over(self, level: SamplerConfig, **changes: Any) -> SamplerConfig:
         """The sampler of a level with the options of this object that are not None, and changes."""
         options = {f.name: getattr(self, f.name) for f in fields(SamplerConfig)}

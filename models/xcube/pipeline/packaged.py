@@ -6,7 +6,7 @@ from pathlib import Path
 from xcube.networks.pretrained import CONFIG, WEIGHTS, digest
 
 MODEL = Path(__file__).parents[1] / "weights" / "shapes"
-FINEST_VAE = "vae-1"  # subfolder of the model
+DEFAULT_VAE = "vae-1"  # subfolder of the model: the VAE of the resolution that is sampled by default
 INDEX = "pipeline.json"
 SUMS = "SHA256SUMS"  # as `sha256sum` writes it
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")

@@ -27,7 +27,7 @@ from xcube.pipeline.batching import in_batches
 from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_pipeline, write_pipeline
 from xcube.pipeline.edit import edited, plan_edit
 from xcube.pipeline.inputs import box_size, full_box, latent_grid_of
-from xcube.pipeline.level import Level, Size, check_levels
+from xcube.pipeline.level import Level, Size, check_levels, level_resolutions
 from xcube.pipeline.options import Category, Sample, SampleOptions, ShapeRequest, class_number, shape_requests
 from xcube.pipeline.packaged import packaged_model
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
@@ -68,17 +68,22 @@ class XCubePipeline:
                 model.eval()
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str] | None = None) -> "XCubePipeline":
+    def from_pretrained(
+        cls, folder: str | PathLike[str] | None = None, *, resolution: int | None = None
+    ) -> "XCubePipeline":
         """Load a pipeline from a folder, by default the model `shapes` in the package, onto the CPU.
 
         `pipeline.json` names the subfolders of each level. Without it they are vae-0, denoiser-0, refiner-0 (which may
         be missing), vae-1, and so on: the folders that training writes; finetune-1 takes the place of denoiser-1.
+        Levels finer than `resolution`, one of `resolutions`, are left out. By default it is the one that
+        `pipeline.json` names, 64 for `shapes`, which has 16, 64 and 128, or else that of the last level.
 
         Raises:
             FileNotFoundError: If there is no such folder, or no pipeline in it.
-            ValueError: If a file is damaged, a network is missing, or networks do not fit each other.
+            ValueError: If a file is damaged, a network is missing, networks do not fit each other, or no level has this
+                resolution.
         """
-        found = read_pipeline(packaged_model() if folder is None else folder)
+        found = read_pipeline(packaged_model() if folder is None else folder, resolution)
         return cls(found.levels, size=found.size, text=found.text)
 
     def save_pretrained(self, folder: str | PathLike[str], *, bits: Bits = 32) -> None:
@@ -101,7 +106,7 @@ class XCubePipeline:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Number of voxels of each level along the first axis of the box."""
-        return tuple(round(self.size[0] / sizes[0]) for sizes in self.voxel_sizes)
+        return level_resolutions(self.levels, self.size)
 
     @property
     def device(self) -> torch.device:
@@ -254,7 +259,7 @@ class XCubePipeline:
         if not first < end <= len(self.levels):
             raise ValueError(f"last must lie in [{first}, {len(self.levels)}), got {last}")
         levels = self.levels[first:end]
-        self._check_edits(first, end, options)
+        options.check_hooks(levels, first)
         samplers = [options.for_level(each) for each in levels]
         requests = shape_requests(levels, numbers, grids, options, self._embed)
         return self._generate(first, samplers, requests, options)
@@ -348,16 +353,6 @@ class XCubePipeline:
         of_voxels: dict[str, Any] = {name: latent.attributes.get(name) for name in taken}
         known = replace(of_shapes, **of_voxels)
         return edit(known, latent.grid, [shape.number for shape in shapes])
-
-    def _check_edits(self, first: int, end: int, options: SampleOptions) -> None:
-        """Raise ValueError unless hooks and conditions are for levels that run, and no condition is missing."""
-        run = range(first, end)
-        unknown = sorted({*options.hooks, *options.conditions} - set(run))
-        if unknown:
-            raise ValueError(f"hooks and conditions must be for levels {first} to {run[-1]}, got {unknown}")
-        for number in run:
-            if self.levels[number].denoiser.config.extra and number not in options.conditions:
-                raise ValueError(f"conditions must have an entry for level {number}, whose denoiser takes extra")
 
     def _embed(self, text: str) -> Text:
         """Embed a text. The text encoder is loaded for the first one."""

@@ -21,7 +21,7 @@ from xcube.networks.losses import normal_angle, true_attributes, voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.refiner import Refiner
 from xcube.networks.vae import VAE
-from xcube.pipeline.packaged import FINEST_VAE, packaged_model
+from xcube.pipeline.packaged import DEFAULT_VAE, packaged_model
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def reconstruct_file(
 
     Args:
         shape: File of the shape, in any format that `xcube data build` reads.
-        model: Folder of the VAE; by default that of the finest level of the model `shapes`, which is in the package.
+        model: Folder of the VAE; by default that of 64^3 voxels of the model `shapes`, which is in the package.
         out: Output folder of reconstruction.glb (unless no voxel is decoded), reconstruction.png, reconstruction.html
             and metrics.json.
         refiner: Folder of a refiner to apply to the decoded voxels.
@@ -127,7 +127,7 @@ def reconstruct_file(
         ValueError: If a file cannot be used, networks do not fit each other, or the shape lacks an attribute that the
             model takes.
     """
-    model = packaged_model() / FINEST_VAE if model is None else model
+    model = packaged_model() / DEFAULT_VAE if model is None else model
     vae = from_pretrained(model, VAE)
     network = None if refiner is None else from_pretrained(refiner, Refiner)
     if network is not None and abs(network.config.voxel_size / vae.config.voxel_sizes[0] - 1) > TOLERANCE:
