@@ -7,30 +7,27 @@ closed. The picture shows the first shapes before and after.
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import trimesh
-from PIL import Image
 
+from bench.pictures import draw_rows
 from sparsevox import Voxels
 from sparsevox.io import describe, from_trimesh, to_mesh
-from sparsevox.viz import render_row
 from xcube.data.hierarchy import Box
 from xcube.geometry.solids import Region, solid
 from xcube.pipeline.edit import plan_edit
 from xcube.pipeline.options import SampleOptions
-from xcube.pipeline.output import normal_colors, stack_pictures
 from xcube.pipeline.pipeline import XCubePipeline
 
 HEAD = """\
 | edit | voxels outside unchanged | closed seam | open edges | watertight | voxels changed | seconds |
 |---|--:|--:|--:|--:|--:|--:|"""
 FAR = 1.0  # beyond the box
-SHOWN, WIDTH, COLORS = 4, 900, 96
+SHOWN = 4  # shapes in the picture
 
 
 def edits(shape: Voxels) -> dict[str, dict[str, Any]]:
@@ -126,24 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if chosen.picture is not None:
         columns = 1 + len(rows)
-        draw(dict(list(drawn.items())[: SHOWN * columns]), columns, chosen.picture)
+        draw_rows(dict(list(drawn.items())[: SHOWN * columns]), columns, chosen.picture)
     return 0
-
-
-def draw(shapes: dict[str, Voxels], columns: int, path: Path) -> None:
-    """Draw shapes in rows of this many, in a small picture of few colors."""
-    names = list(shapes)
-    with tempfile.TemporaryDirectory() as place:
-        files = []
-        for start in range(0, len(names), columns):
-            row = {name.rpartition(": ")[2]: shapes[name] for name in names[start : start + columns]}
-            files.append(Path(place) / f"{start}.png")
-            colors = [normal_colors(each) for each in row.values()]
-            render_row([v.grid for v in row.values()], files[-1], titles=list(row), colors=colors, width=300 * columns)
-        stack_pictures(files, Path(place) / "all.png")
-        with Image.open(Path(place) / "all.png") as whole:
-            small = whole.resize((WIDTH, round(whole.height * WIDTH / whole.width)))
-    small.quantize(COLORS).save(path, optimize=True)
 
 
 if __name__ == "__main__":

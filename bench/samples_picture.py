@@ -8,11 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
+from bench.pictures import save_small
 from xcube.pipeline.output import SampleFolder, draw_gallery
 
-SHOWN, WIDTH, COLORS = 16, 900, 96
+SHOWN = 16
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,9 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         large = Path(place) / "gallery.png"
         draw_gallery({name: voxels for name, voxels in shapes.items() if voxels.num_voxels}, large)
-        with Image.open(large) as picture:
-            small = picture.convert("RGB").resize((WIDTH, round(picture.height * WIDTH / picture.width)))
-    small.quantize(COLORS).save(options.out, optimize=True)
+        save_small(large, options.out)
     return 0
 
 

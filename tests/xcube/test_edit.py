@@ -117,7 +117,7 @@ def test_merging_leaves_no_face_of_the_solid_open(
     old: list[tuple[int, ...]], new: list[tuple[int, ...]], space: list[tuple[int, ...]]
 ) -> None:
     before, generated, zone = shell(union(old)), shell(union(new)), as_grid(union(space))
-    found = joined_shapes(before, generated, zone)
+    found = joined_shapes(before, generated, zone, zone)
     # Outside of the zone nothing changes.
     inside = union(space)
     assert as_set(found.grid) - inside == as_set(before.grid) - inside
@@ -128,6 +128,29 @@ def test_merging_leaves_no_face_of_the_solid_open(
     whole = as_set(solid(found.grid))
     assert (as_set(solid(before.grid)) - inside) <= whole
     assert (as_set(solid(generated.grid)) & inside) <= whole
+
+
+def test_deep_voxels_are_not_left_alone() -> None:
+    """A shell with a voxel below its surface, which the zone of an edit would cut off."""
+    places = cube(-8, 8)
+    deep = (0, 0, 6)
+    before = shell(places)
+    extra = Voxels(as_grid(as_set(before.grid) | {deep}))
+    thick = extra.with_attributes(normal=torch.nn.functional.normalize(extra.grid.ijk.float() + 0.5, dim=1))
+    raised = shell(places | {(x, y, 8) for x, y, _ in places})
+    zone = as_grid({(x, y, z) for x, y, _ in places for z in (7, 8)})
+    changed = as_grid({(x, y, 8) for x, y, _ in places if y >= 2})
+    # All of the zone may change, and must: only the voxel below it stays, alone.
+    found = joined_shapes(thick, raised, zone, zone)
+    assert deep in as_set(found.grid)
+    assert (0, 0, 7) not in as_set(found.grid)
+    # The edit is elsewhere: the voxel keeps the surface above it.
+    found = joined_shapes(thick, raised, zone, changed)
+    assert {deep, (0, 0, 7)} <= as_set(found.grid)
+    assert (0, 0, 8) not in as_set(found.grid)
+    assert (0, 4, 8) in as_set(found.grid)
+    assert as_set(found.grid) - as_set(zone) == as_set(thick.grid) - as_set(zone)
+    assert as_set(solid(found.grid)) >= places
 
 
 @pytest.fixture(scope="module")

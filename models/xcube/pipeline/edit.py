@@ -17,6 +17,7 @@ from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import Hook, keep_known_latents
 from xcube.geometry.normals import estimated_normals
+from xcube.geometry.shell import certain_parts
 from xcube.geometry.solids import FACES, Region, region_voxels, solid, surface
 from xcube.networks.conditions import NO_FILL
 from xcube.pipeline.level import Level, in_box
@@ -30,11 +31,13 @@ class Edit:
     before: Voxels of the shape at each level, coarse to fine, with attributes.
     after: The same of the edited solid. The levels but the coarsest are replaced by generated ones.
     zones: At each level, the voxels of space in which the shape may change: those of the edit and of the margin.
+    changes: At each level, the voxels of space that the edit adds to the solid or deletes from it, without the margin.
     """
 
     before: Sequence[Voxels]
     after: Sequence[Voxels]
     zones: Sequence[Grid]
+    changes: Sequence[Grid]
 
 
 def plan_edit(
@@ -95,8 +98,8 @@ def plan_edit(
     width = box.voxel_size(0) if margin is None else margin
     zone = changed.dilate(max(1, round(width / size)))
     factors = [box.levels[-1] // count for count in box.levels]
-    zones = [zone if factor == 1 else zone.coarsen(factor) for factor in factors]
-    return Edit([*coarser, shape], after, zones)
+    zones, changes = ([g if n == 1 else g.coarsen(n) for n in factors] for g in (zone, changed))
+    return Edit([*coarser, shape], after, zones, changes)
 
 
 def edited(
@@ -122,7 +125,7 @@ def edited(
         coarse = Voxels.stack([variant[-1] for variant in found])
         made = stream(numbers, hooked, shape=coarse, level=number, last=number)
         for variant, sample in zip(found, made, strict=True):
-            variant.append(joined_shapes(plan.before[number], sample.finest, plan.zones[number]))
+            variant.append(joined_shapes(plan.before[number], sample.finest, plan.zones[number], plan.changes[number]))
     return [Sample(tuple(variant)) for variant in found]
 
 
@@ -147,14 +150,33 @@ def keep_outside(level: Level, edit: Edit, number: int, seed: int, grid: Grid, s
     return keep_known_latents(level.objective, known, stays, noise)
 
 
-def joined_shapes(before: Voxels, generated: Voxels, zone: Grid) -> Voxels:
+def joined_shapes(before: Voxels, generated: Voxels, zone: Grid, changed: Grid) -> Voxels:
     """The voxels of a shape outside of a zone, and generated ones inside, joined without a gap.
 
     Outside of the zone, voxels and attributes are exactly those of before. The solid of the result is that of the
     shape outside of the zone and that of the generated voxels inside. Where a voxel deep inside of the shape would
     touch empty space in the zone, a layer of voxels in the zone covers it, so the shell has no hole if that of before
     has none.
+
+    A shell can be thicker than one voxel. Where one of its deep voxels outside of the zone would lose the voxels that
+    connect it with the surface, more of the shape of before is kept.
+
+    Args:
+        before: The shape before the edit.
+        generated: The generated shape.
+        zone: The voxels of space in which the shape may change.
+        changed: The voxels of the zone where it must change.
     """
+    while True:
+        joined, loose = _joined_once(before, generated, zone)
+        smaller = zone - (loose.dilate(2) - changed.dilate(1))
+        if smaller.num_voxels == zone.num_voxels:
+            return joined
+        zone = smaller
+
+
+def _joined_once(before: Voxels, generated: Voxels, zone: Grid) -> tuple[Voxels, Grid]:
+    """The joined shape, and the voxels outside of the zone that are not connected with its surface."""
     kept = before.prune(~zone.contains(before.grid.coords))
     outside = solid(before.grid) - zone
     inside = solid(generated.grid) & zone
@@ -163,14 +185,20 @@ def joined_shapes(before: Voxels, generated: Voxels, zone: Grid) -> Voxels:
     inside = inside | (deep.dilate(stencil=FACES.to(zone.device)) & zone)
     # 2. The shell in the zone: the boundary of the joined solid, and the rest of the generated shell.
     whole = outside | inside
-    shell = (surface(whole) | generated.grid) & inside
+    outer = surface(whole)
+    shell = (outer | generated.grid) & inside
+    every = kept.grid | shell
+    chosen = torch.ones(every.num_voxels, dtype=torch.bool, device=every.device)
+    connected = every.prune(certain_parts(every, chosen, outer.contains(every.coords)))
+    shell = shell & connected
     # 3. Attributes.
     new = _with_attributes(shell, generated, shell - generated.grid, whole)
     grid = kept.grid | new.grid  # disjoint
     rows = grid.index(torch.cat([kept.grid.coords, new.grid.coords]))
     shared = [name for name in kept.attributes if name in new.attributes]
     both = {name: torch.cat([kept.attributes[name], new.attributes[name]]) for name in shared}
-    return Voxels(grid, {name: torch.empty_like(value).index_copy(0, rows, value) for name, value in both.items()})
+    attributes = {name: torch.empty_like(value).index_copy(0, rows, value) for name, value in both.items()}
+    return Voxels(grid, attributes), kept.grid - connected
 
 
 def _as_list(regions: Region | Sequence[Region]) -> list[Region]:
