@@ -17,6 +17,7 @@ from bench import (
     fine_level,
     networks,
     official_vae,
+    pictures,
     report,
     samples_picture,
     steps,
@@ -154,7 +155,7 @@ def test_samples_picture(tmp_path: Path) -> None:
         save_voxels(voxels, folder.file(number), half=True)
     assert samples_picture.main([str(tmp_path / "samples"), "--out", str(tmp_path / "small.png")]) == 0
     with Image.open(tmp_path / "small.png") as picture:
-        assert picture.width == samples_picture.WIDTH
+        assert picture.width == pictures.WIDTH
 
 
 def test_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
