@@ -25,6 +25,7 @@ from xcube.commands.list_types import Integers, Names, Numbers
 from xcube.commands.reconstruct import reconstruct
 from xcube.commands.sample import sample, upsample
 from xcube.commands.train import train_all, train_denoiser, train_finetune, train_refiner, train_vae
+from xcube.commands.variations import interpolate, vary
 from xcube.commands.view import view
 from xcube.pipeline.options import SampleOptions
 from xcube.training.jobs import TRAINERS
@@ -62,9 +63,11 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     "demo": demo,
     "edit": edit,
     "evaluate": evaluate,
+    "interpolate": interpolate,
     "reconstruct": reconstruct,
     "sample": sample,
     "upsample": upsample,
+    "vary": vary,
     "view": view,
 }
 # Commands that take --config: a file, or the name of a preset.
@@ -72,7 +75,7 @@ CONFIGURED = (train_vae, train_refiner, train_denoiser, train_finetune)
 # Commands that take --threads, which is not an argument of their functions, and its help. `train all` has its own.
 THREADED: Mapping[Command, str] = {
     **dict.fromkeys(CONFIGURED, "Number of CPU threads of each training process."),
-    **dict.fromkeys((edit, evaluate, reconstruct, sample, upsample), "Number of CPU threads."),
+    **dict.fromkeys((edit, evaluate, interpolate, reconstruct, sample, upsample, vary), "Number of CPU threads."),
     demo: "Number of CPU threads; with --train, the dataset and the training use all cores.",
 }
 # One, however many cores there are: sums round differently with another number of threads, so that the same seed gives
@@ -80,7 +83,7 @@ THREADED: Mapping[Command, str] = {
 DEFAULT_THREADS = 1
 NAMED = ("data", "model", "out")  # are options even as first arguments; other first arguments are positional
 LISTS: Mapping[Any, tuple[type, str]] = {list[Path]: (Path, "FILE"), list[str]: (str, "PART")}  # with spaces
-PYTHON_ONLY = {"hooks", "conditions", "category"}  # fields of SampleOptions that are no options, or other ones
+PYTHON_ONLY = {"hooks", "conditions", "starts", "category"}  # fields of SampleOptions, which are no options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

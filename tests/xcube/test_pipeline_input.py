@@ -322,7 +322,7 @@ def test_things_of_another_kind(two: XCubePipeline) -> None:
         ({"category": "table"}, ValueError, r"one of chair, lamp or a number in \[0, 2\), got 'table'"),
         ({"category": 2}, ValueError, "category must be"),
         ({"category": ["chair"], "n": 2}, ValueError, "a single one, or one for each of 2 shapes, got 1"),
-        ({"hooks": {2: None}}, ValueError, r"hooks and conditions must be for levels 0 to 1, got \[2\]"),
+        ({"hooks": {2: None}}, ValueError, r"hooks, conditions and starts must be for levels 0 to 1, got \[2\]"),
         ({"sampler": "flow", "steps": 4}, ValueError, "must not be 'flow'"),
     ],
 )

@@ -1,26 +1,19 @@
 """`xcube edit`: delete or add parts of a shape, and generate its finer levels again there."""
 
 import math
-import sys
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sparsevox import Mesh, Voxels
 from sparsevox.io import load_voxels
-from xcube.commands.sample import NOT_SETTINGS, VOXELS, load_pipeline
-from xcube.data.axes import Up, upright
-from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.commands.generation import VOXELS, finest_voxels, load_pipeline, settings_of, write_shapes
+from xcube.data.axes import Up
+from xcube.data.hierarchy import Box
 from xcube.data.painted import SUFFIX as PAINTED
-from xcube.data.painted import load_painted, load_scaled
+from xcube.data.painted import load_scaled
 from xcube.data.sources import load_shape
 from xcube.geometry.solids import Region
-from xcube.networks.pretrained import digest
-from xcube.pipeline.options import SampleOptions
-from xcube.pipeline.packaged import packaged_model
-
-if TYPE_CHECKING:
-    from xcube.pipeline.pipeline import XCubePipeline
+from xcube.pipeline.options import Sample, SampleOptions
 
 AXES = "xyz"
 
@@ -63,45 +56,20 @@ def edit(
         device: Device to run on: cpu, cuda, or auto (a GPU if available).
         restart: Remove the shapes in the folder and start from scratch.
     """
-    from xcube.pipeline.checkpoint import fingerprint
-    from xcube.pipeline.edit import plan_edit
-    from xcube.pipeline.output import GALLERY, PAGE, SampleFolder
+    from xcube.pipeline.edit import plan_edit  # slow to import, and other commands do not need it
 
-    networks = packaged_model() if model is None else model
-    pipeline = load_pipeline(networks, count, device, resolution)
-    before = _finest_voxels(shape, pipeline, up)
+    pipeline, settings = load_pipeline(model, resolution, count, device)
+    before = finest_voxels(shape, pipeline, up)
     box = Box(pipeline.resolutions, pipeline.size)
     parts = {name: [_region(name, text, box) for text in texts] for name, texts in (("delete", delete), ("add", add))}
     plan = plan_edit(before, box, **parts, margin=margin)  # raises errors early
     files = [Path(text) for text in (str(shape), *delete, *add) if Path(text).is_file()]
-    settings: dict[str, Any] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
-    settings |= {"model": fingerprint(networks), "delete": delete, "add": add, "margin": margin, "up": up}
-    settings |= {} if resolution is None else {"resolution": resolution}
-    settings |= {"files": {str(file): digest(file) for file in files}}
-    folder = SampleFolder(out, settings, restart=restart)
-    missing = folder.missing(count)
-    if missing:
-        made = pipeline.edit(before, options, **parts, margin=margin, numbers=missing)
-        for number, sample in zip(missing, made, strict=True):
-            folder.write(number, sample)
-    folder.show(count, out.name, {"before": plan.before})
-    sys.stdout.write(f"{len(missing)} shapes generated\nview {out / GALLERY}, or open {out / PAGE} in a browser\n")
-    return 0
+    settings |= settings_of(options, files=files, delete=delete, add=add, margin=margin, up=up)
 
+    def generate(numbers: Sequence[int]) -> list[Sample]:
+        return pipeline.edit(before, options, **parts, margin=margin, numbers=numbers)
 
-def _finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up) -> Voxels:
-    """The voxels of the finest level of a shape in a file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file")
-    suffix = file.suffix.lower()
-    if suffix in (*VOXELS, PAINTED) and up != "z":
-        raise ValueError(f"up must be 'z' for voxels, got {up!r}")
-    if suffix in VOXELS:
-        return load_voxels(file)
-    box = Box(pipeline.resolutions, pipeline.size)
-    if suffix == PAINTED:
-        return load_painted(file, box, -1)
-    return build_hierarchy(upright(load_shape(file), up), box, outside="rescale")[-1]
+    return write_shapes(out, settings, count, generate, restart=restart, others={"before": plan.before})
 
 
 def _region(name: str, text: str, box: Box) -> Region:

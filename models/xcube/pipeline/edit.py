@@ -121,7 +121,7 @@ def edited(
     found = [[plan.after[0]] for _ in numbers]
     for number, level in enumerate(levels[1:], 1):
         keep = partial(keep_outside, level, plan, number, options.seed)
-        hooked = replace(options, hooks={**options.hooks, number: keep})
+        hooked = replace(options.within(number, number + 1), hooks={number: keep})
         coarse = Voxels.stack([variant[-1] for variant in found])
         made = stream(numbers, hooked, shape=coarse, level=number, last=number)
         for variant, sample in zip(found, made, strict=True):

@@ -6,9 +6,9 @@ M latent voxels, B shapes of a batch.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sparsevox import Grid, Voxels, checks
+from sparsevox import Grid, SparseTensor, Voxels, checks
 from sparsevox.morton import MAX_BATCH
 from xcube.diffusion.samplers import Hook, Kind, SamplerConfig
 from xcube.geometry.distances import require_scipy
@@ -20,6 +20,21 @@ HookMaker = Callable[[Grid, Sequence[int]], Hook | None]
 # Edits the conditions of a level, given the latent grids of a batch [M] and the numbers of its shapes.
 ConditionsMaker = Callable[[Conditions, Grid, Sequence[int]], Conditions]
 Category = str | int
+
+
+class Start(NamedTuple):
+    """Latents that a level begins with, in place of noise alone: these get noise and are denoised again.
+
+    latents: Latents [M, L] on the latent grids of a batch, scaled as those of the denoiser.
+    strength: Fraction of the sampling steps that are taken, the last ones: 0 keeps the latents, 1 takes all steps.
+    """
+
+    latents: SparseTensor
+    strength: float
+
+
+# Makes the start of a level from the latent grids of a batch [M] and the numbers of its shapes.
+StartMaker = Callable[[Grid, Sequence[int]], Start]
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ class SampleOptions:
         hooks: For each level, a function that makes a hook, which can change the latents before every step: see `Hook`
             in `xcube.diffusion.samplers`.
         conditions: For each level, a function that edits or adds conditions of the denoiser.
+        starts: For each level, a function that makes the latents that sampling begins with; noise alone by default.
 
     Raises:
         ImportError: If small components are to be removed and scipy is not installed.
@@ -100,6 +116,7 @@ class SampleOptions:
     quiet: bool = False
     hooks: Mapping[int, HookMaker] = field(default_factory=dict)
     conditions: Mapping[int, ConditionsMaker] = field(default_factory=dict)
+    starts: Mapping[int, StartMaker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._over(SamplerConfig(), steps=10)  # for_level checks the number of steps, which depends on the level
@@ -130,6 +147,14 @@ class SampleOptions:
         """The options with those changes that are not None."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
+    def within(self, first: int, end: int) -> "SampleOptions":
+        """The options with hooks, conditions and starts of the levels from `first` to `end`, exclusive, only."""
+        kept: dict[str, Any] = {
+            name: {number: made for number, made in getattr(self, name).items() if first <= number < end}
+            for name in ("hooks", "conditions", "starts")
+        }
+        return replace(self, **kept)
+
     def for_level(self, level: Level) -> SamplerConfig:
         """The sampler of one level, from its own and the options that are not None.
 
@@ -151,16 +176,16 @@ class SampleOptions:
         return self._over(level.sampler, sampler=kind, guidance=weight)
 
     def check_hooks(self, levels: Sequence[Level], first: int) -> None:
-        """Raise ValueError unless hooks and conditions are for these levels, and no condition is missing.
+        """Raise ValueError unless hooks, conditions and starts are for these levels, and no condition is missing.
 
         Args:
             levels: Levels that the shapes go through.
             first: Number of the first of them.
         """
         last = first + len(levels) - 1
-        unknown = sorted({*self.hooks, *self.conditions} - set(range(first, last + 1)))
+        unknown = sorted({*self.hooks, *self.conditions, *self.starts} - set(range(first, last + 1)))
         if unknown:
-            raise ValueError(f"hooks and conditions must be for levels {first} to {last}, got {unknown}")
+            raise ValueError(f"hooks, conditions and starts must be for levels {first} to {last}, got {unknown}")
         for number, level in enumerate(levels, first):
             if level.denoiser.config.extra and number not in self.conditions:
                 raise ValueError(f"conditions must have an entry for level {number}, whose denoiser takes extra")

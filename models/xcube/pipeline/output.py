@@ -82,19 +82,27 @@ class SampleFolder:
         found = [folder / name for folder in (self.path / LEVELS).glob("*") if (folder / name).is_file()]
         return [load_voxels(path) for path in [*sorted(found, key=lambda p: int(p.parent.name)), self.file(number)]]
 
-    def show(self, count: int, title: str, others: Mapping[str, Sequence[Voxels]] = MappingProxyType({})) -> None:
+    def show(
+        self,
+        count: int,
+        title: str,
+        others: Mapping[str, Sequence[Voxels]] = MappingProxyType({}),
+        columns: int = COLUMNS,
+    ) -> None:
         """Write a picture and a page of the first shapes without the empty ones; nothing if all are empty.
 
         Args:
             count: Number of shapes in the folder.
             title: Title of the page.
             others: Levels of other shapes to show before them, by their titles.
+            columns: Number of shapes in a row of the picture.
         """
         shapes = {**others} | {self.file(n).stem: self.levels(n) for n in range(min(count, SHOWN))}
         shapes = {name: levels for name, levels in shapes.items() if levels[-1].num_voxels}
         if not shapes:
             return
-        draw_gallery({name: levels[-1] for name, levels in list(shapes.items())[:PICTURES]}, self.path / GALLERY)
+        pictured = {name: levels[-1] for name, levels in list(shapes.items())[:PICTURES]}
+        draw_gallery(pictured, self.path / GALLERY, columns)
         names = [set(voxels.attributes) for levels in shapes.values() for voxels in levels]
         shared = sorted(set.intersection(*names))
         color = next((name for name in ("normal", "color") if name in shared), None)
@@ -128,14 +136,14 @@ class SampleFolder:
             )
 
 
-def draw_gallery(shapes: Mapping[str, Voxels], path: Path) -> None:
+def draw_gallery(shapes: Mapping[str, Voxels], path: Path, columns: int = COLUMNS) -> None:
     """Write a picture of shapes in rows, colored by their normals if they have any. Each row has its own scale.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
     names = list(shapes)
-    columns = min(COLUMNS, len(names))
+    columns = min(columns, len(names))
     rows = [names[n : n + columns] for n in range(0, len(names), columns)]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{n}.png" for n in range(len(rows))]

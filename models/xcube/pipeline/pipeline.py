@@ -1,39 +1,23 @@
-"""XCubePipeline: generates shapes with trained networks, level by level.
+"""XCubePipeline: what trained networks can do with shapes."""
 
-M latent voxels, N decoded voxels, L latent channels, B shapes of a batch.
-"""
-
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from os import PathLike
-from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from sparsevox import Grid, SparseTensor, Voxels, checks
+from sparsevox import Grid, Voxels, checks
 from sparsevox.shapes import Shape
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
-from xcube.diffusion.objective import Noise
-from xcube.diffusion.samplers import SamplerConfig, sample_latents
-from xcube.geometry.components import without_small
 from xcube.geometry.solids import Region
-from xcube.networks.conditions import Conditions, Text
 from xcube.networks.quantize import Bits
-from xcube.networks.text_encoder import TextEncoder
-from xcube.pipeline.batching import in_batches
-from xcube.pipeline.checkpoint import Checkpoint, TextSource, read_pipeline, write_pipeline
+from xcube.pipeline.cascade import Cascade
+from xcube.pipeline.checkpoint import Checkpoint, read_pipeline, write_pipeline
 from xcube.pipeline.edit import edited, plan_edit
-from xcube.pipeline.inputs import box_size, full_box, latent_grid_of
-from xcube.pipeline.level import Level, Size, check_levels, level_resolutions
-from xcube.pipeline.options import Category, Sample, SampleOptions, ShapeRequest, class_number, shape_requests
+from xcube.pipeline.options import Category, Sample, SampleOptions
 from xcube.pipeline.packaged import packaged_model
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
+from xcube.pipeline.variations import Blend, shapes_between, variants
 
 
-class XCubePipeline:
+class XCubePipeline(Cascade):
     """Hierarchical latent diffusion of sparse voxels (Ren et al. 2024, arXiv:2312.03806), with any number of levels.
 
     >>> pipeline = XCubePipeline.from_pretrained()  # doctest: +SKIP
@@ -50,22 +34,6 @@ class XCubePipeline:
         TypeError: If `levels` holds anything other than a `Level`, or a network has the wrong type.
         ValueError: If there is no level, networks do not fit each other, or the size is not that of the latents.
     """
-
-    def __init__(
-        self,
-        levels: Sequence[Level],
-        *,
-        size: Sequence[float] | None = None,
-        text: TextEncoder | TextSource | None = None,
-    ) -> None:
-        check_levels(levels)
-        self.levels = tuple(levels)
-        self.size: Size = box_size(levels[0], size)
-        self._encoder = text if isinstance(text, TextEncoder) else None
-        self._source = text if isinstance(text, TextSource) else None
-        for level in levels:
-            for model in level.networks.values():
-                model.eval()
 
     @classmethod
     def from_pretrained(
@@ -97,30 +65,6 @@ class XCubePipeline:
             ValueError: If `bits` is another number.
         """
         write_pipeline(Checkpoint(self.levels, self.size, self._source), folder, bits)
-
-    @property
-    def voxel_sizes(self) -> tuple[Size, ...]:
-        """Edge lengths of the voxels of each level, in world units."""
-        return tuple(level.vae.config.voxel_sizes for level in self.levels)
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Number of voxels of each level along the first axis of the box."""
-        return level_resolutions(self.levels, self.size)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the networks."""
-        return next(self.levels[0].vae.parameters()).device
-
-    def to(self, device: torch.device | str) -> "XCubePipeline":
-        """Move the networks to a device and return the pipeline. Results are always on the CPU."""
-        for level in self.levels:
-            for model in level.networks.values():
-                model.to(device)
-        if self._encoder is not None:
-            self._encoder.to(device)
-        return self
 
     def sample(
         self,
@@ -227,145 +171,59 @@ class XCubePipeline:
         plan = plan_edit(fine.to("cpu"), Box(self.resolutions, self.size), delete=delete, add=add, margin=margin)
         return edited(self.levels, self.stream, plan, options, numbers)
 
-    def stream(
+    def vary(
         self,
-        numbers: Sequence[int],
+        shape: Voxels | Sample,
+        strength: float = 0.7,
         options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
         *,
-        shape: Grid | Voxels | None = None,
-        level: int | None = None,
-        last: int | None = None,
-    ) -> Iterator[Sample]:
-        """Generate the shapes with the given numbers, batch by batch, and yield them one by one.
+        numbers: Sequence[int] = (0, 1, 2, 3),
+    ) -> list[Sample]:
+        """Generate variants of a shape: other shapes that resemble it.
 
         Args:
-            numbers: Number of each shape, on which its noise depends.
+            shape: A sample, or voxels with attributes of the finest level.
+            strength: How much variants differ: the fraction of the sampling steps of the coarsest level that are taken
+                again after noise was added to its latents, from 0 (the shape as the networks reconstruct it) to 1.
             options: Options of sampling.
-            shape: Coarse voxels to start from, as `upsample` takes them: one for each number, or one for all. By
-                default shapes start from noise in the box.
-            level: First level to run, with `shape`.
-            last: Last level to run, by default the finest.
+            numbers: Number of each variant, on which its noise depends.
+
+        Returns:
+            One Sample per number, on the CPU.
 
         Raises:
-            ImportError, TypeError, ValueError: As in `sample` and `upsample`; raised by the call, not by iteration.
+            KeyError, TypeError, ValueError: As in `variants` and `sample`.
         """
-        first, grids = 0, [full_box(self.levels[0])] * len(numbers) if shape is None else []
-        if shape is not None:
-            first, voxels = latent_grid_of(self.levels, self.size, shape, level)
-            if voxels.batch_size not in (1, len(numbers)):
-                raise ValueError(f"numbers must be one for each of {voxels.batch_size} shapes, got {len(numbers)}")
-            grids = voxels.unbind() * (len(numbers) if voxels.batch_size == 1 else 1)
-        end = len(self.levels) if last is None else checks.integer("last", last) + 1
-        if not first < end <= len(self.levels):
-            raise ValueError(f"last must lie in [{first}, {len(self.levels)}), got {last}")
-        levels = self.levels[first:end]
-        options.check_hooks(levels, first)
-        samplers = [options.for_level(each) for each in levels]
-        requests = shape_requests(levels, numbers, grids, options, self._embed)
-        return self._generate(first, samplers, requests, options)
+        return list(variants(self, shape, strength, options, numbers))
 
-    def _generate(
-        self, first: int, samplers: Sequence[SamplerConfig], requests: Sequence[ShapeRequest], options: SampleOptions
-    ) -> Iterator[Sample]:
-        """The method of the paper (figure 2): for each level, denoise latents, decode the structure, refine it."""
-        budget = options.budget
-        for start in range(0, len(requests), options.batch_size):
-            batch = list(requests[start : start + options.batch_size])
-            generated: list[list[Voxels]] = [[] for _ in batch]
-            for number, sampler in enumerate(samplers, first):
-                level = self.levels[number]
-                # Shapes that have no voxels stay empty.
-                alive = [n for n, request in enumerate(batch) if request.voxels.num_voxels]
-                shapes = [batch[n] for n in alive]
-                title = f"shapes {batch[0].number} to {batch[-1].number}, level {number}"
-                total = len(shapes) * sampler.steps
-                with tqdm(total=total, desc=title, unit="step", disable=options.quiet, leave=False) as bar:
-                    # 1. Denoise: from noise on the latent grids to latents [M, L] of each shape.
-                    denoise = partial(self._denoise, number, sampler, options, bar.update)
-                    latents = in_batches(denoise, shapes, [shape.voxels.num_voxels for shape in shapes], budget)
-                # 2. Decode: which of the finer voxels exist, and their attributes.
-                decoded = in_batches(level.decode, latents, [level.decoded_size(z) for z in latents], budget)
-                # 3. Refine: add and remove voxels of the decoded structure, and predict the attributes again.
-                sizes = [voxels.num_voxels for voxels in decoded]
-                refined = in_batches(partial(level.refine, box=self.size), decoded, sizes, budget)
-                # 4. Remove small connected components.
-                clean = partial(without_small, fraction=options.min_component)
-                voxels = [level.empty() for _ in batch]
-                for n, result in zip(alive, in_batches(clean, refined, sizes, budget), strict=True):
-                    voxels[n] = result.to("cpu")
-                # 5. The voxels of this level are the latent grids of the next.
-                for n, result in enumerate(voxels):
-                    batch[n] = replace(batch[n], voxels=result)
-                    generated[n].append(result)
-                lost = [batch[n].number for n in alive if not voxels[n].num_voxels]
-                if lost:
-                    warnings.warn(f"no voxels are left at level {number} of the shapes {lost}", stacklevel=2)
-            yield from (Sample(tuple(levels), first) for levels in generated)
-
-    def _denoise(
+    def interpolate(
         self,
-        number: int,
-        sampler: SamplerConfig,
-        options: SampleOptions,
-        advance: Callable[[int], bool | None],
-        shapes: Sequence[ShapeRequest],
-    ) -> list[SparseTensor]:
-        """Latents [M, L] of each shape of a batch, from noise on its latent grid."""
-        level, numbers = self.levels[number], [shape.number for shape in shapes]
-        # 1. The latent grids, M voxels in all, and the conditions of the denoiser.
-        latent = Voxels.stack([shape.voxels for shape in shapes]).to(self.device)
-        conditions = self._conditions(number, options, latent, shapes)
-        unconditional = None
-        if sampler.weight != 1:
-            every = torch.ones(len(shapes), dtype=torch.bool)
-            empty_text = self._embed("") if level.denoiser.config.text_channels else None
-            unconditional = conditions.drop(every, latent.grid, level.dropped, empty_text=empty_text)
-        # 2. Noise of each shape from the seed, its number and the level; then the steps of the sampler.
-        make_hook = options.hooks.get(number)
-        latents = sample_latents(
-            level.denoiser,
-            latent.grid,
-            level.vae.config.latent_channels,
-            Noise(options.seed, numbers, number),
-            diffusion=level.objective,
-            sampler=sampler,
-            conditions=conditions,
-            unconditional=unconditional,
-            hook=None if make_hook is None else make_hook(latent.grid, numbers),
-            watch=lambda step, steps: advance(len(shapes)),
-        )
-        # 3. Back to the scale of the VAE.
-        return latents.map(lambda z: z / level.latent_scale).unbind()
+        first: Voxels | Sample,
+        second: Voxels | Sample,
+        n: int = 7,
+        options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
+        *,
+        blend: Blend = "noise",
+        number: int = 0,
+    ) -> list[Sample]:
+        """Generate shapes between two others.
 
-    def _conditions(
-        self, number: int, options: SampleOptions, latent: Voxels, shapes: Sequence[ShapeRequest]
-    ) -> Conditions:
-        """The conditions that the denoiser of a level takes: attributes of the latent grid, classes and texts."""
-        level, config = self.levels[number], self.levels[number].denoiser.config
-        of_shapes = Conditions(
-            category=torch.tensor([class_number(level, s.category) for s in shapes]) if config.categories else None,
-            text=Text.stack([s.text for s in shapes if s.text is not None]) if config.text_channels else None,
-        ).to(self.device)
-        edit = options.conditions.get(number)
-        if edit is None:
-            return Conditions.from_voxels(latent, config, category=of_shapes.category, text=of_shapes.text)
-        taken = [name for name in ("normal", "fill", "label") if name in config.conditions]
-        of_voxels: dict[str, Any] = {name: latent.attributes.get(name) for name in taken}
-        known = replace(of_shapes, **of_voxels)
-        return edit(known, latent.grid, [shape.number for shape in shapes])
+        Args:
+            first: A sample, or voxels with attributes of the finest level.
+            second: Another one.
+            n: Number of shapes, at least 2. The first and the last are the given ones, generated again.
+            options: Options of sampling. Hooks of the coarsest level have no effect.
+            blend: What is interpolated at the coarsest level: the "noise" from which the sampler makes the two shapes,
+                so that those between are samples too, which needs a denoiser that predicts a flow; or the "latents".
+            number: Number of the noise of the finer levels.
 
-    def _embed(self, text: str) -> Text:
-        """Embed a text. The text encoder is loaded for the first one."""
-        if self._encoder is None and self._source is None:
-            raise ValueError("text must be a TextEncoder or a TextSource for a model that takes texts, got None")
-        if self._encoder is None and self._source is not None:
-            source = self._source
-            self._encoder = TextEncoder.from_pretrained(source.model, source.tokenizer, subfolder=source.subfolder)
-        assert self._encoder is not None
-        expected = {level.denoiser.config.text_channels for level in self.levels} - {0}
-        if {self._encoder.channels} != expected:
-            raise ValueError(f"text must be an encoder with {expected} channels, got one with {self._encoder.channels}")
-        return self._encoder.to(self.device)([text])
+        Returns:
+            n Samples, on the CPU.
+
+        Raises:
+            KeyError, TypeError, ValueError: As in `shapes_between` and `sample`.
+        """
+        return list(shapes_between(self, first, second, n, options, blend, number))
 
     def reconstruct(
         self, shape: Shape, *, samples: int = 1_000_000, outside: Outside = "rescale"
