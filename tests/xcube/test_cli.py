@@ -158,9 +158,11 @@ WORDS = {
     "demo": [],
     "edit": ["x", "--delete", "y"],
     "evaluate": ["x", "--data", "y"],
+    "interpolate": ["x", "--to", "y"],
     "reconstruct": ["x", "--model", "y"],
     "sample": ["--model", "x"],
     "upsample": ["x", "--model", "y"],
+    "vary": ["x"],
 }
 
 

@@ -231,7 +231,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads((out / "settings.json").read_text())["delete"] == ["x=0.1:,y=:0.1"]
     # The same command makes nothing again.
     assert main([*words, "--count", "2", "--quiet", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.startswith("0 shapes generated\n")
+    assert capsys.readouterr().out.startswith("0 shapes generated, 2 already existed\n")
 
 
 @pytest.mark.parametrize(
