@@ -22,6 +22,7 @@ from bench import (
     samples_picture,
     steps,
     unseen,
+    variations,
 )
 from bench import refiner as refiner_bench
 from bench.scenes import sphere_mesh
@@ -64,6 +65,25 @@ def test_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[4].strip() for row in rows] == ["0.0"] * 5  # nor is an edge of the surface
     assert [row[5].strip() for row in rows] == ["100 %"] * 5
     with Image.open(tmp_path / "edits.png") as picture:
+        assert picture.width == 900
+
+
+def test_variations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--strengths", "0.2", "0.9", "--count", "1", "--picture", str(tmp_path / "variations.png")]
+    assert variations.main(words) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line]
+    assert [row[0] for row in rows if not row[0].startswith("-")] == [
+        "strength",
+        "0.2",
+        "0.9",
+        "interpolated",
+        "noise",
+        "latents",
+    ]
+    table = {row[0]: row[1:] for row in rows}
+    assert float(table["0.2"][0]) > float(table["0.9"][0])
+    assert min(float(table[blend][0]) for blend in ("noise", "latents")) > 0.95
+    with Image.open(tmp_path / "variations.png") as picture:
         assert picture.width == 900
 
 
