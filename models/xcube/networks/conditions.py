@@ -70,6 +70,7 @@ class Conditions:
     fill: Solid fractions of the coarser level, [M]; -1 for voxels without one.
     label: Semantic labels of the coarser level, integers [M]; -1 for voxels without one.
     extra: Other features of latent voxels, [M, channels]; zero for voxels without them.
+    observed: States of the finer voxels in each latent voxel, [M, voxels]: 1 for full, -1 for empty, 0 for unknown.
     category: Category of each shape, integers [B]; -1 for none.
     text: A text for each shape.
     """
@@ -78,6 +79,7 @@ class Conditions:
     fill: Tensor | None = None
     label: Tensor | None = None
     extra: Tensor | None = None
+    observed: Tensor | None = None
     category: Tensor | None = None
     text: Text | None = None
 
@@ -88,7 +90,7 @@ class Conditions:
         Args:
             voxels: Voxels with those of the attributes "normal", "fill", "label" and "extra" that the denoiser takes.
             config: The configuration of the denoiser.
-            others: Conditions of whole shapes: `category` and `text`.
+            others: Conditions of whole shapes: `category` and `text`; and `observed`, by default nothing.
 
         Raises:
             KeyError: If the voxels lack an attribute.
@@ -98,7 +100,9 @@ class Conditions:
         if missing:
             raise KeyError(f"the model needs the attributes {wanted}, got voxels without {missing}")
         made: dict[str, Any] = {name: voxels.attributes[name] for name in wanted}
-        return cls(**made, **others)
+        if config.observed:
+            made["observed"] = torch.zeros(voxels.num_voxels, config.observed, device=voxels.device)
+        return cls(**(made | others))
 
     @classmethod
     def stack(cls, conditions: Sequence["Conditions"]) -> "Conditions":
@@ -176,6 +180,7 @@ class Conditions:
             "fill": [voxels],
             "label": [voxels],
             "extra": [voxels, config.extra],
+            "observed": [voxels, config.observed],
             "category": [shapes],
         }
         for name in given:

@@ -223,6 +223,9 @@ class UNetConfig(Config):
         num_labels: Number of semantic classes of voxels as a condition; 0 for none.
         label_dim: Number of channels of the class embedding.
         extra: Number of channels of any other condition per latent voxel, such as the latents of a coarser level.
+        observed: Number of finer voxels in a latent voxel whose states (full, empty or unknown) are a condition, so
+            that the denoiser completes partial observations: the number that the VAE decodes from a latent voxel, 64
+            for a factor of 4; 0 for none.
         categories: Number of shape categories as a condition; 0 for none.
         text_channels: Number of channels of a text token as a condition; 0 for none.
         checkpointing: Whether activations are recomputed in the backward pass to save memory.
@@ -243,6 +246,7 @@ class UNetConfig(Config):
     num_labels: int = 0
     label_dim: int = 32
     extra: int = 0
+    observed: int = 0
     categories: int = 0
     text_channels: int = 0
     checkpointing: bool = False
@@ -250,7 +254,7 @@ class UNetConfig(Config):
     def __post_init__(self) -> None:
         self._check_choices(architecture=get_args(Architecture), position=tuple(POSITION_CHANNELS))
         self._check_at_least(1, "latent_channels", "channels", "blocks", "heads", "groups", "label_dim")
-        self._check_at_least(0, "num_labels", "extra", "categories", "text_channels")
+        self._check_at_least(0, "num_labels", "extra", "observed", "categories", "text_channels")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers must be positive, got {self.multipliers}")
         if any(factor < 1 or factor & (factor - 1) for factor in self.attention):
@@ -280,7 +284,7 @@ class UNetConfig(Config):
     @property
     def in_channels(self) -> int:
         """The number of input channels of the first convolution."""
-        known = POSITION_CHANNELS[self.position] + 3 * self.normal + 2 * self.fill + self.extra
+        known = POSITION_CHANNELS[self.position] + 3 * self.normal + 2 * self.fill + self.extra + self.observed
         return self.latent_channels + known + (self.label_dim if self.num_labels else 0)
 
     @property
@@ -291,6 +295,7 @@ class UNetConfig(Config):
             "fill": self.fill,
             "label": self.num_labels,
             "extra": self.extra,
+            "observed": self.observed,
             "category": self.categories,
             "text": self.text_channels,
         }

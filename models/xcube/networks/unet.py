@@ -126,7 +126,7 @@ class UNet(torch.nn.Module):
         return functional.silu(embedded)
 
     def _inputs(self, x: SparseTensor, conditions: Conditions) -> Iterator[Tensor]:
-        """Yield the inputs of the first convolution: latents, position, label, other features, fill and normal."""
+        """Yield the inputs of the first convolution: latents, position and conditions of voxels."""
         dtype, position = x.dtype, self.config.position
         yield x.feats
         if position == "ijk":
@@ -144,6 +144,8 @@ class UNet(torch.nn.Module):
             yield torch.stack([torch.where(known, conditions.fill, 0), known], 1).to(dtype)
         if conditions.normal is not None:
             yield normalized(conditions.normal.to(dtype))
+        if conditions.observed is not None:
+            yield conditions.observed.to(dtype)
 
     def _check_box(self, volume: Tensor) -> None:
         unit = 1 << (len(self.config.multipliers) - 1)

@@ -3,17 +3,20 @@
 M latent voxels, L latent channels, B grids.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from sparsevox import Voxels
 from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, check_sampler
+from xcube.geometry.observation import from_volume, states, to_volume
 from xcube.networks.conditions import Conditions
 from xcube.networks.encoder import Posterior
 from xcube.networks.losses import Losses, true_attributes
@@ -23,8 +26,10 @@ from xcube.training.callbacks import Progress
 from xcube.training.config import TrainConfig
 from xcube.training.latents import SHAPE_INDEX, LatentDataset, ShapeConditions, first_value, with_shape_index
 from xcube.training.modules import FrozenVAEModule
+from xcube.training.observations import random_observations
 
 LatentsKind = Literal["samples", "means"]
+FULL = "full"  # an attribute of latents: which of the finer voxels in each latent voxel exist, uint8 [M, S]
 
 
 class DenoiserModule(FrozenVAEModule):
@@ -43,12 +48,14 @@ class DenoiserModule(FrozenVAEModule):
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser can do without them.
+        unobserved: Fraction of the shapes of which nothing is observed, if the network takes observations.
         sampler: Default sampler of pipelines with this denoiser.
         cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
 
     Raises:
-        ValueError: If `drop` or `fill_drop` is outside [0, 1], a standard deviation is negative, there is noise on a
-            condition that the network does not take, `latents` is unknown, or the sampler does not fit the diffusion.
+        ValueError: If `drop`, `fill_drop` or `unobserved` is outside [0, 1], a standard deviation is negative, there is
+            noise on a condition that the network does not take, it takes observations and is not dense or has another
+            number of them than the VAE, `latents` is unknown, or the sampler does not fit the diffusion.
     """
 
     net: UNet
@@ -68,14 +75,16 @@ class DenoiserModule(FrozenVAEModule):
         normal_noise: float = 0.0,
         fill_noise: float = 0.0,
         fill_drop: float = 0.0,
+        unobserved: float = 0.5,
         sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
         cache: bool = True,
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"drop must lie in [0, 1], got {drop}")
         self.sampler = sampler
-        if not 0 <= fill_drop <= 1:
-            raise ValueError(f"fill_drop must lie in [0, 1], got {fill_drop}")
+        for name, portion in (("fill_drop", fill_drop), ("unobserved", unobserved)):
+            if not 0 <= portion <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {portion}")
         self.latents, self.normal_noise, self.fill_noise, self.fill_drop = latents, normal_noise, fill_noise, fill_drop
         if not (normal_noise >= 0 and fill_noise >= 0):
             raise ValueError(f"normal_noise and fill_noise must not be negative, got {normal_noise} and {fill_noise}")
@@ -93,6 +102,14 @@ class DenoiserModule(FrozenVAEModule):
         options = {"diffusion": diffusion.to_dict(), "drop": drop, "dropped": list(dropped), "scale": scale}
         options |= {"latents": latents, "normal_noise": normal_noise, "fill_noise": fill_noise}
         options["fill_drop"] = fill_drop
+        if net.config.observed:
+            if not net.config.dense or net.config.observed != math.prod(vae.config.factor):
+                raise ValueError(
+                    f"observed must be {math.prod(vae.config.factor)}, as the VAE decodes from a latent voxel, and the "
+                    f"network dense, got {net.config.observed} and {net.config.dense}"
+                )
+            options["unobserved"] = unobserved
+        self.unobserved = unobserved
         super().__init__(net, train, vae, **options)
         self.scale, self.diffusion, self.drop, self.dropped = scale, Diffusion(diffusion), drop, tuple(dropped)
         none = {"train": ShapeConditions(()), "val": ShapeConditions(())}
@@ -122,6 +139,8 @@ class DenoiserModule(FrozenVAEModule):
             posterior = self.vae.encode(voxels)
             wanted = {name for name in ("normal", "fill", "label") if name in self.net.config.conditions}
             known = true_attributes(voxels, posterior.grid, wanted)
+        if self.net.config.observed:
+            known[FULL] = (states(posterior.grid, self.vae.config.factor, voxels.grid) > 0).byte()
         latents = Voxels(posterior.grid, {"mean": posterior.mean, "logvar": posterior.logvar, **known})
         return with_shape_index(latents, voxels)
 
@@ -139,6 +158,8 @@ class DenoiserModule(FrozenVAEModule):
         # 2. Draw times and conditions; some grids lose their conditions, for classifier-free guidance.
         t = self.diffusion.times(grid.batch_size, generator).to(device)  # [B]
         conditions = self._conditions(voxels)
+        if self.net.config.observed:
+            conditions = replace(conditions, observed=self._observed(voxels, generator))
         if self.training:
             conditions = self._with_noise(conditions, generator)
         if self.training and self.fill_drop:
@@ -151,6 +172,13 @@ class DenoiserModule(FrozenVAEModule):
         # 3. Compare the prediction for noisy latents with its target.
         loss = self.diffusion.loss(self.net, latents, conditions, t, draws[1])
         return Losses({"mse": loss}, {"mse": 1.0})
+
+    def _observed(self, latents: Voxels, generator: torch.Generator) -> Tensor:
+        """States of the finer voxels in random observations of a batch, [M, S]; of some shapes, nothing."""
+        factor, full = self.vae.config.factor, latents.attributes[FULL].bool()
+        volume = to_volume(latents.grid, full, factor)  # [B, X, Y, Z]
+        seen = random_observations(volume, self.unobserved, generator)
+        return torch.where(from_volume(latents.grid, seen, factor), 2.0 * full - 1, 0.0)
 
     def _with_noise(self, conditions: Conditions, generator: torch.Generator) -> Conditions:
         """Add noise to the attributes of the coarser level, which in a cascade has errors.

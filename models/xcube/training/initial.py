@@ -1,11 +1,15 @@
 """Weights of a trained network as the start of a training run."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.networks.pretrained import KINDS, WEIGHTS, digest, load_weights, read_config
+from xcube.networks.unet import UNet
 from xcube.training.modules import NetworkModule
 
 # Fields of a configuration that may differ: they change neither the parameters nor what these were trained for.
@@ -30,15 +34,31 @@ def load_initial(module: NetworkModule, folder: Path, out: Path) -> None:
     try:
         values = read_config(folder)
         expected, got = _settings(module.options), _settings(_recorded(values))
+        more = isinstance(module.net, UNet) and module.net.config.observed and not got.get("model.observed")
+        if more:
+            expected.pop("model.observed")
         for name in sorted(expected.keys() & got.keys()):
             if not _same(expected[name], got[name]):
                 raise ValueError(f"{name} must be {expected[name]}, got {got[name]}")
-        load_weights(module.net, folder)
+        if isinstance(module.net, UNet) and more:
+            _load_and_observe(module.net, folder)
+        else:
+            load_weights(module.net, folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"initial must be the folder of a trained network, got {folder}: {error}") from error
     except ValueError as error:
         raise ValueError(f"initial must hold a network like that of the run, got {folder}: {error}") from error
     module.options["initial"] = digest(folder / WEIGHTS)
+
+
+def _load_and_observe(net: UNet, folder: Path) -> None:
+    """Load the weights of a denoiser that takes no observations. At first they have no effect on its prediction."""
+    plain = UNet(replace(net.config, observed=0))
+    load_weights(plain, folder)
+    state = plain.state_dict()
+    first = state["enter.weight"]
+    unused = first.new_zeros(first.shape[0], net.config.observed, *first.shape[2:])
+    net.load_state_dict(state | {"enter.weight": torch.cat([first, unused], 1)})  # the last inputs are observations
 
 
 def _recorded(values: dict[str, Any]) -> dict[str, Any]:

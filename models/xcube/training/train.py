@@ -151,6 +151,7 @@ def train_denoiser(
     normal_noise: float = 0.0,
     fill_noise: float = 0.0,
     fill_drop: float = 0.0,
+    unobserved: float = 0.5,
     sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
     categories: tuple[str, ...] = (),
     captions: Path | None = None,
@@ -180,14 +181,15 @@ def train_denoiser(
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser also upsamples voxels
             that have none.
+        unobserved: Fraction of the training shapes of which nothing is observed, if the network takes observations.
         sampler: Default sampler of pipelines with this denoiser.
         categories: Categories to condition on. A shape has a category if its name begins with it.
         captions: JSON file that maps the name of each shape to its text.
         text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
         tokenizer: Folder or Hugging Face name of the tokenizer, if it is not in the folder of the text model.
         cache: Keep the latents of all shapes in memory instead of encoding them at every step.
-        initial: Folder of a trained network with the same configuration. Training starts from its weights instead of
-            random ones.
+        initial: Folder of a trained network with the same configuration, except that it may take no observations.
+            Training starts from its weights instead of random ones.
         restart: Train from scratch, or from `initial` again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
@@ -231,6 +233,7 @@ def train_denoiser(
         normal_noise=normal_noise,
         fill_noise=fill_noise,
         fill_drop=fill_drop,
+        unobserved=unobserved,
         sampler=sampler,
         cache=cache,
     )

@@ -1,0 +1,67 @@
+"""Partial observations of shapes: which voxels are known to exist, and which are known to be empty.
+
+M latent voxels, S finer voxels in each of them, B shapes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsevox import Grid
+
+FULL, UNKNOWN, EMPTY = 1.0, 0.0, -1.0  # the states of a voxel
+
+
+def children(latent: Grid, factor: Sequence[int], like: Grid) -> Tensor:
+    """Coordinates of the finer voxels in each latent voxel: int [M, S, 4], batch and ijk, in C order of their place.
+
+    Args:
+        latent: Latent grids.
+        factor: Number of finer voxels along each axis of a latent voxel.
+        like: A grid of the finer voxels, whose voxel (0, 0, 0) lies at the lower corner of that of `latent`.
+    """
+    offsets = torch.cartesian_prod(*[torch.arange(n) for n in factor]).view(-1, 3).to(latent.device)
+    coords = latent.coords
+    places = coords[:, None, 1:] * torch.tensor(factor, device=latent.device) + offsets
+    batch = coords[:, None, :1].expand(-1, len(offsets), -1)
+    return torch.cat([batch, places.to(coords.dtype)], 2)
+
+
+def states(latent: Grid, factor: Sequence[int], full: Grid, empty: Grid | None = None) -> Tensor:
+    """The state of the finer voxels in each latent voxel: 1 for full, -1 for empty, 0 for unknown; float32 [M, S].
+
+    Args:
+        latent: Latent grids.
+        factor: Number of finer voxels along each axis of a latent voxel.
+        full: Voxels that are known to exist.
+        empty: Voxels that are known to be empty, apart from those of `full`; all others by default.
+    """
+    coords = children(latent, factor, full)
+    flat = coords.view(-1, 4)
+    exists = full.contains(flat)
+    vacant = ~exists if empty is None else empty.contains(flat) & ~exists
+    made = torch.where(exists, FULL, torch.where(vacant, EMPTY, UNKNOWN))
+    return made.view(coords.shape[:2])
+
+
+def to_volume(latent: Grid, rows: Tensor, factor: Sequence[int]) -> Tensor:
+    """Values [M, S] of the finer voxels in full boxes of latent voxels as volumes [B, X, Y, Z]."""
+    low, high = (bound.to(torch.int64) for bound in latent.bounds())
+    first, size = low[0], (high - low)[0].tolist()
+    place = latent.ijk.long() - first
+    a, b, c = factor
+    cells = rows.new_zeros((latent.batch_size, *size, a, b, c))
+    cells[latent.batch.long(), place[:, 0], place[:, 1], place[:, 2]] = rows.view(-1, a, b, c)
+    x, y, z = size
+    return cells.permute(0, 1, 4, 2, 5, 3, 6).reshape(latent.batch_size, x * a, y * b, z * c)
+
+
+def from_volume(latent: Grid, volume: Tensor, factor: Sequence[int]) -> Tensor:
+    """The inverse of `to_volume`: values [M, S] from volumes [B, X, Y, Z]."""
+    a, b, c = factor
+    count, x, y, z = volume.shape
+    cells = volume.view(count, x // a, a, y // b, b, z // c, c).permute(0, 1, 3, 5, 2, 4, 6)
+    place = latent.ijk.long() - latent.bounds()[0][0].to(torch.int64)
+    rows = cells[latent.batch.long(), place[:, 0], place[:, 1], place[:, 2]]
+    return rows.reshape(latent.num_voxels, a * b * c)
