@@ -96,6 +96,31 @@ class Diffusion:
             return latents.replace(torch.lerp(latents.feats, noise, (rows / STEPS).to(noise.dtype)[:, None]))
         return latents.map(lambda z: self.schedule.add_noise(z, noise, rows))
 
+    def add_noise_back(self, x: SparseTensor, noise: Tensor, before: float | None, after: float) -> SparseTensor:
+        """Add noise [M, L] to noisy latents, from one time to a later one.
+
+        Latents at a time are a z + b n of latents z without noise and standard normal noise n. This is one step of the
+        forward process between any two times: the variances of both noises add up.
+
+        Args:
+            x: Noisy latents at the time `before`.
+            noise: Standard normal noise, [M, L].
+            before: The earlier time; None for latents without noise.
+            after: The later time.
+        """
+        (a, b), (c, d) = (self._scales(time) for time in (before, after))
+        factor = c / a
+        return x.map(lambda z: factor * z + max(d**2 - (factor * b) ** 2, 0.0) ** 0.5 * noise)
+
+    def _scales(self, time: float | None) -> tuple[float, float]:
+        """The factors of latents and of noise at a time."""
+        if time is None:
+            return 1.0, 0.0
+        if self.is_flow:
+            return 1 - time / STEPS, time / STEPS
+        kept = float(self.schedule.alphas_cumprod[round(time)])
+        return kept**0.5, (1 - kept) ** 0.5
+
     def target(self, latents: SparseTensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """Compute the prediction target of the denoiser, [M, L]. Takes and raises the same as `add_noise`."""
         rows = self._rows(latents, noise, t)

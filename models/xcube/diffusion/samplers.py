@@ -43,6 +43,8 @@ class SamplerConfig(Config):
         official: Whether DPM-Solver++ rounds its timesteps to integers and ends at the first of the 1000, with a little
             noise left, as in the official code.
         guidance: Weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); 1 for none.
+        repeats: Number of times that each step is taken. Noise is added back before each further time, so that new
+            latents come to fit known ones (RePaint, Lugmayr et al. 2022, arXiv:2201.09865). Not for DPM-Solver++.
         formula: Formula of guidance: "usual", `uncond + guidance * (cond - uncond)`, or "official",
             `cond + guidance * (cond - uncond)`, except that a weight of 1 disables guidance.
     """
@@ -55,12 +57,15 @@ class SamplerConfig(Config):
     karras: bool = False
     official: bool = False
     guidance: float = 1.0
+    repeats: int = 1
     formula: Literal["usual", "official"] = "usual"
 
     def __post_init__(self) -> None:
         self._check_choices(sampler=get_args(Kind), spacing=("leading", "trailing"), formula=("usual", "official"))
         if not 0 <= self.eta <= 1 or self.order not in (1, 2, 3):
             raise ValueError(f"eta must lie in [0, 1] and order in 1 to 3, got {self.eta} and {self.order}")
+        if self.repeats < 1 or (self.repeats > 1 and self.sampler == "dpm++"):
+            raise ValueError(f"repeats must be at least 1, and 1 for dpm++, got {self.repeats}")
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance must be finite, got {self.guidance}")
         if not 1 <= self.steps <= STEPS or (self.sampler == "dpm++" and self.steps == STEPS):
@@ -115,7 +120,7 @@ def sample_latents(
         denoiser: The denoiser, or any function of noisy latents, times [B] and conditions.
         grid: The latent grids.
         channels: Number of channels L of a latent vector.
-        noise: Source of noise, called once for the start and, if the sampler adds noise, once per step.
+        noise: Source of noise, called once for the start and, if the sampler adds noise, once per step and repeat.
         diffusion: The diffusion process that the denoiser was trained with.
         sampler: The sampler and its options.
         conditions: The conditions of the denoiser.
@@ -139,6 +144,7 @@ def sample_latents(
         raise ValueError(f"start must have the voxels of grid, got {start.grid} and {grid}")
     solver = Solver(sampler, diffusion.config)
     chosen = solver.times[len(solver.times) - round(strength * len(solver.times)) :]
+    following = [*chosen[1:].tolist(), None]  # the time after each step; None without noise
     # Keep references to the coarser grids, whose caches hold kernel maps, so that all steps use the same ones.
     coarser = [grid]
     while len(coarser) < RESOLUTIONS and coarser[-1].num_voxels > grid.batch_size:
@@ -152,15 +158,20 @@ def sample_latents(
             known = SparseTensor(grid, _checked("start", start.feats, shape))
             x = diffusion.add_noise(known, x.feats.to(start.dtype), chosen[0]) if len(chosen) else known
         for number, t in enumerate(chosen):
-            # 2. Let the hook change the noisy latents.
-            if hook is not None:
-                x = x.replace(_checked("hook", hook(x, float(t)).feats, shape))
-            # 3. Predict, with classifier-free guidance.
-            times = t.to(grid.device).expand(grid.batch_size)  # [B]
-            prediction = predict(x, times)  # [M, L]
-            # 4. Take a step toward less noise.
-            fresh = noise(grid, channels).to(x.dtype) if solver.eta else None
-            x = x.replace(solver.step(_checked("denoiser", prediction, shape).to(x.dtype), t, x.feats, fresh))
+            for repeat in range(sampler.repeats):
+                # 2. Add noise back to take the step again.
+                if repeat:
+                    x = diffusion.add_noise_back(x, noise(grid, channels).to(x.dtype), following[number], float(t))
+                    solver = Solver(sampler, diffusion.config)  # it counts its steps
+                # 3. Let the hook change the noisy latents.
+                if hook is not None:
+                    x = x.replace(_checked("hook", hook(x, float(t)).feats, shape))
+                # 4. Predict, with classifier-free guidance.
+                times = t.to(grid.device).expand(grid.batch_size)  # [B]
+                prediction = predict(x, times)  # [M, L]
+                # 5. Take a step toward less noise.
+                fresh = noise(grid, channels).to(x.dtype) if solver.eta else None
+                x = x.replace(solver.step(_checked("denoiser", prediction, shape).to(x.dtype), t, x.feats, fresh))
             if watch is not None:
                 watch(number + 1, len(chosen))
         return x if hook is None else x.replace(_checked("hook", hook(x, None).feats, shape))
@@ -238,7 +249,7 @@ class Solver:
 def keep_known_latents(diffusion: Diffusion, latents: SparseTensor, mask: Tensor, noise: Tensor) -> Hook:
     """Make a hook for inpainting: known latents are kept, and the sampler finds others that fit.
 
-    This is RePaint without its jumps back in time (Lugmayr et al. 2022, arXiv:2201.09865).
+    This is RePaint (Lugmayr et al. 2022, arXiv:2201.09865); its jumps back in time are `SamplerConfig.repeats`.
 
     Args:
         diffusion: The diffusion process that the denoiser was trained with.

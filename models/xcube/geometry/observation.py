@@ -5,10 +5,12 @@ M latent voxels, S finer voxels in each of them, B shapes.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sparsevox import Grid
+from sparsevox import Grid, Voxels
+from xcube.geometry.distances import require_scipy
 
 FULL, UNKNOWN, EMPTY = 1.0, 0.0, -1.0  # the states of a voxel
 
@@ -65,3 +67,38 @@ def from_volume(latent: Grid, volume: Tensor, factor: Sequence[int]) -> Tensor:
     place = latent.ijk.long() - latent.bounds()[0][0].to(torch.int64)
     rows = cells[latent.batch.long(), place[:, 0], place[:, 1], place[:, 2]]
     return rows.reshape(latent.num_voxels, a * b * c)
+
+
+def inside_parts(full: Voxels, empty: Grid) -> Grid:
+    """The parts of known empty space that lie inside of a shape, by the normals of the observed voxels next to them.
+
+    Parts of empty space are connected across faces. For each face between a part and an observed voxel, the component
+    of the normal along the direction to the part votes: a normal that points to it means outside.
+
+    Args:
+        full: Observed voxels of one shape, with normals.
+        empty: Voxels that are known to be empty.
+
+    Raises:
+        ImportError: If scipy is not installed.
+    """
+    if not empty.num_voxels or not full.num_voxels:
+        return empty.prune(torch.zeros(empty.num_voxels, dtype=torch.bool, device=empty.device))
+    # 1. Label the parts.
+    ijk = empty.ijk.cpu().numpy()
+    corner = ijk.min(0) - 1
+    volume = np.zeros(tuple(ijk.max(0) - corner + 2), bool)
+    volume[tuple((ijk - corner).T)] = True
+    label, count = require_scipy().ndimage.label(volume)
+    part = torch.from_numpy(label[tuple((ijk - corner).T)]).long()  # [N], from 1 on
+    # 2. Let the normals vote.
+    votes = torch.zeros(count + 1, dtype=torch.float64)
+    normals = full.attributes["normal"].double().cpu()
+    for axis in range(3):
+        for side in (-1, 1):
+            step = empty.coords.new_zeros(4)
+            step[1 + axis] = side
+            rows = full.grid.index(empty.coords + step).cpu()  # the observed voxel on this side of each empty one
+            found = rows >= 0
+            votes.index_add_(0, part[found], -side * normals[rows[found], axis])
+    return empty.prune((votes < 0)[part].to(empty.device))

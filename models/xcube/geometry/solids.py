@@ -75,6 +75,20 @@ def region_voxels(name: str, region: object, like: Grid, limits: Sequence[int]) 
     return Grid.full(lower, upper, voxel_size=like.voxel_size, origin=like.origin, device=like.device)
 
 
+def as_regions(regions: Region | Sequence[Region]) -> list[Region]:
+    """One region, or several, as a list. A tuple of two triples of numbers is one box."""
+    if isinstance(regions, Mesh | Grid | Voxels) or _is_box(regions):
+        return [regions]  # type: ignore[list-item]
+    return list(regions)  # type: ignore[arg-type]
+
+
+def _is_box(regions: object) -> bool:
+    def triple(corner: object) -> bool:
+        return isinstance(corner, Sequence) and len(corner) == 3 and all(isinstance(x, int | float) for x in corner)
+
+    return isinstance(regions, Sequence) and len(regions) == 2 and all(map(triple, regions))
+
+
 def _subdivided(name: str, grid: Grid, like: Grid) -> Grid:
     """The voxels of a grid, divided into voxels of the size of `like`."""
     if grid.batch_size != 1:

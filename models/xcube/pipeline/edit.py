@@ -12,13 +12,13 @@ from functools import partial
 
 import torch
 
-from sparsevox import Grid, Mesh, SparseTensor, Voxels
+from sparsevox import Grid, SparseTensor, Voxels
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import Hook, keep_known_latents
 from xcube.geometry.normals import estimated_normals
 from xcube.geometry.shell import certain_parts
-from xcube.geometry.solids import FACES, Region, region_voxels, solid, surface
+from xcube.geometry.solids import FACES, Region, as_regions, region_voxels, solid, surface
 from xcube.networks.conditions import NO_FILL
 from xcube.pipeline.level import Level, in_box
 from xcube.pipeline.options import Sample, SampleOptions
@@ -65,7 +65,7 @@ def plan_edit(
         ValueError: If there is nothing to delete or add, a part to delete does not overlap the shape, a part to add
             lies outside of the box, nothing is left, or the margin is negative.
     """
-    deleted, added = _as_list(delete), _as_list(add)
+    deleted, added = as_regions(delete), as_regions(add)
     if not deleted and not added:
         raise ValueError("delete or add must hold at least one part, got none")
     if "normal" not in shape.attributes:
@@ -121,7 +121,7 @@ def edited(
     found = [[plan.after[0]] for _ in numbers]
     for number, level in enumerate(levels[1:], 1):
         keep = partial(keep_outside, level, plan, number, options.seed)
-        hooked = replace(options.within(number, number + 1), hooks={number: keep})
+        hooked = replace(options.within(levels, number, number + 1), hooks={number: keep})
         coarse = Voxels.stack([variant[-1] for variant in found])
         made = stream(numbers, hooked, shape=coarse, level=number, last=number)
         for variant, sample in zip(found, made, strict=True):
@@ -199,20 +199,6 @@ def _joined_once(before: Voxels, generated: Voxels, zone: Grid) -> tuple[Voxels,
     both = {name: torch.cat([kept.attributes[name], new.attributes[name]]) for name in shared}
     attributes = {name: torch.empty_like(value).index_copy(0, rows, value) for name, value in both.items()}
     return Voxels(grid, attributes), kept.grid - connected
-
-
-def _as_list(regions: Region | Sequence[Region]) -> list[Region]:
-    """One region, or several, as a list. A tuple of two triples of numbers is one box."""
-    if isinstance(regions, Mesh | Grid | Voxels) or _is_box(regions):
-        return [regions]  # type: ignore[list-item]
-    return list(regions)  # type: ignore[arg-type]
-
-
-def _is_box(regions: object) -> bool:
-    def triple(corner: object) -> bool:
-        return isinstance(corner, Sequence) and len(corner) == 3 and all(isinstance(x, int | float) for x in corner)
-
-    return isinstance(regions, Sequence) and len(regions) == 2 and all(map(triple, regions))
 
 
 def _with_attributes(shell: Grid, source: Voxels, unknown: Grid, solid: Grid) -> Voxels:

@@ -77,6 +77,8 @@ class SampleOptions:
         karras: Whether DPM-Solver++ spaces its steps as in Karras et al. (2022), by default as each level says.
         official: Whether DPM-Solver++ takes its timesteps as in the official code, by default as each level says.
         guidance: Weight of classifier-free guidance, 1 for none, by default that of each level.
+        repeats: Number of times that each step is taken, with noise added back in between (RePaint), by default that of
+            each level.
         formula: Formula of guidance, "usual" or "official" (see `SamplerConfig`), by default that of each level.
         seed: Seed of the noise. A shape depends on the seed, its number and the level.
         text: Text prompt for all shapes, or one per shape.
@@ -106,6 +108,7 @@ class SampleOptions:
     karras: bool | None = None
     official: bool | None = None
     guidance: float | None = None
+    repeats: int | None = None
     formula: Literal["usual", "official"] | None = None
     seed: int = 0
     text: str | Sequence[str] | None = None
@@ -120,8 +123,9 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         self._over(SamplerConfig(), steps=10)  # for_level checks the number of steps, which depends on the level
-        if self.steps is not None:
-            checks.integer("steps", self.steps)
+        for name in ("steps", "repeats"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name))
         if checks.integer("seed", self.seed) < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 1 <= checks.integer("batch_size", self.batch_size) <= MAX_BATCH:
@@ -147,13 +151,26 @@ class SampleOptions:
         """The options with those changes that are not None."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
-    def within(self, first: int, end: int) -> "SampleOptions":
-        """The options with hooks, conditions and starts of the levels from `first` to `end`, exclusive, only."""
-        kept: dict[str, Any] = {
-            name: {number: made for number, made in getattr(self, name).items() if first <= number < end}
+    def within(self, levels: Sequence[Level], first: int, end: int) -> "SampleOptions":
+        """The options that concern some of the levels, for a call that runs only those.
+
+        Hooks, conditions and starts of other levels are left out, and so are category, text and guidance if none of
+        these levels takes them.
+
+        Args:
+            levels: All levels.
+            first: Number of the first of those that run.
+            end: Number of the first one after these.
+        """
+        made: dict[str, Any] = {
+            name: {number: value for number, value in getattr(self, name).items() if first <= number < end}
             for name in ("hooks", "conditions", "starts")
         }
-        return replace(self, **kept)
+        takes = {name for level in levels[first:end] for name in level.denoiser.config.conditions}
+        made |= {name: None for name in ("category", "text") if name not in takes}
+        if not any(level.has_guidance for level in levels[first:end]):
+            made["guidance"] = None
+        return replace(self, **made)
 
     def for_level(self, level: Level) -> SamplerConfig:
         """The sampler of one level, from its own and the options that are not None.

@@ -6,10 +6,11 @@ from os import PathLike
 from sparsevox import Grid, Voxels, checks
 from sparsevox.shapes import Shape
 from xcube.data.hierarchy import Box, Outside, build_hierarchy
-from xcube.geometry.solids import Region
+from xcube.geometry.solids import Region, as_regions
 from xcube.networks.quantize import Bits
 from xcube.pipeline.cascade import Cascade
 from xcube.pipeline.checkpoint import Checkpoint, read_pipeline, write_pipeline
+from xcube.pipeline.complete import Method, completed, observation
 from xcube.pipeline.edit import edited, plan_edit
 from xcube.pipeline.options import Category, Sample, SampleOptions
 from xcube.pipeline.packaged import packaged_model
@@ -170,6 +171,40 @@ class XCubePipeline(Cascade):
         fine = shape.finest if isinstance(shape, Sample) else shape
         plan = plan_edit(fine.to("cpu"), Box(self.resolutions, self.size), delete=delete, add=add, margin=margin)
         return edited(self.levels, self.stream, plan, options, numbers)
+
+    def complete(
+        self,
+        partial: Voxels,
+        options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
+        *,
+        known: Region | Sequence[Region] = (),
+        sensor: Sequence[float] | None = None,
+        method: Method | None = None,
+        numbers: Sequence[int] = (0, 1, 2, 3),
+    ) -> list[Sample]:
+        """Generate whole shapes from a part of one.
+
+        Every shape has all observed voxels, with their attributes.
+
+        Args:
+            partial: Observed voxels of the finest level, with normals.
+            options: Options of sampling.
+            known: Parts of space that were observed completely, so that they hold no other voxels: the two corners of a
+                box in world units, a mesh, or voxels; or several of these.
+            sensor: Position from which the voxels were seen, in world units: the space before them is empty.
+            method: How the coarsest level is completed: "trained", by a denoiser that takes observations; "resampling",
+                by any denoiser (RePaint). By default "trained" where the denoiser can do it.
+            numbers: Number of each shape, on which its noise depends.
+
+        Returns:
+            One Sample per number, on the CPU.
+
+        Raises:
+            ImportError, KeyError, TypeError, ValueError: As in `observation`, `completed` and `sample`.
+        """
+        box = Box(self.resolutions, self.size)
+        observed = observation(partial.to("cpu"), box, known=as_regions(known), sensor=sensor)
+        return list(completed(self, observed, options, numbers, method))
 
     def vary(
         self,

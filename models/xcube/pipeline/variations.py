@@ -95,7 +95,7 @@ def shapes_between(
         if len(cascade.levels) == 1:
             yield from (Sample((voxels,)) for voxels in coarse)
             return
-        rest = options.within(1, len(cascade.levels))
+        rest = options.within(cascade.levels, 1, len(cascade.levels))
         finer = cascade.stream([number] * count, rest, shape=Voxels.stack(coarse), level=1)
         yield from (Sample((voxels, *more.levels)) for voxels, more in zip(coarse, finer, strict=True))
 
@@ -138,7 +138,7 @@ def _coarse_from_noise(
         is_first = iter([True])
         return lambda x, t: x.replace(given) if next(is_first, False) else x
 
-    hooked = options.within(0, 1).with_changes(hooks={0: with_noise})
+    hooked = options.within(cascade.levels, 0, 1).with_changes(hooks={0: with_noise})
     return [sample.finest for sample in cascade.stream(range(len(weights)), hooked, last=0)]
 
 
