@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from xcube.commands.complete import complete
 from xcube.commands.convert import convert
 from xcube.commands.data import build_files, build_procedural, build_scenes, build_shapes, print_credits
 from xcube.commands.demo import demo
@@ -59,6 +60,7 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
             "refiner": train_refiner,
         },
     ),
+    "complete": complete,
     "convert": convert,
     "demo": demo,
     "edit": edit,
@@ -72,10 +74,11 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
 }
 # Commands that take --config: a file, or the name of a preset.
 CONFIGURED = (train_vae, train_refiner, train_denoiser, train_finetune)
+RUN_NETWORKS = (complete, edit, evaluate, interpolate, reconstruct, sample, upsample, vary)
 # Commands that take --threads, which is not an argument of their functions, and its help. `train all` has its own.
 THREADED: Mapping[Command, str] = {
     **dict.fromkeys(CONFIGURED, "Number of CPU threads of each training process."),
-    **dict.fromkeys((edit, evaluate, interpolate, reconstruct, sample, upsample, vary), "Number of CPU threads."),
+    **dict.fromkeys(RUN_NETWORKS, "Number of CPU threads."),
     demo: "Number of CPU threads; with --train, the dataset and the training use all cores.",
 }
 # One, however many cores there are: sums round differently with another number of threads, so that the same seed gives

@@ -155,6 +155,7 @@ WORDS = {
     "train denoiser": ["--data", "x", "--out", "y", "--vae", "z"],
     "train refiner": ["--data", "x", "--out", "y", "--vae", "z"],
     "train finetune": shlex.split("--data x --out y --vae z --denoiser z --coarse_vae z --coarse_denoiser z"),
+    "complete": ["x"],
     "demo": [],
     "edit": ["x", "--delete", "y"],
     "evaluate": ["x", "--data", "y"],

@@ -1,21 +1,12 @@
 """`xcube edit`: delete or add parts of a shape, and generate its finer levels again there."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsevox import Mesh, Voxels
-from sparsevox.io import load_voxels
-from xcube.commands.generation import VOXELS, finest_voxels, load_pipeline, settings_of, write_shapes
+from xcube.commands.generation import finest_voxels, load_pipeline, region_of, settings_of, write_shapes
 from xcube.data.axes import Up
 from xcube.data.hierarchy import Box
-from xcube.data.painted import SUFFIX as PAINTED
-from xcube.data.painted import load_scaled
-from xcube.data.sources import load_shape
-from xcube.geometry.solids import Region
 from xcube.pipeline.options import Sample, SampleOptions
-
-AXES = "xyz"
 
 
 def edit(
@@ -61,7 +52,7 @@ def edit(
     pipeline, settings = load_pipeline(model, resolution, count, device)
     before = finest_voxels(shape, pipeline, up)
     box = Box(pipeline.resolutions, pipeline.size)
-    parts = {name: [_region(name, text, box) for text in texts] for name, texts in (("delete", delete), ("add", add))}
+    parts = {name: [region_of(name, text, box) for text in texts] for name, texts in (("delete", delete), ("add", add))}
     plan = plan_edit(before, box, **parts, margin=margin)  # raises errors early
     files = [Path(text) for text in (str(shape), *delete, *add) if Path(text).is_file()]
     settings |= settings_of(options, files=files, delete=delete, add=add, margin=margin, up=up)
@@ -70,29 +61,3 @@ def edit(
         return pipeline.edit(before, options, **parts, margin=margin, numbers=numbers)
 
     return write_shapes(out, settings, count, generate, restart=restart, others={"before": plan.before})
-
-
-def _region(name: str, text: str, box: Box) -> Region:
-    """The part of space that a word of the command line stands for."""
-    path = Path(text)
-    if path.is_file():
-        if path.suffix.lower() == PAINTED:
-            return load_scaled(path, box, -1)
-        shape = load_voxels(path) if path.suffix.lower() in VOXELS else load_shape(path)
-        if not isinstance(shape, Voxels | Mesh):
-            raise ValueError(f"{name} must be a mesh or voxels, got the points of {path}")
-        return shape
-    if "=" not in text:
-        raise FileNotFoundError(f"{name}: there is no file {text}, and it is no box such as x=-0.1:0.1,z=0.2:")
-    low, high = [-math.inf] * 3, [math.inf] * 3
-    for part in text.split(","):
-        axis, _, ends = part.strip().partition("=")
-        first, colon, last = ends.partition(":")
-        if axis not in tuple(AXES) or not colon:
-            raise ValueError(f"{name} must be a file or a box such as x=-0.1:0.1,z=0.2:, got {text!r}")
-        place = AXES.index(axis)
-        try:
-            low[place], high[place] = float(first or -math.inf), float(last or math.inf)
-        except ValueError as error:
-            raise ValueError(f"{name} must have numbers as ends of ranges, got {text!r}") from error
-    return low, high

@@ -1,5 +1,6 @@
 """What commands that generate shapes have in common: the pipeline, the shape in a file, and the folder of results."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsevox import Voxels
+from sparsevox import Mesh, Voxels
 from sparsevox.io import load_voxels
 from xcube.data.axes import Up, upright
-from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.hierarchy import Box, Outside, build_hierarchy
 from xcube.data.painted import SUFFIX as PAINTED
-from xcube.data.painted import load_painted
+from xcube.data.painted import load_painted, load_scaled
 from xcube.data.sources import load_shape
+from xcube.geometry.solids import Region
 from xcube.networks.pretrained import digest
 from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.packaged import packaged_model
@@ -23,6 +25,7 @@ from xcube.pipeline.packaged import packaged_model
 if TYPE_CHECKING:
     from xcube.pipeline.pipeline import XCubePipeline
 
+AXES = "xyz"
 VOXELS = (".npz", ".npy")
 # Options on which the shapes do not depend, or that only Python has.
 NOT_SETTINGS = ("batch_size", "budget", "quiet", "hooks", "conditions", "starts")
@@ -56,8 +59,8 @@ def load_pipeline(
     return pipeline, settings | ({} if resolution is None else {"resolution": resolution})
 
 
-def finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up) -> Voxels:
-    """The voxels of the finest level of a shape in a file."""
+def finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up, outside: Outside = "rescale") -> Voxels:
+    """The voxels of the finest level of a shape in a file; meshes and points are treated as `build_hierarchy` says."""
     check_voxel_file(file, up)
     suffix = file.suffix.lower()
     if suffix in VOXELS:
@@ -65,7 +68,7 @@ def finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up) -> Voxels:
     box = Box(pipeline.resolutions, pipeline.size)
     if suffix == PAINTED:
         return load_painted(file, box, -1)
-    return build_hierarchy(upright(load_shape(file), up), box, outside="rescale")[-1]
+    return build_hierarchy(upright(load_shape(file), up), box, outside=outside)[-1]
 
 
 def check_voxel_file(file: Path, up: Up) -> None:
@@ -74,6 +77,32 @@ def check_voxel_file(file: Path, up: Up) -> None:
         raise FileNotFoundError(f"{file}: there is no such file")
     if file.suffix.lower() in (*VOXELS, PAINTED) and up != "z":
         raise ValueError(f"up must be 'z' for voxels, got {up!r}")
+
+
+def region_of(name: str, text: str, box: Box) -> Region:
+    """The part of space that a word of the command line stands for."""
+    path = Path(text)
+    if path.is_file():
+        if path.suffix.lower() == PAINTED:
+            return load_scaled(path, box, -1)
+        shape = load_voxels(path) if path.suffix.lower() in VOXELS else load_shape(path)
+        if not isinstance(shape, Voxels | Mesh):
+            raise ValueError(f"{name} must be a mesh or voxels, got the points of {path}")
+        return shape
+    if "=" not in text:
+        raise FileNotFoundError(f"{name}: there is no file {text}, and it is no box such as x=-0.1:0.1,z=0.2:")
+    low, high = [-math.inf] * 3, [math.inf] * 3
+    for part in text.split(","):
+        axis, _, ends = part.strip().partition("=")
+        first, colon, last = ends.partition(":")
+        if axis not in tuple(AXES) or not colon:
+            raise ValueError(f"{name} must be a file or a box such as x=-0.1:0.1,z=0.2:, got {text!r}")
+        place = AXES.index(axis)
+        try:
+            low[place], high[place] = float(first or -math.inf), float(last or math.inf)
+        except ValueError as error:
+            raise ValueError(f"{name} must have numbers as ends of ranges, got {text!r}") from error
+    return low, high
 
 
 def settings_of(options: SampleOptions, *, files: Sequence[Path] = (), **others: Any) -> dict[str, Any]:

@@ -51,7 +51,12 @@ class Observation:
 
 
 def observation(
-    partial: Voxels, box: Box, *, known: Sequence[Region] = (), sensor: Sequence[float] | None = None
+    partial: Voxels,
+    box: Box,
+    *,
+    known: Sequence[Region] = (),
+    unknown: Sequence[Region] = (),
+    sensor: Sequence[float] | None = None,
 ) -> Observation:
     """Describe a partial observation at all levels of a cascade.
 
@@ -59,33 +64,48 @@ def observation(
         partial: Observed voxels of the finest level, with normals.
         box: The box of the cascade, with its levels.
         known: Parts of space that were observed completely: there, no other voxels of the shell exist.
+        unknown: Parts of space to generate: voxels there are left out, and all other space was observed completely.
         sensor: Position from which the voxels were seen, in world units: the space before them is empty.
 
     Raises:
         KeyError: If the voxels have no normals.
-        ValueError: If there is no voxel, one is outside of the box, or a part or the position is invalid.
+        ValueError: If no voxel is left, one is outside of the box, both known and unknown parts are given, or a part or
+            the position is invalid.
     """
     if "normal" not in partial.attributes:
         raise KeyError("partial must have normals, got none")
+    if known and unknown:
+        raise ValueError(f"known must be empty if there are unknown parts, got {len(known)} and {len(unknown)}")
     # 1. The finest level.
     limits = [count // 2 + 1 for count in box.shape(len(box.levels) - 1)]
     space = _all_voxels(box, -1, partial.grid)
-    levels = build_hierarchy(partial, box, outside="error")
-    grid = levels[-1].grid
+    to_generate = [region_voxels(f"unknown[{n}]", each, space, limits) for n, each in enumerate(unknown)]
+    for part in to_generate:
+        if not (part & space).num_voxels:
+            raise ValueError(f"unknown must overlap the box {box.size} around the origin, got a part outside")
+        partial = partial.prune(~part.contains(partial.grid.coords))
+    if not partial.num_voxels:
+        raise ValueError("partial must have voxels outside of the unknown parts, got none")
+    levels = [*build_hierarchy(partial, box, outside="error")[:-1], partial]
+    grid = partial.grid
     empty = Grid.empty(1, voxel_size=grid.voxel_size, origin=grid.origin, device=grid.device)
     for number, region in enumerate(known):
         empty = empty | region_voxels(f"known[{number}]", region, grid, limits)
+    if to_generate:
+        empty = space
+        for part in to_generate:
+            empty = empty - part
     if sensor is not None:
         empty = empty | seen_through(grid, sensor)
-    unknown = [space - grid - empty]
+    rest = [space - grid - empty]
     # 2. Coarser levels. A coarse voxel is full if a finer one of its neighborhood (early dilation) is, and may be so if
     #    one of these is unknown.
     for number in reversed(range(len(box.levels) - 1)):
         factor = box.levels[number + 1] // box.levels[number]
-        unknown.insert(0, enclosing_coarsen(unknown[0], factor))
+        rest.insert(0, enclosing_coarsen(rest[0], factor))
     spaces = [_all_voxels(box, number, partial.grid) for number in range(len(box.levels))]
-    free = [s - u - voxels.grid for s, u, voxels in zip(spaces, unknown, levels, strict=True)]
-    rest = [(u & s) - voxels.grid for s, u, voxels in zip(spaces, unknown, levels, strict=True)]
+    free = [s - u - voxels.grid for s, u, voxels in zip(spaces, rest, levels, strict=True)]
+    rest = [(u & s) - voxels.grid for s, u, voxels in zip(spaces, rest, levels, strict=True)]
     inner = [inside_parts(voxels, each) for voxels, each in zip(levels, free, strict=True)]
     # 3. The solid fraction of coarse voxels of which all finer ones are known.
     for number, (coarse, fine) in enumerate(pairwise(range(len(levels)))):

@@ -178,6 +178,7 @@ class XCubePipeline(Cascade):
         options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
         *,
         known: Region | Sequence[Region] = (),
+        unknown: Region | Sequence[Region] = (),
         sensor: Sequence[float] | None = None,
         method: Method | None = None,
         numbers: Sequence[int] = (0, 1, 2, 3),
@@ -191,6 +192,7 @@ class XCubePipeline(Cascade):
             options: Options of sampling.
             known: Parts of space that were observed completely, so that they hold no other voxels: the two corners of a
                 box in world units, a mesh, or voxels; or several of these.
+            unknown: Parts of space to generate, instead: voxels there are left out, and all other space is known.
             sensor: Position from which the voxels were seen, in world units: the space before them is empty.
             method: How the coarsest level is completed: "trained", by a denoiser that takes observations; "resampling",
                 by any denoiser (RePaint). By default "trained" where the denoiser can do it.
@@ -203,7 +205,9 @@ class XCubePipeline(Cascade):
             ImportError, KeyError, TypeError, ValueError: As in `observation`, `completed` and `sample`.
         """
         box = Box(self.resolutions, self.size)
-        observed = observation(partial.to("cpu"), box, known=as_regions(known), sensor=sensor)
+        observed = observation(
+            partial.to("cpu"), box, known=as_regions(known), unknown=as_regions(unknown), sensor=sensor
+        )
         return list(completed(self, observed, options, numbers, method))
 
     def vary(

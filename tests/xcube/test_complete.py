@@ -1,0 +1,302 @@
+"""Completion: what is known, that it is kept, that shells stay closed, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsevox import Grid, SparseTensor, Voxels
+from sparsevox.io import from_trimesh, load_voxels, save_mesh, save_voxels
+from tests.xcube.cascades import tiny, unet, watched
+from tests.xcube.test_edit import SIZE, as_grid, as_set, boundary, cube, shell
+from xcube.cli import main
+from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.diffusion.objective import Diffusion, DiffusionConfig
+from xcube.diffusion.samplers import SamplerConfig, keep_known_latents, sample_latents
+from xcube.geometry.observation import inside_parts
+from xcube.geometry.solids import solid
+from xcube.pipeline.complete import joined_with_observation, observation, seen_through
+from xcube.pipeline.options import SampleOptions
+from xcube.pipeline.pipeline import XCubePipeline
+from xcube.procedural.shapes import FAMILIES, shape_voxels
+
+pytest.importorskip("scipy", reason="finds the inside")
+trimesh = pytest.importorskip("trimesh", reason="makes the meshes")
+
+BOX = Box((16, 64))
+QUIET = SampleOptions(quiet=True)
+HALF: Any = ((-1, -1, -1), (0, 1, 1))
+
+
+def outward(places: set[tuple[int, int, int]], whole: set[tuple[int, int, int]]) -> Voxels:
+    """Voxels whose normals are the mean of the directions to neighbors outside of a solid."""
+    grid = as_grid(places)
+    normals = torch.zeros(grid.num_voxels, 3)
+    for row, (x, y, z) in enumerate(grid.ijk.tolist()):
+        for axis in range(3):
+            for side in (-1, 1):
+                beside = [x, y, z]
+                beside[axis] += side
+                normals[row, axis] += side * (tuple(beside) not in whole)
+    return Voxels(grid, {"normal": torch.nn.functional.normalize(normals, dim=1)})
+
+
+def half_of_a_cube() -> Voxels:
+    """The voxels with x < 0 of the shell of a cube from -10 to 9."""
+    whole = cube(-10, 10)
+    return outward({place for place in boundary(whole) if place[0] < 0}, whole)
+
+
+def test_what_a_half_tells() -> None:
+    found = observation(half_of_a_cube(), BOX, known=[HALF])
+    # At the finest level, every voxel of the half is known, and its inside is told by the normals.
+    assert as_set(found.unknown[1]) == {(x, y, z) for x in range(32) for y in range(-32, 32) for z in range(-32, 32)}
+    assert as_set(found.full[1].grid) == as_set(half_of_a_cube().grid)
+    assert as_set(found.inside[1]) == {place for place in cube(-9, 9) if place[0] < 0}
+    assert len(as_set(found.empty[1])) == 32 * 64 * 64 - found.full[1].num_voxels
+    # At the coarse level, a voxel next to the border is unknown: a fine voxel beyond may reach it (early dilation).
+    whole = build_hierarchy(outward(boundary(cube(-10, 10)), cube(-10, 10)), BOX)[0]
+    coarse = as_set(whole.grid)
+    assert as_set(found.full[0].grid) <= coarse
+    assert not as_set(found.empty[0]) & coarse
+    assert {x for x, _, _ in as_set(found.unknown[0])} == set(range(-1, 8))
+    assert {place for place in coarse if place[0] < -1} <= as_set(found.full[0].grid)
+    # Coarse voxels of which all is known have the solid fraction of the whole shape.
+    expected = build_hierarchy(outward(boundary(cube(-10, 10)), cube(-10, 10)), BOX, fill=True)[0]
+    rows = expected.grid.index(found.full[0].grid.coords)
+    sure = found.full[0].grid.ijk[:, 0] < -1
+    assert torch.allclose(found.full[0].attributes["fill"][sure], expected.attributes["fill"][rows][sure])
+
+
+def test_parts_to_generate_are_the_opposite_of_known_ones() -> None:
+    whole = outward(boundary(cube(-10, 10)), cube(-10, 10))
+    first = observation(half_of_a_cube(), BOX, known=[HALF])
+    second = observation(whole, BOX, unknown=[((0, -1, -1), (1, 1, 1))])
+    for name in ("empty", "inside", "unknown"):
+        assert all(a.same_voxels(b) for a, b in zip(getattr(first, name), getattr(second, name), strict=True))
+    assert second.full[1].grid.same_voxels(first.full[1].grid)
+
+
+def test_nothing_but_voxels_is_known() -> None:
+    found = observation(half_of_a_cube(), BOX)
+    assert [grid.num_voxels for grid in found.empty] == [0, 0]
+    assert found.unknown[1].num_voxels == 64**3 - found.full[1].num_voxels
+
+
+@given(st.tuples(*[st.floats(-0.7, 0.7)] * 3), st.tuples(*[st.integers(-20, 20)] * 3))
+@settings(max_examples=40, deadline=None)
+def test_space_before_voxels(sensor: tuple[float, float, float], place: tuple[int, int, int]) -> None:
+    """The line to the sensor passes through every voxel that is found, and most of its points are in one."""
+    found = as_set(seen_through(as_grid({place}), sensor)) | {place}
+    start, end = torch.tensor(place).double() + 0.5, torch.tensor(sensor).double() / SIZE
+    along = end - start
+    for voxel in found:
+        offset = torch.tensor(voxel).double() + 0.5 - start
+        fraction = (offset @ along / along.square().sum().clamp(min=1e-12)).clamp(0, 1)
+        assert float((offset - fraction * along).abs().max()) <= 0.5 + 0.5 * 3**0.5
+    points = start + torch.linspace(0, 1, 500).double()[:, None] * along
+    inside = [tuple(point) in found for point in points.floor().long().tolist()]
+    assert sum(inside) > 0.85 * len(inside)
+
+
+def test_votes_of_normals() -> None:
+    """The inside of a closed shell; a shell with normals that point inward has its inside outside."""
+    whole = cube(-4, 4)
+    full = outward(boundary(whole), whole)
+    space = as_grid(cube(-8, 8)) - full.grid
+    assert as_set(inside_parts(full, space)) == whole - boundary(whole)
+    reverse = full.with_attributes(normal=-full.attributes["normal"])
+    assert as_set(inside_parts(reverse, space)) == as_set(space) - whole
+    assert inside_parts(full, as_grid(set())).num_voxels == 0
+
+
+boxes = st.lists(st.tuples(*[st.integers(-9, 5)] * 3, *[st.integers(2, 8)] * 3), min_size=1, max_size=3)
+
+
+def union(parts: list[tuple[int, ...]]) -> set[tuple[int, int, int]]:
+    ranges = [(range(a, a + i), range(b, b + j), range(c, c + k)) for a, b, c, i, j, k in parts]
+    return {(x, y, z) for xs, ys, zs in ranges for x in xs for y in ys for z in zs}
+
+
+@given(boxes, boxes, st.integers(-6, 6))
+@settings(max_examples=40, deadline=None)
+def test_joining_keeps_the_observation_and_the_solid(
+    old: list[tuple[int, ...]], new: list[tuple[int, ...]], cut: int
+) -> None:
+    before, made = union(old), union(new)
+    seen = {place for place in boundary(before) if place[0] < cut}
+    if not seen:
+        return
+    known: Any = ((-1, -1, -1), (cut * SIZE, 1, 1))
+    found = observation(outward(seen, before), BOX, known=[known])
+    result = joined_with_observation(found, 1, shell(made))
+    places = as_set(result.grid)
+    assert seen <= places
+    rows = result.grid.index(found.full[1].grid.coords)
+    assert torch.equal(result.attributes["normal"][rows], found.full[1].attributes["normal"])
+    # The solid is generated beyond the cut, and known before it.
+    inner = {place for place in before if place[0] < cut}
+    expected = {place for place in made if place[0] >= cut} | seen | as_set(found.inside[1])
+    assert as_set(found.inside[1]) <= inner
+    assert as_set(solid(result.grid)) >= expected
+    assert {place for place in as_set(solid(result.grid)) if place[0] < cut} <= as_set(solid(as_grid(expected)))
+
+
+def test_the_denoiser_sees_the_observation() -> None:
+    pipeline = XCubePipeline([tiny(0, denoiser=unet(0, observed=8)), tiny(1)])
+    part = half_of_a_cube()
+    grid = part.grid.coarsen(4)
+    part = Voxels(grid, {"normal": torch.ones(grid.num_voxels, 3)})
+    calls: list[torch.Tensor] = []
+    options = SampleOptions(steps=2, quiet=True)
+    with watched(pipeline.levels[0].denoiser, lambda args: calls.append(args[2].observed)):
+        made = pipeline.complete(part, options, known=HALF, numbers=(0, 1))
+        pipeline.sample(1, options)
+    assert all((part.grid - sample.finest.grid).num_voxels == 0 for sample in made)
+    seen, nothing = calls[0], calls[-1]
+    assert (nothing == 0).all()
+    assert torch.equal(seen[:64], seen[64:])
+    assert {float(value) for value in seen.unique()} == {-1.0, 0.0, 1.0}
+    coarse = observation(part, Box((8, 16)), known=[HALF])
+    assert int((seen[:64] == 1).sum()) == coarse.full[0].num_voxels
+    assert int((seen[:64] == -1).sum()) == coarse.empty[0].num_voxels
+    with pytest.raises(ValueError, match="method must be one of trained, resampling, got 'guess'"):
+        pipeline.complete(part, options, method="guess")  # type: ignore[arg-type]
+    plain = XCubePipeline([tiny(0), tiny(1)])
+    with pytest.raises(ValueError, match="method must be 'resampling' for a denoiser that takes no observations"):
+        plain.complete(part, options, method="trained")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> XCubePipeline:
+    return XCubePipeline.from_pretrained()
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES)[:4])
+@pytest.mark.parametrize("method", ["resampling", None])
+def test_halves_of_shapes(pipeline: XCubePipeline, name: str, method: Any) -> None:
+    shape = shape_voxels(f"{name}-900007", BOX)
+    low, high = (bound[0].double() / 64 for bound in shape.grid.bounds())
+    middle = float((low + high)[0]) / 2
+    part = shape.prune(shape.grid.to_world(shape.grid.ijk.double())[:, 0] < middle)
+    options = QUIET.with_changes(category=name)
+    known: Any = ((-1, -1, -1), (middle, 1, 1))
+    first, second = pipeline.complete(part, options, known=known, method=method, numbers=(0, 1))
+    for made in (first, second):
+        rows = made.finest.grid.index(part.grid.coords)
+        assert (rows >= 0).all()
+        assert torch.equal(made.finest.attributes["normal"][rows], part.attributes["normal"])
+        beyond = made.finest.grid - part.grid
+        assert beyond.num_voxels > 50
+        # What was known to be empty is no part of the shell, but for the edge where the solid ends.
+        wrong = beyond.to_world(beyond.ijk.double())[:, 0] < middle - 1.5 / 64
+        assert float(wrong.double().mean()) < 0.02
+    assert not first.finest.grid.same_voxels(second.finest.grid)
+    [again] = pipeline.complete(part, options, known=known, method=method, numbers=(0,))
+    overlap = (first.finest.grid & again.finest.grid).num_voxels / (first.finest.grid | again.finest.grid).num_voxels
+    assert overlap > 0.9  # other batches round differently
+
+
+def test_repeated_steps() -> None:
+    """With as many latents known, repeats bring the unknown ones closer to what fits: here, the known value."""
+    flow = Diffusion(DiffusionConfig(prediction="flow"))
+    grid = Grid.full((-2, -2, -2), (2, 2, 2), batch_size=1, voxel_size=1 / 4, origin=1 / 8)
+    known = torch.arange(grid.num_voxels) % 4 > 0
+    latents = SparseTensor(grid, torch.full((grid.num_voxels, 1), 2.0))
+
+    def smooth(x: SparseTensor, t: torch.Tensor, conditions: object) -> SparseTensor:
+        """Predicts that all latents are the mean."""
+        rest = (t / 1000).clamp(min=1e-3)[0]
+        return x.map(lambda z: (z - z.mean() / max(1e-3, float(1 - rest))) / rest)
+
+    errors = []
+    for repeats in (1, 8):
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(grid: Grid, channels: int, generator: torch.Generator = generator) -> torch.Tensor:
+            return torch.randn(grid.num_voxels, channels, generator=generator)
+
+        hook = keep_known_latents(flow, latents, known, noise(grid, 1))
+        sampler = SamplerConfig(sampler="flow", steps=10, repeats=repeats)
+        found = sample_latents(smooth, grid, 1, noise, diffusion=flow, sampler=sampler, hook=hook)
+        assert torch.equal(found.feats[known], latents.feats[known])
+        errors.append(float((found.feats[~known] - 2).abs().mean()))
+    assert errors[1] < errors[0]
+    for wrong in ({"repeats": 0}, {"repeats": 2, "sampler": "dpm++"}):
+        with pytest.raises(ValueError, match="repeats must be at least 1, and 1 for dpm"):
+            SamplerConfig(**wrong)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v"])
+@pytest.mark.parametrize(("before", "after"), [(None, 300.0), (200.0, 700.0), (400.0, 999.0)])
+def test_noise_that_is_added_back(prediction: Any, before: float | None, after: float) -> None:
+    """Adding noise in two steps has the mean and the variance of one step."""
+    diffusion = Diffusion(DiffusionConfig(prediction=prediction))
+    grid = Grid.full((0, 0, 0), (40, 40, 40), voxel_size=1.0)
+    first, second = (torch.randn(grid.num_voxels, 1, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    start = SparseTensor(grid, torch.full((grid.num_voxels, 1), 3.0))
+    to_time = (lambda t: t) if diffusion.is_flow else round
+    x = start if before is None else diffusion.add_noise(start, first, to_time(before))
+    found = diffusion.add_noise_back(x, second, before, after).feats
+    expected = diffusion.add_noise(start, first, to_time(after)).feats
+    assert float(found.mean() - expected.mean()) == pytest.approx(0, abs=0.02)
+    assert float(found.std()) == pytest.approx(float(expected.std()), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"known": HALF, "unknown": HALF}, ValueError, "known must be empty if there are unknown parts, got 1 and 1"),
+        ({"unknown": ((-1, -1, -1), (1, 1, 1))}, ValueError, "partial must have voxels outside of the unknown parts"),
+        ({"unknown": ((0.6, 0.6, 0.6), (0.9, 0.9, 0.9))}, ValueError, "unknown must overlap the box"),
+        ({"sensor": (1, 2)}, ValueError, "sensor must be a position of three numbers, got"),
+        ({"sensor": (1, 2, math.nan)}, ValueError, "sensor must be a position of three numbers, got"),
+        ({"known": "chair"}, TypeError, r"known\[0\] must be the two corners"),
+    ],
+)
+def test_what_is_refused(pipeline: XCubePipeline, options: Any, error: type[Exception], message: str) -> None:
+    part = half_of_a_cube()
+    with pytest.raises(error, match=message):
+        pipeline.complete(part, QUIET, **options)
+    with pytest.raises(KeyError, match="partial must have normals, got none"):
+        pipeline.complete(Voxels(part.grid), QUIET)
+    other = Grid.from_coords(part.grid.coords, voxel_size=1 / 128, origin=1 / 256)
+    with pytest.raises(ValueError, match="voxel"):
+        pipeline.complete(Voxels(other, part.attributes), QUIET)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("jsonargparse", "matplotlib"):
+        pytest.importorskip(package, reason="the command line")
+    shape = shape_voxels("table-900003", BOX)
+    save_voxels(shape, tmp_path / "table.npz")
+    words = ["complete", str(tmp_path / "table.npz"), "--unknown", "x=0.05:", "--count", "2", "--quiet"]
+    assert main([*words, "--category", "table", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("2 shapes generated\n")
+    keep = shape.grid.to_world(shape.grid.ijk.double())[:, 0] < 0.05 - 1 / 64
+    for number in range(2):
+        made = load_voxels(tmp_path / "out" / f"shape-00000{number}.npz")
+        assert (shape.prune(keep).grid - made.grid).num_voxels == 0
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["unknown"] == ["x=0.05:"]
+    assert "partial" in (tmp_path / "out" / "index.html").read_text()
+    # From a mesh, seen from one side.
+    save_mesh(from_trimesh(trimesh.creation.box((0.3, 0.3, 0.3))), tmp_path / "box.ply")
+    words = ["complete", str(tmp_path / "box.ply"), "--sensor", "2,0,0", "--count", "1", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "seen")]) == 0
+    capsys.readouterr()
+    for wrong, message in (
+        (["--sensor", "1,2"], "sensor must be a position of three numbers"),
+        (["--known", "x=0.3:0.2"], "known[0] must have a lower corner below the upper one"),
+        (["--method", "trained"], "method must be 'resampling' for a denoiser that takes no observations"),
+    ):
+        assert main([*words[:2], *wrong, "--quiet", "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+    save_mesh(from_trimesh(trimesh.creation.box((3, 3, 3))), tmp_path / "large.ply")
+    assert main(["complete", str(tmp_path / "large.ply"), "--quiet", "--out", str(tmp_path / "no")]) == 2
+    assert "outside" in capsys.readouterr().err
