@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     torch.set_num_threads(chosen.threads)
     pipeline = XCubePipeline.from_pretrained(chosen.model)
-    box = Box(pipeline.resolutions, pipeline.size)
+    box = pipeline.box
     folder = ShapeFolder[Voxels](chosen.data, "test", level=1)
     picked = torch.linspace(0, len(folder) - 1, min(chosen.shapes, len(folder))).round().long().tolist()
     nearest = Nearest(chosen.data, box)

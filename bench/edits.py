@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     torch.set_num_threads(chosen.threads)
     pipeline, options = XCubePipeline.from_pretrained(), SampleOptions(seed=chosen.seed, quiet=True)
-    box = Box(pipeline.resolutions, pipeline.size)
+    box = pipeline.box
     names = pipeline.levels[0].categories
     shapes = pipeline.sample(len(names), options, category=names)
     rows: dict[str, list[tuple[float, ...]]] = {}

@@ -1,6 +1,7 @@
 """Hierarchies of shapes, against the enclosing rule written in NumPy; and the trees of an autoencoder."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 import sparsevox as sv
 from sparsevox.io import fit, from_trimesh, load_mesh
-from xcube.data import Box, build_hierarchy
+from xcube.data import Box, Source, build, build_hierarchy
+from xcube.data.dataset import read_card
 from xcube.data.hierarchy import as_box
 from xcube.geometry.pyramid import enclosing_coarsen, pooling_tree
 
@@ -350,3 +352,24 @@ def test_enclosing_coarsen_by_one_is_the_grid():
 def test_bad_factors(factor):
     with pytest.raises(ValueError, match=f"factor must be a power of two, got {factor}"):
         enclosing_coarsen(sv.Grid.full(0, 1), factor)
+
+
+def test_thin_levels(tmp_path):
+    """Their voxels are exactly those that contain finer ones; the levels below are dilated as before."""
+    box = Box((4, 16, 32), thin=(16,))
+    mesh = from_trimesh(trimesh.creation.icosphere(radius=0.3))
+    coarse, middle, fine = (voxels.grid for voxels in build_hierarchy(mesh, box, samples=1000))
+    assert middle.same_voxels(fine.coarsen(2))
+    assert coarse.same_voxels(enclosing_coarsen(middle, 4))
+    # The finest level of a box without the last one is the same: a mesh touches the same voxels.
+    alone = build_hierarchy(mesh, Box((4, 16)), samples=1000)
+    assert middle.same_voxels(alone[1].grid)
+    assert coarse.same_voxels(alone[0].grid)
+    assert box.margin == Box((4, 16)).margin < Box((4, 16, 32)).margin
+    source = Source("ball", lambda: mesh)
+    build([source], tmp_path / "data", box, attributes=("normal",), samples=1000)
+    assert read_card(tmp_path / "data").box == box
+    assert json.loads((tmp_path / "data" / "card.json").read_text())["thin"] == [16]
+    for wrong in ((32,), (8,), (16, 4)):
+        with pytest.raises(ValueError, match="thin must be levels before the finest of"):
+            Box((4, 16, 32), thin=wrong)

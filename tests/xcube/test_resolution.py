@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sparsevox.io import from_trimesh, load_voxels, save_mesh
-from tests.xcube.cascades import same_bits, tiny
+from tests.xcube.cascades import same_bits, tiny, vae
 from xcube.cli import main
+from xcube.data.hierarchy import Box
 from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.packaged import INDEX
 from xcube.pipeline.pipeline import XCubePipeline
@@ -50,6 +51,13 @@ def test_a_folder_can_name_the_default(model: Path, tmp_path: Path) -> None:
     assert XCubePipeline.from_pretrained(folder).resolutions == (8, 16)
     assert XCubePipeline.from_pretrained(folder, resolution=32).resolutions == (8, 16, 32)
     assert XCubePipeline.from_pretrained(folder, resolution=8).resolutions == (8,)
+
+
+def test_the_box_of_a_cascade() -> None:
+    """A level is thin if the VAE of the next finer one does not dilate its latent grid."""
+    assert XCubePipeline([tiny(0), tiny(1), tiny(2)]).box == Box((8, 16, 32))
+    plain = tiny(2, vae=vae(2, dilation="none"))
+    assert XCubePipeline([tiny(0), tiny(1), plain]).box == Box((8, 16, 32), thin=(16,))
 
 
 def test_folders_of_runs(model: Path, tmp_path: Path) -> None:

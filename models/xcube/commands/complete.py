@@ -6,7 +6,6 @@ from pathlib import Path
 from xcube.commands.generation import finest_voxels, load_pipeline, region_of, settings_of, write_shapes
 from xcube.commands.list_types import Numbers
 from xcube.data.axes import Up
-from xcube.data.hierarchy import Box
 from xcube.pipeline.complete import Method, completed, observation
 from xcube.pipeline.options import Sample, SampleOptions
 
@@ -53,7 +52,7 @@ def complete(
         restart: Remove the shapes in the folder and start from scratch.
     """
     pipeline, settings = load_pipeline(model, resolution, count, device)
-    box = Box(pipeline.resolutions, pipeline.size)
+    box = pipeline.box
     part = finest_voxels(partial, pipeline, up, outside="error")
     parts = {
         name: [region_of(name, text, box) for text in texts] for name, texts in (("known", known), ("unknown", unknown))

@@ -53,6 +53,7 @@ def build_files(
     out: Path,
     levels: Integers = PAPER,
     size: Numbers = CUBE,
+    thin: Integers = Integers(),  # noqa: B008  (immutable)
     layout: Layout = "files",
     lists: Path | None = None,
     attributes: Names = NORMALS,
@@ -78,6 +79,8 @@ def build_files(
         out: Output folder of the dataset.
         levels: Number of voxels along the first axis of the box at each level, coarsest first, separated by commas.
         size: Edge lengths of the box, centered at the origin, in world units: one number for a cube, or three.
+        thin: Levels, by their numbers of voxels, whose voxels are exactly those that contain voxels of the next finer
+            level, without early dilation; for a level that is trained as the finest one and refined later.
         layout: Layout of the input: "files" with any names, "shapenet" folders CATEGORY/MODEL, "sh3f" furniture
             libraries of Sweet Home 3D, "semantic-kitti" folders sequences/NUMBER, or "voxels", arrays of the voxels of
             the finest level.
@@ -97,7 +100,7 @@ def build_files(
         engine: Where workers run: "processes" on this machine, or a "ray" cluster whose nodes see the same files.
         overwrite: Delete an existing dataset first.
     """
-    box = as_box(levels, size[0] if len(size) == 1 else size)
+    box = as_box(levels, size[0] if len(size) == 1 else size, thin)
     if up == "y" and layout in UPRIGHT:
         raise ValueError(f"up must be 'z' with layout {layout!r}, got 'y'")
     if layout == "files":
@@ -136,6 +139,7 @@ def build_procedural(
     out: Path,
     count: int = 1400,
     levels: Integers = DEMO,
+    thin: Integers = Integers(),  # noqa: B008  (immutable)
     attributes: Names = NORMALS_LABELS_FILL,
     workers: int | None = None,
     overwrite: bool = False,
@@ -148,11 +152,13 @@ def build_procedural(
         out: Output folder of the dataset.
         count: Number of shapes, divided equally among the families.
         levels: Number of voxels along an edge of the box at each level, coarsest first, separated by commas.
+        thin: Levels, by their numbers of voxels, whose voxels are exactly those that contain voxels of the next finer
+            level, without early dilation; for a level that is trained as the finest one and refined later.
         attributes: Voxel attributes to store: any of normal, label and fill, separated by commas.
         workers: Number of worker processes, by default one per core; 0 builds in the main process.
         overwrite: Delete an existing dataset first.
     """
-    box = as_box(levels)
+    box = as_box(levels, thin=thin)
     sources = procedural_sources(count, box)
     return _build_generated(sources, out, box, attributes, "xcube.procedural.shapes", workers, overwrite)
 
@@ -163,6 +169,7 @@ def build_shapes(
     count: int = 12000,
     copies: int = 6,
     levels: Integers = DEMO,
+    thin: Integers = Integers(),  # noqa: B008  (immutable)
     attributes: Names = NORMALS_FILL,
     samples: int = 200_000,
     seed: int = 0,
@@ -183,6 +190,8 @@ def build_shapes(
         copies: Number of changed copies of each training model of the furniture, with other proportions, every second
             one mirrored.
         levels: Number of voxels along an edge of the box at each level, coarsest first, separated by commas.
+        thin: Levels, by their numbers of voxels, whose voxels are exactly those that contain voxels of the next finer
+            level, without early dilation; for a level that is trained as the finest one and refined later.
         attributes: Voxel attributes to store: normal, fill or both, separated by a comma.
         samples: Number of points to sample on the surface of a model, from which attributes are computed.
         seed: Random seed of the sampled points and of the changed copies.
@@ -191,7 +200,7 @@ def build_shapes(
     """
     if not set(attributes) <= set(NORMALS_FILL):
         raise ValueError(f"attributes must be among {', '.join(NORMALS_FILL)}, got {', '.join(attributes)}")
-    box = as_box(levels)
+    box = as_box(levels, thin=thin)
     models = furniture_sources(*furniture, copies=copies, seed=seed) if furniture else []
     source, license = "procedural shapes (xcube.procedural.shapes)", LICENSE
     if models:

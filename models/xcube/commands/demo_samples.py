@@ -12,7 +12,6 @@ from xcube.commands.list_types import Names
 from xcube.commands.report import PICTURES, draw_own_mesh, draw_shape, write_page
 from xcube.commands.sample import sample
 from xcube.data.axes import Up
-from xcube.data.hierarchy import Box
 from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.output import GALLERY, PAGE, SampleFolder
 from xcube.pipeline.packaged import packaged_model
@@ -25,7 +24,7 @@ def sample_demo(out: Path, mesh: Sequence[Path], up: Up, seed: int, restart: boo
     """Generate shapes with the weights in the package. The arguments are those of `xcube demo`."""
     log, model = logger(quiet), packaged_model()
     pipeline = XCubePipeline.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
-    own = own_meshes(mesh, up, Box(pipeline.resolutions, pipeline.size))
+    own = own_meshes(mesh, up, pipeline.box)
     prepare_demo(out, {"weights": model.name}, restart)
     categories, folder = Names(pipeline.levels[0].categories), out / "samples"
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from xcube.commands.generation import finest_voxels, load_pipeline, region_of, settings_of, write_shapes
 from xcube.data.axes import Up
-from xcube.data.hierarchy import Box
 from xcube.pipeline.options import Sample, SampleOptions
 
 
@@ -51,7 +50,7 @@ def edit(
 
     pipeline, settings = load_pipeline(model, resolution, count, device)
     before = finest_voxels(shape, pipeline, up)
-    box = Box(pipeline.resolutions, pipeline.size)
+    box = pipeline.box
     parts = {name: [region_of(name, text, box) for text in texts] for name, texts in (("delete", delete), ("add", add))}
     plan = plan_edit(before, box, **parts, margin=margin)  # raises errors early
     files = [Path(text) for text in (str(shape), *delete, *add) if Path(text).is_file()]

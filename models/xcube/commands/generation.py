@@ -65,7 +65,7 @@ def finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up, outside: Outsid
     suffix = file.suffix.lower()
     if suffix in VOXELS:
         return load_voxels(file)
-    box = Box(pipeline.resolutions, pipeline.size)
+    box = pipeline.box
     if suffix == PAINTED:
         return load_painted(file, box, -1)
     return build_hierarchy(upright(load_shape(file), up), box, outside=outside)[-1]

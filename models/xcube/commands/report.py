@@ -16,7 +16,7 @@ from sparsevox import Grid, Mesh, Voxels
 from sparsevox.files import atomic_write
 from sparsevox.io import save_mesh, to_mesh
 from sparsevox.viz import render_row
-from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.hierarchy import build_hierarchy
 from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source
 from xcube.networks.losses import voxel_iou
@@ -112,7 +112,7 @@ def draw_own_mesh(pipeline: XCubePipeline, source: Source, out: Path, seed: int 
     Returns:
         Values for the page.
     """
-    box = Box(pipeline.resolutions, pipeline.size)
+    box = pipeline.box
     levels = build_hierarchy(source.load(), box, outside="rescale", fill=True)
     back = pipeline.reconstruct(levels[-1])
     again = pipeline.upsample(

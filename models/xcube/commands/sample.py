@@ -9,7 +9,7 @@ from sparsevox.io import load_voxels
 from xcube.commands.generation import VOXELS, check_voxel_file, load_pipeline, settings_of, write_shapes
 from xcube.commands.list_types import Names
 from xcube.data.axes import Up, upright
-from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.hierarchy import build_hierarchy
 from xcube.data.painted import SUFFIX as PAINTED
 from xcube.data.painted import load_painted
 from xcube.data.sources import load_shape
@@ -104,7 +104,7 @@ def _coarse_voxels(file: Path, pipeline: "XCubePipeline", level: int | None, up:
     number = 1 if level is None else level
     if not 1 <= number < len(pipeline.levels):
         raise ValueError(f"level must lie in [1, {len(pipeline.levels)}) for a file without voxel size, got {number}")
-    box, fill = Box(pipeline.resolutions, pipeline.size), pipeline.levels[number].denoiser.config.fill
+    box, fill = pipeline.box, pipeline.levels[number].denoiser.config.fill
     if suffix == PAINTED:
         return load_painted(file, box, number - 1)
     return build_hierarchy(upright(load_shape(file), up), box, outside="rescale", fill=fill)[number - 1]

@@ -117,10 +117,16 @@ class AugmentedShapes:
         shapes, card = self.shapes, self.shapes.card
         (level,) = shapes.levels
         finest = read_shape(shapes.root, card, shapes.entries[item], -1)
-        return scaled(finest, Box(card.box.levels[level:], card.box.size), factors)[0]
+        return scaled(finest, _without_coarser(card.box, level), factors)[0]
 
     def __repr__(self) -> str:
         return f"AugmentedShapes({self.shapes!r}, {self.augment})"
+
+
+def _without_coarser(box: Box, level: int) -> Box:
+    """A box without the levels that are coarser than this one."""
+    levels = box.levels[level:]
+    return Box(levels, box.size, tuple(count for count in box.thin if count in levels[:-1]))
 
 
 def mirror_image(voxels: Voxels) -> Voxels:

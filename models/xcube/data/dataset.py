@@ -100,6 +100,7 @@ class Card:
             "license": self.license,
             "levels": list(self.box.levels),
             "size": list(self.box.size),
+            **({"thin": list(self.box.thin)} if self.box.thin else {}),
             "voxel_sizes": sizes,
             "origins": [size / 2 for size in sizes],
             "attributes": {name: attribute._asdict() for name, attribute in self.attributes.items()},
@@ -196,7 +197,7 @@ def read_card(root: str | PathLike[str]) -> Card:
             )
         (terms,) = (data[name] for name in data if name.startswith("licen"))  # earlier versions spelled it otherwise
         return Card(
-            Box(tuple(data["levels"]), tuple(data["size"])),
+            Box(tuple(data["levels"]), tuple(data["size"]), tuple(data.get("thin", ()))),
             {name: Attribute(**attribute) for name, attribute in data["attributes"].items()},
             license=terms,
             **{name: data[name] for name in ("options", "source", "creator")},

@@ -34,13 +34,16 @@ class Box:
     levels: Number of voxels along the first axis at each level, coarsest first. The first number is even, each
         other one is the one before times a power of two.
     size: Edge lengths of the box in world units; multiples of two voxels of the coarsest level.
+    thin: Levels, by their numbers of voxels, without early dilation: their voxels are exactly those that contain voxels
+        of the next finer level. A cascade has such a level where it was trained as the finest one and refined later.
 
     Raises:
-        ValueError: If levels or size break these rules.
+        ValueError: If levels, size or thin break these rules.
     """
 
     levels: tuple[int, ...]
     size: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    thin: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.levels or self.levels[0] < 2 or self.levels[0] % 2:
@@ -49,6 +52,8 @@ class Box:
             factor = fine // coarse
             if fine != coarse * factor or factor < 2 or factor & (factor - 1):
                 raise ValueError(f"each of levels must be the one before times a power of two, got {self.levels}")
+        if not set(self.thin) <= set(self.levels[:-1]) or tuple(sorted(self.thin)) != self.thin:
+            raise ValueError(f"thin must be levels before the finest of {self.levels}, in order, got {self.thin}")
         if len(self.size) != 3 or not all(0 < edge < float("inf") for edge in self.size):
             raise ValueError(f"size must be three positive edges, got {self.size}")
         for edge in self.size:
@@ -71,7 +76,13 @@ class Box:
 
         Early dilation adds up to half a voxel on each side at every coarser level.
         """
-        return sum(self.voxel_size(level) / 2 for level in range(len(self.levels) - 1))
+        dilated = (level for level, count in enumerate(self.levels[:-1]) if count not in self.thin)
+        return sum(self.voxel_size(level) / 2 for level in dilated)
+
+    def coarser(self, grid: Grid, level: int) -> Grid:
+        """The grid of a level from that of the next finer one, with early dilation unless the level is thin."""
+        factor = self.levels[level + 1] // self.levels[level]
+        return grid.coarsen(factor) if self.levels[level] in self.thin else enclosing_coarsen(grid, factor)
 
 
 def build_hierarchy(
@@ -86,8 +97,8 @@ def build_hierarchy(
     """Voxelize one shape at every level of a box, the coarsest first.
 
     The finest level holds the voxels that touch the mesh or contain a point. Each coarser level is computed from the
-    voxel centers of the next finer one by early dilation (section 3.4 of the paper). This gives exactly the latent grid
-    of a VAE of the finer level, so the cascade is trained on the grids that it samples.
+    voxel centers of the next finer one by early dilation (section 3.4 of the paper), unless it is in `box.thin`. This
+    gives exactly the latent grid of a VAE of the finer level, so the cascade is trained on the grids that it samples.
 
     The attributes of all levels are averaged from the same points: samples on the surface of a mesh, the points
     themselves, or the voxel centers (`sv.io.splat_attributes`).
@@ -133,7 +144,7 @@ def build_hierarchy(
         raise ValueError(f"shape must have voxels inside the box, got {shape}")
     grids = [fine]
     for level in reversed(range(finest)):
-        grids.insert(0, enclosing_coarsen(grids[0], box.levels[level + 1] // box.levels[level]))
+        grids.insert(0, box.coarser(grids[0], level))
     levels = [splat_attributes(points, grid) for grid in grids]
     return with_fill(levels) if fill else levels
 
@@ -243,9 +254,9 @@ def _too_wide(box: Box) -> str:
     return f"shape must keep a distance of {box.margin} from the border of the box {box.size}"
 
 
-def as_box(levels: Sequence[int], size: float | Sequence[float] = 1.0) -> Box:
+def as_box(levels: Sequence[int], size: float | Sequence[float] = 1.0, thin: Sequence[int] = ()) -> Box:
     """Make a box; the size is one edge length for a cube, or three."""
     edges = (size, size, size) if isinstance(size, int | float) else tuple(size)
     if len(edges) != 3:
         raise ValueError(f"size must be one edge length or three, got {edges}")
-    return Box(tuple(levels), (float(edges[0]), float(edges[1]), float(edges[2])))
+    return Box(tuple(levels), (float(edges[0]), float(edges[1]), float(edges[2])), tuple(thin))

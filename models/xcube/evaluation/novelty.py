@@ -11,7 +11,6 @@ from xcube.data.hierarchy import Box
 from xcube.data.loading import ShapeFolder
 from xcube.evaluation.load import NamedShape
 from xcube.geometry.distances import distance_matrix, iou_matrix, shape_points
-from xcube.geometry.pyramid import enclosing_coarsen
 
 TRAIN = "train"
 CANDIDATES = 8  # training shapes of the largest IoU with a shape, to which the Chamfer distance is measured
@@ -67,7 +66,7 @@ def nearest_training(
 
 
 def coarsest_grid(grid: Grid, box: Box, level: int) -> Grid:
-    """Coarsen the grid of a level to the coarsest level of a box by early dilation, as datasets are built."""
-    for finer in range(level, 0, -1):
-        grid = enclosing_coarsen(grid, box.levels[finer] // box.levels[finer - 1])
+    """Coarsen the grid of a level to the coarsest level of a box, as datasets are built."""
+    for coarser in reversed(range(level)):
+        grid = box.coarser(grid, coarser)
     return grid

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sparsevox import Grid, SparseTensor, Voxels, checks
+from xcube.data.hierarchy import Box
 from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import SamplerConfig, sample_latents
 from xcube.geometry.components import without_small
@@ -53,6 +54,13 @@ class Cascade:
     def resolutions(self) -> tuple[int, ...]:
         """Number of voxels of each level along the first axis of the box."""
         return level_resolutions(self.levels, self.size)
+
+    @property
+    def box(self) -> Box:
+        """The box with its levels. A level is thin if the next finer VAE does not dilate its latent grid."""
+        counts = self.resolutions
+        pairs = zip(counts, self.levels[1:], strict=False)
+        return Box(counts, self.size, tuple(count for count, finer in pairs if finer.vae.config.dilation == "none"))
 
     @property
     def device(self) -> torch.device:

@@ -21,7 +21,6 @@ from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import Hook, keep_known_latents
 from xcube.geometry.normals import estimated_normals
 from xcube.geometry.observation import inside_parts, states
-from xcube.geometry.pyramid import enclosing_coarsen
 from xcube.geometry.shell import certain_parts
 from xcube.geometry.solids import Region, region_voxels, solid, surface
 from xcube.networks.conditions import NO_FILL, Conditions
@@ -101,8 +100,7 @@ def observation(
     # 2. Coarser levels. A coarse voxel is full if a finer one of its neighborhood (early dilation) is, and may be so if
     #    one of these is unknown.
     for number in reversed(range(len(box.levels) - 1)):
-        factor = box.levels[number + 1] // box.levels[number]
-        rest.insert(0, enclosing_coarsen(rest[0], factor))
+        rest.insert(0, box.coarser(rest[0], number))
     spaces = [_all_voxels(box, number, partial.grid) for number in range(len(box.levels))]
     free = [s - u - voxels.grid for s, u, voxels in zip(spaces, rest, levels, strict=True)]
     rest = [(u & s) - voxels.grid for s, u, voxels in zip(spaces, rest, levels, strict=True)]

@@ -5,7 +5,7 @@ from os import PathLike
 
 from sparsevox import Grid, Voxels, checks
 from sparsevox.shapes import Shape
-from xcube.data.hierarchy import Box, Outside, build_hierarchy
+from xcube.data.hierarchy import Outside, build_hierarchy
 from xcube.geometry.solids import Region, as_regions
 from xcube.networks.quantize import Bits
 from xcube.pipeline.cascade import Cascade
@@ -169,7 +169,7 @@ class XCubePipeline(Cascade):
             ImportError, KeyError, TypeError, ValueError: As in `plan_edit` and `upsample`.
         """
         fine = shape.finest if isinstance(shape, Sample) else shape
-        plan = plan_edit(fine.to("cpu"), Box(self.resolutions, self.size), delete=delete, add=add, margin=margin)
+        plan = plan_edit(fine.to("cpu"), self.box, delete=delete, add=add, margin=margin)
         return edited(self.levels, self.stream, plan, options, numbers)
 
     def complete(
@@ -204,7 +204,7 @@ class XCubePipeline(Cascade):
         Raises:
             ImportError, KeyError, TypeError, ValueError: As in `observation`, `completed` and `sample`.
         """
-        box = Box(self.resolutions, self.size)
+        box = self.box
         observed = observation(
             partial.to("cpu"), box, known=as_regions(known), unknown=as_regions(unknown), sensor=sensor
         )
@@ -287,6 +287,6 @@ class XCubePipeline(Cascade):
         if any(len(set(sizes)) > 1 for sizes in self.voxel_sizes):
             raise ValueError(f"voxels of all levels must be cubes for hierarchies of a shape, got {self.voxel_sizes}")
         fill = any(level.vae.config.fill for level in self.levels)
-        pyramid = build_hierarchy(shape, Box(self.resolutions, self.size), samples=samples, outside=outside, fill=fill)
+        pyramid = build_hierarchy(shape, self.box, samples=samples, outside=outside, fill=fill)
         pairs = zip(pyramid, self.levels, strict=True)
         return tuple(reconstruct(voxels.to(self.device), level.vae, level.refiner).to("cpu") for voxels, level in pairs)

@@ -92,7 +92,7 @@ def box_of(vae: VAE, metadata: Mapping[str, Any]) -> tuple[Box, int]:
     """
     if "levels" in metadata:
         x, y, z = metadata["size"]
-        return Box(tuple(metadata["levels"]), (x, y, z)), int(metadata["level"])
+        return Box(tuple(metadata["levels"]), (x, y, z), tuple(metadata.get("thin", ()))), int(metadata["level"])
     resolution = round(1 / vae.config.voxel_sizes[0])
     return Box((resolution // vae.config.factor[0], resolution)), 1
 

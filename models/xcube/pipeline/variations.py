@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsevox import Grid, SparseTensor, Voxels, checks
-from xcube.data.hierarchy import Box, build_hierarchy
+from xcube.data.hierarchy import build_hierarchy
 from xcube.diffusion.inversion import invert_flow
 from xcube.diffusion.samplers import Hook
 from xcube.pipeline.cascade import Cascade
@@ -170,7 +170,7 @@ def coarse_latents(cascade: Cascade, shape: Voxels | Sample) -> Tensor:
         raise TypeError(f"shape must be Voxels or a Sample, got {type(shape).__name__}")
     if coarse is None:
         fill = level.vae.config.fill
-        coarse = build_hierarchy(shape.to("cpu"), Box(cascade.resolutions, cascade.size), fill=fill)[0]
+        coarse = build_hierarchy(shape.to("cpu"), cascade.box, fill=fill)[0]
     with torch.no_grad():
         posterior = level.vae.encode(coarse.to(cascade.device))
     rows = posterior.grid.index(box.grid.coords.to(cascade.device))

@@ -80,6 +80,8 @@ def train_module(
     shapes = ShapeFolder[Voxels](data, "train", level=level)
     box, number = shapes.card.box, level % len(shapes.card.box.levels)
     trained_on = {"level": number, "resolution": box.levels[number], "levels": list(box.levels), "size": list(box.size)}
+    if box.thin:
+        trained_on["thin"] = list(box.thin)
     module.options["data"] = trained_on
     if augment.active:  # runs of earlier versions have no such option
         module.options["augment"] = augment.to_dict()
