@@ -31,12 +31,14 @@ def show_html(
     classes: Mapping[str, Mapping[int, str]] | None = None,
     color: str | None = None,
     background: Literal["light", "dark"] = "light",
+    against: tuple[str, str] | None = None,
 ) -> None:
     """Write an interactive HTML page of shapes, with controls for the view, the shape, the level and the colors.
 
     The page needs nothing but a browser with WebGL 2. Its URL selects the initial view:
     `page.html#shape=chair&level=0&color=normal&background=dark&view=35,30`, where the view is azimuth and elevation in
-    degrees.
+    degrees. `&against=before&split=0.5` compares the shape with another one, which is to the left of a line that a
+    slider moves.
 
     Args:
         shapes: A `Grid`, `Voxels`, `Mesh` or `Points`; a list of these, the levels of one shape from coarsest to
@@ -50,6 +52,8 @@ def show_html(
         color: Initial color: the name of an attribute, "height", "level" or "plain". By default "color" if every level
             has it, else "height".
         background: Initial background, "light" or "dark".
+        against: Names of the shape that is shown first and of the one that it is compared with; by default the first
+            shape, alone.
 
     Raises:
         TypeError: If `shapes` holds anything but shapes.
@@ -68,6 +72,9 @@ def show_html(
         if name not in coded or coded[name].kind != "label":
             known = [name for name, coding in coded.items() if coding.kind == "label"]
             raise ValueError(f"classes must name attributes among {known}, got {name!r}")
+    for name in against or ():
+        if name not in items:
+            raise ValueError(f"against must name shapes among {list(items)}, got {name!r}")
     manifest = {
         "color": first_color(color, levels, coded),
         "background": background,
@@ -76,6 +83,8 @@ def show_html(
         "height": colors.ramp_palette(colors.HEIGHT),
         "levels": [colors.class_color(n) for n in range(max(map(len, items.values())))],
         "colors": {name: _described(coding, (classes or {}).get(name, {})) for name, coding in coded.items()},
+        "first": None if against is None else against[0],
+        "against": None if against is None else against[1],
         "shapes": [_shape(name, item) for name, item in items.items()],
     }
     data = [

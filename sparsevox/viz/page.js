@@ -1,6 +1,7 @@
 // Connects the data of the page to three.js. Python chooses shapes and colors; this script uploads them to the GPU and
 // handles the controls. The URL stores the selection, so that
-// page.html#shape=chair&level=0&color=normal&background=dark&view=35,30 links to a view (azimuth, elevation).
+// page.html#shape=chair&level=0&color=normal&background=dark&view=35,30 links to a view (azimuth, elevation), and
+// &against=other&split=0.5 shows another shape to the left of a movable line.
 "use strict";
 const $ = (id) => document.getElementById(id);
 const manifest = JSON.parse($("manifest").textContent);
@@ -28,17 +29,42 @@ function draw() {
     controls.update();
     // Depth has a limited resolution between these two, so they follow the camera toward single voxels.
     camera.near = controls.getDistance() / 50;
-    camera.far = controls.getDistance() + 4 * radius(shapeNow());
+    camera.far = controls.getDistance() + 4 * Math.max(radius(shapeNow()), reach(state.against));
     camera.updateProjectionMatrix();
-    renderer.render(scene, camera);
+    render();
   });
+}
+
+// Left of the line the other shape, if there is one, and right of it the selected one.
+function render() {
+  const [first, second] = shown;
+  if (!first) return;
+  const parts = second ? [[second, 0, state.split], [first, state.split, 1]] : [[first, 0, 1]];
+  renderer.setScissorTest(Boolean(second));
+  for (const [object, from, to] of parts) {
+    renderer.setScissor(innerWidth * from, 0, innerWidth * (to - from), innerHeight);
+    scene.clear();
+    scene.add(object);
+    renderer.render(scene, camera);
+  }
 }
 controls.addEventListener("change", draw);
 
-const state = { shape: 0, level: 0, color: manifest.color, background: manifest.background, view: [35, 30] };
+const NONE = -1;  // in place of the number of another shape
+const state = {
+  shape: 0, level: 0, against: NONE, split: 0.5, color: manifest.color, background: manifest.background, view: [35, 30],
+};
+let shown = [];  // the objects of the selected shape and of the other one
 const shapeNow = () => manifest.shapes[state.shape];
 const middle = (shape) => [0, 1, 2].map((n) => (shape.bounds[0][n] + shape.bounds[1][n]) / 2);
 const radius = (shape) => Math.hypot(...[0, 1, 2].map((n) => shape.bounds[1][n] - shape.bounds[0][n])) / 2 || 1;
+
+// How far another shape reaches from the middle of the selected one.
+function reach(other) {
+  if (other === NONE) return 0;
+  const [here, there] = [shapeNow(), manifest.shapes[other]].map(middle);
+  return Math.hypot(...here.map((x, n) => x - there[n])) + radius(manifest.shapes[other]);
+}
 
 function resize() {
   renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
@@ -48,7 +74,7 @@ function resize() {
 }
 
 function resetView() {
-  const size = radius(shapeNow());
+  const size = Math.max(radius(shapeNow()), reach(state.against));
   const [a, e] = state.view.map((degrees) => (degrees * Math.PI) / 180);
   const narrow = Math.min(1, innerWidth / innerHeight);
   const far = size / Math.sin((camera.fov * Math.PI) / 360) / narrow;
@@ -83,7 +109,7 @@ function texture(type, format, code) {
 const placeTexture = texture(Uint16Array, THREE.RGBAIntegerFormat, THREE.UnsignedShortType);
 const tintTexture = texture(Uint8Array, THREE.RGBAFormat, THREE.UnsignedByteType);
 
-async function build(shape, level, id) {
+async function build(level, id, center) {
   const buffer = await unpack(id);
   const { kind, rows, faces } = level;
   let at = 0;
@@ -97,7 +123,6 @@ async function build(shape, level, id) {
   const width = (name) => (manifest.colors[name].kind === "rgb" ? 3 : 1);
   const codes = new Map(level.colors.map((name) => [name, take(Uint8Array, rows * width(name))]));
 
-  const center = middle(shape);
   const uniforms = {
     places, tints, origin: level.origin.map((o, n) => o - center[n]), size: level.size, pointSize: 3 * renderer.getPixelRatio(),
     light: look.light, shadow: look.tint, edge: look.edge, shade: look.shade,
@@ -163,20 +188,30 @@ function legend(level) {
   });
 }
 
-let cache = new Map();  // unpacked levels of the current shape
+let cache = new Map();  // unpacked levels of the current shape and the other one
 let latest = 0;
 async function show() {
   const turn = ++latest;
   const shape = shapeNow();
   const level = shape.levels[state.level];
-  const id = `data-${state.shape}-${state.level}`;
-  const built = cache.get(id) ?? (await build(shape, level, id));
-  if (turn !== latest) return built.dispose();  // the selection has changed meanwhile
-  cache.set(id, built);
-  paint(built, level, state.level);
-  scene.clear();
-  scene.add(built.object);
+  const wanted = [[state.shape, state.level]];
+  if (state.against !== NONE) {
+    wanted.push([state.against, Math.min(state.level, manifest.shapes[state.against].levels.length - 1)]);
+  }
+  const objects = [];
+  for (const [s, n] of wanted) {
+    const [id, its] = [`data-${s}-${n}`, manifest.shapes[s].levels[n]];
+    const built = cache.get(id) ?? (await build(its, id, middle(shape)));
+    if (turn !== latest) return cache.has(id) || built.dispose();  // the selection has changed meanwhile
+    cache.set(id, built);
+    paint(built, its, n);
+    objects.push(built.object);
+  }
+  shown = objects;
   $("shape").value = state.shape;
+  $("against").value = state.against;
+  $("splits").hidden = $("line").hidden = state.against === NONE;
+  moveLine();
   $("level").max = shape.levels.length - 1;
   $("level").value = state.level;
   $("levels").hidden = shape.levels.length < 2;
@@ -186,8 +221,14 @@ async function show() {
   $("info").textContent = which + level.text;
   legend(level);
   const hash = { shape: shape.name, level: state.level, color: state.color, background: state.background, view: state.view };
+  if (state.against !== NONE) Object.assign(hash, { against: manifest.shapes[state.against].name, split: state.split });
   history.replaceState(null, "", "#" + new URLSearchParams(hash));
   draw();
+}
+
+function moveLine() {
+  $("split").value = state.split;
+  $("line").style.left = `${100 * state.split}%`;
 }
 
 function choose(change) {
@@ -207,10 +248,13 @@ function readAddress() {
   const named = manifest.shapes.findIndex((shape) => shape.name === given.get("shape"));
   const shape = named < 0 ? state.shape : named;
   const level = Number(given.get("level") ?? manifest.shapes[shape].levels.length - 1);
+  const other = given.has("against") ? given.get("against") : manifest.against;
+  const split = Number(given.get("split") ?? state.split);
   const view = (given.get("view") ?? "").split(",").map(Number);
   if (view.length === 2 && view.every(Number.isFinite)) state.view = view;
   choose({
     shape, level: Number.isInteger(level) ? level : 0,
+    against: manifest.shapes.findIndex((each) => each.name === other), split: split >= 0 && split <= 1 ? split : 0.5,
     color: colors.includes(given.get("color")) ? given.get("color") : state.color,
     background: given.get("background") ?? state.background,
   });
@@ -227,10 +271,17 @@ const actions = {
   b: () => choose({ background: state.background === "dark" ? "light" : "dark" }),
   r: resetView,
 };
-manifest.shapes.forEach((shape, n) => $("shape").add(new Option(shape.name, n)));
-$("shapes").hidden = manifest.shapes.length < 2;
+$("against").add(new Option("nothing", NONE));
+manifest.shapes.forEach((shape, n) => {
+  for (const list of ["shape", "against"]) $(list).add(new Option(shape.name, n));
+});
+$("shapes").hidden = $("others").hidden = manifest.shapes.length < 2;
+state.shape = Math.max(0, manifest.shapes.findIndex((shape) => shape.name === manifest.first));
 for (const name of colors) $("color").add(new Option(name));
 $("shape").onchange = (event) => { choose({ shape: Number(event.target.value) }); event.target.blur(); };
+$("against").onchange = (event) => { choose({ against: Number(event.target.value) }); event.target.blur(); };
+$("split").oninput = (event) => { state.split = Number(event.target.value); moveLine(); draw(); };
+$("split").onchange = () => show();
 $("color").onchange = (event) => { choose({ color: event.target.value }); event.target.blur(); };
 $("level").oninput = (event) => { choose({ level: Number(event.target.value) }); event.target.blur(); };
 $("background").onclick = actions.b;

@@ -94,7 +94,8 @@ class SampleFolder:
         Args:
             count: Number of shapes in the folder.
             title: Title of the page.
-            others: Levels of other shapes to show before them, by their titles.
+            others: Levels of other shapes to show before them, by their titles. The page compares the first of them
+                with the first shape.
             columns: Number of shapes in a row of the picture.
         """
         shapes = {**others} | {self.file(n).stem: self.levels(n) for n in range(min(count, SHOWN))}
@@ -106,7 +107,10 @@ class SampleFolder:
         names = [set(voxels.attributes) for levels in shapes.values() for voxels in levels]
         shared = sorted(set.intersection(*names))
         color = next((name for name in ("normal", "color") if name in shared), None)
-        show_html(shapes, self.path / PAGE, title=title, attributes=shared, color=color)
+        first = next((name for name in shapes if name not in others), None)
+        other = next((name for name in shapes if name in others), None)
+        compared = None if first is None or other is None else (first, other)
+        show_html(shapes, self.path / PAGE, title=title, attributes=shared, color=color, against=compared)
 
     def _settings(self) -> Any:
         file = self.path / SETTINGS
