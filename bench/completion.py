@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -27,7 +27,9 @@ from xcube.data.hierarchy import Box
 from xcube.data.loading import ShapeFolder
 from xcube.geometry.components import component_sizes
 from xcube.geometry.solids import as_regions
-from xcube.pipeline.complete import Method, Observation, completed, observation
+from xcube.pipeline.complete import Method, completed, known_latents
+from xcube.pipeline.inputs import full_box
+from xcube.pipeline.observation import Observation, observation
 from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.training.observations import visible
@@ -110,7 +112,7 @@ def overlap(first: Grid, second: Grid) -> float:
 
 
 def mirrored(task: Task, seen: Observation) -> Grid:
-    """The observed voxels and their reflection, as far as it lies in unknown space."""
+    """The observed voxels and the part of their reflection that lies in unknown space."""
     axis, place = task.axis or (1, 0.0)
     flipped = task.part.grid.ijk.clone()
     flipped[:, axis] = round(2 * place / task.part.grid.voxel_size[0]) - 1 - flipped[:, axis]
@@ -153,7 +155,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", type=Path, help="folder of a pipeline (default: the model in the package)")
     add("--shapes", type=int, default=48, help="number of shapes (default: 48)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of observations (default: all)")
-    add("--methods", nargs="+", default=["trained", "resampling"], help="methods (default: trained resampling)")
+    add("--methods", nargs="+", choices=get_args(Method), default=list(get_args(Method)), help="methods (default: all)")
     add("--seed", type=int, default=0, help="seed of the parts and of the samples (default: 0)")
     add("--threads", type=int, default=1, help="number of CPU threads (default: 1)")
     add("--picture", type=Path, help="PNG file for a picture of the first shapes")
@@ -183,10 +185,20 @@ def main(arguments: list[str] | None = None) -> int:
             found = statistics.fmean(overlap(baseline(t, s), t.shape.grid) for t, s in zip(todo, seen, strict=True))
             print(f"| {kind} | {name} | {found:.3f} | | | 100 % | | | |", flush=True)
         for method in methods:
-            print(measure(pipeline, todo, seen, kind, method, chosen.seed, drawn), flush=True)
+            shown = drawn if method == methods[0] else {}
+            if method == "resampling" and not all(has_known_latents(pipeline, each) for each in seen):
+                print(f"| {kind} | {method} | - | - | - | - | - | - | - |", flush=True)
+                continue
+            print(measure(pipeline, todo, seen, kind, method, chosen.seed, shown), flush=True)
     if chosen.picture is not None:
         draw_rows(drawn, 2 + VARIANTS, chosen.picture)
     return 0
+
+
+def has_known_latents(pipeline: XCubePipeline, seen: Observation) -> bool:
+    """Whether resampling is possible: some latents of the coarsest level are known."""
+    first = pipeline.levels[0]
+    return bool(known_latents(first, seen.unknown[0], full_box(first).grid).any())
 
 
 def measure(
@@ -200,10 +212,12 @@ def measure(
 ) -> str:
     """A row of the table: completions of all shapes by the model. Some are added to the shapes to draw."""
     mean, best, alike, kept, single, closed = [], [], [], [], [], []
-    start = time.perf_counter()
+    spent, rows = 0.0, {0, len(todo) // 2}  # of the picture
     options = SampleOptions(seed=seed, quiet=True)
     for number, (task, each) in enumerate(zip(todo, seen, strict=True)):
+        start = time.perf_counter()
         made = [sample.finest for sample in completed(pipeline, each, options, range(VARIANTS), method)]
+        spent += time.perf_counter() - start
         scores = [overlap(voxels.grid, task.shape.grid) for voxels in made]
         pairs = [overlap(a.grid, b.grid) for n, a in enumerate(made) for b in made[:n]]
         mean.append(statistics.fmean(scores))
@@ -212,13 +226,13 @@ def measure(
         kept += [(task.part.grid & voxels.grid).num_voxels / task.part.num_voxels for voxels in made]
         single += [len(component_sizes(voxels.grid)) == 1 for voxels in made]
         closed += [describe(to_mesh(voxels)).closed for voxels in made]
-        if method != "resampling" and number % max(1, len(todo) // 3) == 1:
+        if number in rows:
             row = {"truth": task.shape, kind: task.part} | {str(n): voxels for n, voxels in enumerate(made)}
             drawn |= {f"{kind} {number}: {name}": voxels for name, voxels in row.items()}
-    seconds = (time.perf_counter() - start) / len(mean) / VARIANTS
-    shares = " | ".join(f"{100 * statistics.fmean(values):.0f} %" for values in (kept, single, closed))
+    seconds = spent / len(mean) / VARIANTS
+    fractions = " | ".join(f"{100 * statistics.fmean(values):.0f} %" for values in (kept, single, closed))
     columns = " | ".join(f"{statistics.fmean(values):.3f}" for values in (mean, best, alike))
-    return f"| {kind} | {method} | {columns} | {shares} | {seconds:.2f} |"
+    return f"| {kind} | {method} | {columns} | {fractions} | {seconds:.2f} |"
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 
 VARIED = """\
-| strength | IoU with the shape | least IoU with the shape | single part | watertight | seconds per variant |
+| strength | IoU with the shape | minimum IoU with the shape | single part | watertight | seconds per variant |
 |--:|--:|--:|--:|--:|--:|"""
 BETWEEN = """\
-| interpolated | IoU of the ends | least IoU of neighbors | single part | watertight | seconds per shape |
+| interpolated | IoU of the ends | minimum IoU of neighbors | single part | watertight | seconds per shape |
 |---|--:|--:|--:|--:|--:|"""
 COUNT = 7  # shapes in a row
 

@@ -13,6 +13,7 @@ from bench import (
     build_dataset,
     cascade,
     cascade_vs_single,
+    completion,
     edits,
     fine_level,
     networks,
@@ -37,7 +38,7 @@ from xcube.networks.configs import VAEConfig
 from xcube.networks.pretrained import save_pretrained
 from xcube.networks.vae import VAE
 from xcube.pipeline.output import SampleFolder
-from xcube.procedural.shapes import FAMILIES
+from xcube.procedural.shapes import FAMILIES, shape_voxels
 
 for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="training from the command line")
@@ -65,6 +66,28 @@ def test_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[4].strip() for row in rows] == ["0.0"] * 5  # nor is an edge of the surface
     assert [row[5].strip() for row in rows] == ["100 %"] * 5
     with Image.open(tmp_path / "edits.png") as picture:
+        assert picture.width == 900
+
+
+def test_completion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    box = Box((16, 64))
+    sources = [
+        Source(f"{name}-00000{n}", partial(shape_voxels, f"{name}-00000{n}", box), split="train" if n else "test")
+        for name in ("chair", "table")
+        for n in range(3)
+    ]
+    assert len(build(sources, tmp_path / "data", box, attributes=("normal", "fill")).built) == 6
+    words = ["--data", str(tmp_path / "data"), "--shapes", "2", "--kinds", "half", "box", "view"]
+    assert completion.main([*words, "--methods", "resampling", "--picture", str(tmp_path / "completion.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    rows = {tuple(row[:2]): row[2:] for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+    assert {method for _, method in rows} == {"the observed part", "mirror", "nearest", "resampling"}
+    assert rows.pop(("view", "resampling"))[0] == "-"  # no latent is known
+    for (kind, method), row in rows.items():
+        assert 0 < float(row[0]) <= 1
+        assert row[3] == "100 %"
+        assert method == "resampling" or float(row[0]) >= float(rows[kind, "the observed part"][0]) - 0.3
+    with Image.open(tmp_path / "completion.png") as picture:
         assert picture.width == 900
 
 

@@ -20,7 +20,8 @@ from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, keep_known_latents, sample_latents
 from xcube.geometry.observation import inside_parts
 from xcube.geometry.solids import solid
-from xcube.pipeline.complete import joined_with_observation, observation, seen_through
+from xcube.pipeline.complete import joined_with_observation, known_latents
+from xcube.pipeline.observation import observation, seen_through
 from xcube.pipeline.options import SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.procedural.shapes import FAMILIES, shape_voxels
@@ -52,9 +53,9 @@ def half_of_a_cube() -> Voxels:
     return outward({place for place in boundary(whole) if place[0] < 0}, whole)
 
 
-def test_what_a_half_tells() -> None:
+def test_the_observation_of_a_half() -> None:
     found = observation(half_of_a_cube(), BOX, known=[HALF])
-    # At the finest level, every voxel of the half is known, and its inside is told by the normals.
+    # At the finest level, every voxel of the half is known, and the normals say which part is inside.
     assert as_set(found.unknown[1]) == {(x, y, z) for x in range(32) for y in range(-32, 32) for z in range(-32, 32)}
     assert as_set(found.full[1].grid) == as_set(half_of_a_cube().grid)
     assert as_set(found.inside[1]) == {place for place in cube(-9, 9) if place[0] < 0}
@@ -69,8 +70,9 @@ def test_what_a_half_tells() -> None:
     # Coarse voxels of which all is known have the solid fraction of the whole shape.
     expected = build_hierarchy(outward(boundary(cube(-10, 10)), cube(-10, 10)), BOX, fill=True)[0]
     rows = expected.grid.index(found.full[0].grid.coords)
-    sure = found.full[0].grid.ijk[:, 0] < -1
+    sure = found.full[0].grid.ijk[:, 0] < 0
     assert torch.allclose(found.full[0].attributes["fill"][sure], expected.attributes["fill"][rows][sure])
+    assert (found.full[0].attributes["fill"][~sure] == -1).all()
 
 
 def test_parts_to_generate_are_the_opposite_of_known_ones() -> None:
@@ -85,6 +87,7 @@ def test_parts_to_generate_are_the_opposite_of_known_ones() -> None:
 def test_nothing_but_voxels_is_known() -> None:
     found = observation(half_of_a_cube(), BOX)
     assert [grid.num_voxels for grid in found.empty] == [0, 0]
+    assert (found.full[0].attributes["fill"] == -1).all()
     assert found.unknown[1].num_voxels == 64**3 - found.full[1].num_voxels
 
 
@@ -92,7 +95,7 @@ def test_nothing_but_voxels_is_known() -> None:
 @settings(max_examples=40, deadline=None)
 def test_space_before_voxels(sensor: tuple[float, float, float], place: tuple[int, int, int]) -> None:
     """The line to the sensor passes through every voxel that is found, and most of its points are in one."""
-    found = as_set(seen_through(as_grid({place}), sensor)) | {place}
+    found = as_set(seen_through(as_grid({place}), sensor, BOX)) | {place}
     start, end = torch.tensor(place).double() + 0.5, torch.tensor(sensor).double() / SIZE
     along = end - start
     for voxel in found:
@@ -100,6 +103,7 @@ def test_space_before_voxels(sensor: tuple[float, float, float], place: tuple[in
         fraction = (offset @ along / along.square().sum().clamp(min=1e-12)).clamp(0, 1)
         assert float((offset - fraction * along).abs().max()) <= 0.5 + 0.5 * 3**0.5
     points = start + torch.linspace(0, 1, 500).double()[:, None] * along
+    points = points[(points.abs() < 32).all(1)]  # those in the box
     inside = [tuple(point) in found for point in points.floor().long().tolist()]
     assert sum(inside) > 0.85 * len(inside)
 
@@ -202,6 +206,81 @@ def test_halves_of_shapes(pipeline: XCubePipeline, name: str, method: Any) -> No
     assert overlap > 0.9  # other batches round differently
 
 
+def test_known_latents() -> None:
+    """All latents of a box whose voxels are known; on sparse grids, only those that no unknown one is next to."""
+    dense, sparse = tiny(0), tiny(1)
+    unknown = Grid.from_coords(torch.tensor([[3, 0, 0]]), voxel_size=1 / 8, origin=1 / 16)
+    box = Grid.full((-2, -2, -2), (2, 2, 2), batch_size=2, voxel_size=1 / 4, origin=1 / 8)
+    found = known_latents(dense, unknown, box)
+    assert box.coords[~found].tolist() == [[0, 1, 0, 0], [1, 1, 0, 0]]
+    unknown = Grid.from_coords(torch.tensor([[3, 0, 0]]), voxel_size=1 / 16, origin=1 / 32)
+    grid = Grid.full((-2, -2, -2), (3, 3, 3), batch_size=2, voxel_size=1 / 8, origin=1 / 16)
+    found = known_latents(sparse, unknown, grid)
+    wrong = {(x, y, z) for x in (0, 1, 2) for y in (-1, 0, 1) for z in (-1, 0, 1)}
+    assert {tuple(place) for place in grid.ijk[~found].tolist()} == wrong
+    assert int((~found).sum()) == 2 * len(wrong)
+
+
+def test_resampling_keeps_the_known_latents(pipeline: XCubePipeline) -> None:
+    """Each step is taken four times; in each, the known latents are those of the shape with noise."""
+    shape = shape_voxels("table-900003", BOX)
+    part = shape.prune(shape.grid.ijk[:, 0] < 0)
+    first = pipeline.levels[0]
+    seen = observation(part, BOX, known=[HALF])
+    box = Grid.full((-2, -2, -2), (2, 2, 2), voxel_size=1 / 4, origin=1 / 8)
+    known = known_latents(first, seen.unknown[0], box)
+    assert int(known.sum()) == 16
+    calls: list[tuple[torch.Tensor, float]] = []
+    with watched(first.denoiser, lambda args: calls.append((args[0].feats.clone(), float(args[1][0])))):
+        pipeline.complete(part, QUIET, known=HALF, method="resampling", numbers=(0,))
+    assert len(calls) == 4 * 25
+    full = seen.full[0].with_attributes(fill=seen.full[0].attributes["fill"].clamp(min=0))
+    with torch.no_grad():
+        posterior = first.vae.encode(full)
+    latents = posterior.mean[posterior.grid.index(box.coords)] * first.latent_scale
+    for x, t in calls:
+        noise = (x[known] - (1 - t / 1000) * latents[known]) / max(t / 1000, 1e-3)
+        assert 0.8 < float(noise.std()) < 1.2  # 128 numbers
+        # The other latents have as much noise as the sampler expects: it is added back for each repeat.
+        rest = x[~known]
+        if t > 900:
+            assert 0.85 < float(rest.std()) < 1.15
+    # Without known latents there is nothing to resample.
+    for options in ({}, {"sensor": (-2.0, 0.0, 0.0)}):
+        with pytest.raises(ValueError, match=r"partial must have latent voxels of the size .* of which all is known"):
+            pipeline.complete(part, QUIET, method="resampling", **options)  # type: ignore[arg-type]
+
+
+def test_finer_levels_keep_the_known_latents(pipeline: XCubePipeline) -> None:
+    shape = shape_voxels("table-900003", BOX)
+    part = shape.prune(shape.grid.ijk[:, 0] < 0)
+    seen: list[tuple[Grid, torch.Tensor]] = []
+    user: list[int] = []
+
+    def see(args: Any) -> None:
+        seen.append((args[0].grid, args[0].feats.clone()))
+
+    def own(level: int) -> Any:
+        return lambda grid, numbers: user.append(level)
+
+    options = QUIET.with_changes(hooks={0: own(0), 1: own(1)}, category=["table", "chair", "table"], batch_size=2)
+    with watched(pipeline.levels[1].denoiser, see):
+        pipeline.complete(part, options, known=HALF, method="resampling", numbers=(0, 1, 2))
+    assert user == [0, 1, 0, 1] or sorted(user) == [0, 0, 1, 1]
+    level = pipeline.levels[1]
+    with torch.no_grad():
+        posterior = level.vae.encode(part)
+    for grid, feats in seen:
+        known = known_latents(level, observation(part, BOX, known=[HALF]).unknown[1], grid)
+        rows = posterior.grid.index(torch.cat([0 * grid.coords[:, :1], grid.coords[:, 1:]], 1))
+        known &= rows >= 0
+        assert int(known.sum()) > 20
+        scale = level.objective.schedule.alphas_cumprod[999] ** 0.5
+        noise = feats[known] - scale * posterior.mean[rows[known]] * level.latent_scale
+        other = level.objective.schedule.alphas_cumprod[999]
+        assert float(noise.std()) == pytest.approx(float((1 - other) ** 0.5), rel=0.1)
+
+
 def test_repeated_steps() -> None:
     """With as many latents known, repeats bring the unknown ones closer to what fits: here, the known value."""
     flow = Diffusion(DiffusionConfig(prediction="flow"))
@@ -253,16 +332,25 @@ def test_noise_that_is_added_back(prediction: Any, before: float | None, after: 
     [
         ({"known": HALF, "unknown": HALF}, ValueError, "known must be empty if there are unknown parts, got 1 and 1"),
         ({"unknown": ((-1, -1, -1), (1, 1, 1))}, ValueError, "partial must have voxels outside of the unknown parts"),
-        ({"unknown": ((0.6, 0.6, 0.6), (0.9, 0.9, 0.9))}, ValueError, "unknown must overlap the box"),
-        ({"sensor": (1, 2)}, ValueError, "sensor must be a position of three numbers, got"),
-        ({"sensor": (1, 2, math.nan)}, ValueError, "sensor must be a position of three numbers, got"),
+        ({"unknown": ((0.6, 0.6, 0.6), (0.9, 0.9, 0.9))}, ValueError, r"unknown\[0\] must overlap the box"),
+        ({"known": ((5, 5, 5), (6, 6, 6))}, ValueError, r"known\[0\] must overlap the box"),
+        ({"sensor": (1, 2)}, ValueError, "sensor must"),
+        ({"sensor": "abc"}, TypeError, "sensor must"),
+        ({"sensor": (1.0, 2.0, math.nan)}, ValueError, "sensor must"),
+        ({"known": HALF, "category": "spaceship"}, ValueError, "category must be one of"),
+        ({"known": HALF, "text": "a chair"}, ValueError, "text must be None for a model that takes none"),
+        ({"known": HALF, "hooks": {7: None}}, ValueError, "hooks, conditions and starts must be for levels 0 to 1"),
         ({"known": "chair"}, TypeError, r"known\[0\] must be the two corners"),
     ],
 )
 def test_what_is_refused(pipeline: XCubePipeline, options: Any, error: type[Exception], message: str) -> None:
     part = half_of_a_cube()
+    sampling = {name: options[name] for name in ("category", "text", "hooks") if name in options}
+    rest = {name: value for name, value in options.items() if name not in sampling}
     with pytest.raises(error, match=message):
-        pipeline.complete(part, QUIET, **options)
+        pipeline.complete(part, QUIET.with_changes(**sampling), **rest)
+    with pytest.raises(TypeError, match="partial must be Voxels or a Sample, got Grid"):
+        pipeline.complete(part.grid)  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="partial must have normals, got none"):
         pipeline.complete(Voxels(part.grid), QUIET)
     other = Grid.from_coords(part.grid.coords, voxel_size=1 / 128, origin=1 / 256)
@@ -286,11 +374,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "partial" in (tmp_path / "out" / "index.html").read_text()
     # From a mesh, seen from one side.
     save_mesh(from_trimesh(trimesh.creation.box((0.3, 0.3, 0.3))), tmp_path / "box.ply")
-    words = ["complete", str(tmp_path / "box.ply"), "--sensor", "2,0,0", "--count", "1", "--quiet"]
+    words = [
+        "complete",
+        str(tmp_path / "box.ply"),
+        "--known",
+        "x=:0.05",
+        "--sensor",
+        "2,0,0",
+        "--count",
+        "1",
+        "--quiet",
+    ]
     assert main([*words, "--out", str(tmp_path / "seen")]) == 0
-    capsys.readouterr()
+    # The shapes depend on all of these.
+    for change in (["--sensor", "2,1,0"], ["--known", "x=:0.1"], ["--method", "resampling"]):
+        capsys.readouterr()
+        assert main([*words, *change, "--out", str(tmp_path / "seen")]) == 2
+        assert f"holds shapes with other settings: {change[0][2:]}" in capsys.readouterr().err
     for wrong, message in (
-        (["--sensor", "1,2"], "sensor must be a position of three numbers"),
+        (["--sensor", "1,2"], "sensor must"),
         (["--known", "x=0.3:0.2"], "known[0] must have a lower corner below the upper one"),
         (["--method", "trained"], "method must be 'resampling' for a denoiser that takes no observations"),
     ):

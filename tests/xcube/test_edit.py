@@ -148,7 +148,7 @@ def test_deep_voxels_are_not_left_alone() -> None:
     found = joined_shapes(thick, raised, zone, changed)
     assert {deep, (0, 0, 7)} <= as_set(found.grid)
     assert (0, 0, 8) not in as_set(found.grid)
-    assert (0, 4, 8) in as_set(found.grid)
+    assert {(0, 4, 8), (0, 1, 8)} <= as_set(found.grid)  # the second one is next to the edit
     assert as_set(found.grid) - as_set(zone) == as_set(thick.grid) - as_set(zone)
     assert as_set(solid(found.grid)) >= places
 

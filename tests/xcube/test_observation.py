@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsevox import Grid, SparseTensor
-from tests.xcube.cascades import vae
+from sparsevox import Grid, SparseTensor, Voxels
+from tests.xcube.cascades import same_bits, tiny, unet, vae, watched
 from xcube.diffusion.objective import Noise
 from xcube.geometry.observation import children, from_volume, states, to_volume
 from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig
 from xcube.networks.pretrained import save_pretrained
 from xcube.networks.unet import UNet
+from xcube.pipeline.options import SampleOptions
+from xcube.pipeline.pipeline import XCubePipeline
 from xcube.training.config import TrainConfig
 from xcube.training.observations import random_observations, visible
 
@@ -47,7 +49,7 @@ def test_states(full: list[tuple[int, ...]], empty: list[tuple[int, ...]]) -> No
     for row, (batch, i, j, k) in enumerate(grid.coords.tolist()):
         for number, (a, b, c) in enumerate(product(range(2), range(3), range(4))):
             place = (batch, 2 * i + a, 3 * j + b, 4 * k + c)
-            assert children(grid, FACTOR, fine(full))[row, number].tolist() == list(place)
+            assert children(grid, FACTOR)[row, number].tolist() == list(place)
             assert found[row, number] == (1 if place in full else -1 if place in empty else 0)
             assert alone[row, number] == (1 if place in full else -1)
         if row > 3:
@@ -60,7 +62,7 @@ def test_volumes_and_back() -> None:
     volume = to_volume(grid, rows, FACTOR)
     assert volume.shape == (2, 4, 9, 16)
     assert torch.equal(from_volume(grid, volume, FACTOR), rows)
-    where = children(grid, FACTOR, fine([(0, 0, 0, 0)])).view(-1, 4).long()
+    where = children(grid, FACTOR).view(-1, 4).long()
     assert torch.equal(volume[where[:, 0], where[:, 1] + 2, where[:, 2], where[:, 3] + 8], rows.view(-1))
 
 
@@ -130,3 +132,44 @@ def test_a_network_begins_with_the_weights_of_one_without_observations(tmp_path:
     taking = UNetConfig(latent_channels=2, observed=8, **SMALL)
     with pytest.raises(ValueError, match=r"unobserved must lie in \[0, 1\], got 1.5"):
         DenoiserModule(UNet(taking), TrainConfig(), vae(0), scale=1.0, unobserved=1.5)
+
+
+def test_training_with_observations() -> None:
+    """The condition is right wherever something is observed; a given fraction of the shapes is not."""
+    pytest.importorskip("lightning", reason="training")
+    from xcube.training.denoiser import DenoiserModule
+
+    config = UNetConfig(latent_channels=2, observed=8, **SMALL)
+    module = DenoiserModule(UNet(config), TrainConfig(), vae(0), scale=1.0, unobserved=0.25)
+    ijk = torch.cartesian_prod(*[torch.arange(-2, 3)] * 3)
+    one = Voxels(
+        Grid.from_coords(ijk[ijk.abs().amax(1) == 2], voxel_size=1 / 8, origin=1 / 16),
+        {"normal": torch.nn.functional.normalize(ijk[ijk.abs().amax(1) == 2].float(), dim=1)},
+    )
+    shapes = Voxels.stack([one] * 64)
+    seen: list[torch.Tensor] = []
+    with watched(module.net, lambda args: seen.append(args[2].observed)):
+        module.losses(shapes, 0, torch.Generator().manual_seed(0))
+    [observed] = seen
+    truth = states(module.encode(shapes).grid, (2, 2, 2), shapes.grid)
+    known = observed != 0
+    assert torch.equal(observed[known], truth[known])
+    something = known.view(64, -1).any(1)
+    assert 0.55 < float(something.float().mean()) < 0.95
+    with pytest.raises(ValueError, match="unobserved must be None for a model that takes no observations"):
+        DenoiserModule(UNet(UNetConfig(latent_channels=2, **SMALL)), TrainConfig(), vae(0), scale=1.0, unobserved=0.5)
+
+
+def test_levels_whose_denoiser_takes_observations() -> None:
+    assert XCubePipeline([tiny(0, denoiser=unet(0, observed=8))]).resolutions == (8,)
+    for denoiser, level in ((unet(0, observed=64), 0), (unet(1, observed=8), 1)):
+        levels = [tiny(n, **({"denoiser": denoiser} if n == level else {})) for n in range(level + 1)]
+        with pytest.raises(ValueError, match="denoiser must be dense to take observations, of 8 voxels in each latent"):
+            XCubePipeline(levels)
+
+
+def test_conditions_that_the_user_changes() -> None:
+    pipeline = XCubePipeline([tiny(0, denoiser=unet(0, observed=8))])
+    options = SampleOptions(steps=2, quiet=True)
+    changed = options.with_changes(conditions={0: lambda conditions, grid, numbers: conditions})
+    assert same_bits(pipeline.sample(1, options), pipeline.sample(1, changed))

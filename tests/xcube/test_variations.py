@@ -59,7 +59,7 @@ def test_the_sampler_makes_the_latents_again(steps: int, shift: float) -> None:
     slow: Any = lambda x, t, c: bent(x, t, c).map(lambda z: 0.3 * z)  # noqa: E731  (fixed points need small steps)
     noise = invert_flow(slow, latents, diffusion=flow, sampler=sampler)
     again = sample_latents(slow, grid, 3, lambda grid, channels: noise.feats, diffusion=flow, sampler=sampler)
-    assert (again.feats - latents.feats).abs().max() < 1e-2 if steps == 1 else 1e-4
+    assert (again.feats - latents.feats).abs().max() < (1e-2 if steps == 1 else 1e-4)
     assert (noise.feats - latents.feats).abs().max() > 0.1
 
 
@@ -138,6 +138,13 @@ def test_the_ends_are_the_given_shapes(pipeline: XCubePipeline, shapes: list[Sam
     assert not made[2].levels[0].grid.same_voxels(made[0].levels[0].grid)
 
 
+def test_the_ends_with_categories_guidance_and_repeats(pipeline: XCubePipeline, shapes: list[Sample]) -> None:
+    """The sampler runs backward with the conditions that it runs forward with, of each end its own."""
+    options = QUIET.with_changes(category=["chair", "sofa", "airplane"], guidance=1.5, repeats=3, batch_size=2)
+    made = pipeline.interpolate(shapes[0], shapes[1], 3, options)
+    assert min(overlap(made[0], shapes[0]), overlap(made[-1], shapes[1])) > 0.95
+
+
 def test_voxels_are_like_their_sample(pipeline: XCubePipeline) -> None:
     """Of voxels, the coarse levels are computed as in training; of a sample the generated ones are taken."""
     shape = shape_voxels("chair-900001", BOX)
@@ -197,6 +204,10 @@ def test_what_is_refused(pipeline: XCubePipeline, shapes: list[Sample]) -> None:
         pipeline.interpolate(shapes[0], shapes[1], blend="time")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"category must be one of .*, got 'spaceship'"):
         pipeline.interpolate(shapes[0], shapes[1], 3, QUIET.with_changes(category="spaceship"))
+    with pytest.raises(ValueError, match="shape must have voxels, got none"):
+        pipeline.vary(
+            Sample((shapes[0].levels[0], shapes[0].finest.prune(torch.zeros(shapes[0].finest.num_voxels) > 0)))
+        )
     wrong = Voxels(Grid.from_coords(torch.zeros(1, 3).int(), voxel_size=0.3), {"normal": torch.ones(1, 3)})
     with pytest.raises(ValueError, match="voxel"):
         pipeline.vary(wrong)
@@ -229,6 +240,14 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*words, "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith("0 shapes generated, 2 already existed\n")
 
+    # A mesh with y up, and voxels.
+    pytest.importorskip("trimesh").creation.box((0.3, 0.2, 0.5)).export(tmp_path / "box.obj")
+    words = ["interpolate", chair, "--to", str(tmp_path / "box.obj"), "--up", "y", "--count", "2", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "mixed")]) == 0
+    assert capsys.readouterr().out.startswith("2 shapes generated\n")
+    assert main(["interpolate", chair, "--to", chair, "--up", "y", "--out", str(tmp_path / "no")]) == 2
+    assert "up must be 'z' for voxels, got 'y'" in capsys.readouterr().err
+
     between = tmp_path / "between"
     line = ["interpolate", chair, "--to", str(tmp_path / "table.npz"), "--count", "3", "--quiet", "--out", str(between)]
     assert main(line) == 0
@@ -237,7 +256,10 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(line) == 0
     assert capsys.readouterr().out.startswith("1 shapes generated, 2 already existed\n")
     for wrong, message in (
-        ([*words[:4], "--strength", "2", "--out", str(tmp_path / "no")], "strength must lie in [0, 1], got 2.0"),
+        (
+            ["vary", chair, "--quiet", "--strength", "2", "--out", str(tmp_path / "no")],
+            "strength must lie in [0, 1], got 2.0",
+        ),
         (["interpolate", chair, "--to", "nothing.npz", "--out", str(tmp_path / "no")], "there is no such file"),
         ([*line[:4], "--count", "1", "--out", str(tmp_path / "no")], "count must be at least 2, got 1"),
     ):

@@ -1,12 +1,13 @@
 """`xcube complete`: whole shapes from a part of one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xcube.commands.generation import finest_voxels, load_pipeline, region_of, settings_of, write_shapes
 from xcube.commands.list_types import Numbers
 from xcube.data.axes import Up
-from xcube.pipeline.complete import Method, completed, observation
+from xcube.pipeline.complete import Method, completed
+from xcube.pipeline.observation import observation
 from xcube.pipeline.options import Sample, SampleOptions
 
 
@@ -36,8 +37,9 @@ def complete(
         partial: File of the part: voxels of the finest level with normals (.npz), or a mesh or a point cloud, which is
             voxelized where it is. With --unknown it may also be a whole shape.
         known: Parts of space that were observed completely, so that they hold nothing else.
-        unknown: Parts of space to generate, instead; what the file has there is left out, and all other space is known.
-        sensor: Position x,y,z from which the part was seen, in world units; the space before it is empty.
+        unknown: Parts of space to generate. Voxels of the file there are left out, and all other space counts as
+            completely observed. Not together with --known.
+        sensor: Position x,y,z from which the part was seen, in world units; the space between is empty.
         model: Folder of a saved pipeline, or of training runs; by default the model `shapes` of the package.
         resolution: Number of voxels of the finest level along the first axis of the box; by default 64 for the model
             `shapes`, which also has 128, and that of the finest level for others.
@@ -61,8 +63,8 @@ def complete(
     chosen = options.with_changes(category=category)
     completed(pipeline, seen, chosen, range(count), method)  # raises errors before the folder is made
 
-    def generate(numbers: Sequence[int]) -> list[Sample]:
-        return list(completed(pipeline, seen, chosen, numbers, method))
+    def generate(numbers: Sequence[int]) -> Iterator[Sample]:
+        return completed(pipeline, seen, chosen, numbers, method)
 
     files = [Path(text) for text in (str(partial), *known, *unknown) if Path(text).is_file()]
     place = None if sensor is None else list(sensor)

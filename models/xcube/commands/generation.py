@@ -1,4 +1,4 @@
-"""What commands that generate shapes have in common: the pipeline, the shape in a file, and the folder of results."""
+"""Shared parts of the commands that generate shapes: the pipeline, the shape in a file, and the folder of results."""
 
 import math
 import sys
@@ -71,11 +71,16 @@ def finest_voxels(file: Path, pipeline: "XCubePipeline", up: Up, outside: Outsid
     return build_hierarchy(upright(load_shape(file), up), box, outside=outside)[-1]
 
 
+def is_mesh(file: Path) -> bool:
+    """Whether a file holds a mesh or points, by its name, and not voxels."""
+    return file.suffix.lower() not in (*VOXELS, PAINTED)
+
+
 def check_voxel_file(file: Path, up: Up) -> None:
     """Raise FileNotFoundError if there is no such file, or ValueError if it holds voxels and is to be rotated."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
-    if file.suffix.lower() in (*VOXELS, PAINTED) and up != "z":
+    if not is_mesh(file) and up != "z":
         raise ValueError(f"up must be 'z' for voxels, got {up!r}")
 
 
@@ -133,7 +138,7 @@ def write_shapes(
         columns: Number of shapes in a row of the picture, by default four.
         others: Levels of other shapes to show before them, by their titles.
     """
-    from xcube.pipeline.output import COLUMNS, GALLERY, PAGE, SampleFolder  # imports what draws, which is slow
+    from xcube.pipeline.output import COLUMNS, GALLERY, PAGE, SampleFolder  # slow to import
 
     folder = SampleFolder(out, settings, restart=restart)
     missing = folder.missing(count)

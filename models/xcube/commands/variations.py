@@ -1,9 +1,9 @@
 """`xcube vary` and `xcube interpolate`: variants of a shape, and shapes between two others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xcube.commands.generation import finest_voxels, load_pipeline, settings_of, write_shapes
+from xcube.commands.generation import check_voxel_file, finest_voxels, is_mesh, load_pipeline, settings_of, write_shapes
 from xcube.data.axes import Up
 from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.variations import Blend, shapes_between, variants
@@ -46,8 +46,8 @@ def vary(
     chosen = options.with_changes(category=category)
     variants(pipeline, before, strength, chosen, range(count))  # raises errors before the folder is made
 
-    def generate(numbers: Sequence[int]) -> list[Sample]:
-        return pipeline.vary(before, strength, chosen, numbers=numbers)
+    def generate(numbers: Sequence[int]) -> Iterator[Sample]:
+        return variants(pipeline, before, strength, chosen, numbers)
 
     settings |= settings_of(chosen, files=[shape], strength=strength, up=up)
     return write_shapes(out, settings, count, generate, restart=restart, others={"before": [before]})
@@ -77,8 +77,8 @@ def interpolate(
         resolution: Number of voxels of the finest level along the first axis of the box; by default 64 for the model
             `shapes`, which also has 128, and that of the finest level for others.
         up: Axis that points up in mesh files, "z" or "y"; with y up meshes are rotated so that z points up.
-        blend: What is interpolated: the "noise" from which the sampler makes the coarsest levels of the two shapes, so
-            that each shape between them is a sample of the model; or their "latents", which changes more evenly.
+        blend: Interpolate the "noise" from which the sampler makes the coarsest levels of the two shapes, so that each
+            shape between them is a sample of the model; or their "latents", which changes more evenly.
         out: Output folder.
         count: Number of shapes, at least 2; the first and the last are the given ones, generated again.
         category: Category of all shapes, for class-conditional models; any by default.
@@ -87,13 +87,15 @@ def interpolate(
         restart: Remove the shapes in the folder and start from scratch.
     """
     pipeline, settings = load_pipeline(model, resolution, count, device)
-    ends = [finest_voxels(file, pipeline, up) for file in (shape, to)]
+    if not any(is_mesh(file) for file in (shape, to)):
+        check_voxel_file(shape, up)
+    ends = [finest_voxels(file, pipeline, up if is_mesh(file) else "z") for file in (shape, to)]
     chosen = options.with_changes(category=category)
     shapes_between(pipeline, ends[0], ends[1], count, chosen, blend, 0)  # raises errors before the folder is made
 
-    def generate(numbers: Sequence[int]) -> list[Sample]:
-        every = pipeline.interpolate(ends[0], ends[1], count, chosen, blend=blend)
-        return [every[number] for number in numbers]
+    def generate(numbers: Sequence[int]) -> Iterator[Sample]:
+        every = shapes_between(pipeline, ends[0], ends[1], count, chosen, blend, 0)
+        return (sample for number, sample in enumerate(every) if number in numbers)
 
     settings |= settings_of(chosen, files=[shape, to], blend=blend, count=count, up=up)
     return write_shapes(out, settings, count, generate, restart=restart, columns=count)

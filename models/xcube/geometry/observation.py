@@ -15,13 +15,13 @@ from xcube.geometry.distances import require_scipy
 FULL, UNKNOWN, EMPTY = 1.0, 0.0, -1.0  # the states of a voxel
 
 
-def children(latent: Grid, factor: Sequence[int], like: Grid) -> Tensor:
+def children(latent: Grid, factor: Sequence[int]) -> Tensor:
     """Coordinates of the finer voxels in each latent voxel: int [M, S, 4], batch and ijk, in C order of their place.
 
     Args:
         latent: Latent grids.
-        factor: Number of finer voxels along each axis of a latent voxel.
-        like: A grid of the finer voxels, whose voxel (0, 0, 0) lies at the lower corner of that of `latent`.
+        factor: Number of finer voxels along each axis of a latent voxel. The finer voxel (0, 0, 0) lies at the lower
+            corner of the latent voxel (0, 0, 0).
     """
     offsets = torch.cartesian_prod(*[torch.arange(n) for n in factor]).view(-1, 3).to(latent.device)
     coords = latent.coords
@@ -39,7 +39,7 @@ def states(latent: Grid, factor: Sequence[int], full: Grid, empty: Grid | None =
         full: Voxels that are known to exist.
         empty: Voxels that are known to be empty, apart from those of `full`; all others by default.
     """
-    coords = children(latent, factor, full)
+    coords = children(latent, factor)
     flat = coords.view(-1, 4)
     exists = full.contains(flat)
     vacant = ~exists if empty is None else empty.contains(flat) & ~exists

@@ -221,6 +221,10 @@ class Cascade:
         edit = options.conditions.get(number)
         if edit is None:
             return Conditions.from_voxels(latent, config, category=of_shapes.category, text=of_shapes.text)
+        if config.observed:
+            of_shapes = replace(
+                of_shapes, observed=torch.zeros(latent.num_voxels, config.observed, device=latent.device)
+            )
         taken = [name for name in ("normal", "fill", "label") if name in config.conditions]
         of_voxels: dict[str, Any] = {name: latent.attributes.get(name) for name in taken}
         known = replace(of_shapes, **of_voxels)

@@ -7,7 +7,7 @@ M latent voxels, L latent channels. All grids hold one shape.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,10 +16,9 @@ from sparsevox import Grid, SparseTensor, Voxels
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import Hook, keep_known_latents
-from xcube.geometry.normals import estimated_normals
 from xcube.geometry.shell import certain_parts
 from xcube.geometry.solids import FACES, Region, as_regions, region_voxels, solid, surface
-from xcube.networks.conditions import NO_FILL
+from xcube.pipeline.attributes import joined_attributes
 from xcube.pipeline.level import Level, in_box
 from xcube.pipeline.options import Sample, SampleOptions
 
@@ -92,7 +91,9 @@ def plan_edit(
     # 2. Its shell, with the attributes of the shape where it stays.
     near = changed.dilate(1)
     shell = surface(new) | ((shape.grid - near) & new)
-    after = build_hierarchy(_with_attributes(shell, shape, near, new), box, fill=True)
+    stays = shape.prune(~near.contains(shape.grid.coords))
+    edited_shape = joined_attributes(shell, (stays,), new, tuple(shape.attributes))
+    after = build_hierarchy(edited_shape, box, fill=True)
     coarser = build_hierarchy(Voxels(shape.grid, {"normal": shape.attributes["normal"]}), box, fill=True)[:-1]
     # 3. Where it may change at each level.
     width = box.voxel_size(0) if margin is None else margin
@@ -121,7 +122,7 @@ def edited(
     found = [[plan.after[0]] for _ in numbers]
     for number, level in enumerate(levels[1:], 1):
         keep = partial(keep_outside, level, plan, number, options.seed)
-        hooked = replace(options.within(levels, number, number + 1), hooks={number: keep})
+        hooked = options.within(levels, number, number + 1).with_hook(number, keep)
         coarse = Voxels.stack([variant[-1] for variant in found])
         made = stream(numbers, hooked, shape=coarse, level=number, last=number)
         for variant, sample in zip(found, made, strict=True):
@@ -192,27 +193,10 @@ def _joined_once(before: Voxels, generated: Voxels, zone: Grid) -> tuple[Voxels,
     connected = every.prune(certain_parts(every, chosen, outer.contains(every.coords)))
     shell = shell & connected
     # 3. Attributes.
-    new = _with_attributes(shell, generated, shell - generated.grid, whole)
+    new = joined_attributes(shell, (generated,), whole, tuple(generated.attributes))
     grid = kept.grid | new.grid  # disjoint
     rows = grid.index(torch.cat([kept.grid.coords, new.grid.coords]))
     shared = [name for name in kept.attributes if name in new.attributes]
     both = {name: torch.cat([kept.attributes[name], new.attributes[name]]) for name in shared}
     attributes = {name: torch.empty_like(value).index_copy(0, rows, value) for name, value in both.items()}
     return Voxels(grid, attributes), kept.grid - connected
-
-
-def _with_attributes(shell: Grid, source: Voxels, unknown: Grid, solid: Grid) -> Voxels:
-    """A shell with the attributes of the source, and estimated ones in the voxels of `unknown`."""
-    rows = source.grid.index(shell.coords)
-    missing = (rows < 0) | unknown.contains(shell.coords)
-    made = {}
-    for name, value in source.attributes.items():
-        if name == "normal":
-            filled = estimated_normals(solid)[solid.index(shell.coords)].to(value.dtype)
-        elif name == "fill":
-            filled = torch.full((shell.num_voxels,), NO_FILL, dtype=value.dtype, device=value.device)
-        else:
-            filled = value[source.grid.nearest(shell.to_world(shell.ijk.double()))]
-        picked = value[rows.clamp(min=0)] if len(value) else filled
-        made[name] = torch.where(missing.view(-1, *[1] * (value.ndim - 1)), filled, picked)
-    return Voxels(shell, made)

@@ -35,6 +35,12 @@ def box_size(level: Level, size: Sequence[float] | None) -> Size:
     return x, y, z
 
 
+def check_cubes(sizes: Sequence[Size]) -> None:
+    """Raise ValueError unless the voxels of all levels, with these edge lengths, are cubes."""
+    if any(len(set(each)) > 1 for each in sizes):
+        raise ValueError(f"voxels of all levels must be cubes for hierarchies of a shape, got {tuple(sizes)}")
+
+
 def full_box(level: Level) -> Voxels:
     """The latent grid of a first level whose latents fill a box.
 

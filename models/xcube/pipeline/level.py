@@ -162,6 +162,11 @@ def _check_level(level: Level, name: str) -> None:
         )
     if denoiser.dense and vae.dense_neck is None:
         raise ValueError(f"{name}.denoiser must not be dense: without dense_neck the latents of the VAE fill no box")
+    if denoiser.observed and not (denoiser.dense and denoiser.observed == math.prod(vae.factor)):
+        raise ValueError(
+            f"{name}.denoiser must be dense to take observations, of {math.prod(vae.factor)} voxels in each latent "
+            f"voxel, got {denoiser.observed} and dense {denoiser.dense}"
+        )
     try:
         check_sampler(level.sampler, level.diffusion)
     except ValueError as error:

@@ -172,6 +172,40 @@ class SampleOptions:
             made["guidance"] = None
         return replace(self, **made)
 
+    def with_hook(self, level: int, make: HookMaker) -> "SampleOptions":
+        """The options with another hook of a level, which acts after the one that it has."""
+        before = self.hooks.get(level)
+
+        def both(grid: Grid, numbers: Sequence[int]) -> Hook | None:
+            hooks = [hook for hook in (before and before(grid, numbers), make(grid, numbers)) if hook is not None]
+
+            def run(x: SparseTensor, t: float | None) -> SparseTensor:
+                for hook in hooks:
+                    x = hook(x, t)
+                return x
+
+            return run if hooks else None
+
+        return replace(self, hooks={**self.hooks, level: both})
+
+    def with_conditions(self, level: int, edit: ConditionsMaker) -> "SampleOptions":
+        """The options with another change of the conditions of a level, which acts after the one that it has."""
+        before = self.conditions.get(level)
+
+        def both(conditions: Conditions, grid: Grid, numbers: Sequence[int]) -> Conditions:
+            return edit(conditions if before is None else before(conditions, grid, numbers), grid, numbers)
+
+        return replace(self, conditions={**self.conditions, level: both})
+
+    def of_shapes(self, chosen: Sequence[int], count: int) -> "SampleOptions":
+        """The options for some of `count` shapes: their categories and texts, where these are lists."""
+        made: dict[str, Any] = {}
+        for name in ("category", "text"):
+            value = getattr(self, name)
+            is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == count
+            made[name] = [value[n] for n in chosen] if is_list else value
+        return replace(self, **made)
+
     def for_level(self, level: Level) -> SamplerConfig:
         """The sampler of one level, from its own and the options that are not None.
 

@@ -130,9 +130,10 @@ class SampleFolder:
                 )
             return
         present = self._settings()
-        if present != settings:
-            old = present if isinstance(present, dict) else {}
-            names = [n for n in sorted(old.keys() | settings.keys()) if old.get(n) != settings.get(n)]
+        old = present if isinstance(present, dict) else {}
+        # Folders of earlier versions lack options that were added later; an option that is not given is None.
+        names = [n for n in sorted(old.keys() | settings.keys()) if old.get(n) != settings.get(n)]
+        if names:
             changes = ", ".join(f"{name} {old.get(name)}, now {settings.get(name)}" for name in names)
             raise ValueError(
                 f"{self.path} holds shapes with other settings: {changes}; use another folder, or start from scratch "

@@ -1,4 +1,4 @@
-"""XCubePipeline: what trained networks can do with shapes."""
+"""XCubePipeline: generating, editing and reconstructing shapes with trained networks."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -10,8 +10,10 @@ from xcube.geometry.solids import Region, as_regions
 from xcube.networks.quantize import Bits
 from xcube.pipeline.cascade import Cascade
 from xcube.pipeline.checkpoint import Checkpoint, read_pipeline, write_pipeline
-from xcube.pipeline.complete import Method, completed, observation
+from xcube.pipeline.complete import Method, completed
 from xcube.pipeline.edit import edited, plan_edit
+from xcube.pipeline.inputs import check_cubes
+from xcube.pipeline.observation import observation
 from xcube.pipeline.options import Category, Sample, SampleOptions
 from xcube.pipeline.packaged import packaged_model
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
@@ -174,7 +176,7 @@ class XCubePipeline(Cascade):
 
     def complete(
         self,
-        partial: Voxels,
+        partial: Voxels | Sample,
         options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
         *,
         known: Region | Sequence[Region] = (),
@@ -188,7 +190,7 @@ class XCubePipeline(Cascade):
         Every shape has all observed voxels, with their attributes.
 
         Args:
-            partial: Observed voxels of the finest level, with normals.
+            partial: Observed voxels of the finest level, with normals; or a sample, of which a part is unknown.
             options: Options of sampling.
             known: Parts of space that were observed completely, so that they hold no other voxels: the two corners of a
                 box in world units, a mesh, or voxels; or several of these.
@@ -204,10 +206,12 @@ class XCubePipeline(Cascade):
         Raises:
             ImportError, KeyError, TypeError, ValueError: As in `observation`, `completed` and `sample`.
         """
-        box = self.box
-        observed = observation(
-            partial.to("cpu"), box, known=as_regions(known), unknown=as_regions(unknown), sensor=sensor
-        )
+        part = partial.finest if isinstance(partial, Sample) else partial
+        if not isinstance(part, Voxels):
+            raise TypeError(f"partial must be Voxels or a Sample, got {type(part).__name__}")
+        check_cubes(self.voxel_sizes)
+        spaces = {"known": as_regions(known), "unknown": as_regions(unknown)}
+        observed = observation(part.to("cpu"), self.box, **spaces, sensor=sensor)
         return list(completed(self, observed, options, numbers, method))
 
     def vary(
@@ -251,9 +255,9 @@ class XCubePipeline(Cascade):
             first: A sample, or voxels with attributes of the finest level.
             second: Another one.
             n: Number of shapes, at least 2. The first and the last are the given ones, generated again.
-            options: Options of sampling. Hooks of the coarsest level have no effect.
-            blend: What is interpolated at the coarsest level: the "noise" from which the sampler makes the two shapes,
-                so that those between are samples too, which needs a denoiser that predicts a flow; or the "latents".
+            options: Options of sampling. Hooks, starts and repeats of the coarsest level have no effect.
+            blend: Interpolate the "noise" from which the sampler makes the coarsest levels of the two shapes, so that
+                those between are samples too, which needs a denoiser that predicts a flow; or their "latents".
             number: Number of the noise of the finer levels.
 
         Returns:
@@ -284,8 +288,7 @@ class XCubePipeline(Cascade):
             TypeError: If `shape` has another type.
             ValueError: If the shape cannot be used, or voxels of a level are not cubes.
         """
-        if any(len(set(sizes)) > 1 for sizes in self.voxel_sizes):
-            raise ValueError(f"voxels of all levels must be cubes for hierarchies of a shape, got {self.voxel_sizes}")
+        check_cubes(self.voxel_sizes)
         fill = any(level.vae.config.fill for level in self.levels)
         pyramid = build_hierarchy(shape, self.box, samples=samples, outside=outside, fill=fill)
         pairs = zip(pyramid, self.levels, strict=True)

@@ -4,6 +4,7 @@ M latent voxels, L latent channels.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +15,7 @@ from xcube.data.hierarchy import build_hierarchy
 from xcube.diffusion.inversion import invert_flow
 from xcube.diffusion.samplers import Hook
 from xcube.pipeline.cascade import Cascade
-from xcube.pipeline.inputs import full_box
+from xcube.pipeline.inputs import check_cubes, full_box
 from xcube.pipeline.options import Sample, SampleOptions, Start, shape_requests
 
 Blend = Literal["noise", "latents"]
@@ -36,6 +37,7 @@ def variants(
         numbers: Number of each variant, on which its noise depends.
 
     Raises:
+        KeyError: If the shape lacks an attribute that the VAE takes.
         TypeError: If `shape` is neither Voxels nor a Sample.
         ValueError: If `strength` is outside [0, 1], the shape cannot be used, or the latents of the first level do not
             fill a box.
@@ -69,8 +71,8 @@ def shapes_between(
         second: Another one.
         count: Number of shapes, at least 2. The first and the last are the given ones, generated again.
         options: Options of sampling.
-        blend: What is interpolated on a great circle (Shoemake 1985): the "noise" from which the sampler makes the
-            latents of the two (`invert_flow`), so that each shape between them is a sample; or their "latents".
+        blend: Interpolate on a great circle (Shoemake 1985) the "noise" from which the sampler makes the latents of the
+            two (`invert_flow`), so that each shape between them is a sample; or their "latents".
         number: Number of the noise of the finer levels.
 
     Raises:
@@ -87,7 +89,7 @@ def shapes_between(
         predicted = cascade.levels[0].diffusion.prediction
         raise ValueError(f"blend must be 'latents' for a denoiser that predicts {predicted}, no flow, got {blend!r}")
     ends = [coarse_latents(cascade, shape) for shape in (first, second)]
-    cascade.stream([number] * count, options)  # raises what is wrong with the options
+    cascade.stream([number] * count, options)  # raises errors of the options
 
     def generated() -> Iterator[Sample]:
         make = _coarse_from_noise if blend == "noise" else _coarse_from_latents
@@ -106,10 +108,13 @@ def _coarse_from_latents(
     cascade: Cascade, first: Tensor, second: Tensor, weights: Sequence[float], options: SampleOptions
 ) -> list[Voxels]:
     """The coarsest level of shapes whose latents lie between two [M, L], with these weights of the second."""
-    level, grid = cascade.levels[0], full_box(cascade.levels[0]).grid.to(cascade.device)
-    between = [on_great_circle(first, second, weight).to(cascade.device) / level.latent_scale for weight in weights]
-    decoded = level.decode([SparseTensor(grid, z) for z in between])
-    return [voxels.to("cpu") for voxels in level.refine(decoded, cascade.size)]
+    between = [on_great_circle(first, second, weight) for weight in weights]
+
+    def start(grid: Grid, shapes: Sequence[int]) -> Start:
+        return Start(SparseTensor(grid, torch.cat([between[shape] for shape in shapes]).to(grid.device)), 0.0)
+
+    begun = replace(options.within(cascade.levels, 0, 1), starts={0: start}, hooks={})
+    return [sample.finest for sample in cascade.stream(range(len(weights)), begun, last=0)]
 
 
 def _coarse_from_noise(
@@ -117,10 +122,13 @@ def _coarse_from_noise(
 ) -> list[Voxels]:
     """The coarsest level of samples whose noise lies between those of two latents [M, L]."""
     # 1. The noise from which the sampler makes the two latents.
-    level, box, sampler = cascade.levels[0], full_box(cascade.levels[0]), options.for_level(cascade.levels[0])
+    level, box = cascade.levels[0], full_box(cascade.levels[0])
+    begun = replace(options.within(cascade.levels, 0, 1), starts={}, hooks={}, repeats=1)
+    ends = begun.of_shapes((0, len(weights) - 1), len(weights))
     both = Voxels.stack([box, box]).to(cascade.device)
-    requests = shape_requests([level], [0, 1], [box, box], _for_ends(options, len(weights)), cascade.embed)
-    conditions, unconditional = cascade.conditions(0, sampler, options, both, requests)
+    requests = shape_requests([level], [0, 1], [box, box], ends, cascade.embed)
+    sampler = ends.for_level(level)
+    conditions, unconditional = cascade.conditions(0, sampler, ends, both, requests)
     noise = invert_flow(
         level.denoiser,
         SparseTensor(both.grid, torch.cat([first, second]).to(cascade.device)),
@@ -138,17 +146,8 @@ def _coarse_from_noise(
         is_first = iter([True])
         return lambda x, t: x.replace(given) if next(is_first, False) else x
 
-    hooked = options.within(cascade.levels, 0, 1).with_changes(hooks={0: with_noise})
+    hooked = begun.with_hook(0, with_noise)
     return [sample.finest for sample in cascade.stream(range(len(weights)), hooked, last=0)]
-
-
-def _for_ends(options: SampleOptions, count: int) -> SampleOptions:
-    """The options of the first and the last of `count` shapes."""
-    chosen = {}
-    for name in ("category", "text"):
-        value = getattr(options, name)
-        chosen[name] = [value[0], value[count - 1]] if isinstance(value, list | tuple) else value
-    return options.with_changes(**chosen)
 
 
 def coarse_latents(cascade: Cascade, shape: Voxels | Sample) -> Tensor:
@@ -168,7 +167,10 @@ def coarse_latents(cascade: Cascade, shape: Voxels | Sample) -> Tensor:
         coarse = None
     else:
         raise TypeError(f"shape must be Voxels or a Sample, got {type(shape).__name__}")
+    if not shape.num_voxels:
+        raise ValueError("shape must have voxels, got none")
     if coarse is None:
+        check_cubes(cascade.voxel_sizes)
         fill = level.vae.config.fill
         coarse = build_hierarchy(shape.to("cpu"), cascade.box, fill=fill)[0]
     with torch.no_grad():

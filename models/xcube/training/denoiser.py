@@ -29,6 +29,7 @@ from xcube.training.modules import FrozenVAEModule
 from xcube.training.observations import random_observations
 
 LatentsKind = Literal["samples", "means"]
+UNOBSERVED = 0.5  # fraction of the shapes of which nothing is observed, by default
 FULL = "full"  # an attribute of latents: which of the finer voxels in each latent voxel exist, uint8 [M, S]
 
 
@@ -48,7 +49,8 @@ class DenoiserModule(FrozenVAEModule):
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser can do without them.
-        unobserved: Fraction of the shapes of which nothing is observed, if the network takes observations.
+        unobserved: Fraction of the shapes of which nothing is observed, if the network takes observations; half of them
+            by default.
         sampler: Default sampler of pipelines with this denoiser.
         cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
 
@@ -75,14 +77,17 @@ class DenoiserModule(FrozenVAEModule):
         normal_noise: float = 0.0,
         fill_noise: float = 0.0,
         fill_drop: float = 0.0,
-        unobserved: float = 0.5,
+        unobserved: float | None = None,
         sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
         cache: bool = True,
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"drop must lie in [0, 1], got {drop}")
         self.sampler = sampler
-        for name, portion in (("fill_drop", fill_drop), ("unobserved", unobserved)):
+        if unobserved is not None and not net.config.observed:
+            raise ValueError(f"unobserved must be None for a model that takes no observations, got {unobserved}")
+        self.unobserved = UNOBSERVED if unobserved is None else unobserved
+        for name, portion in (("fill_drop", fill_drop), ("unobserved", self.unobserved)):
             if not 0 <= portion <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {portion}")
         self.latents, self.normal_noise, self.fill_noise, self.fill_drop = latents, normal_noise, fill_noise, fill_drop
@@ -108,8 +113,7 @@ class DenoiserModule(FrozenVAEModule):
                     f"observed must be {math.prod(vae.config.factor)}, as the VAE decodes from a latent voxel, and the "
                     f"network dense, got {net.config.observed} and {net.config.dense}"
                 )
-            options["unobserved"] = unobserved
-        self.unobserved = unobserved
+            options["unobserved"] = self.unobserved
         super().__init__(net, train, vae, **options)
         self.scale, self.diffusion, self.drop, self.dropped = scale, Diffusion(diffusion), drop, tuple(dropped)
         none = {"train": ShapeConditions(()), "val": ShapeConditions(())}

@@ -15,7 +15,7 @@ def random_observations(full: Tensor, nothing: float, generator: torch.Generator
     """Draw which voxels of each shape are observed: bool [B, X, Y, Z].
 
     The kinds of observations are: one side of a plane near the center of the shape; all but a box around one of its
-    voxels; what a camera far away sees, with the space before it; and the voxels that it sees, or some of them, alone.
+    voxels; the view of a camera far away, with the empty space before the shape; and some of the voxels in such views.
 
     Args:
         full: The voxels of the shapes, bool [B, X, Y, Z].

@@ -151,7 +151,7 @@ def train_denoiser(
     normal_noise: float = 0.0,
     fill_noise: float = 0.0,
     fill_drop: float = 0.0,
-    unobserved: float = 0.5,
+    unobserved: float | None = None,
     sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
     categories: tuple[str, ...] = (),
     captions: Path | None = None,
@@ -181,7 +181,8 @@ def train_denoiser(
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser also upsamples voxels
             that have none.
-        unobserved: Fraction of the training shapes of which nothing is observed, if the network takes observations.
+        unobserved: Fraction of the training shapes of which nothing is observed, if the network takes observations;
+            half of them by default.
         sampler: Default sampler of pipelines with this denoiser.
         categories: Categories to condition on. A shape has a category if its name begins with it.
         captions: JSON file that maps the name of each shape to its text.
