@@ -187,8 +187,9 @@ def test_the_presets_of_the_package_are_whole() -> None:
         jobs = read_preset(name)
         kinds = ("vae", "denoiser", "refiner") if name == "small" else ("vae", "denoiser")
         expected = [f"{kind}-{level}" for level in (0, 1) for kind in kinds]
-        assert [job.name for job in jobs] == expected + ["finetune-1"] * (name == "shapes")
-        assert list(preset_box(jobs).levels) == {"demo": [16, 64], "shapes": [16, 64], "small": [32, 128]}[name]
+        more = ["finetune-1", "vae-2", "denoiser-2"] if name == "shapes" else []
+        assert [job.name for job in jobs] == expected + more
+        assert list(preset_box(jobs).levels) == {"demo": [16, 64], "shapes": [16, 64, 128], "small": [32, 128]}[name]
         minutes = total_minutes(jobs, 2)
         assert minutes is not None
         assert minutes == pytest.approx({"demo": 12.0, "shapes": 355.0, "small": 15.0}[name], abs=0.5)

@@ -8,6 +8,7 @@ import torch
 
 from sparsevox import Voxels
 from sparsevox.io import describe, from_trimesh, to_mesh
+from tests.xcube.cascades import same_bits
 from xcube import cli
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.geometry.components import component_sizes
@@ -15,7 +16,7 @@ from xcube.networks.losses import voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.vae import VAE
 from xcube.pipeline import packaged
-from xcube.pipeline.options import SampleOptions
+from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.packaged import DEFAULT_VAE, MODEL, packaged_model
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import box_of, reconstruct
@@ -28,16 +29,16 @@ NAMES = sorted(path.parent.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.r
 
 
 def test_all_are_small() -> None:
-    assert {"shapes/vae-0", "shapes/vae-1"} <= set(NAMES)
+    assert {f"shapes/{kind}-{level}" for kind in ("vae", "denoiser") for level in range(3)} == set(NAMES)
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) < 14e6
 
 
-@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("level", [0, 1, 2])
 def test_vaes_reconstruct_shapes_that_they_never_saw(level: int) -> None:
     folder = WEIGHTS / "shapes" / f"vae-{level}"
     vae = from_pretrained(folder, VAE)
-    assert box_of(vae, read_config(folder)["metadata"]) == (Box((16, 64)), level)
-    box = Box((16, 64))
+    box = Box((16, 64, 128) if level == 2 else (16, 64))
+    assert box_of(vae, read_config(folder)["metadata"]) == (box, level)
     pyramids = [build_hierarchy(shape_voxels(f"{name}-900001", box), box, fill=True) for name in FAMILIES]
     shapes = Voxels.stack([levels[level] for levels in pyramids])
     with torch.no_grad():
@@ -57,6 +58,26 @@ def test_most_shapes_are_whole() -> None:
     assert all(sample.finest.num_voxels > 300 for sample in samples)
 
 
+def test_shapes_of_128() -> None:
+    """The coarser levels are the same shapes; a sample of 64^3 can be refined later."""
+    names = ["chair", "car"]
+    fine = XCubePipeline.from_pretrained(resolution=128)
+    coarse = XCubePipeline.from_pretrained()
+    assert (coarse.resolutions, fine.resolutions) == ((16, 64), (16, 64, 128))
+    expected = coarse.sample(2, SampleOptions(quiet=True), category=names)
+    found = fine.sample(2, SampleOptions(quiet=True), category=names)
+    again = fine.upsample(Voxels.stack([sample.finest for sample in expected]), SampleOptions(quiet=True))
+    for two, three, one in zip(expected, found, again, strict=True):
+        assert same_bits([two], [Sample(three.levels[:2])])
+        assert three.finest.grid.voxel_size[0] == 1 / 128
+        assert describe(to_mesh(three.finest)).closed
+        assert len(component_sizes(three.finest.grid)) == 1
+        assert one.first == 2
+        assert float(voxel_iou(one.finest.grid, three.finest.grid)) > 0.99
+        # The fine shape is the coarse one, with more detail: nearly all of its voxels lie in those of 64^3.
+        assert float(two.finest.grid.contains(three.finest.grid.coarsen(2).coords).double().mean()) > 0.95
+
+
 def test_parts_of_a_mesh_stay_apart() -> None:
     """Bridges are for generated shapes."""
     trimesh = pytest.importorskip("trimesh", reason="two meshes")
@@ -71,7 +92,7 @@ def test_parts_of_a_mesh_stay_apart() -> None:
     assert [len(component_sizes(each.grid)) for each in (voxels, decoded, bridged)] == [2, 2, 1]
 
 
-def test_the_finest_vae_is_that_of_the_last_level() -> None:
+def test_the_default_vae_is_that_of_the_last_level() -> None:
     assert from_pretrained(MODEL / DEFAULT_VAE, VAE).config == XCubePipeline.from_pretrained().levels[-1].vae.config
 
 
