@@ -60,6 +60,8 @@ class XCubePipeline(Cascade):
     def save_pretrained(self, folder: str | PathLike[str], *, bits: Bits = 32) -> None:
         """Write all networks and `pipeline.json`. Only the source of a text encoder is written, if it is known.
 
+        Levels that `from_pretrained` left out, finer than its `resolution`, are not written.
+
         Args:
             folder: The folder, created if necessary.
             bits: Number of bits per weight in the files, 32, 16 or 8.
