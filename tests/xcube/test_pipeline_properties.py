@@ -129,7 +129,7 @@ def test_progress_ends_at_its_total(monkeypatch: pytest.MonkeyPatch, gone: bool)
             bars[-1][1] += steps
 
     first = [alone(2, n).levels[0] for n in range(3)]
-    monkeypatch.setattr("xcube.pipeline.pipeline.tqdm", Bar)
+    monkeypatch.setattr("xcube.pipeline.cascade.tqdm", Bar)
     if gone:
         first[1] = first[1].prune(torch.zeros(first[1].num_voxels, dtype=torch.bool))
     options = SampleOptions(steps=STEPS, budget=first[2].num_voxels)

@@ -9,7 +9,7 @@ import torch
 
 from sparsevox import SparseTensor
 from xcube.diffusion.objective import Denoiser, Diffusion
-from xcube.diffusion.samplers import SamplerConfig, Solver, guided
+from xcube.diffusion.samplers import SamplerConfig, Solver, check_guidance
 from xcube.diffusion.schedule import STEPS
 from xcube.networks.conditions import Conditions
 
@@ -43,12 +43,15 @@ def invert_flow(
     """
     if not diffusion.is_flow:
         raise ValueError(f"diffusion must be a flow to be inverted, got a prediction of {diffusion.config.prediction}")
-    predict = guided(denoiser, sampler, conditions, unconditional)
+    check_guidance(sampler, unconditional)
     times = [*Solver(sampler, diffusion.config).times, torch.zeros(())]
     x = latents
     with torch.no_grad():
         for t, s in reversed(list(pairwise(times))):
             after, rows = x.feats, t.to(latents.device).expand(latents.batch_size)
             for _ in range(ITERATIONS):
-                x = x.replace(after + float(t - s) / STEPS * predict(x, rows))
+                velocity = denoiser(x, rows, conditions).feats  # [M, L]
+                if sampler.weight != 1 and unconditional is not None:
+                    velocity = torch.lerp(denoiser(x, rows, unconditional).feats, velocity, sampler.weight)
+                x = x.replace(after + float(t - s) / STEPS * velocity)
     return x

@@ -137,7 +137,7 @@ def sample_latents(
     """
     if (sampler.sampler == "flow") != diffusion.is_flow:
         raise ValueError(f"sampler must be 'flow' if and only if the denoiser predicts a flow, got {sampler.sampler!r}")
-    predict = guided(denoiser, sampler, conditions, unconditional)
+    check_guidance(sampler, unconditional)
     if not 0 <= strength <= 1 or (start is None and strength < 1):
         raise ValueError(f"strength must lie in [0, 1], and be 1 without start, got {strength}")
     if start is not None and start.grid is not grid and not start.grid.same_voxels(grid):
@@ -168,7 +168,9 @@ def sample_latents(
                     x = x.replace(_checked("hook", hook(x, float(t)).feats, shape))
                 # 4. Predict, with classifier-free guidance.
                 times = t.to(grid.device).expand(grid.batch_size)  # [B]
-                prediction = predict(x, times)  # [M, L]
+                prediction = denoiser(x, times, conditions).feats  # [M, L]
+                if sampler.weight != 1 and unconditional is not None:
+                    prediction = torch.lerp(denoiser(x, times, unconditional).feats, prediction, sampler.weight)
                 # 5. Take a step toward less noise.
                 fresh = noise(grid, channels).to(x.dtype) if solver.eta else None
                 x = x.replace(solver.step(_checked("denoiser", prediction, shape).to(x.dtype), t, x.feats, fresh))
@@ -177,24 +179,10 @@ def sample_latents(
         return x if hook is None else x.replace(_checked("hook", hook(x, None).feats, shape))
 
 
-def guided(
-    denoiser: Denoiser, sampler: SamplerConfig, conditions: Conditions, unconditional: Conditions | None
-) -> Callable[[SparseTensor, Tensor], Tensor]:
-    """A function of noisy latents and times [B] that predicts, [M, L], with the guidance of a sampler.
-
-    Raises:
-        ValueError: If there is guidance without `unconditional`.
-    """
+def check_guidance(sampler: SamplerConfig, unconditional: Conditions | None) -> None:
+    """Raise ValueError if a sampler has guidance and there are no conditions for its second call."""
     if sampler.weight != 1 and unconditional is None:
         raise ValueError(f"unconditional must be given for guidance {sampler.guidance}, got None")
-
-    def predict(x: SparseTensor, times: Tensor) -> Tensor:
-        prediction = denoiser(x, times, conditions).feats
-        if sampler.weight != 1 and unconditional is not None:
-            prediction = torch.lerp(denoiser(x, times, unconditional).feats, prediction, sampler.weight)
-        return prediction
-
-    return predict
 
 
 def check_sampler(sampler: SamplerConfig, diffusion: DiffusionConfig) -> None:
