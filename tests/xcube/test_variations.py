@@ -167,8 +167,15 @@ def test_hooks_of_other_levels_go_along(pipeline: XCubePipeline, shapes: list[Sa
     hooked = QUIET.with_changes(hooks={1: watch(1)})
     assert len(pipeline.interpolate(shapes[0], shapes[1], 2, hooked)) == 2
     pipeline.vary(shapes[0], 0.1, hooked, numbers=(0,))
-    pipeline.edit(shapes[0], hooked.with_changes(hooks={0: watch(0)}), delete=((-1, -1, 0.2), (1, 1, 1)))
-    assert seen == [1, 1]  # edits keep latents of level 1 in its place, and have no level 0
+    pipeline.edit(shapes[0], hooked, delete=((-1, -1, 0.2), (1, 1, 1)))
+    assert seen == [1, 1, 1]
+    # Options that the levels of an edit do not take are not ignored.
+    for changes, message in (
+        ({"hooks": {0: watch(0)}}, "hooks, conditions and starts must be for levels 1 to 1"),
+        ({"category": "chair"}, "category must be None for a model that takes none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline.edit(shapes[0], QUIET.with_changes(**changes), delete=((-1, -1, 0.2), (1, 1, 1)))
 
 
 def test_starts_of_any_level() -> None:

@@ -119,6 +119,8 @@ def edited(
         options: Options of sampling.
         numbers: Number of each variant.
     """
+    if len(levels) > 1:
+        stream(numbers, options, shape=plan.after[0], level=1)  # raises errors of options that these levels do not take
     found = [[plan.after[0]] for _ in numbers]
     for number, level in enumerate(levels[1:], 1):
         keep = partial(keep_outside, level, plan, number, options.seed)
