@@ -8,7 +8,7 @@ from PIL import Image
 
 from sparsevox import Voxels
 from sparsevox.viz import render_row
-from xcube.pipeline.output import normal_colors, stack_pictures
+from xcube.pipeline.output import shown_colors, stack_pictures
 
 WIDTH, COLORS = 900, 96
 TILE = 300  # width of a shape before the picture is made smaller, in pixels
@@ -29,7 +29,7 @@ def draw_rows(shapes: Mapping[str, Voxels], columns: int, path: Path) -> None:
         for start in range(0, len(names), columns):
             row = {name.rpartition(": ")[2]: shapes[name] for name in names[start : start + columns]}
             files.append(Path(place) / f"{start}.png")
-            colors = [normal_colors(each) for each in row.values()]
+            colors = [shown_colors(each) for each in row.values()]
             render_row([v.grid for v in row.values()], files[-1], titles=list(row), colors=colors, width=TILE * columns)
         stack_pictures(files, Path(place) / "all.png")
         save_small(Path(place) / "all.png", path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from xcube.commands.captions import make_captions
 from xcube.commands.complete import complete
 from xcube.commands.convert import convert
 from xcube.commands.data import build_files, build_procedural, build_scenes, build_shapes, print_credits
@@ -47,6 +48,7 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
             "procedural": build_procedural,
             "shapes": build_shapes,
             "scenes": build_scenes,
+            "captions": make_captions,
             "credits": print_credits,
         },
     ),

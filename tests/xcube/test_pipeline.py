@@ -351,7 +351,7 @@ def test_texts() -> None:
     mixed = made(pipeline, 2, text=["a chair", "lamp"], guidance=3.0)
     assert least_iou(mixed[:1], chair[:1]) >= 0.99
     # Without a text, guidance has nothing to change.
-    assert least_iou(made(pipeline, 2, text=""), made(pipeline, 2, guidance=3.0)) >= 0.99
+    assert least_iou(made(pipeline, 2, text=[None, None]), made(pipeline, 2, guidance=3.0)) >= 0.99
     with pytest.raises(ValueError, match="text must be a TextEncoder or a TextSource"):
         made(XCubePipeline(levels), 1)
     encoder.channels = 3

@@ -306,7 +306,7 @@ def test_times_of_a_flow_are_shifted() -> None:
 def test_what_guidance_leaves_out_is_kept(tmp_path: Path) -> None:
     XCubePipeline([tiny(0, dropped=("category", "normal")), tiny(1)]).save_pretrained(tmp_path)
     found = XCubePipeline.from_pretrained(tmp_path).levels
-    assert [part.dropped for part in found] == [("category", "normal"), ("category", "text")]
+    assert [part.dropped for part in found] == [("category", "normal"), ("category", "text", "words")]
 
 
 def test_runs_know_the_size_of_their_box(tmp_path: Path) -> None:

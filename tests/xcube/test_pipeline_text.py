@@ -70,7 +70,7 @@ def test_a_folder_that_names_a_text_model(clip: Path, tmp_path: Path) -> None:
     assert same_bits(chair, made(given, 2, text="chair"))
     assert not same_bits(chair, made(pipeline, 2, text="lamp"))
     assert not same_bits(chair, made(pipeline, 2, text="chair", guidance=4.0))
-    assert same_bits(made(pipeline, 2), made(pipeline, 2, text=["", ""]))
+    assert same_bits(made(pipeline, 2), made(pipeline, 2, text=[None, None]))
     # It was loaded once, and is named in the next folder too.
     clip.rename(clip.with_name("away"))
     try:

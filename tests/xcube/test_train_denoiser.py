@@ -158,7 +158,7 @@ def test_conditions_of_whole_shapes_reach_the_network(data: Path, vae: Path, tmp
     model = UNetConfig(latent_channels=2, channels=8, multipliers=(1,), heads=2, categories=2, text_channels=3)
     net = UNet(model)
     names = [entry.name for entry in ShapeFolder[Voxels](data, "train").entries]
-    whole = ShapeConditions(names, ("small", "large"), {names[0]: "one", names[4]: "two"}, Words())  # type: ignore[arg-type]
+    whole = ShapeConditions(names, ("small", "large"), {names[0]: ["one"], names[4]: ["two"]}, Words())  # type: ignore[arg-type]
     seen: list[Conditions] = []
     net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
     module = DenoiserModule(
@@ -193,7 +193,7 @@ class Words:
 
 
 def test_whole_shapes() -> None:
-    whole = ShapeConditions(["b-0", "a/1", "c"], ("a", "b"), {"c": "two", "b-0": "one"}, Words())  # type: ignore[arg-type]
+    whole = ShapeConditions(["b-0", "a/1", "c"], ("a", "b"), {"c": ["two"], "b-0": ["one"]}, Words())  # type: ignore[arg-type]
     found = whole.of(torch.tensor([2, 1, 0]))
     assert found["category"].tolist() == [-1, 0, 1]
     assert found["text"].tokens[:, 0, 0].tolist() == [2.0, 0.0, 1.0]
@@ -282,13 +282,13 @@ def test_means_are_learned_without_noise_of_the_posterior(vae: Path) -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"fill_drop": -1.0}, r"fill_drop must lie in \[0, 1\], got -1.0"),
-    ({"normal_noise": float("nan")}, "normal_noise and fill_noise must not be negative, got nan"),
+    ({"normal_noise": float("nan")}, "normal_noise must not be negative, got nan"),
     ({"fill_noise": 0.1}, "fill_noise must be 0 for a model that does not take fill, got 0.1"),
     ({"fill_drop": 0.1}, "fill_drop must be 0 for a model that does not take fill, got 0.1"),
     ({"latents": "sample"}, "latents must be one of samples, means, got 'sample'"),
     ({"sampler": SamplerConfig("flow")}, "sampler must not be 'flow' for a denoiser that predicts 'v'"),
     ({"diffusion": DiffusionConfig(first=900)}, "sampler must call the denoiser at times of at least 900"),
-    ({"fill_noise": -1.0}, "normal_noise and fill_noise must not be negative, got 0.0 and -1.0"),
+    ({"fill_noise": -1.0}, "fill_noise must not be negative, got -1.0"),
     ({"level": 4}, "level must be an index of the levels"),
     ({"model": UNetConfig(latent_channels=3)}, "latent_channels of the VAE, 2, got 3"),
     ({"model": BOX}, "model must not be dense: the latents of a VAE without dense_neck"),

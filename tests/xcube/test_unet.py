@@ -328,8 +328,8 @@ def test_bad_conditions_are_named() -> None:
     grid = shape(0, 5)
     with pytest.raises(ValueError, match=r"which must be bool \[1\], got torch.int64 \[1\]"):
         Conditions().drop(torch.zeros(1, dtype=torch.long), grid)
-    with pytest.raises(ValueError, match=r"names must be among .*, got color"):
-        Conditions().drop(torch.tensor([True]), grid, ["color"])
+    with pytest.raises(ValueError, match=r"names must be among .*, got gloss"):
+        Conditions().drop(torch.tensor([True]), grid, ["gloss"])
     with pytest.raises(ValueError, match="conditions must hold at least one element"):
         Conditions.stack([])
     with pytest.raises(ValueError, match="conditions must be the same ones in all batches"):

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from xcube.data import (
     BuildReport,
     Source,
     build,
+    cube_sources,
     file_sources,
     furniture_sources,
     semantic_kitti_sources,
@@ -31,7 +32,7 @@ from xcube.data.sources import SPLITS
 from xcube.procedural.scenes import CLASSES, scene_voxels
 from xcube.procedural.shapes import FAMILIES, procedural_sources
 
-Layout = Literal["files", "shapenet", "sh3f", "semantic-kitti", "voxels"]
+Layout = Literal["files", "shapenet", "sh3f", "semantic-kitti", "voxels", "cubes"]
 UPRIGHT: tuple[Layout, ...] = ("semantic-kitti", "voxels")  # layouts in which z always points up
 
 # Defaults of options.
@@ -82,8 +83,8 @@ def build_files(
         thin: Levels, by their numbers of voxels, whose voxels are exactly those that contain voxels of the next finer
             level, without early dilation; for a level that is trained as the finest one and refined later.
         layout: Layout of the input: "files" with any names, "shapenet" folders CATEGORY/MODEL, "sh3f" furniture
-            libraries of Sweet Home 3D, "semantic-kitti" folders sequences/NUMBER, or "voxels", arrays of the voxels of
-            the finest level.
+            libraries of Sweet Home 3D, "semantic-kitti" folders sequences/NUMBER, "voxels", arrays of the voxels of the
+            finest level, or "cubes", colored voxel models (.vox, .npz) of any size, whose voxels become cubes.
         lists: Folder of lists such as train.lst, which name the shapes of each split.
         attributes: Voxel attributes to store: any of normal, color, label, instance, intensity and fill (the solid
             fraction of each voxel at the next finer level), separated by commas.
@@ -109,10 +110,13 @@ def build_files(
         sources = sh3f_sources(*shapes)
     else:
         folder = _one_folder(shapes, layout)
-        if layout == "shapenet":
-            sources = shapenet_sources(folder)
-        else:
-            sources = semantic_kitti_sources(folder) if layout == "semantic-kitti" else voxel_sources(folder, box)
+        makers: dict[str, Callable[[str], list[Source]]] = {
+            "shapenet": shapenet_sources,
+            "semantic-kitti": semantic_kitti_sources,
+            "voxels": partial(voxel_sources, box=box),
+            "cubes": cube_sources,
+        }
+        sources = makers[layout](folder)
     if lists is not None:
         sources = with_lists(sources, lists)
     report = build(

@@ -21,7 +21,7 @@ from xcube.data.loading import ShapeFolder
 from xcube.data.sources import Source
 from xcube.networks.losses import voxel_iou
 from xcube.pipeline.options import SampleOptions
-from xcube.pipeline.output import SampleFolder, normal_colors, stack_pictures
+from xcube.pipeline.output import SampleFolder, shown_colors, stack_pictures
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.pipeline.reconstruct import Reconstruction, reconstruct
 
@@ -84,7 +84,7 @@ def draw_levels(rows: Mapping[str, Sequence[Voxels]], path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{n}.png" for n in range(len(rows))]
         for file, (title, shapes) in zip(files, rows.items(), strict=True):
-            titles, colors = [title, *[""] * (len(shapes) - 1)], [normal_colors(v) for v in shapes]
+            titles, colors = [title, *[""] * (len(shapes) - 1)], [shown_colors(v) for v in shapes]
             render_row([v.grid for v in shapes], file, titles=titles, colors=colors, width=TILE * len(shapes))
         stack_pictures(files, path)
 
@@ -146,7 +146,7 @@ def draw_shape(levels: Sequence[Voxels], path: Path) -> None:
     mesh = to_mesh(levels[-1])
     row: list[Grid | Mesh] = [*(voxels.grid for voxels in levels), mesh]
     titles = [*map(size_title, levels), f"mesh of {len(mesh.faces):,} triangles"]
-    render_row(row, path, titles=titles, colors=[*map(normal_colors, levels), None], width=TILE * len(row))
+    render_row(row, path, titles=titles, colors=[*map(shown_colors, levels), None], width=TILE * len(row))
 
 
 def draw_samples(samples: SampleFolder, near: Mapping[int, Mapping[str, Any]], data: Path, out: Path) -> None:
@@ -168,7 +168,7 @@ def draw_samples(samples: SampleFolder, near: Mapping[int, Mapping[str, Any]], d
         if not all(voxels.num_voxels for voxels in shown.values()):
             continue
         file = out / f"{samples.file(number).stem}.png"
-        grids, colors = [v.grid for v in shown.values()], [normal_colors(v) for v in shown.values()]
+        grids, colors = [v.grid for v in shown.values()], [shown_colors(v) for v in shown.values()]
         render_row(grids, file, titles=list(shown), colors=colors, width=TILE * len(shown))
 
 

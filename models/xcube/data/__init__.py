@@ -1,7 +1,7 @@
 """Data of XCube: voxel hierarchies of shapes, and datasets of them on disk."""
 
 from xcube.data.build import BuildReport, build
-from xcube.data.converters import semantic_kitti_sources, shapenet_sources, voxel_sources
+from xcube.data.converters import cube_sources, semantic_kitti_sources, shapenet_sources, voxel_sources
 from xcube.data.dataset import About, Attribute, Card
 from xcube.data.furniture import furniture_sources
 from xcube.data.hierarchy import Box, build_hierarchy
@@ -19,6 +19,7 @@ __all__ = [
     "Source",
     "build",
     "build_hierarchy",
+    "cube_sources",
     "file_sources",
     "furniture_sources",
     "semantic_kitti_sources",

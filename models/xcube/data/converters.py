@@ -1,4 +1,4 @@
-"""Sources for `build` from common layouts: ShapeNet-style folders, SemanticKITTI, arrays of voxels."""
+"""Sources for `build` from common layouts: ShapeNet-style folders, SemanticKITTI, arrays of voxels, colored cubes."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 import sparsevox as sv
-from sparsevox.io import load_points, load_voxels
+from sparsevox.io import load_points, load_voxels, voxel_faces
 from sparsevox.io.meshes import READS
-from sparsevox.shapes import Points, Voxels
+from sparsevox.shapes import Mesh, Points, Voxels
+from xcube.data.colors import unit_colors
 from xcube.data.hierarchy import Box
 from xcube.data.sources import LIST, Source, as_name, file_source, load_shape, unique, with_lists
 
@@ -156,6 +157,41 @@ def voxel_sources(root: str | PathLike[str], box: Box, *, centered: bool = False
     if not sources:
         raise FileNotFoundError(f"{fspath(root)} must hold .npy or .npz files, got none")
     return unique(sources)
+
+
+def cube_sources(root: str | PathLike[str]) -> list[Source]:
+    """Find colored voxel models in .vox and .npz files; their names are the paths below the folder.
+
+    A .npz file holds integers [N, 3] called "ijk" and "color", uint8 [N, 3].
+
+    Args:
+        root: The folder, or one file.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no such file in it.
+    """
+    folder = Path(root)
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    base = folder.parent if folder.is_file() else folder
+    sources = [file_source(path, base, load_cubes) for path in files if path.suffix.lower() in (".vox", ".npz")]
+    if not sources:
+        raise FileNotFoundError(f"{fspath(root)} must hold .vox or .npz files, got none")
+    return unique(sources)
+
+
+def load_cubes(path: Path) -> Mesh:
+    """Load voxels with colors as a mesh of cubes with edge 1: their exposed faces, with "color" float32 [F, 3].
+
+    Raises:
+        ValueError: If the file is damaged, has no colors, or does not hold one grid with voxels.
+    """
+    voxels = load_voxels(path)
+    if voxels.batch_size != 1 or not voxels.num_voxels:
+        raise ValueError(f"{path} must hold one shape, got {voxels.batch_size} of {voxels.num_voxels} voxels in all")
+    color = voxels.attributes.get("color")
+    if color is None or color.shape != (voxels.num_voxels, 3):
+        raise ValueError(f"{path} must have colors [{voxels.num_voxels}, 3], got {voxels}")
+    return voxel_faces(voxels.with_attributes(color=unit_colors(color)), merge=False, attributes=("color",))
 
 
 def _is_ours(path: Path) -> bool:

@@ -5,7 +5,7 @@ M latent voxels, B grids, S tokens.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,12 @@ from torch import Tensor
 from sparsevox import Grid, Voxels
 from xcube.networks.configs import UNetConfig
 
+OF_VOXELS = ("normal", "color", "fill", "label")  # conditions that are attributes of the coarser level
+Droppable = Literal["normal", "color", "fill", "label", "category", "text", "words", "observed"]
+DROPPED: tuple[Droppable, ...] = ("category", "text", "words")  # dropped in training by default, for guidance
 NO_FILL = -1.0  # the solid fraction of a voxel that has none
 NO_CLASS = -1  # the label of a voxel, or the category of a shape, that has none
+NO_WORD = -1  # what fills up captions with fewer words
 
 
 @dataclass(frozen=True)
@@ -67,41 +71,48 @@ class Conditions:
     """The conditions of a batch of latent grids; each may be None. `Conditions()` has none.
 
     normal: Normals of the coarser level, [M, 3]; zero for voxels without one.
+    color: Colors of the coarser level in [0, 1], [M, 3]; zero for voxels without one.
     fill: Solid fractions of the coarser level, [M]; -1 for voxels without one.
     label: Semantic labels of the coarser level, integers [M]; -1 for voxels without one.
     extra: Other features of latent voxels, [M, channels]; zero for voxels without them.
     observed: States of the finer voxels in each latent voxel, [M, voxels]: 1 for full, -1 for empty, 0 for unknown.
     category: Category of each shape, integers [B]; -1 for none.
     text: A text for each shape.
+    words: The words of a caption for each shape, numbers in a vocabulary [B, S]; -1 where there is none.
     """
 
     normal: Tensor | None = None
+    color: Tensor | None = None
     fill: Tensor | None = None
     label: Tensor | None = None
     extra: Tensor | None = None
     observed: Tensor | None = None
     category: Tensor | None = None
     text: Text | None = None
+    words: Tensor | None = None
 
     @classmethod
     def from_voxels(cls, voxels: Voxels, config: UNetConfig, **others: Any) -> "Conditions":
         """Take the conditions of a denoiser from the voxels of the coarser level, which are its latent grid.
 
         Args:
-            voxels: Voxels with those of the attributes "normal", "fill", "label" and "extra" that the denoiser takes.
+            voxels: Voxels with those of the attributes `OF_VOXELS` and "extra" that the denoiser takes.
             config: The configuration of the denoiser.
-            others: Conditions of whole shapes: `category` and `text`; and `observed`, by default nothing.
+            others: Conditions of whole shapes: `category`, `text`, and `words`, by default none; and `observed`, by
+                default nothing.
 
         Raises:
             KeyError: If the voxels lack an attribute.
         """
-        wanted = [name for name in ("normal", "fill", "label", "extra") if name in config.conditions]
+        wanted = [name for name in (*OF_VOXELS, "extra") if name in config.conditions]
         missing = [name for name in wanted if name not in voxels.attributes]
         if missing:
             raise KeyError(f"the model needs the attributes {wanted}, got voxels without {missing}")
         made: dict[str, Any] = {name: voxels.attributes[name] for name in wanted}
         if config.observed:
             made["observed"] = torch.zeros(voxels.num_voxels, config.observed, device=voxels.device)
+        if config.words:
+            made["words"] = torch.full((voxels.batch_size, 1), NO_WORD, device=voxels.device)
         return cls(**(made | others))
 
     @classmethod
@@ -118,8 +129,12 @@ class Conditions:
             given = [each.names for each in conditions]
             raise ValueError(f"conditions must be the same ones in all batches, got {given}")
         joined: dict[str, Any] = {
-            name: torch.cat([getattr(each, name) for each in conditions]) for name in names if name != "text"
+            name: torch.cat([getattr(each, name) for each in conditions])
+            for name in names
+            if name not in ("text", "words")
         }
+        if "words" in names:
+            joined["words"] = stack_words([each.words for each in conditions if each.words is not None])
         texts = [each.text for each in conditions if each.text is not None]
         return cls(**joined, text=Text.stack(texts) if texts else None)
 
@@ -162,6 +177,8 @@ class Conditions:
                 dropped[name] = _replace_texts(value, which, empty_text)
             elif name == "category":
                 dropped[name] = torch.where(which, NO_CLASS, value)
+            elif name == "words":
+                dropped[name] = torch.where(which[:, None], NO_WORD, value)
             elif name in ("fill", "label"):
                 dropped[name] = torch.where(rows, NO_FILL if name == "fill" else NO_CLASS, value)
             else:
@@ -177,6 +194,7 @@ class Conditions:
         voxels, shapes = grid.num_voxels, grid.batch_size
         expected = {
             "normal": [voxels, 3],
+            "color": [voxels, 3],
             "fill": [voxels],
             "label": [voxels],
             "extra": [voxels, config.extra],
@@ -185,11 +203,21 @@ class Conditions:
         }
         for name in given:
             value = self.text.tokens if name == "text" and self.text is not None else getattr(self, name)
-            shape = [shapes, value.shape[1], config.text_channels] if name == "text" else expected[name]
+            shape = [shapes, *value.shape[1:2]] if name == "words" else expected.get(name)
+            if shape is None:
+                shape = [shapes, value.shape[1], config.text_channels]
             if list(value.shape) != shape:
                 raise ValueError(f"conditions.{name} must have shape {shape}, got {list(value.shape)}")
-            if name in ("label", "category"):
-                _check_range(name, value, config.num_labels if name == "label" else config.categories)
+            counts = {"label": config.num_labels, "category": config.categories, "words": config.words}
+            if name in counts:
+                _check_range(name, value, counts[name])
+
+
+def stack_words(captions: Sequence[Tensor]) -> Tensor:
+    """Join the words of several batches of captions, [B, S] each, to those of one, in order."""
+    longest = max(words.shape[1] for words in captions)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(words, (0, longest - words.shape[1]), value=NO_WORD) for words in captions])
 
 
 def _check_range(name: str, value: Tensor, count: int) -> None:

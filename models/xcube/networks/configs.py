@@ -219,6 +219,7 @@ class UNetConfig(Config):
         position: Voxel positions as an input: "none"; "ijk", the coordinates; "embedded", the coordinates, their
             sines and cosines; "world", world positions, their sines and cosines.
         normal: Whether the denoiser is conditioned on normals.
+        color: Whether the denoiser is conditioned on colors.
         fill: Whether the denoiser is conditioned on the solid fraction of each voxel.
         num_labels: Number of semantic classes of voxels as a condition; 0 for none.
         label_dim: Number of channels of the class embedding.
@@ -228,6 +229,7 @@ class UNetConfig(Config):
             for a factor of 4; 0 for none.
         categories: Number of shape categories as a condition; 0 for none.
         text_channels: Number of channels of a text token as a condition; 0 for none.
+        words: Number of words of captions as a condition, which a small text encoder in the network reads; 0 for none.
         checkpointing: Whether activations are recomputed in the backward pass to save memory.
     """
 
@@ -242,6 +244,7 @@ class UNetConfig(Config):
     groups: int = 8
     position: Position = "none"
     normal: bool = False
+    color: bool = False
     fill: bool = False
     num_labels: int = 0
     label_dim: int = 32
@@ -249,12 +252,13 @@ class UNetConfig(Config):
     observed: int = 0
     categories: int = 0
     text_channels: int = 0
+    words: int = 0
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
         self._check_choices(architecture=get_args(Architecture), position=tuple(POSITION_CHANNELS))
         self._check_at_least(1, "latent_channels", "channels", "blocks", "heads", "groups", "label_dim")
-        self._check_at_least(0, "num_labels", "extra", "observed", "categories", "text_channels")
+        self._check_at_least(0, "num_labels", "extra", "observed", "categories", "text_channels", "words")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers must be positive, got {self.multipliers}")
         if any(factor < 1 or factor & (factor - 1) for factor in self.attention):
@@ -284,20 +288,22 @@ class UNetConfig(Config):
     @property
     def in_channels(self) -> int:
         """The number of input channels of the first convolution."""
-        known = POSITION_CHANNELS[self.position] + 3 * self.normal + 2 * self.fill + self.extra + self.observed
-        return self.latent_channels + known + (self.label_dim if self.num_labels else 0)
+        known = POSITION_CHANNELS[self.position] + 3 * self.normal + 3 * self.color + 2 * self.fill
+        return self.latent_channels + known + self.extra + self.observed + (self.label_dim if self.num_labels else 0)
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """The names of the conditions that the network takes."""
         takes = {
             "normal": self.normal,
+            "color": self.color,
             "fill": self.fill,
             "label": self.num_labels,
             "extra": self.extra,
             "observed": self.observed,
             "category": self.categories,
             "text": self.text_channels,
+            "words": self.words,
         }
         return tuple(name for name, taken in takes.items() if taken)
 

@@ -233,10 +233,12 @@ class Decoder(torch.nn.Module):
 
 
 def tidy(voxels: Voxels) -> Voxels:
-    """The voxels with normals of unit length and solid fractions in [0, 1], and without label logits."""
+    """The voxels with normals of unit length, solid fractions and colors in [0, 1], and without label logits."""
     kept = {name: value for name, value in voxels.attributes.items() if name != LOGITS}
     if "fill" in kept:
         kept["fill"] = kept["fill"].clamp(0, 1)
+    if "color" in kept:
+        kept["color"] = kept["color"].clamp(0, 1)
     return with_unit_normals(Voxels(voxels.grid, kept))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import sparsevox as sv
-from sparsevox import Grid, Voxels
-from sparsevox.io.voxelize import normalized
+from sparsevox import Grid, Points, Voxels
+from sparsevox.io.voxelize import normalized, splat_attributes
 from xcube.config import Config
 from xcube.geometry.pyramid import same_lattice
 from xcube.geometry.shell import is_solid, solid_fractions
@@ -83,13 +83,14 @@ def vae_losses(
       among the candidates do not count.
     - "solid-d": mean cross entropy of being inside of the shape or in its shell over the same candidates.
     - "normal": mean absolute difference to the true normals, splatted onto the predicted voxels.
-    - "color": mean absolute difference to the color of the nearest true voxel.
+    - "color": mean absolute difference to the true colors, those of the nearest true voxel.
     - "fill": mean absolute difference to the solid fraction, over the predicted voxels that truly exist.
     - "label": cross entropy with the label of the nearest true voxel.
     - "kl": divergence from the standard normal distribution, summed over channels, its mean over latent voxels; absent
       without a posterior.
 
-    The mean of no elements is 0. The metrics are "accuracy-d", "iou", and "normal_angle" in degrees.
+    The mean of no elements is 0. The metrics are "accuracy-d", "iou", "normal_angle" in degrees, and "psnr" of the
+    colors in decibels.
     """
     losses, attributes = Losses(), decoded.voxels.attributes
     truth = model.truth(voxels.grid)
@@ -123,6 +124,8 @@ def vae_losses(
     losses.metrics["iou"] = voxel_iou(decoded.voxels.grid, voxels.grid).mean()
     if "normal" in attributes:
         losses.metrics["normal_angle"] = normal_angle(attributes["normal"], target["normal"])
+    if "color" in attributes:
+        losses.metrics["psnr"] = psnr(attributes["color"].detach(), target["color"], decoded.voxels.grid)
     return losses
 
 
@@ -148,9 +151,9 @@ def true_attributes(
 
     Normals are splatted from the voxel centers and normalized, and zero where no true voxel is near. Solid fractions
     are those of the same voxel, -1 where it does not exist; those of larger voxels are computed from the true grid,
-    even without the attribute. Colors and labels
-    are those of the nearest true voxel of the same grid of the batch, and 0 if it has no voxels. `rows`, the row of
-    each voxel among the true ones, -1 where there is none, saves a look-up if it is known.
+    even without the attribute. Colors and labels are those of the nearest true voxel of the same grid of the batch, and
+    0 if it has no voxels; colors of larger voxels are weighted means (`splat_attributes`). `rows`, the row of each
+    voxel among the true ones, -1 where there is none, saves a look-up if it is known.
     """
     made: dict[str, Tensor] = {}
     if "fill" in names and not same_lattice(voxels.grid, grid):
@@ -169,6 +172,9 @@ def true_attributes(
             if float32_positions:
                 points = _round_to_float32(points, voxels.grid)
             made[name] = normalized(sv.ops.splat_trilinear(points, value.float(), grid, voxels.grid.batch))
+        elif name == "color" and not same_lattice(voxels.grid, grid) and voxels.num_voxels:
+            colored = Points(voxels.grid.to_world(voxels.grid.ijk), {name: value.float()})
+            made[name] = splat_attributes(colored, grid, voxels.grid.batch).attributes[name]
         elif name in ("color", "label"):
             nearest = voxels.grid.nearest(centers(grid, torch.float64), grid.batch)
             made[name] = rows_or_zero(value, nearest)
@@ -194,6 +200,18 @@ def normal_angle(predicted: Tensor, target: Tensor) -> Tensor:
     known = target.norm(dim=1) > 0.5
     cosine = functional.cosine_similarity(predicted[known].detach(), target[known], dim=1)
     return mean_or_zero(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
+
+
+def psnr(predicted: Tensor, target: Tensor, grid: Grid) -> Tensor:
+    """Compute the peak signal-to-noise ratio of colors in [0, 1], both [N, 3], in decibels: its mean over the grids.
+
+    Grids without voxels do not count; 100 is the maximum.
+    """
+    error = (predicted.clamp(0, 1) - target).square().mean(1)  # [N]
+    sums = torch.zeros(grid.batch_size, dtype=error.dtype, device=error.device).index_add_(0, grid.batch.long(), error)
+    count = grid.offsets.diff()
+    means = (sums / count.clamp(min=1)).clamp(min=1e-10)
+    return mean_or_zero(-10 * means.log10()[count > 0])
 
 
 def mean_or_zero(values: Tensor) -> Tensor:

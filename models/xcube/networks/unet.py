@@ -17,6 +17,7 @@ from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig
 from xcube.networks.official import OfficialUNetLayers
 from xcube.networks.unet_blocks import MiddleBlock, OutputLayer, ResAttention, UNetLayers, embed_time
+from xcube.networks.words import WordEncoder
 
 
 class UNet(torch.nn.Module):
@@ -32,6 +33,7 @@ class UNet(torch.nn.Module):
             torch.nn.Linear(channels, embedded), torch.nn.SiLU(), torch.nn.Linear(embedded, embedded)
         )
         self.category = torch.nn.Embedding(config.categories, embedded) if config.categories else None
+        self.words = WordEncoder(config.words, embedded) if config.words else None
         self.label = torch.nn.Embedding(config.num_labels, config.label_dim) if config.num_labels else None
         self.enter = self.space.conv(config.in_channels, channels)
 
@@ -79,7 +81,7 @@ class UNet(torch.nn.Module):
             raise ValueError(f"x must have {config.latent_channels} channels, got {x.channels}")
         conditions.check(x.grid, config)
 
-        # 1. Inputs of all layers: the embedding of time and category [B, E], and the text.
+        # 1. Inputs of all layers: the embedding of time, category and caption [B, E], and the text.
         time = self._embed_time(x, t, conditions)
         text = conditions.text
         context = None if text is None else self.space.context(text.tokens.to(time.dtype), text.mask)
@@ -112,7 +114,7 @@ class UNet(torch.nn.Module):
         return self.space.to_sparse(self.out(y), x).map(at_least_float32)
 
     def _embed_time(self, x: SparseTensor, t: Tensor | float, conditions: Conditions) -> Tensor:
-        """Embed time and category, with the activation that all residual blocks share: [B, E]."""
+        """Embed time, category and caption, with the activation that all residual blocks share: [B, E]."""
         first = self.time[0]
         assert isinstance(first, torch.nn.Linear)
         time = torch.as_tensor(t, device=x.device).to(first.weight.dtype)
@@ -123,6 +125,8 @@ class UNet(torch.nn.Module):
         embedded = self.time(embed_time(time, self.config.channels))
         if self.category is not None and conditions.category is not None:
             embedded = embedded + embedding_or_zero(self.category, conditions.category)
+        if self.words is not None and conditions.words is not None:
+            embedded = embedded + self.words(conditions.words)
         return functional.silu(embedded)
 
     def _inputs(self, x: SparseTensor, conditions: Conditions) -> Iterator[Tensor]:
@@ -144,6 +148,8 @@ class UNet(torch.nn.Module):
             yield torch.stack([torch.where(known, conditions.fill, 0), known], 1).to(dtype)
         if conditions.normal is not None:
             yield normalized(conditions.normal.to(dtype))
+        if conditions.color is not None:
+            yield conditions.color.to(dtype)
         if conditions.observed is not None:
             yield conditions.observed.to(dtype)
 

@@ -17,13 +17,13 @@ from xcube.data.hierarchy import Box
 from xcube.diffusion.objective import Noise
 from xcube.diffusion.samplers import SamplerConfig, sample_latents
 from xcube.geometry.components import without_small
-from xcube.networks.conditions import Conditions, Text
+from xcube.networks.conditions import OF_VOXELS, Conditions, Text, stack_words
 from xcube.networks.text_encoder import TextEncoder
 from xcube.pipeline.batching import in_batches
 from xcube.pipeline.checkpoint import TextSource
 from xcube.pipeline.inputs import box_size, full_box, latent_grid_of
 from xcube.pipeline.level import Level, Size, check_levels, level_resolutions
-from xcube.pipeline.options import Sample, SampleOptions, ShapeRequest, class_number, shape_requests
+from xcube.pipeline.options import Sample, SampleOptions, ShapeRequest, class_number, shape_requests, words_of
 
 
 class Cascade:
@@ -217,15 +217,16 @@ class Cascade:
         of_shapes = Conditions(
             category=torch.tensor([class_number(level, s.category) for s in shapes]) if config.categories else None,
             text=Text.stack([s.text for s in shapes if s.text is not None]) if config.text_channels else None,
+            words=stack_words([words_of(level, s.prompt) for s in shapes]) if config.words else None,
         ).to(self.device)
         edit = options.conditions.get(number)
         if edit is None:
-            return Conditions.from_voxels(latent, config, category=of_shapes.category, text=of_shapes.text)
+            return Conditions.from_voxels(latent, config, **{n: getattr(of_shapes, n) for n in of_shapes.names})
         if config.observed:
             of_shapes = replace(
                 of_shapes, observed=torch.zeros(latent.num_voxels, config.observed, device=latent.device)
             )
-        taken = [name for name in ("normal", "fill", "label") if name in config.conditions]
+        taken = [name for name in OF_VOXELS if name in config.conditions]
         of_voxels: dict[str, Any] = {name: latent.attributes.get(name) for name in taken}
         known = replace(of_shapes, **of_voxels)
         return edit(known, latent.grid, [shape.number for shape in shapes])

@@ -14,13 +14,14 @@ from sparsevox import checks
 from sparsevox.files import atomic_write
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
+from xcube.networks.conditions import DROPPED
 from xcube.networks.pretrained import CONFIG, KINDS, WEIGHTS, digest, from_pretrained, read_config, save_pretrained
 from xcube.networks.quantize import Bits
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.pipeline.inputs import box_size
-from xcube.pipeline.level import DROPPED, Level, Size, check_levels, level_resolutions
+from xcube.pipeline.level import Level, Size, check_levels, level_resolutions
 from xcube.pipeline.packaged import INDEX
 
 FORMAT = 1
@@ -107,7 +108,8 @@ def write_pipeline(checkpoint: Checkpoint, folder: str | PathLike[str], bits: Bi
             "diffusion": level.diffusion.to_dict(),
             "sampler": level.sampler.to_dict(),
             "options": dict(level.metadata.get("denoiser", {}).get("options", {}))
-            | {"categories": list(level.categories), "dropped": list(level.dropped)},
+            | {"categories": list(level.categories), "dropped": list(level.dropped)}
+            | ({"words": list(level.words)} if level.words else {}),
         }
         names = {kind: f"{kind}-{number}" for kind in level.networks}
         for kind, model in level.networks.items():
@@ -186,6 +188,7 @@ def _read_level(path: Path, number: int, names: Mapping[str, str]) -> Level:
             diffusion=DiffusionConfig.from_dict(of_denoiser["diffusion"]),
             sampler=SamplerConfig.from_dict(of_denoiser.get("sampler", {})),
             categories=tuple(options.get("categories", ())),
+            words=tuple(options.get("words", ())),
             dropped=tuple(options.get("dropped", DROPPED)),
             metadata=metadata,
         )

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sparsevox import Grid, Voxels, checks
 from sparsevox.io.voxelize import normalized
+from xcube.data.colors import unit_colors
 from xcube.geometry.normals import estimated_normals
 from xcube.geometry.pyramid import check_voxels
-from xcube.networks.conditions import NO_FILL
+from xcube.networks.conditions import NO_FILL, OF_VOXELS
 from xcube.pipeline.level import Level, Size, in_box, latent_voxel_size, same_size
 
 
@@ -99,13 +100,15 @@ def _level_number(levels: Sequence[Level], grid: Grid, number: int | None) -> in
 
 def _with_needed_attributes(voxels: Voxels, level: Level, number: int) -> Voxels:
     """The voxels with the attributes that a level takes from the one before, and no others."""
-    needed = [name for name in ("normal", "fill", "label") if name in level.denoiser.config.conditions]
+    needed = [name for name in OF_VOXELS if name in level.denoiser.config.conditions]
     attributes: dict[str, Tensor] = {name: voxels.attributes[name] for name in needed if name in voxels.attributes}
     if "normal" in attributes:
         given = checks.floats("normal", checks.shape("normal", attributes["normal"], voxels.num_voxels, 3))
         attributes["normal"] = normalized(given.float())
     elif "normal" in needed:
         attributes["normal"] = estimated_normals(voxels.grid)
+    if "color" in attributes:
+        attributes["color"] = unit_colors(checks.shape("color", attributes["color"], voxels.num_voxels, 3))
     if "fill" in attributes:
         given = checks.floats("fill", checks.shape("fill", attributes["fill"], voxels.num_voxels))
         if not bool((((given >= 0) & (given <= 1)) | (given == NO_FILL)).all()):

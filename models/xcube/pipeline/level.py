@@ -17,14 +17,13 @@ from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, check_sampler
 from xcube.geometry.pyramid import TOLERANCE
 from xcube.networks.blocks import centers
+from xcube.networks.conditions import DROPPED, OF_VOXELS
 from xcube.networks.configs import VAEConfig
 from xcube.networks.decoder import tidy
 from xcube.networks.pretrained import KINDS
 from xcube.networks.refiner import Refiner
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
-
-DROPPED = ("category", "text")
 
 Size = tuple[float, float, float]
 
@@ -41,6 +40,7 @@ class Level:
         diffusion: Training objective of the denoiser.
         sampler: Sampler that is used by default.
         categories: Names of the categories of the denoiser, in order; empty if they only have numbers.
+        words: Words of captions that the denoiser knows, in order; empty if it takes none.
         dropped: Conditions that were dropped at random in training, so that classifier-free guidance can use them.
         metadata: Further metadata by network, "vae", "denoiser" and "refiner"; it is kept in their folders.
     """
@@ -52,6 +52,7 @@ class Level:
     diffusion: DiffusionConfig = DiffusionConfig()  # noqa: RUF009  (immutable)
     sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009  (immutable)
     categories: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     dropped: tuple[str, ...] = DROPPED
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -177,6 +178,8 @@ def _check_level(level: Level, name: str) -> None:
         raise ValueError(
             f"{name}.categories must have {denoiser.categories} entries, as the denoiser, got {list(level.categories)}"
         )
+    if len(level.words) != denoiser.words:
+        raise ValueError(f"{name}.words must have {denoiser.words} entries, as the denoiser, got {len(level.words)}")
     if level.refiner is None:
         return
     refiner = level.refiner.config
@@ -193,8 +196,9 @@ def _check_next(before: Level | None, level: Level, name: str) -> None:
     """Raise ValueError unless a level fits the one before it, if there is one."""
     vae, denoiser = level.vae.config, level.denoiser.config
     if before is None:
-        if vae.dense_neck is not None and (denoiser.normal or denoiser.fill or denoiser.num_labels):
-            raise ValueError(f"{name}.denoiser must not take normal, fill or label: no level comes before the first")
+        if vae.dense_neck is not None and set(OF_VOXELS) & set(denoiser.conditions):
+            taken = ", ".join(OF_VOXELS)
+            raise ValueError(f"{name}.denoiser must not take {taken}: no level comes before the first")
         return
     above = before.vae.config
     if vae.dense_neck is not None:
@@ -204,10 +208,9 @@ def _check_next(before: Level | None, level: Level, name: str) -> None:
             f"{name}.vae must have latent voxels of {above.voxel_sizes}, as the level before makes, got "
             f"{latent_voxel_size(vae)}"
         )
-    if denoiser.normal and not above.normal:
-        raise ValueError(f"{name}.denoiser takes normal, which the VAE of the level before does not decode")
-    if denoiser.fill and not above.fill:
-        raise ValueError(f"{name}.denoiser takes fill, which the VAE of the level before does not decode")
+    for attribute in ("normal", "color", "fill"):
+        if getattr(denoiser, attribute) and not getattr(above, attribute):
+            raise ValueError(f"{name}.denoiser takes {attribute}, which the VAE of the level before does not decode")
     if denoiser.num_labels not in (0, above.num_labels):
         raise ValueError(
             f"{name}.denoiser must have num_labels {above.num_labels}, as the VAE of the level before decodes, or 0, "

@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
+import torch
+from torch import Tensor
+
 from sparsevox import Grid, SparseTensor, Voxels, checks
 from sparsevox.morton import MAX_BATCH
 from xcube.diffusion.samplers import Hook, Kind, SamplerConfig
 from xcube.geometry.distances import require_scipy
-from xcube.networks.conditions import NO_CLASS, Conditions, Text
+from xcube.networks.conditions import NO_CLASS, NO_WORD, Conditions, Text
+from xcube.networks.words import word_numbers
 from xcube.pipeline.level import Level
 
 # Makes the hook of a level from the latent grids of a batch [M] and the numbers of its shapes; None for no hook.
@@ -81,8 +85,8 @@ class SampleOptions:
             each level.
         formula: Formula of guidance, "usual" or "official" (see `SamplerConfig`), by default that of each level.
         seed: Seed of the noise. A shape depends on the seed, its number and the level.
-        text: Text prompt for all shapes, or one per shape.
-        category: Category of all shapes, by name or number, or one per shape.
+        text: Text prompt for all shapes, or one per shape, of which some may be None.
+        category: Category of all shapes, by name or number, or one per shape, of which some may be None.
         batch_size: Maximum number of shapes per batch.
         budget: Maximum number of voxels per batch, for latent grids and for decoded grids. A larger shape is a batch of
             its own. Batches are also halved when GPU memory runs out.
@@ -111,8 +115,8 @@ class SampleOptions:
     repeats: int | None = None
     formula: Literal["usual", "official"] | None = None
     seed: int = 0
-    text: str | Sequence[str] | None = None
-    category: Category | Sequence[Category] | None = None
+    text: str | Sequence[str | None] | None = None
+    category: Category | Sequence[Category | None] | None = None
     batch_size: int = 16
     budget: int = 500_000
     min_component: float = 0.0
@@ -138,9 +142,11 @@ class SampleOptions:
             raise ValueError(f"min_component must lie in [0, 1), got {self.min_component}")
         if self.min_component:
             require_scipy()  # raises ImportError before anything is sampled
-        texts = self.text if isinstance(self.text, Sequence) else [self.text]
-        if self.text is not None and not all(isinstance(text, str) for text in texts):
+        texts = [self.text] if self.text is None or isinstance(self.text, str) else self.text
+        if not all(text is None or isinstance(text, str) for text in texts):
             raise TypeError(f"text must be a string, or one per shape, got {self.text!r}")
+        if any(text is not None and not text.strip() for text in texts):
+            raise ValueError(f"text must have at least one word, got {self.text!r}")
 
     @classmethod
     def official_defaults(cls, **changes: Any) -> "SampleOptions":
@@ -167,7 +173,8 @@ class SampleOptions:
             for name in ("hooks", "conditions", "starts")
         }
         takes = {name for level in levels[first:end] for name in level.denoiser.config.conditions}
-        made |= {name: None for name in ("category", "text") if name not in takes}
+        made |= {"category": None} if "category" not in takes else {}
+        made |= {"text": None} if not takes & {"text", "words"} else {}
         if not any(level.has_guidance for level in levels[first:end]):
             made["guidance"] = None
         return replace(self, **made)
@@ -256,12 +263,14 @@ class ShapeRequest:
         voxels: Latent grid of the next level: one grid, with the attributes that the level before decoded.
         category: Category of the shape, if it has one.
         text: Embedded prompt, if the model takes texts: a batch of one.
+        prompt: The prompt itself, if there is one.
     """
 
     number: int
     voxels: Voxels
     category: Category | None = None
     text: Text | None = None
+    prompt: str | None = None
 
 
 def shape_requests(
@@ -291,8 +300,8 @@ def shape_requests(
         if checks.integer("numbers", number) < 0:
             raise ValueError(f"numbers must not be negative, got {number}")
     takes = {name for level in levels for name in level.denoiser.config.conditions}
-    for name in ("text", "category"):
-        if getattr(options, name) is not None and name not in takes:
+    for name, conditions in (("text", {"text", "words"}), ("category", {"category"})):
+        if getattr(options, name) is not None and not takes & conditions:
             raise ValueError(f"{name} must be None for a model that takes none, got {getattr(options, name)!r}")
     if options.guidance not in (None, 1) and not any(level.has_guidance for level in levels):
         raise ValueError(
@@ -302,11 +311,15 @@ def shape_requests(
     for level in levels:
         for category in set(categories):
             class_number(level, category)
-    texts = ["" if text is None else text for text in _for_each("text", options.text, len(numbers))]
+    prompts = _for_each("text", options.text, len(numbers))
+    for prompt in {prompt for prompt in prompts if prompt is not None}:
+        for level in levels:
+            words_of(level, prompt)
+    texts = ["" if text is None else text for text in prompts]
     embedded = {text: embed(text).to("cpu") for text in sorted(set(texts))} if "text" in takes else {}
     return [
-        ShapeRequest(number, grid.to("cpu"), category, embedded.get(text))
-        for number, grid, category, text in zip(numbers, grids, categories, texts, strict=True)
+        ShapeRequest(number, grid.to("cpu"), category, embedded.get(text), prompt)
+        for number, grid, category, text, prompt in zip(numbers, grids, categories, texts, prompts, strict=True)
     ]
 
 
@@ -319,6 +332,17 @@ def _for_each(name: str, value: Any, count: int) -> list[Any]:
     if len(value) != count:
         raise ValueError(f"{name} must be a single one, or one for each of {count} shapes, got {len(value)}")
     return list(value)
+
+
+def words_of(level: Level, prompt: str | None) -> Tensor:
+    """The words of a prompt at a level, int64 [1, S]; none without a prompt, or where the level takes no words.
+
+    Raises:
+        ValueError: If a word is unknown.
+    """
+    if prompt is None or not level.words:
+        return torch.full((1, 1), NO_WORD)
+    return word_numbers(prompt, level.words)
 
 
 def class_number(level: Level, category: Category | None) -> int:

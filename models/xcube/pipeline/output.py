@@ -13,6 +13,7 @@ from sparsevox import Voxels
 from sparsevox.files import atomic_write
 from sparsevox.io import load_voxels, save_mesh, save_voxels, to_mesh
 from sparsevox.viz import render_row, show_html
+from xcube.data.colors import unit_colors
 from xcube.data.dataset import remove_partial_files
 from xcube.pipeline.options import Sample
 
@@ -106,7 +107,7 @@ class SampleFolder:
         draw_gallery(pictured, self.path / GALLERY, columns)
         names = [set(voxels.attributes) for levels in shapes.values() for voxels in levels]
         shared = sorted(set.intersection(*names))
-        color = next((name for name in ("normal", "color") if name in shared), None)
+        color = next((name for name in ("color", "normal") if name in shared), None)
         first = next((name for name in shapes if name not in others), None)
         other = next((name for name in shapes if name in others), None)
         compared = None if first is None or other is None else (first, other)
@@ -142,7 +143,7 @@ class SampleFolder:
 
 
 def draw_gallery(shapes: Mapping[str, Voxels], path: Path, columns: int = COLUMNS) -> None:
-    """Write a picture of shapes in rows, colored by their normals if they have any. Each row has its own scale.
+    """Write a picture of shapes in rows, in their colors or else those of their normals. Each row has its own scale.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -154,13 +155,15 @@ def draw_gallery(shapes: Mapping[str, Voxels], path: Path, columns: int = COLUMN
         files = [Path(folder) / f"{n}.png" for n in range(len(rows))]
         for row, file in zip(rows, files, strict=True):
             voxels = [shapes[name] for name in row]
-            colors = [normal_colors(each) for each in voxels]
+            colors = [shown_colors(each) for each in voxels]
             render_row([v.grid for v in voxels], file, titles=row, colors=colors, width=TILE * len(row))
         stack_pictures(files, path)
 
 
-def normal_colors(voxels: Voxels) -> Tensor | None:
-    """RGB color in [0, 1] of each voxel from its normal, [N, 3]; None without normals."""
+def shown_colors(voxels: Voxels) -> Tensor | None:
+    """RGB color in [0, 1] of each voxel, [N, 3]: its color, or else one from its normal; None without either."""
+    if "color" in voxels.attributes:
+        return unit_colors(voxels.attributes["color"])
     normal = voxels.attributes.get("normal")
     return None if normal is None else (normal.float().clamp(-1, 1) + 1) / 2
 

@@ -77,8 +77,8 @@ class XCubePipeline(Cascade):
         options: SampleOptions = SampleOptions(),  # noqa: B008  (immutable)
         *,
         seed: int | None = None,
-        category: Category | Sequence[Category] | None = None,
-        text: str | Sequence[str] | None = None,
+        category: Category | Sequence[Category | None] | None = None,
+        text: str | Sequence[str | None] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
     ) -> list[Sample]:
@@ -91,8 +91,8 @@ class XCubePipeline(Cascade):
             n: Number of shapes; they are numbered from 0 to n - 1.
             options: Options of sampling. The keywords below override its fields of the same names.
             seed: Seed of the noise.
-            category: Category of all shapes, by name or number, or one per shape.
-            text: Text prompt for all shapes, or one per shape.
+            category: Category of all shapes, by name or number, or one per shape, of which some may be None.
+            text: Text prompt for all shapes, or one per shape, of which some may be None.
             steps: Number of denoising steps at each level.
             guidance: Weight of classifier-free guidance by category and text; 1 for none.
 

@@ -21,6 +21,7 @@ from xcube.networks.losses import normal_angle, true_attributes, voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config
 from xcube.networks.refiner import Refiner
 from xcube.networks.vae import VAE
+from xcube.pipeline.output import shown_colors
 from xcube.pipeline.packaged import DEFAULT_VAE, packaged_model
 
 
@@ -161,8 +162,8 @@ def write(result: Reconstruction, out: Path) -> None:
         shown["refined"] = result.refined
     if result.best.num_voxels:  # an empty grid has no surface
         save_mesh(to_mesh(result.best), out / "reconstruction.glb")
-    shared = [name for name in ("normal", "color", "label") if all(name in v.attributes for v in shown.values())]
-    colors = [(v.attributes["normal"].clamp(-1, 1) + 1) / 2 if "normal" in shared else None for v in shown.values()]
+    shared = [name for name in ("color", "normal", "label") if all(name in v.attributes for v in shown.values())]
+    colors = [shown_colors(v) for v in shown.values()]
     render_row([v.grid for v in shown.values()], out / "reconstruction.png", titles=list(shown), colors=colors)
     color = shared[0] if shared else None
     show_html(dict(shown), out / "reconstruction.html", title="Reconstruction", attributes=shared, color=color)

@@ -59,11 +59,13 @@ class ProceduralShape:
     family: One of `FAMILIES`.
     seed: Number of the shape within its family.
     solid: The shape, in a box of edge 1 around the origin, with labels of `LABELS`.
+    facts: What is known about its parts and sizes, such as {"arms": "yes"}; `captions.FACTS` lists them.
     """
 
     family: str
     seed: int
     solid: Solid
+    facts: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -92,7 +94,8 @@ def make_shape(family: str, seed: int) -> ProceduralShape:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     split_of_seed(seed)
     draw = Draw(int.from_bytes(family.encode(), "big"), seed)
-    return ProceduralShape(family, seed, _centered(_MAKERS[family](draw)))
+    solid = _centered(_MAKERS[family](draw))
+    return ProceduralShape(family, seed, solid, draw.facts)
 
 
 def shape_voxels(name: str, box: Box) -> Voxels:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsevox import Voxels
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, check_sampler, sample_latents
-from xcube.networks.conditions import Conditions
+from xcube.networks.conditions import OF_VOXELS, Conditions
 from xcube.networks.decoder import tidy
 from xcube.networks.losses import true_attributes
 from xcube.networks.pretrained import WEIGHTS, digest, from_pretrained, read_config
@@ -117,7 +117,7 @@ class CoarseLevel(torch.nn.Module):
         posterior = self.vae.encode(voxels)
         draw = torch.randn(posterior.mean.shape, generator=generator).to(voxels.device)
         latents = posterior.sample(draw).map(lambda z: z * self.scale)
-        wanted = {name for name in ("normal", "fill", "label") if name in self.denoiser.config.conditions}
+        wanted = {name for name in OF_VOXELS if name in self.denoiser.config.conditions}
         known = Voxels(latents.grid, true_attributes(voxels, latents.grid, wanted))
         category = category if self.denoiser.config.categories else None
         # 2. Noise, and the last steps of the sampler.

@@ -17,7 +17,7 @@ from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, check_sampler
 from xcube.geometry.observation import from_volume, states, to_volume
-from xcube.networks.conditions import Conditions
+from xcube.networks.conditions import DROPPED, OF_VOXELS, Conditions
 from xcube.networks.encoder import Posterior
 from xcube.networks.losses import Losses, true_attributes
 from xcube.networks.unet import UNet
@@ -45,8 +45,10 @@ class DenoiserModule(FrozenVAEModule):
         shape_conditions: Conditions of whole shapes, for the splits "train" and "val".
         drop: Fraction of the training shapes whose conditions are dropped, for classifier-free guidance.
         dropped: Names of the conditions to drop.
+        drop_each: Fraction of the training shapes that lose each of these conditions, independently of the others.
         latents: What the denoiser learns to make: "samples" of the posterior, or its "means".
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training.
+        color_noise: Standard deviation of the noise that is added to colors, the condition, in training.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser can do without them.
         unobserved: Fraction of the shapes of which nothing is observed, if the network takes observations; half of them
@@ -55,9 +57,10 @@ class DenoiserModule(FrozenVAEModule):
         cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
 
     Raises:
-        ValueError: If `drop`, `fill_drop` or `unobserved` is outside [0, 1], a standard deviation is negative, there is
-            noise on a condition that the network does not take, it takes observations and is not dense or has another
-            number of them than the VAE, `latents` is unknown, or the sampler does not fit the diffusion.
+        ValueError: If `drop`, `drop_each`, `fill_drop` or `unobserved` is outside [0, 1], a standard deviation is
+            negative, there is noise on a condition that the network does not take, it takes observations and is not
+            dense or has another number of them than the VAE, `latents` is unknown, or the sampler does not fit the
+            diffusion.
     """
 
     net: UNet
@@ -72,32 +75,35 @@ class DenoiserModule(FrozenVAEModule):
         diffusion: DiffusionConfig = DiffusionConfig(),  # noqa: B008  (immutable)
         shape_conditions: Mapping[str, ShapeConditions] | None = None,
         drop: float = 0.1,
-        dropped: Sequence[str] = ("category", "text"),
+        dropped: Sequence[str] = DROPPED,
+        drop_each: float = 0.0,
         latents: LatentsKind = "samples",
         normal_noise: float = 0.0,
+        color_noise: float = 0.0,
         fill_noise: float = 0.0,
         fill_drop: float = 0.0,
         unobserved: float | None = None,
         sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
         cache: bool = True,
     ) -> None:
-        if not 0 <= drop <= 1:
-            raise ValueError(f"drop must lie in [0, 1], got {drop}")
         self.sampler = sampler
         if unobserved is not None and not net.config.observed:
             raise ValueError(f"unobserved must be None for a model that takes no observations, got {unobserved}")
         self.unobserved = UNOBSERVED if unobserved is None else unobserved
-        for name, portion in (("fill_drop", fill_drop), ("unobserved", self.unobserved)):
+        fractions = {"drop": drop, "drop_each": drop_each, "fill_drop": fill_drop, "unobserved": self.unobserved}
+        for name, portion in fractions.items():
             if not 0 <= portion <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {portion}")
-        self.latents, self.normal_noise, self.fill_noise, self.fill_drop = latents, normal_noise, fill_noise, fill_drop
-        if not (normal_noise >= 0 and fill_noise >= 0):
-            raise ValueError(f"normal_noise and fill_noise must not be negative, got {normal_noise} and {fill_noise}")
+        self.latents, self.fill_drop = latents, fill_drop
+        self.noises = {"normal": normal_noise, "color": color_noise, "fill": fill_noise}
         for name, noise, taken in (
             ("normal_noise", normal_noise, net.config.normal),
+            ("color_noise", color_noise, net.config.color),
             ("fill_noise", fill_noise, net.config.fill),
             ("fill_drop", fill_drop, net.config.fill),
         ):
+            if not noise >= 0:
+                raise ValueError(f"{name} must not be negative, got {noise}")
             if noise and not taken:
                 condition = name.partition("_")[0]
                 raise ValueError(f"{name} must be 0 for a model that does not take {condition}, got {noise}")
@@ -107,6 +113,8 @@ class DenoiserModule(FrozenVAEModule):
         options = {"diffusion": diffusion.to_dict(), "drop": drop, "dropped": list(dropped), "scale": scale}
         options |= {"latents": latents, "normal_noise": normal_noise, "fill_noise": fill_noise}
         options["fill_drop"] = fill_drop
+        options |= {"color_noise": color_noise} if color_noise else {}
+        options |= {"drop_each": drop_each} if drop_each else {}
         if net.config.observed:
             if not net.config.dense or net.config.observed != math.prod(vae.config.factor):
                 raise ValueError(
@@ -115,7 +123,8 @@ class DenoiserModule(FrozenVAEModule):
                 )
             options["unobserved"] = self.unobserved
         super().__init__(net, train, vae, **options)
-        self.scale, self.diffusion, self.drop, self.dropped = scale, Diffusion(diffusion), drop, tuple(dropped)
+        self.scale, self.diffusion = scale, Diffusion(diffusion)
+        self.drop, self.dropped, self.drop_each = drop, tuple(dropped), drop_each
         none = {"train": ShapeConditions(()), "val": ShapeConditions(())}
         self.shape_conditions, self.cache = none | dict(shape_conditions or {}), cache
 
@@ -141,7 +150,7 @@ class DenoiserModule(FrozenVAEModule):
         """Encode voxels to their latent grid, with "mean" and "logvar" of the posterior [M, L] and the conditions."""
         with torch.no_grad():
             posterior = self.vae.encode(voxels)
-            wanted = {name for name in ("normal", "fill", "label") if name in self.net.config.conditions}
+            wanted = {name for name in OF_VOXELS if name in self.net.config.conditions}
             known = true_attributes(voxels, posterior.grid, wanted)
         if self.net.config.observed:
             known[FULL] = (states(posterior.grid, self.vae.config.factor, voxels.grid) > 0).byte()
@@ -161,7 +170,7 @@ class DenoiserModule(FrozenVAEModule):
         latents = sampled.map(lambda z: z * self.scale)
         # 2. Draw times and conditions; some grids lose their conditions, for classifier-free guidance.
         t = self.diffusion.times(grid.batch_size, generator).to(device)  # [B]
-        conditions = self._conditions(voxels)
+        conditions = self._conditions(voxels, generator if self.training else None)
         if self.net.config.observed:
             conditions = replace(conditions, observed=self._observed(voxels, generator))
         if self.training:
@@ -173,6 +182,10 @@ class DenoiserModule(FrozenVAEModule):
             which = torch.rand(grid.batch_size, generator=generator) < self.drop
             empty = self.shape_conditions["train"].empty_text
             conditions = conditions.drop(which, grid, self.dropped, empty_text=empty)
+        for name in self.dropped if self.training and self.drop_each else ():
+            which = torch.rand(grid.batch_size, generator=generator) < self.drop_each
+            empty = self.shape_conditions["train"].empty_text
+            conditions = conditions.drop(which, grid, (name,), empty_text=empty)
         # 3. Compare the prediction for noisy latents with its target.
         loss = self.diffusion.loss(self.net, latents, conditions, t, draws[1])
         return Losses({"mse": loss}, {"mse": 1.0})
@@ -189,20 +202,22 @@ class DenoiserModule(FrozenVAEModule):
 
         This is the conditioning augmentation of Ho et al. (2022, arXiv:2106.15282).
         """
-        for name, deviation in (("normal", self.normal_noise), ("fill", self.fill_noise)):
+        for name, deviation in self.noises.items():
             exact = getattr(conditions, name)
             if exact is None or not deviation:
                 continue
             noise = deviation * torch.randn(exact.shape, generator=generator).to(exact)
             if name == "normal":
                 noisy = torch.where(exact.norm(dim=1, keepdim=True) > 0, exact + noise, exact)
+            elif name == "color":
+                noisy = (exact + noise).clamp(0, 1)
             else:
                 noisy = torch.where(exact >= 0, (exact + noise).clamp(0, 1), exact)
             changes: dict[str, Any] = {name: noisy}
             conditions = replace(conditions, **changes)
         return conditions
 
-    def _conditions(self, voxels: Voxels) -> Conditions:
+    def _conditions(self, voxels: Voxels, generator: torch.Generator | None) -> Conditions:
         known = self.shape_conditions["train" if self.training else "val"]
-        others = known.of(first_value(voxels, SHAPE_INDEX)) if SHAPE_INDEX in voxels.attributes else {}
+        others = known.of(first_value(voxels, SHAPE_INDEX), generator) if SHAPE_INDEX in voxels.attributes else {}
         return Conditions.from_voxels(voxels, self.net.config, **others)

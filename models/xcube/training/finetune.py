@@ -159,6 +159,6 @@ def _check_levels(vae: VAE, denoiser: UNet, coarse: CoarseLevel) -> None:
         raise ValueError(
             f"denoiser must have the num_labels of coarse_vae, {known.num_labels}, got {config.num_labels}"
         )
-    missing = [name for name in ("normal", "fill") if getattr(config, name) and not getattr(known, name)]
+    missing = [name for name in ("normal", "color", "fill") if getattr(config, name) and not getattr(known, name)]
     if missing:
         raise ValueError(f"coarse_vae must decode {' and '.join(missing)}, which the denoiser takes")

@@ -1,6 +1,7 @@
 """Weights of a trained network as the start of a training run."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from xcube.networks.unet import UNet
 from xcube.training.modules import NetworkModule
 
 # Fields of a configuration that may differ: they change neither the parameters nor what these were trained for.
+ADDED = ("observed", "words")  # conditions of a denoiser that its initial weights may lack
 FREE = {"bridge", "certain", "checkpointing", "keep", "keep_ratio", "logvar_init", "max_voxels", "thresholds"}
 
 
@@ -34,14 +36,14 @@ def load_initial(module: NetworkModule, folder: Path, out: Path) -> None:
     try:
         values = read_config(folder)
         expected, got = _settings(module.options), _settings(_recorded(values))
-        more = isinstance(module.net, UNet) and module.net.config.observed and not got.get("model.observed")
-        if more:
-            expected.pop("model.observed")
+        more = [f"model.{name}" for name in ADDED if expected.get(f"model.{name}") and not got.get(f"model.{name}")]
+        for name in more:
+            expected.pop(name)
         for name in sorted(expected.keys() & got.keys()):
             if not _same(expected[name], got[name]):
                 raise ValueError(f"{name} must be {expected[name]}, got {got[name]}")
         if isinstance(module.net, UNet) and more:
-            _load_and_observe(module.net, folder)
+            _load_and_extend(module.net, folder, more)
         else:
             load_weights(module.net, folder)
     except FileNotFoundError as error:
@@ -51,14 +53,17 @@ def load_initial(module: NetworkModule, folder: Path, out: Path) -> None:
     module.options["initial"] = digest(folder / WEIGHTS)
 
 
-def _load_and_observe(net: UNet, folder: Path) -> None:
-    """Load the weights of a denoiser that takes no observations. At first they have no effect on its prediction."""
-    plain = UNet(replace(net.config, observed=0))
+def _load_and_extend(net: UNet, folder: Path, added: Sequence[str]) -> None:
+    """Load the weights of a denoiser without some conditions. At first they have no effect on its prediction."""
+    nothing: dict[str, Any] = {name.removeprefix("model."): 0 for name in added}
+    plain = UNet(replace(net.config, **nothing))
     load_weights(plain, folder)
     state = plain.state_dict()
-    first = state["enter.weight"]
-    unused = first.new_zeros(first.shape[0], net.config.observed, *first.shape[2:])
-    net.load_state_dict(state | {"enter.weight": torch.cat([first, unused], 1)})  # the last inputs are observations
+    if "observed" in nothing:  # the last inputs of the first convolution
+        first = state["enter.weight"]
+        unused = first.new_zeros(first.shape[0], net.config.observed, *first.shape[2:])
+        state["enter.weight"] = torch.cat([first, unused], 1)
+    net.load_state_dict(net.state_dict() | state)  # the embedding of words starts at zero
 
 
 def _recorded(values: dict[str, Any]) -> dict[str, Any]:

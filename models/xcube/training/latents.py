@@ -14,8 +14,9 @@ from sparsevox import Voxels
 from sparsevox.data import VoxelBudgetSampler
 from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
-from xcube.networks.conditions import NO_CLASS, Text
+from xcube.networks.conditions import NO_CLASS, Text, stack_words
 from xcube.networks.text_encoder import TextEncoder
+from xcube.networks.words import word_numbers
 from xcube.training.callbacks import Progress
 from xcube.training.config import TrainConfig
 
@@ -23,44 +24,68 @@ SHAPE_INDEX = "shape_index"  # a voxel attribute: the index in the dataset of th
 
 
 class ShapeConditions:
-    """Conditions of the whole shapes of a dataset: category and text.
+    """Conditions of the whole shapes of a dataset: category, and text or words.
 
     category: The category of each shape, int64; None without categories.
-    text: The embedded texts, each once; None without texts.
-    empty_text: The embedding of the empty text; None without texts.
+    text: The embedded texts, each once; None without a text encoder.
+    empty_text: The embedding of the empty text; None without a text encoder.
+    words: The words of all texts, int64 [T, S]; None without a vocabulary.
 
     Args:
         names: Names of the shapes, in the order of the dataset.
         categories: Name prefix of the shapes of each category.
-        captions: Text of each shape by its name; shapes without one have the empty text.
-        encoder: The text encoder.
+        captions: Texts of each shape by its name, in several wordings; shapes without one have the empty text.
+        encoder: The text encoder, for texts whose tokens it embeds.
+        vocabulary: The words, for texts that the network reads itself. Others are left out.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         categories: Sequence[str] = (),
-        captions: Mapping[str, str] | None = None,
+        captions: Mapping[str, Sequence[str]] | None = None,
         encoder: TextEncoder | None = None,
+        vocabulary: Sequence[str] = (),
     ) -> None:
         self.category: Tensor | None = None
         self.text: Text | None = None
         self.empty_text: Text | None = None
+        self.words: Tensor | None = None
         if categories:
             self.category = torch.tensor([category_of(name, categories) for name in names])
-        if captions is not None and encoder is not None:
-            texts = sorted({captions.get(name, "") for name in names})
-            self.text_index = torch.tensor([texts.index(captions.get(name, "")) for name in names])
+        if captions is None or (encoder is None and not vocabulary):
+            return
+        wordings = [captions.get(name) or [""] for name in names]
+        texts = {text: number for number, text in enumerate(sorted({text for some in wordings for text in some}))}
+        self.counts = torch.tensor([len(some) for some in wordings])  # wordings of each shape
+        self.first = self.counts.cumsum(0) - self.counts  # place of the first one in the list of all
+        self.wording = torch.tensor([texts[text] for some in wordings for text in some])
+        if encoder is not None:
             self.text = Text.stack([encoder([text]) for text in texts])
             self.empty_text = encoder([""])
+        else:
+            self.words = stack_words([word_numbers(text, vocabulary, strict=False) for text in texts])
 
-    def of(self, indices: Tensor) -> dict[str, Any]:
-        """Return "category" and "text", where they exist, of the shapes with these indices [B]."""
+    def of(self, indices: Tensor, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """Return "category", "text" and "words", where they exist, of the shapes with these indices [B].
+
+        Args:
+            indices: Indices of shapes.
+            generator: Random generator on the CPU that chooses one of the wordings of each; the first one without it.
+        """
         found: dict[str, Any] = {}
         if self.category is not None:
             found["category"] = self.category.to(indices.device)[indices]
+        if self.text is None and self.words is None:
+            return found
+        chosen = self.first[indices.cpu()]
+        if generator is not None:
+            chosen = chosen + (torch.rand(len(chosen), generator=generator) * self.counts[indices.cpu()]).long()
+        which = self.wording[chosen].to(indices.device)
         if self.text is not None:
-            found["text"] = self.text.to(indices.device)[self.text_index.to(indices.device)[indices]]
+            found["text"] = self.text.to(indices.device)[which]
+        if self.words is not None:
+            found["words"] = self.words.to(indices.device)[which]
         return found
 
 

@@ -1,14 +1,17 @@
 """Training of one network: `xcube train vae`, `denoiser` and `refiner`. Slow imports are inside functions."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from xcube.data.augment import Augment, AugmentedShapes
+from xcube.data.captions import read_captions
+from xcube.data.dataset import read_card, read_index
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig
+from xcube.networks.conditions import DROPPED, Droppable
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
 from xcube.networks.losses import LossConfig
 from xcube.networks.pretrained import WEIGHTS, digest, from_pretrained, read_config
@@ -16,6 +19,7 @@ from xcube.networks.refiner import Refiner
 from xcube.networks.text_encoder import TextEncoder
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
+from xcube.networks.words import vocabulary_of
 from xcube.training.checks import check_attributes, check_level
 from xcube.training.config import TrainConfig
 
@@ -146,15 +150,18 @@ def train_denoiser(
     train: TrainConfig = TrainConfig(),  # noqa: B008  (immutable)
     augment: Augment = Augment(),  # noqa: B008  (immutable)
     drop: float = 0.1,
-    dropped: tuple[Literal["normal", "fill", "label", "category", "text"], ...] = ("category", "text"),
+    dropped: tuple[Droppable, ...] = DROPPED,
+    drop_each: float = 0.0,
     latents: Literal["samples", "means"] = "samples",
     normal_noise: float = 0.0,
+    color_noise: float = 0.0,
     fill_noise: float = 0.0,
     fill_drop: float = 0.0,
     unobserved: float | None = None,
     sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
     categories: tuple[str, ...] = (),
     captions: Path | None = None,
+    least_captions: int = 8,
     text_model: str | None = None,
     tokenizer: str | None = None,
     cache: bool = True,
@@ -175,9 +182,12 @@ def train_denoiser(
         augment: Random changes of the training shapes.
         drop: Fraction of shapes whose conditions are dropped in training, for classifier-free guidance.
         dropped: Names of the conditions to drop.
+        drop_each: Fraction of shapes that lose each of these conditions in training, independently of the others, so
+            that some of them are enough.
         latents: What the denoiser learns to make: "samples" of the posterior of the VAE, or its "means".
         normal_noise: Standard deviation of the noise that is added to normals, the condition, in training, so that the
             denoiser is robust to the errors of the coarser level.
+        color_noise: Standard deviation of the noise that is added to colors, the condition, in training.
         fill_noise: Standard deviation of the noise that is added to solid fractions, the condition, in training.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser also upsamples voxels
             that have none.
@@ -185,12 +195,15 @@ def train_denoiser(
             half of them by default.
         sampler: Default sampler of pipelines with this denoiser.
         categories: Categories to condition on. A shape has a category if its name begins with it.
-        captions: JSON file that maps the name of each shape to its text.
+        captions: JSON file that maps the name of each shape to its text, or to a list of texts in several wordings, of
+            which one is chosen at random. Without a text model the network learns to read them itself; their words are
+            the vocabulary, if enough shapes have them (`least_captions`).
+        least_captions: Minimum number of shapes with a word in one of their texts, for words of the vocabulary.
         text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
         tokenizer: Folder or Hugging Face name of the tokenizer, if it is not in the folder of the text model.
         cache: Keep the latents of all shapes in memory instead of encoding them at every step.
-        initial: Folder of a trained network with the same configuration, except that it may take no observations.
-            Training starts from its weights instead of random ones.
+        initial: Folder of a trained network with the same configuration, except that it may take no observations and no
+            words. Training starts from its weights instead of random ones.
         restart: Train from scratch, or from `initial` again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
@@ -203,7 +216,14 @@ def train_denoiser(
     """
     encoder = from_pretrained(vae, VAE)
     text = None if text_model is None else TextEncoder.from_pretrained(text_model, tokenizer)
-    _check_denoiser(data, level, encoder, model, categories, captions, text)
+    texts = None if captions is None else read_captions(captions)
+    words: tuple[str, ...] = ()
+    if texts is not None and text is None:
+        entries = read_index(data, read_card(data))
+        joined = (" ".join(texts.get(entry.name, ())) for entry in entries if entry.split == "train")
+        words = vocabulary_of(joined, least_captions)
+        model = replace(model, words=model.words or len(words))
+    _check_denoiser(data, level, encoder, model, categories, text, words)
 
     import lightning
 
@@ -215,9 +235,8 @@ def train_denoiser(
     lightning.seed_everything(train.seed, verbose=False)
     shapes = ShapeFolder(data, "train", level=level)
     everything = ShapeFolder(data, None, level=level).entries
-    texts = None if captions is None else json.loads(captions.read_text())
     conditions = {
-        split: ShapeConditions([e.name for e in everything if e.split == split], categories, texts, text)
+        split: ShapeConditions([e.name for e in everything if e.split == split], categories, texts, text, words)
         for split in ("train", "val")
     }
     scale = _latent_scale(vae, encoder, AugmentedShapes(shapes, augment, train.seed), train)
@@ -230,8 +249,10 @@ def train_denoiser(
         shape_conditions=conditions,
         drop=drop,
         dropped=dropped,
+        drop_each=drop_each,
         latents=latents,
         normal_noise=normal_noise,
+        color_noise=color_noise,
         fill_noise=fill_noise,
         fill_drop=fill_drop,
         unobserved=unobserved,
@@ -240,6 +261,7 @@ def train_denoiser(
     )
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
     module.options |= {"text_model": _absolute(text_model), "tokenizer": _absolute(tokenizer)}
+    module.options |= {"words": list(words)} if words else {}
     if initial is not None:
         load_initial(module, initial, out)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
@@ -268,8 +290,8 @@ def _check_denoiser(
     vae: VAE,
     model: UNetConfig,
     categories: Sequence[str],
-    captions: Path | None,
     text: TextEncoder | None,
+    words: Sequence[str],
 ) -> None:
     """Raise ValueError unless data, VAE, network and conditions fit each other."""
     config = vae.config
@@ -284,13 +306,15 @@ def _check_denoiser(
         raise ValueError("model must have fill off: the latents of a VAE with dense_neck have no coarser level")
     if model.extra:
         raise ValueError(f"model must have extra 0, since datasets hold no extra conditions, got {model.extra}")
-    conditions = {"normal": model.normal, "label": model.num_labels > 0}
+    conditions = {"normal": model.normal, "color": model.color, "label": model.num_labels > 0}
     check_attributes(data, card, {*config.attributes, *(name for name, used in conditions.items() if used)})
     if model.categories != len(categories):
         raise ValueError(f"categories must have {model.categories} entries, as the model, got {list(categories)}")
-    channels = 0 if captions is None or text is None else text.channels
+    channels = 0 if text is None else text.channels
     if model.text_channels != channels:
         raise ValueError(
-            f"model must have the text_channels of the text model, {channels} (0 without captions or text_model), got "
+            f"model must have the text_channels of the text model, {channels} (0 without text_model), got "
             f"{model.text_channels}"
         )
+    if model.words != len(words):
+        raise ValueError(f"model must have as many words as the captions, {len(words)}, or 0, got {model.words}")

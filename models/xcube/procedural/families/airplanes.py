@@ -33,6 +33,7 @@ def airplane(draw: Draw) -> Solid:
         "glider": _glider,
         "biplane": _biplane,
     }
+    draw.note(type=kind)
     return union(makers[kind](draw))
 
 
@@ -56,6 +57,7 @@ def _wing(p: AirplaneSizes, s: float, dihedral: float, label: int = WING, thick:
 
 def _tail(draw: Draw, p: AirplaneSizes, kind: str) -> list[Solid]:
     """Fin and tailplane: low, on top of the fin ("t"), as a V, or with twin fins."""
+    draw.note(tail=kind)
     high, span = draw.between(0.15, 0.23), draw.between(0.14, 0.22)
     chord, sweep = draw.between(0.1, 0.15), draw.between(0.03, 0.12)
     x = -p.length + chord * 0.95
@@ -115,6 +117,7 @@ def _airliner(draw: Draw) -> list[Solid]:
     parts = [_fuselage(draw, p, draw.between(0.07, 0.12), draw.between(0.2, 0.32))]
     parts += mirrored(lambda s: _wing(p, s, dihedral))
     rear = draw.chance(0.2)
+    draw.note(engines="rear" if rear else "two")
     parts += _tail(draw, p, "t" if rear or (high > 0 and draw.chance(0.5)) else "low")
     size, long = draw.between(0.034, 0.046), draw.between(0.12, 0.18)
     if rear:
@@ -126,7 +129,9 @@ def _airliner(draw: Draw) -> list[Solid]:
             )
         )
         return parts
-    for fraction in draw.pick(((0.36,), (0.3, 0.6)), (0.65, 0.35)):
+    places = draw.pick(((0.36,), (0.3, 0.6)), (0.65, 0.35))
+    draw.note(engines="two" if len(places) == 1 else "four")
+    for fraction in places:
         parts += [_hung(p, s, fraction, long, size, dihedral) for s in SIDES]
     if draw.chance(0.25):
         parts += mirrored(lambda s: _winglet(p, s, dihedral))
@@ -154,6 +159,7 @@ def _fighter(draw: Draw) -> list[Solid]:
     delta = draw.chance(0.5)
     chord = draw.between(0.36, 0.5) if delta else draw.between(0.2, 0.28)
     span = draw.between(0.22, 0.34)
+    draw.note(wings="delta" if delta else "swept")
     sweep = chord - draw.between(THIN, 0.1) if delta else draw.between(0.08, 0.2)
     root = draw.between(0.08, 0.14)
     p = AirplaneSizes(length, radius, span, chord, THIN + 0.01, sweep, root, 0.0)
@@ -203,13 +209,17 @@ def _propeller(draw: Draw) -> list[Solid]:
         Ellipsoid((0.11, 0.75 * radius, 0.7 * radius), part=CANOPY, pose=Pose(translation=(at, 0, 0.85 * radius)))
     )
     blades, reach = draw.count(2, 4), draw.between(0.09, 0.13)
-    if draw.chance(0.35):  # an engine on each wing
+    double = draw.chance(0.35)
+    draw.note(engines="wings" if double else "nose")
+    if double:  # an engine on each wing
         y, x = span * draw.between(0.3, 0.4), p.root + 0.05
         engine = [capsule((x - 0.14, 0, 0), (x, 0, 0), 0.04, ENGINE), *_spinner(x + 0.045, reach, blades)]
         parts += mirrored(lambda s: union(engine).moved(0, s * y, high))
     else:
         parts += _spinner(length, reach, blades)
-    if draw.chance(0.6):
+    wheels = draw.chance(0.6)
+    draw.note(wheels=wheels)
+    if wheels:
         parts += _wheels(p, p.root - 0.5 * chord, draw.between(0.09, 0.14), length * 0.6)
     return parts
 

@@ -24,6 +24,7 @@ def bed(draw: Draw) -> Solid:
         "crib": _crib,
     }
     kind = draw.pick(tuple(makers), (0.4, 0.17, 0.11, 0.1, 0.1, 0.06, 0.06))
+    draw.note(type=kind)
     return union(makers[kind](draw))
 
 
@@ -32,6 +33,7 @@ def _sizes(draw: Draw, low: tuple[float, float], rim: tuple[float, float] = (0.0
     length = draw.between(0.35, 0.425)
     width = length * draw.pick((draw.between(0.42, 0.58), draw.between(0.6, 0.98)), (0.4, 0.6))
     at = draw.between(*low)
+    draw.note_size("width", width / length, ("single", 0.58), ("double", 0.6))
     return BedSizes(length, width, at, at + draw.between(0.065, 0.13), draw.between(*rim))
 
 
@@ -44,7 +46,9 @@ def _boards(draw: Draw, p: BedSizes, bottom: float, foot: float) -> list[Solid]:
     if draw.chance(0.2) and kind in ("panel", "padded", "slats", "framed"):
         head = head.moved(z=-low).turned("y", -draw.between(3, 9)).moved(0.01, 0, low)
     parts: list[Solid] = [head.moved(-p.length - thick + 0.004)]
-    if draw.chance(foot):
+    ended = draw.chance(foot)
+    draw.note(headboard=True, footboard=ended)
+    if ended:
         same = kind if draw.chance(0.6) and kind != "padded" else draw.pick(FEET)
         high = p.high + draw.between(-0.05, 0.5 * (top - p.high))
         end = upright_board(draw, same, half, (low, min(p.high, high - 0.01), max(high, low + 0.08)), thick)
@@ -60,6 +64,7 @@ def _framed(draw: Draw) -> list[Solid]:
     end, half = p.length + draw.pick((0.0, p.rim)), p.width + p.rim
     parts: list[Solid] = [cuboid((-p.length, -half, bottom), (end, half, p.low + lip), FRAME)]
     head = draw.chance(0.93)
+    draw.note(headboard=head)
     if head:
         parts += _boards(draw, p, bottom, 0.5)
     inset = draw.between(0.045, 0.08)
@@ -117,6 +122,7 @@ def _platform(draw: Draw) -> list[Solid]:
     else:
         parts += short_legs(draw, (-p.length + inset, p.length - inset + 0.03), half - inset + 0.02, p.low - thick, LEG)
     head = draw.chance(0.75)
+    draw.note(headboard=head)
     if head:
         wall, top = draw.between(THIN, 0.07), p.high + draw.between(0.08, 0.24)
         kind = draw.pick(("panel", "slats", "rails", "framed", "padded"))

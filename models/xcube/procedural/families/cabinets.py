@@ -22,12 +22,15 @@ def cabinet(draw: Draw) -> Solid:
         "kitchen": _kitchen,
     }
     kind = draw.pick(tuple(makers), (0.2, 0.18, 0.18, 0.16, 0.08, 0.09, 0.06, 0.05))
+    draw.note(type=kind)
     return union(makers[kind](draw))
 
 
 def _standing(draw: Draw, half: tuple[float, float], high: float, raised: float) -> tuple[Triple, Triple, list[Solid]]:
     """The corners of a body of a total height around x = y = 0, and its feet, `raised` high or absent."""
     (a, b), low = half, raised if raised >= 0.03 else 0.0
+    draw.note_size("width", b / high, ("narrow", 0.3), ("wide", 0.55))
+    draw.note(feet=bool(low))
     return (-a, -b, low), (a, b, high), feet(draw, half, low) if low else []
 
 

@@ -46,6 +46,7 @@ def vehicle(draw: Draw, kind: str) -> Solid:
         "bus": _bus,
         "truck": _truck,
     }
+    draw.note(type=kind)
     return union(makers[kind](draw))
 
 
@@ -115,7 +116,9 @@ def _sports(draw: Draw) -> list[Solid]:
     roof = (deck + draw.between(0.14, 0.24), scuttle - draw.between(0.12, 0.18))
     body = lower_body(p, upper_line(p, p.belt - draw.between(0.03, 0.05), scuttle, p.belt - 0.005, deck))
     parts = [body, *wheels_of(p, 0.085), *lights_of(p, p.belt - 0.05)]
-    if draw.chance(0.25):  # a convertible, with a windshield frame and seats
+    roofless = draw.chance(0.25)
+    draw.note(roof=not roofless)
+    if roofless:  # a convertible, with a windshield frame and seats
         opening = cuboid((deck + 0.12, -p.width + 0.06, p.belt - 0.05), (scuttle - 0.09, p.width - 0.06, 1), TRIM)
         screen = prism(
             [
@@ -175,6 +178,7 @@ def _truck(draw: Draw) -> list[Solid]:
     cabin = cabin_on(p, (split + 0.02, a), (split + 0.025, a - draw.between(0.01, 0.05)), tuck=0.01)
     parts = [chassis, body, cabin, *wheels_of(p, 0.06), *lights_of(p._replace(length=a), p.belt - 0.05)[:2]]
     load, high = draw.pick(("box", "flat", "tank")), p.roof + draw.between(-0.02, 0.07)
+    draw.note(load=load)
     floor = wheel + THIN - 0.012
     if load == "box":
         parts.append(cuboid((-a, -width, floor + 0.03), (split - 0.02, width, high), CABIN))

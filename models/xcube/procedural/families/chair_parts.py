@@ -10,6 +10,19 @@ from xcube.procedural.solids import Solid, Union, union
 SEAT, BACK, LEG, ARM, STRETCHER, BASE = part_labels("chair")
 
 
+# What the kinds of backs look like.
+BACKS = {
+    "panel": "solid",
+    "arched": "arched",
+    "pad": "solid",
+    "slats": "slatted",
+    "ladder": "slatted",
+    "spindles": "slatted",
+    "frame": "open",
+    "curved": "round",
+}
+
+
 class ChairSizes(NamedTuple):
     """Sizes that the parts of a chair share."""
 
@@ -26,6 +39,7 @@ def back(draw: Draw, f: ChairSizes) -> list[Solid]:
         ("panel", "arched", "slats", "ladder", "frame", "curved", "spindles", "pad"),
         (0.2, 0.13, 0.15, 0.13, 0.09, 0.14, 0.06, 0.1),
     )
+    draw.note(back=BACKS[kind])
     if kind == "curved":
         return [_curved_back(draw, f)]
     thick = draw.between(THIN, 0.075)

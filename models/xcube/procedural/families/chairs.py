@@ -20,11 +20,16 @@ def chair(draw: Draw) -> Solid:
     frame = ChairSizes(shrink * draw.between(0.19, 0.28), shrink * draw.between(0.2, 0.31), high - thick, high, top)
     seat = draw.pick(("block", "rounded", "wedge"), (0.5, 0.25, 0.25))
     kind = draw.pick(("legs", "pedestal", "swivel", "sledge", "panels"), (0.58, 0.1, 0.14, 0.1, 0.08))
+    draw.note(height="tall" if tall else "normal", base=kind)
+    draw.note_size("width", frame.width / shrink, ("narrow", 0.235), ("wide", 0.275))
     parts = [_seat(draw, frame, seat), *_under(draw, frame, kind)]
+    armed = False
     if not stool:
         parts += back(draw, frame)
-        if seat != "rounded" and draw.chance(0.5):  # arms stand at its corners
-            parts += arms(draw, frame)
+        armed = seat != "rounded" and draw.chance(0.5)  # arms stand at its corners
+    if armed:
+        parts += arms(draw, frame)
+    draw.note(arms=armed, **({"back": "none"} if stool else {}))
     return union(parts)
 
 
@@ -57,6 +62,7 @@ def _legs(draw: Draw, f: ChairSizes) -> list[Solid]:
     square, splay = draw.chance(0.45), draw.pick((0.0, draw.between(0.02, 0.07)))
     r = draw.between(THIN / 2, 0.042)
     foot = draw.between(THIN / 2, r)
+    draw.note_size("legs", r, ("thin", 0.031), ("thick", 0.037))
     feet: list[tuple[Triple, Triple]] = []
     for x in (-1, 1):
         for y in (-1, 1):

@@ -1,4 +1,4 @@
-"""Shared by all families: random choices, names of parts, and the minimum thickness of a part.
+"""Shared by all families: random choices, facts about shapes, names of parts, and the minimum thickness of a part.
 
 Families build shapes with x to the front, y to the left and z up, the floor at z = 0, in units of the edge of the box.
 """
@@ -42,10 +42,25 @@ def part_labels(family: str) -> range:
 
 
 class Draw:
-    """Random choices from a seed, the same on every machine."""
+    """Random choices from a seed, the same on every machine.
+
+    facts: What the choices say about the shape, such as {"arms": "yes"}; captions are made from it.
+    """
 
     def __init__(self, *seed: int) -> None:
         self.generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+        self.facts: dict[str, str] = {}
+
+    def note(self, **facts: str | bool) -> None:
+        """Record facts about the shape."""
+        self.facts |= {k: v if isinstance(v, str) else "yes" if v else "no" for k, v in facts.items()}
+
+    def note_size(self, name: str, value: float, small: tuple[str, float], large: tuple[str, float]) -> None:
+        """Record a size as one of two words if it is below the first limit, or above the second one."""
+        if value < small[1]:
+            self.facts[name] = small[0]
+        elif value > large[1]:
+            self.facts[name] = large[0]
 
     def between(self, low: float, high: float) -> float:
         """Draw a number from [low, high)."""

@@ -13,8 +13,10 @@ R = THIN / 2
 
 def lamp(draw: Draw) -> Solid:
     """Make a lamp of a random kind. Desk and arc lamps lean along x."""
-    kind = draw.pick((_table, _floor, _hanging, _desk, _arched), (0.34, 0.26, 0.22, 0.1, 0.08))
-    return union(kind(draw))
+    makers = {"table": _table, "floor": _floor, "hanging": _hanging, "desk": _desk, "arc": _arched}
+    kind = draw.pick(tuple(makers), (0.34, 0.26, 0.22, 0.1, 0.08))
+    draw.note(type=kind)
+    return union(makers[kind](draw))
 
 
 # Shades, with their middle at the origin
@@ -26,6 +28,7 @@ def _shade(draw: Draw, radius: float, high: float) -> list[Solid]:
         ("cone", "drum", "bell", "dome", "globe", "box", "pagoda"), (0.28, 0.2, 0.14, 0.12, 0.12, 0.08, 0.06)
     )
     h = high / 2
+    draw.note(shade=kind)
     if kind == "globe":
         return [Ellipsoid((radius * 0.8, radius * 0.8, h), part=SHADE)]
     if kind == "box":
@@ -113,6 +116,7 @@ def _floor(draw: Draw) -> list[Solid]:
     shade = [part.moved(z=high - tall / 2) for part in _shade(draw, radius, tall)]
     stand = draw.pick(("disc", "tripod", "cross", "square", "spread"), (0.35, 0.25, 0.12, 0.14, 0.14))
     foot = draw.between(0.12, 0.2)
+    draw.note(stand="legs" if stand in ("tripod", "spread") else "plate")
     pole: list[Solid] = [rod((0, 0, 0.02), (0, 0, joint + 0.02), R, None, POLE)]
     if stand == "disc":
         return [*pole, *shade, rod((0, 0, 0), (0, 0, THIN), foot, foot * draw.between(0.6, 1), BASE)]
@@ -133,6 +137,7 @@ def _hanging(draw: Draw) -> list[Solid]:
     cord = draw.between(0.25, 0.55)
     plate = rod((0, 0, 0.86), (0, 0, 0.86 + THIN), draw.between(0.07, 0.14), draw.between(0.07, 0.14), BASE)
     if draw.chance(0.3):
+        draw.note(type="chandelier")
         return [plate, *_chandelier(draw, 0.86 - cord)]
     radius, tall = draw.between(0.16, 0.36), draw.between(0.16, 0.3)
     low = 0.86 - cord

@@ -24,6 +24,7 @@ class SofaSizes(NamedTuple):
 def sofa(draw: Draw) -> Solid:
     """Make a sofa or a bench that faces along x."""
     if draw.chance(0.2):
+        draw.note(type="bench")
         return union(_bench(draw))
     arm = draw.between(THIN, 0.13) if draw.chance(0.85) else 0.0
     whole = draw.between(0.3, 0.455)
@@ -34,8 +35,11 @@ def sofa(draw: Draw) -> Solid:
     parts = [_frame(draw, p), *_back(draw, p), *_cushions(draw, p), *_legs(draw, p)]
     if arm:
         parts += _arms(draw, p)
-    if draw.chance(0.22):
+    corner = draw.chance(0.22)
+    if corner:
         parts += _corner(draw, p)
+    draw.note(type="corner" if corner else "sofa", arms=bool(arm), feet=bool(foot))
+    draw.note_size("width", whole, ("small", 0.345), ("wide", 0.41))
     return union(parts)
 
 
@@ -153,7 +157,9 @@ def _bench(draw: Draw) -> list[Solid]:
         return prism(outline, "y", low, high, LEG)
 
     parts += mirrored(side)
-    if draw.chance(0.6):
+    backed = draw.chance(0.6)
+    draw.note(back=backed)
+    if backed:
         parts += _bench_back(draw, a, b, z, inset)
     elif draw.chance(0.5):
         thick = draw.between(0.06, 0.09)

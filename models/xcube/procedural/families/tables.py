@@ -36,6 +36,7 @@ def table(draw: Draw) -> Solid:
     plan = TableSizes(length, depth, high - thick, draw.between(0.88, 0.98) if corners else draw.between(0.62, 0.7))
     columns = 0.16 if corners else 0.6
     kind = draw.pick(("legs", "column", "panels", "trestle", "desk"), (1 - columns, columns, *_weights(shape, size)))
+    draw.note(use="desk" if kind == "desk" else size, top="rectangular" if corners else shape, base=kind, shelf=False)
     return _joined(draw, plan, kind, _top(draw, plan, shape, thick), corners)
 
 
@@ -77,6 +78,7 @@ def _legs(draw: Draw, p: TableSizes) -> list[Solid]:
     kind = draw.pick(("square", "round", "turned"), (0.45, 0.35, 0.2))
     r, foot = draw.between(THIN / 2, 0.05), draw.between(THIN / 2, 0.032)
     splay = draw.pick((0.0, draw.between(0.02, 0.07))) if kind == "round" else 0.0
+    draw.note_size("legs", r, ("thin", 0.033), ("thick", 0.043))
     a, b = p.depth * p.inner - r - splay, p.length * p.inner - r - splay
     if min(a, b) < 0.09:
         a, b, splay = max(a, 0.09), max(b, 0.09), 0.0
@@ -112,6 +114,7 @@ def _shelf(draw: Draw, p: TableSizes, a: float, b: float, splay: float) -> list[
         return []
     a, b = (v + splay * (1 - z / p.low) for v in (a, b))  # where the legs are at this height
     if kind == "shelf":
+        draw.note(shelf=True)
         return [cuboid((-a - 0.01, -b - 0.01, z), (a + 0.01, b + 0.01, z + THIN), SHELF)]
     along = mirrored(lambda s: rod((s * a, -b, z), (s * a, b, z), THIN / 2, None, SHELF))
     across = mirrored(lambda s: rod((-a, s * b, z), (a, s * b, z), THIN / 2, None, SHELF))
@@ -183,6 +186,7 @@ def _panels(draw: Draw, p: TableSizes) -> list[Solid]:
         x = draw.pick((0.0, -0.6 * foot))
         parts.append(cuboid((x - THIN / 2, -b + 0.01, p.low - drop), (x + THIN / 2, b - 0.01, p.low + 0.02), APRON))
     elif p.low > 0.3:
+        draw.note(shelf=True)
         parts.append(cuboid((-foot, -b + 0.01, 0.4 * p.low), (foot, b - 0.01, 0.4 * p.low + THIN), SHELF))
     return parts
 
