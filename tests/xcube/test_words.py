@@ -1,0 +1,268 @@
+"""Captions as a condition: words, the text encoder of the denoiser, training with captions, and sampling."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsevox import SparseTensor
+from tests.xcube.balls import SIDE, ball_dataset
+from tests.xcube.cascades import random, same_bits, tiny, unet, vae, watched
+from xcube.data.captions import write_captions
+from xcube.networks.conditions import Conditions, stack_words
+from xcube.networks.configs import UNetConfig, VAEConfig
+from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
+from xcube.networks.unet import UNet
+from xcube.networks.vae import VAE
+from xcube.networks.words import LONGEST, WordEncoder, split_words, vocabulary_of, word_numbers
+from xcube.pipeline.inputs import full_box
+from xcube.pipeline.options import Sample
+from xcube.pipeline.pipeline import XCubePipeline
+from xcube.training.config import TrainConfig
+from xcube.training.latents import ShapeConditions
+from xcube.training.train import train_denoiser
+
+WORDS = ("a", "chair", "lamp", "no", "wide", "with")
+AUTOENCODER = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), latent_channels=2, hidden=4, dense_neck=(2, 2, 2))
+NET = UNetConfig(latent_channels=2, channels=8, multipliers=(1,), attention=(), heads=2, dense=True)
+
+
+# Words
+
+
+def test_words_of_a_text() -> None:
+    assert split_words("A wide, l-shaped Sofa (2 seats) & T-tail_x") == [
+        "a", "wide", "l-shaped", "sofa", "2", "seats", "t-tail", "x",
+    ]  # fmt: skip
+    assert split_words(" -- ,. ") == []
+    assert vocabulary_of(["a chair", "a lamp, a lamp", "chair"]) == ("a", "chair", "lamp")
+    assert vocabulary_of(["a chair", "a lamp, a lamp", "chair"], 2) == ("a", "chair")
+    assert word_numbers("A lamp, with a CHAIR", WORDS).tolist() == [[0, 2, 5, 0, 1]]
+    assert word_numbers("a dragon lamp", WORDS, strict=False).tolist() == [[0, 2]]
+    assert word_numbers("", WORDS, strict=False).shape == (1, 0)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a lamb", "got 'lamb'; similar words: lamp; all 6: a chair lamp no wide with"),
+    ("a dragon", "text must consist of words that the model knows, got 'dragon'; no word is similar"),
+    ("?!", r"text must have at least one word, got '\?!'"),
+    ("a " * 40, "text must have at most 32 words, got 40"),
+])  # fmt: skip
+def test_unknown_words_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        word_numbers(text, WORDS)
+
+
+# The encoder
+
+
+def encoder(seed: int = 0) -> WordEncoder:
+    torch.manual_seed(seed)
+    made = WordEncoder(len(WORDS), 10)
+    torch.nn.init.normal_(made.out.weight)
+    return made
+
+
+def test_captions_have_no_effect_at_first() -> None:
+    assert not WordEncoder(4, 6)(torch.tensor([[0, 1], [2, -1]])).any()
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_other_captions_and_padding_do_not_matter(captions: list[list[int]], training: bool) -> None:
+    network = encoder().train(training)
+    alone = [torch.tensor([words], dtype=torch.int64).reshape(1, -1) for words in captions]
+    together = stack_words([*alone, torch.full((1, 9), -1)])
+    assert together.shape == (len(captions) + 1, 9)
+    found = network(together)
+    for row, words in enumerate(alone):
+        torch.testing.assert_close(found[row : row + 1], network(words), rtol=1e-4, atol=1e-5)
+    assert [bool(row.any()) for row in found] == [bool(words) for words in captions] + [False]
+
+
+def test_the_order_of_words_matters() -> None:
+    network = encoder()
+    first, second = network(torch.tensor([[4, 1, 5, 3]])), network(torch.tensor([[3, 1, 5, 4]]))
+    assert float((first - second).detach().abs().max()) > 1e-3
+    assert not torch.equal(network(torch.tensor([[1]])), network(torch.tensor([[1, 1]])))
+    assert network(torch.zeros(1, LONGEST, dtype=torch.int64)).shape == (1, 10)
+
+
+# Conditions
+
+
+def test_conditions() -> None:
+    grid = full_box(tiny(0)).grid
+    config = replace(unet(0).config, words=len(WORDS))
+    words = Conditions(words=torch.tensor([[0, 1]]))
+    words.check(grid, config)
+    joined = Conditions.stack([words, Conditions(words=torch.tensor([[2, 3, 4]]))])
+    assert joined.words is not None
+    assert joined.words.tolist() == [[0, 1, -1], [2, 3, 4]]
+    gone = words.drop(torch.tensor([True]), grid)
+    assert gone.words is not None
+    assert gone.words.tolist() == [[-1, -1]]
+    for wrong, message in (
+        (torch.tensor([[0, 6]]), r"conditions.words must lie in \[-1, 6\), got 0 to 6"),
+        (torch.tensor([[0], [1]]), r"conditions.words must have shape \[1, 1\], got \[2, 1\]"),
+        (torch.tensor([[0.5]]), "conditions.words must be integers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Conditions(words=wrong).check(grid, config)
+
+
+def test_shapes_have_several_wordings() -> None:
+    captions = {"b": ["wide chair", "a chair"], "a": ["lamp, dragon"]}
+    found = ShapeConditions(["a", "b", "c"], captions=captions, vocabulary=WORDS)
+    assert found.words is not None
+    first = found.of(torch.tensor([2, 1, 0]))["words"]
+    assert [[w for w in row if w >= 0] for row in first.tolist()] == [[], [4, 1], [2]]
+    seen = set()
+    for seed in range(30):
+        words = found.of(torch.tensor([1, 0]), torch.Generator().manual_seed(seed))["words"]
+        assert [w for w in words[1].tolist() if w >= 0] == [2]
+        seen.add(tuple(w for w in words[0].tolist() if w >= 0))
+    assert seen == {(4, 1), (0, 1)}
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = ball_dataset(tmp_path_factory.mktemp("data"), SIDE)
+    size = {f"{'small' if n < 4 else 'large'}-{n}": "small" if n < 4 else "large" for n in range(7)}
+    write_captions(folder / "captions.json", {name: [f"a {size[name]} ball", size[name]] for name in size})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae")
+    save_pretrained(VAE(AUTOENCODER), folder, latent_scale=2.0)
+    return folder
+
+
+def run(data: Path, out: Path, vae: Path, steps: int = 3, **changes: Any) -> UNet:
+    train = TrainConfig(steps=steps, batch_size=6, warmup=0, learning_rate=2e-2, ema=0.0, val_every=1000, seed=3)
+    options: dict[str, Any] = {"model": NET, "train": train, "quiet": True, "captions": data / "captions.json"}
+    return train_denoiser(data, out, vae, **(options | {"least_captions": 2} | changes))
+
+
+def test_a_denoiser_learns_to_read(data: Path, autoencoder: Path, tmp_path: Path) -> None:
+    net = run(data, tmp_path, autoencoder, drop=0.2, drop_each=0.2)
+    assert net.words is not None
+    assert bool(net.words.out.weight.any())
+    options = read_config(tmp_path)["metadata"]["options"]
+    assert options["words"] == ["a", "ball", "large", "small"]
+    assert options["drop_each"] == 0.2
+    assert net.config.words == 4
+    # Words that too few shapes have are left out.
+    run(data, tmp_path / "less", autoencoder, least_captions=3)
+    assert read_config(tmp_path / "less")["metadata"]["options"]["words"] == ["a", "ball", "large", "small"]
+    run(data, tmp_path / "least", autoencoder, least_captions=4)
+    assert read_config(tmp_path / "least")["metadata"]["options"]["words"] == ["a", "ball"]
+
+
+def test_a_run_starts_from_a_network_that_cannot_read(data: Path, autoencoder: Path, tmp_path: Path) -> None:
+    plain = run(data, tmp_path / "plain", autoencoder, captions=None)
+    still = TrainConfig(steps=1, batch_size=2, warmup=0, learning_rate=1e-12, ema=0.0, val_every=1000)
+    made = run(data, tmp_path / "run", autoencoder, train=still, initial=tmp_path / "plain")
+    before, after = plain.state_dict(), made.state_dict()
+    assert all(torch.allclose(value, after[name], rtol=0, atol=1e-6) for name, value in before.items())
+    x = SparseTensor(full_box(tiny(0, vae=vae(0), denoiser=unet(0))).grid, torch.randn(64, 2))
+    words = Conditions(words=torch.tensor([[0, 1]]))
+    torch.testing.assert_close(made(x, 500.0, words).feats, plain(x, 500.0).feats)
+
+
+def test_what_does_not_fit_is_named(data: Path, autoencoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model must have as many words as the captions, 4, or 0, got 3"):
+        run(data, tmp_path, autoencoder, model=replace(NET, words=3))
+    with pytest.raises(ValueError, match="model must have as many words as the captions, 0, or 0, got 3"):
+        run(data, tmp_path, autoencoder, model=replace(NET, words=3), captions=None)
+    with pytest.raises(ValueError, match=r"drop_each must lie in \[0, 1\], got 2.0"):
+        run(data, tmp_path, autoencoder, drop_each=2.0)
+    with pytest.raises(FileNotFoundError):
+        run(data, tmp_path, autoencoder, captions=tmp_path / "none.json")
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+# Sampling
+
+
+def reader(words: tuple[str, ...] = WORDS) -> XCubePipeline:
+    """Two levels, of which the first one reads captions."""
+    net = random(UNet(replace(unet(0).config, words=len(words))), 10)
+    return XCubePipeline([tiny(0, denoiser=net, words=words), tiny(1)])
+
+
+def made(pipeline: XCubePipeline, count: int, **options: Any) -> list[Sample]:
+    return pipeline.sample(count, steps=5, **options)
+
+
+def test_shapes_from_texts(tmp_path: Path) -> None:
+    pipeline = reader()
+    chair = made(pipeline, 2, text="a chair")
+    assert same_bits(chair, made(pipeline, 2, text=["A chair.", "a chair"]))
+    assert not same_bits(chair, made(pipeline, 2, text="a lamp"))
+    assert not same_bits(chair, made(pipeline, 2))
+    assert same_bits(made(pipeline, 2), made(pipeline, 2, text=[None, None]))
+    assert not same_bits(chair, made(pipeline, 2, text="a chair", guidance=3.0))
+    pipeline.save_pretrained(tmp_path)
+    again = XCubePipeline.from_pretrained(tmp_path)
+    assert again.levels[0].words == WORDS
+    assert same_bits(chair, made(again, 2, text="a chair"))
+
+
+def test_what_the_network_is_told() -> None:
+    pipeline, seen = reader(), list[Conditions]()
+    with watched(pipeline.levels[0].denoiser, lambda args: seen.append(args[2])):
+        made(pipeline, 3, text=["a wide chair", "lamp", None], guidance=2.0)
+    assert len(seen) == 10
+    for call, conditions in enumerate(seen):
+        assert conditions.words is not None
+        expected = [[0, 4, 1], [2, -1, -1], [-1, -1, -1]] if call % 2 == 0 else [[-1] * 3] * 3
+        assert conditions.words.tolist() == expected
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a dragon", "text must consist of words that the model knows, got 'dragon'"),
+    (["a chair", "a boat"], "got 'boat'"),
+    ("", "text must have at least one word, got ''"),
+    (["a chair", " "], "text must have at least one word"),
+    (["a chair"], "text must be a single one, or one for each of 2 shapes, got 1"),
+])  # fmt: skip
+def test_bad_texts_are_named_before_any_work(text: Any, message: str) -> None:
+    pipeline, calls = reader(), list[Any]()
+    with watched(pipeline.levels[0].denoiser, calls.append), pytest.raises(ValueError, match=message):
+        made(pipeline, 2, text=text)
+    assert not calls
+
+
+def test_a_model_that_cannot_read() -> None:
+    with pytest.raises(ValueError, match="text must be None for a model that takes none, got 'a chair'"):
+        made(XCubePipeline([tiny(0)]), 1, text="a chair")
+    with pytest.raises(ValueError, match=r"levels\[0\].words must have 6 entries, as the denoiser, got 5"):
+        XCubePipeline([tiny(0, denoiser=reader().levels[0].denoiser, words=WORDS[:5])])
+
+
+def test_a_damaged_folder(tmp_path: Path) -> None:
+    reader().save_pretrained(tmp_path)
+    file = tmp_path / "denoiser-0" / "config.json"
+    values = json.loads(file.read_text())
+    del values["metadata"]["options"]["words"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"words must have 6 entries, as the denoiser, got 0"):
+        XCubePipeline.from_pretrained(tmp_path)
+
+
+def test_networks_keep_their_words(tmp_path: Path) -> None:
+    net = reader().levels[0].denoiser
+    save_pretrained(net, tmp_path / "net")
+    assert from_pretrained(tmp_path / "net", UNet).config.words == len(WORDS)
