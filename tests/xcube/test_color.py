@@ -221,7 +221,9 @@ def test_training_with_colors(tmp_path: Path) -> None:
 
 def test_pictures_have_the_colors_of_the_voxels(tmp_path: Path) -> None:
     voxels = half_red()
-    assert torch.equal(shown_colors(voxels), voxels.attributes["color"])
+    shown = shown_colors(voxels)
+    assert shown is not None
+    assert torch.equal(shown, voxels.attributes["color"])
     assert shown_colors(Voxels(voxels.grid)) is None
     draw_gallery({"ball": voxels}, tmp_path / "ball.png")
     pixels = np.asarray(Image.open(tmp_path / "ball.png").convert("RGB")).astype(int)

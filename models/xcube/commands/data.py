@@ -15,7 +15,9 @@ from xcube.data import (
     cube_sources,
     file_sources,
     furniture_sources,
+    occ3d_sources,
     semantic_kitti_sources,
+    semantic_kitti_voxel_sources,
     sh3f_sources,
     shapenet_sources,
     voxel_sources,
@@ -32,8 +34,13 @@ from xcube.data.sources import SPLITS
 from xcube.procedural.scenes import CLASSES, scene_voxels
 from xcube.procedural.shapes import FAMILIES, procedural_sources
 
-Layout = Literal["files", "shapenet", "sh3f", "semantic-kitti", "voxels", "cubes"]
-UPRIGHT: tuple[Layout, ...] = ("semantic-kitti", "voxels")  # layouts in which z always points up
+Layout = Literal["files", "shapenet", "sh3f", "semantic-kitti", "semantic-kitti-voxels", "occ3d", "voxels", "cubes"]
+UPRIGHT: tuple[Layout, ...] = (
+    "semantic-kitti",
+    "semantic-kitti-voxels",
+    "occ3d",
+    "voxels",
+)  # layouts in which z always points up
 
 # Defaults of options.
 CUBE = Numbers((1.0,))
@@ -83,11 +90,14 @@ def build_files(
         thin: Levels, by their numbers of voxels, whose voxels are exactly those that contain voxels of the next finer
             level, without early dilation; for a level that is trained as the finest one and refined later.
         layout: Layout of the input: "files" with any names, "shapenet" folders CATEGORY/MODEL, "sh3f" furniture
-            libraries of Sweet Home 3D, "semantic-kitti" folders sequences/NUMBER, "voxels", arrays of the voxels of the
-            finest level, or "cubes", colored voxel models (.vox, .npz) of any size, whose voxels become cubes.
+            libraries of Sweet Home 3D, "semantic-kitti" scans in folders sequences/NUMBER, "semantic-kitti-voxels" the
+            labeled volumes of its scene completion, "occ3d" those of Occ3D-nuScenes (labels.npz), "voxels", arrays of
+            the voxels of the finest level, or "cubes", colored voxel models (.vox, .npz) of any size, whose voxels
+            become cubes.
         lists: Folder of lists such as train.lst, which name the shapes of each split.
-        attributes: Voxel attributes to store: any of normal, color, label, instance, intensity and fill (the solid
-            fraction of each voxel at the next finer level), separated by commas.
+        attributes: Voxel attributes to store: any of normal, color, label, instance, intensity, fill (the solid
+            fraction of each voxel at the next finer level), observed and occluded (by a single scan), separated by
+            commas.
         samples: Number of points to sample on the surface of a mesh, from which attributes are computed.
         seed: Random seed of the sampled points.
         outside: Treatment of shapes that do not fit into the box: "error" skips and "clip" crops them, "rescale" moves
@@ -113,6 +123,8 @@ def build_files(
         makers: dict[str, Callable[[str], list[Source]]] = {
             "shapenet": shapenet_sources,
             "semantic-kitti": semantic_kitti_sources,
+            "semantic-kitti-voxels": partial(semantic_kitti_voxel_sources, box=box),
+            "occ3d": partial(occ3d_sources, box=box),
             "voxels": partial(voxel_sources, box=box),
             "cubes": cube_sources,
         }

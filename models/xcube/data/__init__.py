@@ -6,6 +6,7 @@ from xcube.data.dataset import About, Attribute, Card
 from xcube.data.furniture import furniture_sources
 from xcube.data.hierarchy import Box, build_hierarchy
 from xcube.data.loading import ShapeFolder
+from xcube.data.occupancy import occ3d_sources, semantic_kitti_voxel_sources
 from xcube.data.sh3f import sh3f_sources
 from xcube.data.sources import Source, file_sources, with_lists
 
@@ -22,7 +23,9 @@ __all__ = [
     "cube_sources",
     "file_sources",
     "furniture_sources",
+    "occ3d_sources",
     "semantic_kitti_sources",
+    "semantic_kitti_voxel_sources",
     "sh3f_sources",
     "shapenet_sources",
     "voxel_sources",

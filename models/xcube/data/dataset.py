@@ -59,6 +59,8 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "instance": Attribute("int32", None),
     "intensity": Attribute("float16", 1),
     "fill": Attribute("float16", None),
+    "observed": Attribute("uint8", None),
+    "occluded": Attribute("uint8", None),
 }
 
 
