@@ -61,7 +61,7 @@ def load_kitti_voxels(scan: Path, classes: Labels = SEMANTIC_KITTI) -> Voxels:
     """Load a scene of SemanticKITTI.
 
     Args:
-        scan: Its .bin file. Without a .label file beside it, the voxels that the scan hits are the shape.
+        scan: Its .bin file. Without a .label file, the voxels that the scan hits are the shape.
         classes: The class of each label; missing labels become 0. None keeps the original labels.
 
     Returns:

@@ -98,7 +98,7 @@ class Decoder(torch.nn.Module):
         self.make_structure_heads()
         self.normal = self.head(finest, 3) if config.normal else None
         self.label = self.head(finest, config.num_labels) if config.num_labels else None
-        self.color = self.head(finest, 3) if config.color else None
+        self.color = self.color_head(finest) if config.color else None
         self.fill = self.head(finest, 1) if config.fill else None
 
     def forward(self, latents: SparseTensor, truth: Sequence[Grid] | None, generated: bool = False) -> Decoded:
@@ -218,6 +218,10 @@ class Decoder(torch.nn.Module):
     def head(self, in_channels: int, out_channels: int) -> Head:
         """Make the layers of a prediction per voxel."""
         return Head(in_channels, out_channels)
+
+    def color_head(self, in_channels: int) -> Head:
+        """Make the layers that predict colors. They have no norm, which would make shapes of a single color alike."""
+        return Head(in_channels, 3, torch.nn.Identity())
 
     def make_structure_heads(self) -> None:
         """Add the heads of existence: `root` for the latent voxels, `heads` for children at finer resolutions.

@@ -141,6 +141,9 @@ class OfficialDecoder(Decoder):
     def head(self, in_channels: int, out_channels: int) -> Head:
         return Head(in_channels, out_channels, GCRUnit(in_channels, in_channels))
 
+    def color_head(self, in_channels: int) -> Head:
+        return self.head(in_channels, 3)
+
     def make_structure_heads(self) -> None:
         """Add the heads of existence, one per resolution, with two columns of logits."""
         self.heads = torch.nn.ModuleList(self.head(width, 2) for width in self.config.channels)
