@@ -26,6 +26,7 @@ from xcube.pipeline.pipeline import XCubePipeline
 from xcube.training.config import TrainConfig
 from xcube.training.latents import ShapeConditions
 from xcube.training.train import train_denoiser
+from xcube.training.words import teach_words
 
 WORDS = ("a", "chair", "lamp", "no", "wide", "with")
 AUTOENCODER = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), latent_channels=2, hidden=4, dense_neck=(2, 2, 2))
@@ -152,7 +153,7 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, out: Path, vae: Path, steps: int = 3, **changes: Any) -> UNet:
     train = TrainConfig(steps=steps, batch_size=6, warmup=0, learning_rate=2e-2, ema=0.0, val_every=1000, seed=3)
     options: dict[str, Any] = {"model": NET, "train": train, "quiet": True, "captions": data / "captions.json"}
-    return train_denoiser(data, out, vae, **(options | {"least_captions": 2} | changes))
+    return train_denoiser(data, out, vae, **(options | {"least_captions": 2, "word_steps": 3} | changes))
 
 
 def test_a_denoiser_learns_to_read(data: Path, autoencoder: Path, tmp_path: Path) -> None:
@@ -179,6 +180,45 @@ def test_a_run_starts_from_a_network_that_cannot_read(data: Path, autoencoder: P
     x = SparseTensor(full_box(tiny(0, vae=vae(0), denoiser=unet(0))).grid, torch.randn(64, 2))
     words = Conditions(words=torch.tensor([[0, 1]]))
     torch.testing.assert_close(made(x, 500.0, words).feats, plain(x, 500.0).feats)
+
+
+def test_captions_predict_latents_first() -> None:
+    """Afterwards, captions of shapes that differ have features that differ."""
+    network = WordEncoder(4, 6)
+    latents = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 0.1
+    latents[20:, :4] += 3.0
+    captions = ShapeConditions(
+        [str(n) for n in range(40)],
+        captions={str(n): [f"a {'wide' if n >= 20 else 'no'} lamp", "no" if n < 20 else "wide"] for n in range(40)},
+        vocabulary=("a", "lamp", "no", "wide"),
+    )
+
+    def words_of(chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        words: torch.Tensor = captions.of(chosen, generator)["words"]
+        return words
+
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    explained = teach_words(network, latents, words_of, 200)
+    assert explained > 0.9  # all but the noise
+    assert not network.out.weight.any()
+    features = network.features(torch.tensor([[0, 2, 1], [0, 3, 1]]))
+    assert float((features[0] - features[1]).norm().detach()) > 1
+    # The same bits every time, and none at all without steps.
+    again = WordEncoder(4, 6)
+    again.load_state_dict(before)
+    assert teach_words(again, latents, words_of, 200) == explained
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_runs_begin_with_captions(data: Path, autoencoder: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "some", autoencoder, word_steps=5)
+    assert read_config(tmp_path / "some")["metadata"]["options"]["word_steps"] == 5
+    # Not if the network knows words, and not without captions.
+    for name, changes in (("known", {"initial": tmp_path / "some"}), ("none", {"captions": None})):
+        run(data, tmp_path / name, autoencoder, **changes)
+        assert "word_steps" not in read_config(tmp_path / name)["metadata"]["options"]
+    with pytest.raises(ValueError, match="word_steps must not be negative"):
+        run(data, tmp_path / "bad", autoencoder, word_steps=-1)
 
 
 def test_what_does_not_fit_is_named(data: Path, autoencoder: Path, tmp_path: Path) -> None:

@@ -15,32 +15,31 @@ from xcube.geometry.distances import require_scipy
 FULL, UNKNOWN, EMPTY = 1.0, 0.0, -1.0  # the states of a voxel
 
 
-def children(latent: Grid, factor: Sequence[int]) -> Tensor:
+def children(coords: Tensor, factor: Sequence[int]) -> Tensor:
     """Coordinates of the finer voxels in each latent voxel: int [M, S, 4], batch and ijk, in C order of their place.
 
     Args:
-        latent: Latent grids.
+        coords: Coordinates of latent voxels, batch and ijk, int [M, 4].
         factor: Number of finer voxels along each axis of a latent voxel. The finer voxel (0, 0, 0) lies at the lower
             corner of the latent voxel (0, 0, 0).
     """
-    offsets = torch.cartesian_prod(*[torch.arange(n) for n in factor]).view(-1, 3).to(latent.device)
-    coords = latent.coords
-    places = coords[:, None, 1:] * torch.tensor(factor, device=latent.device) + offsets
+    offsets = torch.cartesian_prod(*[torch.arange(n) for n in factor]).view(-1, 3).to(coords.device)
+    places = coords[:, None, 1:] * torch.tensor(factor, device=coords.device) + offsets
     batch = coords[:, None, :1].expand(-1, len(offsets), -1)
     return torch.cat([batch, places.to(coords.dtype)], 2)
 
 
-def states(latent: Grid, factor: Sequence[int], full: Grid, empty: Grid | None = None) -> Tensor:
+def states(latent: Tensor, factor: Sequence[int], full: Grid, empty: Grid | None = None) -> Tensor:
     """The state of the finer voxels in each latent voxel: 1 for full, -1 for empty, 0 for unknown; float32 [M, S].
 
     Args:
-        latent: Latent grids.
+        latent: Coordinates of latent voxels, batch and ijk, int [M, 4].
         factor: Number of finer voxels along each axis of a latent voxel.
         full: Voxels that are known to exist.
         empty: Voxels that are known to be empty, apart from those of `full`; all others by default.
     """
     coords = children(latent, factor)
-    flat = coords.view(-1, 4)
+    flat = coords.view(-1, 4)  # [M * S, 4]
     exists = full.contains(flat)
     vacant = ~exists if empty is None else empty.contains(flat) & ~exists
     made = torch.where(exists, FULL, torch.where(vacant, EMPTY, UNKNOWN))

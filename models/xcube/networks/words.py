@@ -84,11 +84,16 @@ class WordEncoder(torch.nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Embed captions, numbers of words [B, S] with -1 where there is none: [B, E]; zero for those without words."""
+        embedded: Tensor = self.out(self.features(words))
+        return embedded * (words != NO_WORD).any(1, keepdim=True)
+
+    def features(self, words: Tensor) -> Tensor:
+        """Compute features of captions [B, S], of which the embedding is a linear map."""
         exists = words != NO_WORD  # [B, S]
         known = torch.cat([exists.new_ones(len(words), 1), exists], 1)  # [B, 1 + S]: the first token reads the others
         tokens = self.table(words.clamp(min=0)) * exists[..., None]
         tokens = torch.nn.functional.pad(tokens, (0, 0, 1, 0)) + self.position[: known.shape[1]]
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=~known)
-        embedded: Tensor = self.out(self.norm(tokens[:, 0]))
-        return embedded * exists.any(1, keepdim=True)
+        features: Tensor = self.norm(tokens[:, 0])
+        return features

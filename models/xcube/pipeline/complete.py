@@ -1,7 +1,8 @@
 """Completion: whole shapes from a part of one (section 4 of the paper).
 
-The coarsest level is completed by its denoiser, from the observation; finer levels are generated from it. At each
-level, observed voxels are put in, and the shell of the result is closed.
+The coarsest level is completed by its denoiser, from the observation; finer levels are generated from it, and from the
+observation where their denoisers take it. At each level, observed voxels are put in, and the shell of the result is
+closed.
 
 M latent voxels, L latent channels.
 """
@@ -71,8 +72,7 @@ def completed(
             raise KeyError(f"partial must have the attributes {missing}, which the VAE takes")
     begun = options.within(cascade.levels, 0, 1)
     if chosen == "trained":
-        seen = states(full_box(first).grid, first.vae.config.factor, observed.full[0].grid, observed.empty[0])
-        begun = begun.with_conditions(0, partial(_with_observation, seen))
+        begun = begun.with_conditions(0, partial(_with_observation, first, observed, 0))
     else:
         box = full_box(first).grid
         if not bool(known_latents(first, observed.unknown[0], box).any()):
@@ -92,10 +92,12 @@ def completed(
             found = [[_put_in(observed, sample.finest)] for sample in islice(coarsest, len(some))]
             for number, level in enumerate(cascade.levels[1:], 1):
                 keep = partial(_keep_known, level, observed, number, options.seed)
-                hooked = options.of_shapes(some, len(numbers)).within(cascade.levels, number, number + 1)
+                wanted = options.of_shapes(some, len(numbers)).within(cascade.levels, number, number + 1)
+                if level.denoiser.config.observed:
+                    wanted = wanted.with_conditions(number, partial(_with_observation, level, observed, number))
                 made = cascade.stream(
                     [numbers[n] for n in some],
-                    hooked.with_hook(number, keep),
+                    wanted.with_hook(number, keep),
                     shape=Voxels.stack([levels[-1] for levels in found]),
                     level=number,
                     last=number,
@@ -153,9 +155,12 @@ def _put_in(observed: Observation, generated: Voxels) -> Voxels:
     return joined_attributes(grid, (generated, full), grid, tuple(generated.attributes))
 
 
-def _with_observation(seen: Tensor, conditions: Conditions, grid: Grid, shapes: Sequence[int]) -> Conditions:
+def _with_observation(
+    level: Level, observed: Observation, number: int, conditions: Conditions, grid: Grid, shapes: Sequence[int]
+) -> Conditions:
     """Conditions with the same observation of each shape of a batch."""
-    return replace(conditions, observed=seen.to(grid.device).repeat(grid.batch_size, 1))
+    full, empty = observed.full[number].grid.to(grid.device), observed.empty[number].to(grid.device)
+    return replace(conditions, observed=states(_of_one_shape(grid), level.vae.config.factor, full, empty))
 
 
 def _keep_known(

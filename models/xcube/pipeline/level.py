@@ -163,10 +163,10 @@ def _check_level(level: Level, name: str) -> None:
         )
     if denoiser.dense and vae.dense_neck is None:
         raise ValueError(f"{name}.denoiser must not be dense: without dense_neck the latents of the VAE fill no box")
-    if denoiser.observed and not (denoiser.dense and denoiser.observed == math.prod(vae.factor)):
+    if denoiser.observed not in (0, math.prod(vae.factor)):
         raise ValueError(
-            f"{name}.denoiser must be dense to take observations, of {math.prod(vae.factor)} voxels in each latent "
-            f"voxel, got {denoiser.observed} and dense {denoiser.dense}"
+            f"{name}.denoiser must take observations of the {math.prod(vae.factor)} voxels in a latent voxel, or none, "
+            f"got {denoiser.observed}"
         )
     try:
         check_sampler(level.sampler, level.diffusion)

@@ -90,8 +90,8 @@ def observation(
     for coarse, fine in pairwise(range(count)):
         ratio = box.levels[fine] // box.levels[coarse]
         factor = (ratio, ratio, ratio)
-        filled = states(levels[coarse].grid, factor, levels[fine].grid | inner[fine]) > 0  # [N, finer voxels]
-        within = children(levels[coarse].grid, factor)
+        filled = states(levels[coarse].grid.coords, factor, levels[fine].grid | inner[fine]) > 0  # [N, finer voxels]
+        within = children(levels[coarse].grid.coords, factor)
         open_to = unsure[fine].contains(within.view(-1, 4)).view(filled.shape).any(1)
         levels[coarse] = levels[coarse].with_attributes(fill=torch.where(open_to, NO_FILL, filled.float().mean(1)))
     return Observation(tuple(levels), tuple(free), tuple(inner), tuple(unsure))

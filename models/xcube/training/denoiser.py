@@ -27,6 +27,7 @@ from xcube.training.config import TrainConfig
 from xcube.training.latents import SHAPE_INDEX, LatentDataset, ShapeConditions, first_value, with_shape_index
 from xcube.training.modules import FrozenVAEModule
 from xcube.training.observations import random_observations
+from xcube.training.words import teach_words
 
 LatentsKind = Literal["samples", "means"]
 UNOBSERVED = 0.5  # fraction of the shapes of which nothing is observed, by default
@@ -55,6 +56,8 @@ class DenoiserModule(FrozenVAEModule):
             by default.
         sampler: Default sampler of pipelines with this denoiser.
         cache: Whether to encode all shapes once and keep their latents in memory, instead of at every step.
+        word_steps: Number of steps in which the text encoder of the network learns to predict latents before training,
+            if shapes have captions; needs `cache`.
 
     Raises:
         ValueError: If `drop`, `drop_each`, `fill_drop` or `unobserved` is outside [0, 1], a standard deviation is
@@ -85,6 +88,7 @@ class DenoiserModule(FrozenVAEModule):
         unobserved: float | None = None,
         sampler: SamplerConfig = SamplerConfig(),  # noqa: B008  (immutable)
         cache: bool = True,
+        word_steps: int = 0,
     ) -> None:
         self.sampler = sampler
         if unobserved is not None and not net.config.observed:
@@ -115,6 +119,10 @@ class DenoiserModule(FrozenVAEModule):
         options["fill_drop"] = fill_drop
         options |= {"color_noise": color_noise} if color_noise else {}
         options |= {"drop_each": drop_each} if drop_each else {}
+        options |= {"word_steps": word_steps} if word_steps else {}
+        if word_steps < 0 or (word_steps and not cache):
+            raise ValueError(f"word_steps must not be negative, and 0 without cache, got {word_steps}")
+        self.word_steps = word_steps
         if net.config.observed:
             if not net.config.dense or net.config.observed != math.prod(vae.config.factor):
                 raise ValueError(
@@ -140,7 +148,26 @@ class DenoiserModule(FrozenVAEModule):
                 latents = LatentDataset(shapes, most)
                 if self.cache:
                     latents.encode(lambda voxels: self.encode(voxels.to(device)), self.config, progress)
+                    if split == "train" and self.word_steps:
+                        self._teach_words(latents, progress)
                 setattr(trainer.datamodule, split, latents)
+
+    def _teach_words(self, latents: LatentDataset, progress: Progress | None) -> None:
+        """Train the text encoder to predict the latents of the shapes from their captions."""
+        known = self.shape_conditions["train"]
+        if self.net.words is None or known.words is None:
+            return
+        means = torch.stack([latents[item].attributes["mean"].flatten() for item in range(len(latents))])
+        iterate = (lambda steps: progress.iterate(list(steps), "captions")) if progress else iter
+        self.net.words.to(means.device)
+        teach_words(
+            self.net.words,
+            means,
+            lambda chosen, generator: known.of(chosen, generator)["words"],
+            self.word_steps,
+            iterate,
+            self.config.seed,
+        )
 
     def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
         diffusion, sampler = self.diffusion.config.to_dict(), self.sampler.to_dict()
@@ -153,7 +180,7 @@ class DenoiserModule(FrozenVAEModule):
             wanted = {name for name in OF_VOXELS if name in self.net.config.conditions}
             known = true_attributes(voxels, posterior.grid, wanted)
         if self.net.config.observed:
-            known[FULL] = (states(posterior.grid, self.vae.config.factor, voxels.grid) > 0).byte()
+            known[FULL] = (states(posterior.grid.coords, self.vae.config.factor, voxels.grid) > 0).byte()
         latents = Voxels(posterior.grid, {"mean": posterior.mean, "logvar": posterior.logvar, **known})
         return with_shape_index(latents, voxels)
 

@@ -4,6 +4,7 @@ M latent voxels, L latent channels, B grids.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from xcube.training.coarse import CoarseLevel, TrainedDenoiser, check_latents
 from xcube.training.config import TrainConfig
 from xcube.training.latents import SHAPE_INDEX, LatentDataset, first_value
 from xcube.training.modules import FrozenVAEModule
+from xcube.training.observations import Observations
 
 Categories = Mapping[str, Tensor | None]  # the category of each shape, int64 [shapes], by split
 
@@ -46,6 +48,8 @@ class FinetuneModule(FrozenVAEModule):
         exact: Fraction of the batches with exact coarse voxels.
         strength: Maximum fraction of the sampling steps of the coarser level by which the others are changed.
         fill_drop: Fraction of the shapes without solid fractions, so that the denoiser can do without them.
+        unobserved: Fraction of the shapes of which nothing is observed, if the network takes observations. Where all is
+            known, the coarse voxels are exact, as completion puts them in.
 
     Raises:
         ValueError: If the sampler takes more than one step or has guidance, the networks do not fit each other, or a
@@ -67,8 +71,10 @@ class FinetuneModule(FrozenVAEModule):
         exact: float = 0.3,
         strength: float = 0.6,
         fill_drop: float = 0.1,
+        unobserved: float = 0.5,
     ) -> None:
         fractions = {"exact": exact, "strength": strength, "fill_drop": fill_drop}
+        fractions |= {"unobserved": unobserved} if denoiser.net.config.observed else {}
         for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
@@ -80,8 +86,9 @@ class FinetuneModule(FrozenVAEModule):
         self.coarse, self.loss = coarse, loss
         self.categories, self.coarse_categories = dict(categories or {}), dict(coarse_categories or {})
         self.scale, self.diffusion, self.sampler = denoiser.scale, Diffusion(denoiser.diffusion), denoiser.sampler
-        self.exact, self.strength, self.fill_drop = exact, strength, fill_drop
+        self.exact, self.strength, self.fill_drop, self.unobserved = exact, strength, fill_drop, unobserved
         self.time = _only_time(denoiser)
+        self.edges = _box_edges(vae, coarse.vae) if denoiser.net.config.observed else ()
 
     def setup(self, stage: str) -> None:
         """Attach to each shape its index in the dataset, by which its category is found."""
@@ -101,9 +108,11 @@ class FinetuneModule(FrozenVAEModule):
         Validation has the same kinds of coarse voxels, all with their solid fractions.
         """
         # 1. The coarse voxels: exact, or with the errors of the cascade.
-        coarse = self._coarse(voxels, generator)
+        coarse, seen = self._coarse(voxels, generator)
         category = self._category(self.categories, voxels) if self.net.config.categories else None
         conditions = Conditions.from_voxels(coarse, self.net.config, category=category)
+        if seen is not None:
+            conditions = replace(conditions, observed=seen.states(coarse.grid))
         if self.training and self.fill_drop and self.net.config.fill:
             which = torch.rand(voxels.batch_size, generator=generator) < self.fill_drop
             conditions = conditions.drop(which, coarse.grid, ("fill",))
@@ -116,16 +125,23 @@ class FinetuneModule(FrozenVAEModule):
         decoded = self.vae.decoder(latents, self.vae.truth(voxels.grid) if self.training else None, generated=True)
         return vae_losses(self.vae, voxels, None, decoded, self.loss, step)
 
-    def _coarse(self, voxels: Voxels, generator: torch.Generator) -> Voxels:
-        """Voxels of the coarser level, which are the latent grid, with the attributes that networks take."""
+    def _coarse(self, voxels: Voxels, generator: torch.Generator) -> tuple[Voxels, Observations | None]:
+        """Voxels of the coarser level, which are the latent grid, with the attributes that networks take.
+
+        Also observations of the shapes, if the denoiser takes them.
+        """
         grid = self.vae.latent_grid(voxels.grid)
         wanted = {*self.coarse.vae.config.attributes, *self.net.config.conditions}
         true = Voxels(grid, true_attributes(voxels, grid, wanted))
+        seen = None
+        if self.net.config.observed:
+            seen = Observations(voxels.grid, self.edges, self.vae.config, self.unobserved, generator)
         exact, strength = torch.rand(2, generator=generator).tolist()
         if exact < self.exact:
-            return true
+            return true, seen
         category = self._category(self.coarse_categories, voxels) if self.coarse.denoiser.config.categories else None
-        return self.coarse.regenerated(true, strength * self.strength, generator, category)
+        made = self.coarse.regenerated(true, strength * self.strength, generator, category)
+        return (made if seen is None else seen.joined(true, made)), seen
 
     def _category(self, categories: Categories, voxels: Voxels) -> Tensor:
         """The category of each shape, int64 [B]."""
@@ -145,6 +161,15 @@ def _only_time(denoiser: TrainedDenoiser) -> Tensor:
     if float(time) < STEPS - 1:
         raise ValueError(f"denoiser must have a sampler that starts at full noise, {STEPS - 1}, got time {time:g}")
     return time
+
+
+def _box_edges(vae: VAE, coarse: VAE) -> tuple[int, ...]:
+    """Number of voxels of the box along each axis; the coarser level fills it with latents."""
+    neck = coarse.config.dense_neck
+    if neck is None:
+        raise ValueError("coarse_vae must have a dense_neck, for a denoiser that takes observations")
+    factors = zip(neck, coarse.config.factor, vae.config.factor, strict=True)
+    return tuple(2 * half * first * second for half, first, second in factors)
 
 
 def _check_levels(vae: VAE, denoiser: UNet, coarse: CoarseLevel) -> None:

@@ -59,11 +59,26 @@ def _load_and_extend(net: UNet, folder: Path, added: Sequence[str]) -> None:
     plain = UNet(replace(net.config, **nothing))
     load_weights(plain, folder)
     state = plain.state_dict()
-    if "observed" in nothing:  # the last inputs of the first convolution
-        first = state["enter.weight"]
-        unused = first.new_zeros(first.shape[0], net.config.observed, *first.shape[2:])
-        state["enter.weight"] = torch.cat([first, unused], 1)
+    if "observed" in nothing:
+        state = with_observations(plain, net.config.observed).state_dict()
     net.load_state_dict(net.state_dict() | state)  # the embedding of words starts at zero
+
+
+def with_observations(net: UNet, count: int) -> UNet:
+    """A denoiser that takes observations of so many voxels in each latent voxel. At first they have no effect.
+
+    Args:
+        net: A denoiser. It is returned if it takes observations already.
+        count: Number of finer voxels in a latent voxel.
+    """
+    if net.config.observed:
+        return net
+    made = UNet(replace(net.config, observed=count))
+    state = net.state_dict()
+    first = state["enter.weight"]  # [channels, in_channels, 3, 3, 3]
+    unused = first.new_zeros(first.shape[0], count, *first.shape[2:])  # observations are the last inputs
+    made.load_state_dict(state | {"enter.weight": torch.cat([first, unused], 1)})
+    return made
 
 
 def _recorded(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,19 @@
 """Random partial observations of training shapes, for denoisers that complete shapes.
 
-B shapes in volumes of X * Y * Z voxels.
+B shapes in volumes of X * Y * Z voxels, M latent voxels, S finer voxels in each of them.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from sparsevox import Grid, Voxels
+from xcube.geometry.observation import children
+from xcube.networks.blocks import rows_or_zero
+from xcube.networks.configs import VAEConfig
 
 PORTIONS = (0.4, 0.2, 0.25, 0.15)  # how often each kind of observation is drawn, in the order below
 
@@ -66,6 +73,60 @@ def _hits(full: Tensor, generator: torch.Generator) -> Tensor:
     return seen & full & (torch.rand(full.shape, generator=generator) < portion)
 
 
+class Observations:
+    """Random observations of a batch of shapes at a level whose latent grid is sparse.
+
+    Args:
+        fine: The voxels of the shapes, in a box around the origin.
+        edges: Number of voxels of the box along each axis.
+        vae: The configuration of the VAE of the level.
+        nothing: Fraction of the shapes of which nothing is observed.
+        generator: Random generator on the CPU.
+    """
+
+    def __init__(
+        self, fine: Grid, edges: Sequence[int], vae: VAEConfig, nothing: float, generator: torch.Generator
+    ) -> None:
+        self.factor = vae.factor
+        self.full = torch.zeros((fine.batch_size, *edges), dtype=torch.bool, device=fine.device)
+        self.full[_rows(fine.coords, edges)] = True
+        self.seen = random_observations(self.full, nothing, generator)
+        # A latent voxel is known if all voxels are that it is computed from: with early dilation those of half a latent
+        # voxel around it, too.
+        wider = 0 if vae.dilation == "none" else 1
+        kernel, padding = [f + wider * f for f in self.factor], [wider * f // 2 for f in self.factor]
+        unknown = functional.max_pool3d((~self.seen).float()[:, None], kernel, self.factor, padding)[:, 0] > 0
+        self.known = ~unknown
+
+    def joined(self, true: Voxels, made: Voxels) -> Voxels:
+        """Voxels of the coarser level: the true ones where they are known, and those of a network elsewhere."""
+        edges = self.known.shape[1:]
+        inside = true.prune(self.known[_rows(true.grid.coords, edges)])
+        outside = made.prune(~self.known[_rows(made.grid.coords, edges)])
+        grid = inside.grid | outside.grid
+        names = inside.attributes.keys() & outside.attributes.keys()
+        rows = inside.grid.index(grid.coords), outside.grid.index(grid.coords)
+        first = rows[0] >= 0
+        values = {}
+        for name in names:
+            a, b = (rows_or_zero(v.attributes[name], row) for v, row in zip((inside, outside), rows, strict=True))
+            values[name] = torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)
+        return Voxels(grid, values)
+
+    def states(self, latent: Grid) -> Tensor:
+        """States of the finer voxels in each latent voxel: 1 for full, -1 for empty, 0 for unknown, [M, S]."""
+        coords = children(latent.coords, self.factor)
+        where = _rows(coords.view(-1, 4), self.full.shape[1:])
+        found = torch.where(self.seen[where], 2.0 * self.full[where] - 1, 0.0)
+        return found.view(coords.shape[:2])
+
+
+def _rows(coords: Tensor, edges: Sequence[int]) -> tuple[Tensor, ...]:
+    """Indices into volumes [B, X, Y, Z] of voxels whose coordinates count from the center of the box."""
+    half = torch.tensor([0, *(edge // 2 for edge in edges)], device=coords.device)
+    return (coords.long() + half).unbind(1)
+
+
 def visible(full: Tensor, direction: Tensor) -> Tensor:
     """Which voxels of a volume are seen from far away: bool [X, Y, Z].
 
@@ -73,14 +134,15 @@ def visible(full: Tensor, direction: Tensor) -> Tensor:
         full: Voxels that are opaque, bool [X, Y, Z].
         direction: Unit vector toward the camera.
     """
-    places = _places(full.shape)
     blocked = torch.zeros_like(full)
-    size = torch.tensor(full.shape)
     for number in range(1, math.ceil(math.hypot(*full.shape))):
-        at = (places + number * direction).round().long()
-        inside = ((at >= 0) & (at < size)).all(3)
-        x, y, z = at.clamp(min=0).minimum(size - 1).unbind(3)
-        blocked |= full[x, y, z] & inside
+        # The voxels this far ahead, those of a shifted volume.
+        offset = (number * direction).round().int().tolist()
+        if any(abs(o) >= n for o, n in zip(offset, full.shape, strict=True)):
+            break
+        here = tuple(slice(max(-o, 0), n - max(o, 0)) for o, n in zip(offset, full.shape, strict=True))
+        ahead = tuple(slice(max(o, 0), n - max(-o, 0)) for o, n in zip(offset, full.shape, strict=True))
+        blocked[here] |= full[ahead]
     return ~blocked
 
 

@@ -162,6 +162,7 @@ def train_denoiser(
     categories: tuple[str, ...] = (),
     captions: Path | None = None,
     least_captions: int = 8,
+    word_steps: int = 4000,
     text_model: str | None = None,
     tokenizer: str | None = None,
     cache: bool = True,
@@ -199,6 +200,8 @@ def train_denoiser(
             which one is chosen at random. Without a text model the network learns to read them itself; their words are
             the vocabulary, if enough shapes have them (`least_captions`).
         least_captions: Minimum number of shapes with a word in one of their texts, for words of the vocabulary.
+        word_steps: Number of steps in which the text encoder of the network learns to predict the latents of shapes
+            from their captions, before the training; not if `initial` knows words.
         text_model: Folder or Hugging Face name of the CLIP text model that embeds the texts.
         tokenizer: Folder or Hugging Face name of the tokenizer, if it is not in the folder of the text model.
         cache: Keep the latents of all shapes in memory instead of encoding them at every step.
@@ -258,6 +261,7 @@ def train_denoiser(
         unobserved=unobserved,
         sampler=sampler,
         cache=cache,
+        word_steps=word_steps if words and model.dense and cache and not _reads(initial) else 0,
     )
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
     module.options |= {"text_model": _absolute(text_model), "tokenizer": _absolute(tokenizer)}
@@ -277,6 +281,11 @@ def _latent_scale(folder: Path, vae: VAE, shapes: AugmentedShapes, train: TrainC
     if known is not None:
         return float(known)
     return latent_scale(vae, training_batches(shapes, train, 0, 0, 1), min(len(shapes), SCALE_SHAPES))
+
+
+def _reads(initial: Path | None) -> bool:
+    """Whether a network knows words."""
+    return initial is not None and bool(read_config(initial)["config"].get("words"))
 
 
 def _absolute(model: str | None) -> str | None:

@@ -1,5 +1,7 @@
 """Fine-tuning of a one-step denoiser: `xcube train finetune`. Slow imports are inside the function."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -31,6 +33,8 @@ def train_finetune(
     strength: float = 0.6,
     coarse_steps: int = 10,
     fill_drop: float = 0.1,
+    observed: bool = False,
+    unobserved: float = 0.5,
     restart: bool = False,
     quiet: bool = False,
 ) -> UNet:
@@ -57,6 +61,9 @@ def train_finetune(
         coarse_steps: Number of sampling steps of the coarser level from pure noise.
         fill_drop: Fraction of the training shapes without solid fractions, so that the denoiser also upsamples voxels
             that have none.
+        observed: Whether the denoiser takes partial observations of the finer voxels, too, for completion. One that did
+            not take them starts without an effect of them.
+        unobserved: Fraction of the training shapes of which nothing is observed.
         restart: Train from the given denoiser again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
@@ -81,11 +88,14 @@ def train_finetune(
 
     from xcube.training.coarse import CoarseLevel, TrainedDenoiser
     from xcube.training.finetune import FinetuneModule
+    from xcube.training.initial import with_observations
     from xcube.training.latents import ShapeConditions
     from xcube.training.run import train_module
 
     lightning.seed_everything(train.seed, verbose=False)
     own = TrainedDenoiser.from_pretrained(denoiser, vae, "denoiser")
+    if observed:
+        own = replace(own, net=with_observations(own.net, math.prod(decoder.config.factor)))
     coarser = TrainedDenoiser.from_pretrained(coarse_denoiser, coarse_vae, "coarse_denoiser")
     entries = ShapeFolder(data, None, level=level).entries
 
@@ -104,6 +114,7 @@ def train_finetune(
         exact=exact,
         strength=strength,
         fill_drop=fill_drop,
+        unobserved=unobserved,
     )
     used = {"vae": vae, "denoiser": denoiser, "coarse_vae": coarse_vae, "coarse_denoiser": coarse_denoiser}
     module.options |= {name: digest(folder / WEIGHTS) for name, folder in used.items()}
