@@ -274,7 +274,7 @@ def test_semantic_classes_have_their_table() -> None:
     assert (model.config.num_labels, model.config.label_dim, model.config.position) == (5, 6, "embedded")
     grid = Grid.from_coords(torch.tensor([[1, 2, -3], [4, 5, 6]]))
     x, labels = SparseTensor(grid, torch.randn(2, 4)), torch.tensor([3, 1])
-    inputs = list(model._inputs(x, Conditions(label=labels)))
+    inputs = list(model._inputs(x, Conditions(label=labels), None))
     assert [part.shape[1] for part in inputs] == [4, 33, 6]
     assert torch.equal(inputs[1][:, :3], grid.ijk.float())
     assert torch.equal(inputs[2], state["cond_stage_model.model.weight"][labels])

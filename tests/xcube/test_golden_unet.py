@@ -78,7 +78,7 @@ def test_output_of_the_dense_network(dense: Golden) -> None:
 
 
 def test_input_and_time_of_the_sparse_network(sparse: Golden) -> None:
-    inputs = torch.cat(list(sparse.model._inputs(sparse.x, sparse.conditions)), 1)
+    inputs = torch.cat(list(sparse.model._inputs(sparse.x, sparse.conditions, None)), 1)
     close(inputs, sparse.aligned(sparse.x.grid, "in/coords", "unet_in"))
     close(embed_time(sparse["in/t"].double(), 32), sparse["unet_time_encoding"])
     embedded = sparse.model.time(embed_time(sparse["in/t"].double(), 32))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsevox import SparseTensor
+from sparsevox import Grid, SparseTensor
 from tests.xcube.balls import SIDE, ball_dataset
 from tests.xcube.cascades import random, same_bits, tiny, unet, vae, watched
 from xcube.data.captions import write_captions
@@ -64,13 +64,15 @@ def test_unknown_words_are_named(text: str, message: str) -> None:
 
 def encoder(seed: int = 0) -> WordEncoder:
     torch.manual_seed(seed)
-    made = WordEncoder(len(WORDS), 10)
+    made = WordEncoder(len(WORDS), 10, 12)
     torch.nn.init.normal_(made.out.weight)
     return made
 
 
 def test_captions_have_no_effect_at_first() -> None:
-    assert not WordEncoder(4, 6)(torch.tensor([[0, 1], [2, -1]])).any()
+    embedded, guess = WordEncoder(4, 6)(torch.tensor([[0, 1], [2, -1]]))
+    assert not embedded.any()
+    assert guess is None
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=4), st.booleans())
@@ -80,18 +82,19 @@ def test_other_captions_and_padding_do_not_matter(captions: list[list[int]], tra
     alone = [torch.tensor([words], dtype=torch.int64).reshape(1, -1) for words in captions]
     together = stack_words([*alone, torch.full((1, 9), -1)])
     assert together.shape == (len(captions) + 1, 9)
-    found = network(together)
-    for row, words in enumerate(alone):
-        torch.testing.assert_close(found[row : row + 1], network(words), rtol=1e-4, atol=1e-5)
-    assert [bool(row.any()) for row in found] == [bool(words) for words in captions] + [False]
+    for found, alone_found in zip(network(together), zip(*map(network, alone), strict=True), strict=True):
+        torch.testing.assert_close(found[:-1], torch.cat(list(alone_found)), rtol=1e-4, atol=1e-5)
+        assert [bool(row.any()) for row in found] == [bool(words) for words in captions] + [False]
 
 
 def test_the_order_of_words_matters() -> None:
     network = encoder()
-    first, second = network(torch.tensor([[4, 1, 5, 3]])), network(torch.tensor([[3, 1, 5, 4]]))
+    first, second = network.features(torch.tensor([[4, 1, 5, 3]])), network.features(torch.tensor([[3, 1, 5, 4]]))
     assert float((first - second).detach().abs().max()) > 1e-3
-    assert not torch.equal(network(torch.tensor([[1]])), network(torch.tensor([[1, 1]])))
-    assert network(torch.zeros(1, LONGEST, dtype=torch.int64)).shape == (1, 10)
+    assert not torch.equal(network.features(torch.tensor([[1]])), network.features(torch.tensor([[1, 1]])))
+    embedded, guess = network(torch.zeros(1, LONGEST, dtype=torch.int64))
+    assert embedded.shape == (1, 10)
+    assert guess.shape == (1, 12)
 
 
 # Conditions
@@ -163,7 +166,8 @@ def test_a_denoiser_learns_to_read(data: Path, autoencoder: Path, tmp_path: Path
     options = read_config(tmp_path)["metadata"]["options"]
     assert options["words"] == ["a", "ball", "large", "small"]
     assert options["drop_each"] == 0.2
-    assert net.config.words == 4
+    assert (net.config.words, net.config.box) == (4, 64)
+    assert read_config(tmp_path)["metadata"]["captions_explain"] > -1
     # Words that too few shapes have are left out.
     run(data, tmp_path / "less", autoencoder, least_captions=3)
     assert read_config(tmp_path / "less")["metadata"]["options"]["words"] == ["a", "ball", "large", "small"]
@@ -176,6 +180,8 @@ def test_a_run_starts_from_a_network_that_cannot_read(data: Path, autoencoder: P
     still = TrainConfig(steps=1, batch_size=2, warmup=0, learning_rate=1e-12, ema=0.0, val_every=1000)
     made = run(data, tmp_path / "run", autoencoder, train=still, initial=tmp_path / "plain")
     before, after = plain.state_dict(), made.state_dict()
+    after["enter.weight"], guessed = after["enter.weight"].split([2, 2], 1)
+    assert float(guessed.abs().max()) < 1e-6
     assert all(torch.allclose(value, after[name], rtol=0, atol=1e-6) for name, value in before.items())
     x = SparseTensor(full_box(tiny(0, vae=vae(0), denoiser=unet(0))).grid, torch.randn(64, 2))
     words = Conditions(words=torch.tensor([[0, 1]]))
@@ -183,8 +189,8 @@ def test_a_run_starts_from_a_network_that_cannot_read(data: Path, autoencoder: P
 
 
 def test_captions_predict_latents_first() -> None:
-    """Afterwards, captions of shapes that differ have features that differ."""
-    network = WordEncoder(4, 6)
+    """Afterwards, they are guessed up to what captions do not say."""
+    network = WordEncoder(4, 6, 8)
     latents = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 0.1
     latents[20:, :4] += 3.0
     captions = ShapeConditions(
@@ -201,10 +207,12 @@ def test_captions_predict_latents_first() -> None:
     explained = teach_words(network, latents, words_of, 200)
     assert explained > 0.9  # all but the noise
     assert not network.out.weight.any()
-    features = network.features(torch.tensor([[0, 2, 1], [0, 3, 1]]))
-    assert float((features[0] - features[1]).norm().detach()) > 1
+    _, guess = network(torch.tensor([[0, 2, 1], [0, 3, 1]]))
+    assert guess is not None
+    assert torch.allclose(guess[0], torch.zeros(8), atol=0.4)
+    assert torch.allclose(guess[1], torch.tensor([3.0] * 4 + [0.0] * 4), atol=0.4)
     # The same bits every time, and none at all without steps.
-    again = WordEncoder(4, 6)
+    again = WordEncoder(4, 6, 8)
     again.load_state_dict(before)
     assert teach_words(again, latents, words_of, 200) == explained
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
@@ -236,9 +244,9 @@ def test_what_does_not_fit_is_named(data: Path, autoencoder: Path, tmp_path: Pat
 # Sampling
 
 
-def reader(words: tuple[str, ...] = WORDS) -> XCubePipeline:
+def reader(words: tuple[str, ...] = WORDS, box: int = 64) -> XCubePipeline:
     """Two levels, of which the first one reads captions."""
-    net = random(UNet(replace(unet(0).config, words=len(words))), 10)
+    net = random(UNet(replace(unet(0).config, words=len(words), box=box)), 10)
     return XCubePipeline([tiny(0, denoiser=net, words=words), tiny(1)])
 
 
@@ -283,6 +291,30 @@ def test_bad_texts_are_named_before_any_work(text: Any, message: str) -> None:
     with watched(pipeline.levels[0].denoiser, calls.append), pytest.raises(ValueError, match=message):
         made(pipeline, 2, text=text)
     assert not calls
+
+
+def test_the_guess_is_an_input() -> None:
+    """Rows of the guess are those of the latent grid, for each shape of a batch."""
+    net = reader().levels[0].denoiser
+    assert net.words is not None
+    seen: list[torch.Tensor] = []
+    net.enter.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    grid = full_box(tiny(0)).grid
+    x = SparseTensor(Grid.stack([grid, grid]), torch.zeros(128, 2))
+    words = torch.tensor([[0, 1], [2, -1]])
+    net(x, 500.0, Conditions(words=words))
+    _, guess = net.words(words)
+    assert guess is not None
+    volume = seen[0][:, 2:]  # [2, 2, 4, 4, 4]
+    rows = volume.permute(0, 2, 3, 4, 1).reshape(2, 64, 2)
+    place = (grid.ijk + 2).long()
+    order = (place[:, 0] * 4 + place[:, 1]) * 4 + place[:, 2]
+    torch.testing.assert_close(rows[:, order].reshape(2, 128), guess)
+    # Without a guess, captions still matter.
+    plain = reader(box=0)
+    assert not same_bits(made(plain, 1, text="a chair"), made(plain, 1, text="a lamp"))
+    with pytest.raises(ValueError, match="box must be 0 without words or for a sparse network, got 64"):
+        replace(unet(0).config, box=64)
 
 
 def test_a_model_that_cannot_read() -> None:

@@ -230,6 +230,8 @@ class UNetConfig(Config):
         categories: Number of shape categories as a condition; 0 for none.
         text_channels: Number of channels of a text token as a condition; 0 for none.
         words: Number of words of captions as a condition, which a small text encoder in the network reads; 0 for none.
+        box: Number of latent voxels of a shape that fill a box, if the text encoder guesses their latents as an input
+            of the network; 0 for no guess.
         checkpointing: Whether activations are recomputed in the backward pass to save memory.
     """
 
@@ -253,12 +255,15 @@ class UNetConfig(Config):
     categories: int = 0
     text_channels: int = 0
     words: int = 0
+    box: int = 0
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
         self._check_choices(architecture=get_args(Architecture), position=tuple(POSITION_CHANNELS))
         self._check_at_least(1, "latent_channels", "channels", "blocks", "heads", "groups", "label_dim")
-        self._check_at_least(0, "num_labels", "extra", "observed", "categories", "text_channels", "words")
+        self._check_at_least(0, "num_labels", "extra", "observed", "categories", "text_channels", "words", "box")
+        if self.box and not (self.words and self.dense):
+            raise ValueError(f"box must be 0 without words or for a sparse network, got {self.box}")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers must be positive, got {self.multipliers}")
         if any(factor < 1 or factor & (factor - 1) for factor in self.attention):
@@ -289,6 +294,7 @@ class UNetConfig(Config):
     def in_channels(self) -> int:
         """The number of input channels of the first convolution."""
         known = POSITION_CHANNELS[self.position] + 3 * self.normal + 3 * self.color + 2 * self.fill
+        known += self.latent_channels if self.box else 0
         return self.latent_channels + known + self.extra + self.observed + (self.label_dim if self.num_labels else 0)
 
     @property

@@ -33,7 +33,8 @@ class UNet(torch.nn.Module):
             torch.nn.Linear(channels, embedded), torch.nn.SiLU(), torch.nn.Linear(embedded, embedded)
         )
         self.category = torch.nn.Embedding(config.categories, embedded) if config.categories else None
-        self.words = WordEncoder(config.words, embedded) if config.words else None
+        guessed = config.box * config.latent_channels
+        self.words = WordEncoder(config.words, embedded, guessed) if config.words else None
         self.label = torch.nn.Embedding(config.num_labels, config.label_dim) if config.num_labels else None
         self.enter = self.space.conv(config.in_channels, channels)
 
@@ -82,12 +83,15 @@ class UNet(torch.nn.Module):
         conditions.check(x.grid, config)
 
         # 1. Inputs of all layers: the embedding of time, category and caption [B, E], and the text.
-        time = self._embed_time(x, t, conditions)
+        caption = guess = None
+        if self.words is not None and conditions.words is not None:
+            caption, guess = self.words(conditions.words)
+        time = self._embed_time(x, t, conditions, caption)
         text = conditions.text
         context = None if text is None else self.space.context(text.tokens.to(time.dtype), text.mask)
 
         # 2. Latents and the conditions on their voxels to features.
-        inputs = x.replace(torch.cat(list(self._inputs(x, conditions)), 1))  # [M, in_channels]
+        inputs = x.replace(torch.cat(list(self._inputs(x, conditions, guess)), 1))  # [M, in_channels]
         y = self.space.from_sparse(inputs)
         if config.dense:
             self._check_box(y)
@@ -113,7 +117,7 @@ class UNet(torch.nn.Module):
         # 6. The prediction.
         return self.space.to_sparse(self.out(y), x).map(at_least_float32)
 
-    def _embed_time(self, x: SparseTensor, t: Tensor | float, conditions: Conditions) -> Tensor:
+    def _embed_time(self, x: SparseTensor, t: Tensor | float, conditions: Conditions, caption: Tensor | None) -> Tensor:
         """Embed time, category and caption, with the activation that all residual blocks share: [B, E]."""
         first = self.time[0]
         assert isinstance(first, torch.nn.Linear)
@@ -125,12 +129,12 @@ class UNet(torch.nn.Module):
         embedded = self.time(embed_time(time, self.config.channels))
         if self.category is not None and conditions.category is not None:
             embedded = embedded + embedding_or_zero(self.category, conditions.category)
-        if self.words is not None and conditions.words is not None:
-            embedded = embedded + self.words(conditions.words)
+        if caption is not None:
+            embedded = embedded + caption
         return functional.silu(embedded)
 
-    def _inputs(self, x: SparseTensor, conditions: Conditions) -> Iterator[Tensor]:
-        """Yield the inputs of the first convolution: latents, position and conditions of voxels."""
+    def _inputs(self, x: SparseTensor, conditions: Conditions, guess: Tensor | None) -> Iterator[Tensor]:
+        """Yield the inputs of the first convolution: latents, position, conditions of voxels, guessed latents."""
         dtype, position = x.dtype, self.config.position
         yield x.feats
         if position == "ijk":
@@ -152,6 +156,8 @@ class UNet(torch.nn.Module):
             yield conditions.color.to(dtype)
         if conditions.observed is not None:
             yield conditions.observed.to(dtype)
+        if guess is not None:  # all grids fill the same box, so their rows have the same order
+            yield guess.reshape(-1, self.config.latent_channels).to(dtype)
 
     def _check_box(self, volume: Tensor) -> None:
         unit = 1 << (len(self.config.multipliers) - 1)

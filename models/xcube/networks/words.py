@@ -60,14 +60,17 @@ def word_numbers(text: str, vocabulary: Sequence[str], *, strict: bool = True) -
 
 
 class WordEncoder(torch.nn.Module):
-    """A transformer (Vaswani et al. 2017, arXiv:1706.03762) that embeds a caption as one vector, which starts at zero.
+    """A transformer (Vaswani et al. 2017, arXiv:1706.03762) that reads a caption.
+
+    It embeds a caption as one vector, which is zero before training, and guesses the latents of the shape.
 
     Args:
         words: Number of words of the vocabulary.
         out_channels: Number of channels E of the vector.
+        latents: Number of entries of the latents of a shape, for a latent grid that fills a box; 0 for no guess.
     """
 
-    def __init__(self, words: int, out_channels: int) -> None:
+    def __init__(self, words: int, out_channels: int, latents: int = 0) -> None:
         super().__init__()
         self.table = torch.nn.Embedding(words, CHANNELS)
         self.position = torch.nn.Parameter(0.02 * torch.randn(LONGEST + 1, CHANNELS))
@@ -81,14 +84,19 @@ class WordEncoder(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(CHANNELS)
         self.out = torch.nn.Linear(CHANNELS, out_channels, bias=False)
         torch.nn.init.zeros_(self.out.weight)
+        self.guess = torch.nn.Linear(CHANNELS, latents) if latents else None
 
-    def forward(self, words: Tensor) -> Tensor:
-        """Embed captions, numbers of words [B, S] with -1 where there is none: [B, E]; zero for those without words."""
-        embedded: Tensor = self.out(self.features(words))
-        return embedded * (words != NO_WORD).any(1, keepdim=True)
+    def forward(self, words: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embed captions, numbers of words [B, S] with -1 where there is none: [B, E]; zero for those without words.
+
+        Also guess latents [B, latents], zero without words; None without a guess.
+        """
+        features, some = self.features(words), (words != NO_WORD).any(1, keepdim=True)
+        guess = None if self.guess is None else self.guess(features) * some
+        return self.out(features) * some, guess
 
     def features(self, words: Tensor) -> Tensor:
-        """Compute features of captions [B, S], of which the embedding is a linear map."""
+        """Compute features of captions [B, S], of which the embedding and the guess are linear maps."""
         exists = words != NO_WORD  # [B, S]
         known = torch.cat([exists.new_ones(len(words), 1), exists], 1)  # [B, 1 + S]: the first token reads the others
         tokens = self.table(words.clamp(min=0)) * exists[..., None]

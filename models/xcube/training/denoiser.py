@@ -123,6 +123,7 @@ class DenoiserModule(FrozenVAEModule):
         if word_steps < 0 or (word_steps and not cache):
             raise ValueError(f"word_steps must not be negative, and 0 without cache, got {word_steps}")
         self.word_steps = word_steps
+        self.explained: float | None = None  # fraction of the variance of the latents that captions explain
         if net.config.observed:
             if not net.config.dense or net.config.observed != math.prod(vae.config.factor):
                 raise ValueError(
@@ -155,12 +156,12 @@ class DenoiserModule(FrozenVAEModule):
     def _teach_words(self, latents: LatentDataset, progress: Progress | None) -> None:
         """Train the text encoder to predict the latents of the shapes from their captions."""
         known = self.shape_conditions["train"]
-        if self.net.words is None or known.words is None:
+        if self.net.words is None or self.net.words.guess is None or known.words is None:
             return
-        means = torch.stack([latents[item].attributes["mean"].flatten() for item in range(len(latents))])
+        means = torch.stack([latents[item].attributes["mean"].flatten() for item in range(len(latents))]) * self.scale
         iterate = (lambda steps: progress.iterate(list(steps), "captions")) if progress else iter
         self.net.words.to(means.device)
-        teach_words(
+        self.explained = teach_words(
             self.net.words,
             means,
             lambda chosen, generator: known.of(chosen, generator)["words"],
@@ -171,7 +172,8 @@ class DenoiserModule(FrozenVAEModule):
 
     def metadata(self, batches: Iterable[Voxels], shapes: int) -> dict[str, Any]:
         diffusion, sampler = self.diffusion.config.to_dict(), self.sampler.to_dict()
-        return {"latent_scale": self.scale, "diffusion": diffusion, "sampler": sampler}
+        found = {"latent_scale": self.scale, "diffusion": diffusion, "sampler": sampler}
+        return found if self.explained is None else found | {"captions_explain": self.explained}
 
     def encode(self, voxels: Voxels) -> Voxels:
         """Encode voxels to their latent grid, with "mean" and "logvar" of the posterior [M, L] and the conditions."""

@@ -14,7 +14,7 @@ from xcube.networks.unet import UNet
 from xcube.training.modules import NetworkModule
 
 # Fields of a configuration that may differ: they change neither the parameters nor what these were trained for.
-ADDED = ("observed", "words")  # conditions of a denoiser that its initial weights may lack
+ADDED = ("observed", "words", "box")  # conditions of a denoiser that its initial weights may lack
 FREE = {"bridge", "certain", "checkpointing", "keep", "keep_ratio", "logvar_init", "max_voxels", "thresholds"}
 
 
@@ -56,11 +56,16 @@ def load_initial(module: NetworkModule, folder: Path, out: Path) -> None:
 def _load_and_extend(net: UNet, folder: Path, added: Sequence[str]) -> None:
     """Load the weights of a denoiser without some conditions. At first they have no effect on its prediction."""
     nothing: dict[str, Any] = {name.removeprefix("model."): 0 for name in added}
+    nothing |= {"box": 0} if "words" in nothing else {}
     plain = UNet(replace(net.config, **nothing))
     load_weights(plain, folder)
     state = plain.state_dict()
     if "observed" in nothing:
         state = with_observations(plain, net.config.observed).state_dict()
+    if "box" in nothing and net.config.box:  # the guess of the latents comes last
+        first = state["enter.weight"]
+        unused = first.new_zeros(first.shape[0], net.config.latent_channels, *first.shape[2:])
+        state["enter.weight"] = torch.cat([first, unused], 1)
     net.load_state_dict(net.state_dict() | state)  # the embedding of words starts at zero
 
 

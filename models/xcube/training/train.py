@@ -1,5 +1,6 @@
 """Training of one network: `xcube train vae`, `denoiser` and `refiner`. Slow imports are inside functions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -225,7 +226,9 @@ def train_denoiser(
         entries = read_index(data, read_card(data))
         joined = (" ".join(texts.get(entry.name, ())) for entry in entries if entry.split == "train")
         words = vocabulary_of(joined, least_captions)
-        model = replace(model, words=model.words or len(words))
+        edges = encoder.config.dense_neck if model.dense else None
+        box = 0 if edges is None else 8 * math.prod(edges)
+        model = replace(model, words=model.words or len(words), box=model.box or box)
     _check_denoiser(data, level, encoder, model, categories, text, words)
 
     import lightning

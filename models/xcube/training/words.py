@@ -1,7 +1,8 @@
 """A start for the text encoder of a denoiser: captions predict the latents of their shapes.
 
 Trained from scratch with the denoiser, captions would be told apart slowly, since most of the loss is at times when
-noisy latents say more than a caption. N shapes, T captions, S words, M latent voxels of a shape, L latent channels.
+noisy latents say more than a caption. At full noise the best prediction is the mean of the latents that fit the
+caption, which is what is learned here. N shapes, S words, M latent voxels of a shape, L latent channels.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xcube.networks.words import CHANNELS, WordEncoder
+from xcube.networks.words import WordEncoder
 
 BATCH, RATE = 64, 2e-3
 
@@ -23,35 +24,34 @@ def teach_words(
     iterate: Callable[[Iterable[int]], Iterable[int]] = iter,
     seed: int = 0,
 ) -> float:
-    """Train a text encoder, without its last layer, to predict the latents of shapes by a linear map.
+    """Train a text encoder to guess the latents of shapes. The layer of its embedding stays as it is.
 
     Args:
         encoder: The text encoder, in place.
-        latents: Latents of all shapes, [N, M * L].
+        latents: Latents of all shapes, [N, M * L], in the scale of the denoiser.
         words_of: Function that chooses a caption for each of some shapes [B]: its words, int64 [B, S].
         steps: Number of steps, each with the captions of 64 shapes.
         iterate: Function that shows a progress bar.
-        seed: Random seed of the shapes, the captions and the linear map.
+        seed: Random seed of the shapes and captions.
 
     Returns:
         The fraction of the variance of the latents that captions explain in the last tenth of the steps.
     """
     generator = torch.Generator().manual_seed(seed)
-    targets = (latents - latents.mean(0)) / latents.std(0).clamp(min=1e-6).mean()
-    variance = float(targets.square().mean())
-    linear = torch.nn.Linear(CHANNELS, targets.shape[1], device=targets.device)
+    assert encoder.guess is not None
+    variance = float((latents - latents.mean(0)).square().mean())
     with torch.no_grad():
-        linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) / CHANNELS**0.5)
-        torch.nn.init.zeros_(linear.bias)
+        encoder.guess.bias.copy_(latents.mean(0))
     trained = [value for name, value in encoder.named_parameters() if not name.startswith("out.")]
-    optimizer = torch.optim.AdamW([*trained, *linear.parameters()], RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, max(steps, 2))
     errors = []
     with torch.enable_grad():
         for step in iterate(range(steps)):
-            chosen = torch.randint(len(targets), (BATCH,), generator=generator)
-            words = words_of(chosen, generator).to(targets.device)
-            loss = functional.mse_loss(linear(encoder.features(words)), targets[chosen.to(targets.device)])
+            chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+            words = words_of(chosen, generator).to(latents.device)
+            guess = encoder.guess(encoder.features(words))
+            loss = functional.mse_loss(guess, latents[chosen.to(latents.device)])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
