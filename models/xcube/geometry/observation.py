@@ -13,6 +13,7 @@ from sparsevox import Grid, Voxels
 from xcube.geometry.distances import require_scipy
 
 FULL, UNKNOWN, EMPTY = 1.0, 0.0, -1.0  # the states of a voxel
+HOLLOW = 0.5  # the state of a full voxel with a solid fraction of 0
 
 
 def children(coords: Tensor, factor: Sequence[int]) -> Tensor:
@@ -29,20 +30,35 @@ def children(coords: Tensor, factor: Sequence[int]) -> Tensor:
     return torch.cat([batch, places.to(coords.dtype)], 2)
 
 
-def states(latent: Tensor, factor: Sequence[int], full: Grid, empty: Grid | None = None) -> Tensor:
-    """The state of the finer voxels in each latent voxel: 1 for full, -1 for empty, 0 for unknown; float32 [M, S].
+def full_states(fill: Tensor) -> Tensor:
+    """States of full voxels by their solid fractions [N]: from 0.5 for 0 to 1 for 1, and 0.75 where it is unknown, -1.
+
+    They tell where in a voxel the surface lies.
+    """
+    return torch.where(fill >= 0, HOLLOW + (FULL - HOLLOW) * fill, (HOLLOW + FULL) / 2)
+
+
+def states(
+    latent: Tensor, factor: Sequence[int], full: Grid, empty: Grid | None = None, fill: Tensor | None = None
+) -> Tensor:
+    """The state of the finer voxels in each latent voxel, float32 [M, S]: 1 for full, -1 for empty, 0 for unknown.
 
     Args:
         latent: Coordinates of latent voxels, batch and ijk, int [M, 4].
         factor: Number of finer voxels along each axis of a latent voxel.
         full: Voxels that are known to exist.
         empty: Voxels that are known to be empty, apart from those of `full`; all others by default.
+        fill: Solid fractions of the full voxels [N], -1 where they are unknown, for states by them (`full_states`).
     """
     coords = children(latent, factor)
     flat = coords.view(-1, 4)  # [M * S, 4]
-    exists = full.contains(flat)
+    rows = full.index(flat)
+    exists = rows >= 0
     vacant = ~exists if empty is None else empty.contains(flat) & ~exists
-    made = torch.where(exists, FULL, torch.where(vacant, EMPTY, UNKNOWN))
+    value: Tensor | float = FULL
+    if fill is not None:
+        value = torch.cat([full_states(fill.float()), fill.new_zeros(1)])[rows]  # row -1 is the last one
+    made = torch.where(exists, value, torch.where(vacant, EMPTY, UNKNOWN))
     return made.view(coords.shape[:2])
 
 

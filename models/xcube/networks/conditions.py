@@ -75,7 +75,8 @@ class Conditions:
     fill: Solid fractions of the coarser level, [M]; -1 for voxels without one.
     label: Semantic labels of the coarser level, integers [M]; -1 for voxels without one.
     extra: Other features of latent voxels, [M, channels]; zero for voxels without them.
-    observed: States of the finer voxels in each latent voxel, [M, voxels]: 1 for full, -1 for empty, 0 for unknown.
+    observed: States of the finer voxels in each latent voxel, [M, voxels]: 1 for full, -1 for empty, 0 for unknown. At
+        a level with solid fractions, these give full voxels a state from 0.5 to 1.
     category: Category of each shape, integers [B]; -1 for none.
     text: A text for each shape.
     words: The words of a caption for each shape, numbers in a vocabulary [B, S]; -1 where there is none.

@@ -159,8 +159,9 @@ def _with_observation(
     level: Level, observed: Observation, number: int, conditions: Conditions, grid: Grid, shapes: Sequence[int]
 ) -> Conditions:
     """Conditions with the same observation of each shape of a batch."""
-    full, empty = observed.full[number].grid.to(grid.device), observed.empty[number].to(grid.device)
-    return replace(conditions, observed=states(_of_one_shape(grid), level.vae.config.factor, full, empty))
+    full, empty = observed.full[number].to(grid.device), observed.empty[number].to(grid.device)
+    fill = full.attributes["fill"] if level.vae.config.fill else None
+    return replace(conditions, observed=states(_of_one_shape(grid), level.vae.config.factor, full.grid, empty, fill))
 
 
 def _keep_known(

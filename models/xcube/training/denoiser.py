@@ -10,14 +10,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sparsevox import Voxels
 from xcube.data.augment import AugmentedShapes
 from xcube.data.loading import ShapeFolder
 from xcube.diffusion.objective import Diffusion, DiffusionConfig
 from xcube.diffusion.samplers import SamplerConfig, check_sampler
-from xcube.geometry.observation import from_volume, states, to_volume
-from xcube.networks.conditions import DROPPED, OF_VOXELS, Conditions
+from xcube.geometry.observation import EMPTY, UNKNOWN, from_volume, full_states, states, to_volume
+from xcube.networks.conditions import DROPPED, NO_FILL, OF_VOXELS, Conditions
 from xcube.networks.encoder import Posterior
 from xcube.networks.losses import Losses, true_attributes
 from xcube.networks.unet import UNet
@@ -31,7 +32,8 @@ from xcube.training.words import teach_words
 
 LatentsKind = Literal["samples", "means"]
 UNOBSERVED = 0.5  # fraction of the shapes of which nothing is observed, by default
-FULL = "full"  # an attribute of latents: which of the finer voxels in each latent voxel exist, uint8 [M, S]
+# An attribute of latents, uint8 [M, S]: 255 times the states of the finer voxels in each latent voxel, 0 for empty.
+FULL = "full"
 
 
 class DenoiserModule(FrozenVAEModule):
@@ -182,7 +184,9 @@ class DenoiserModule(FrozenVAEModule):
             wanted = {name for name in OF_VOXELS if name in self.net.config.conditions}
             known = true_attributes(voxels, posterior.grid, wanted)
         if self.net.config.observed:
-            known[FULL] = (states(posterior.grid.coords, self.vae.config.factor, voxels.grid) > 0).byte()
+            fill = voxels.attributes["fill"] if self.vae.config.fill else None
+            full = states(posterior.grid.coords, self.vae.config.factor, voxels.grid, fill=fill)
+            known[FULL] = (255 * full.clamp(min=0)).round().byte()
         latents = Voxels(posterior.grid, {"mean": posterior.mean, "logvar": posterior.logvar, **known})
         return with_shape_index(latents, voxels)
 
@@ -221,10 +225,15 @@ class DenoiserModule(FrozenVAEModule):
 
     def _observed(self, latents: Voxels, generator: torch.Generator) -> Tensor:
         """States of the finer voxels in random observations of a batch, [M, S]; of some shapes, nothing."""
-        factor, full = self.vae.config.factor, latents.attributes[FULL].bool()
-        volume = to_volume(latents.grid, full, factor)  # [B, X, Y, Z]
-        seen = random_observations(volume, self.unobserved, generator)
-        return torch.where(from_volume(latents.grid, seen, factor), 2.0 * full - 1, 0.0)
+        factor = self.vae.config.factor
+        volume = to_volume(latents.grid, latents.attributes[FULL], factor)  # [B, X, Y, Z]
+        seen = random_observations(volume > 0, self.unobserved, generator)
+        value = torch.where(volume > 0, volume / 255, EMPTY)
+        if self.vae.config.fill:  # it is not known next to unknown voxels
+            border = functional.max_pool3d((~seen).float()[:, None], 3, 1, 1)[:, 0] > 0
+            unknown = full_states(value.new_full((), NO_FILL))
+            value = torch.where(border & (volume > 0), unknown, value)
+        return from_volume(latents.grid, torch.where(seen, value, UNKNOWN), factor)
 
     def _with_noise(self, conditions: Conditions, generator: torch.Generator) -> Conditions:
         """Add noise to the attributes of the coarser level, which in a cascade has errors.
