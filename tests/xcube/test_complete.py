@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparsevox import Grid, SparseTensor, Voxels
 from sparsevox.io import from_trimesh, load_voxels, save_mesh, save_voxels
-from tests.xcube.cascades import tiny, unet, watched
+from tests.xcube.cascades import tiny, unet, vae, watched
 from tests.xcube.test_edit import SIZE, as_grid, as_set, boundary, cube, shell
 from xcube.cli import main
 from xcube.data.hierarchy import Box
@@ -102,6 +103,27 @@ def test_the_denoiser_sees_the_observation() -> None:
     coarse = observation(part, Box((8, 16)), known=[HALF])
     assert int((seen[:64] == 1).sum()) == coarse.full[0].num_voxels
     assert int((seen[:64] == -1).sum()) == coarse.empty[0].num_voxels
+    # With a denoiser that can do without, guidance by the observation: a second call per step, without it.
+    dropped = tiny(0, denoiser=unet(0, observed=8), dropped=("observed",))
+    calls.clear()
+    with watched(dropped.denoiser, lambda args: calls.append(args[2].observed)):
+        XCubePipeline([dropped, tiny(1)]).complete(part, options, known=HALF, numbers=(0,))
+    assert [bool(call.any()) for call in calls] == [True, False, True, False]
+    calls.clear()
+    with watched(dropped.denoiser, lambda args: calls.append(args[2].observed)):
+        XCubePipeline([dropped, tiny(1)]).complete(part, replace(options, guidance=1.0), known=HALF, numbers=(0,))
+    assert [bool(call.any()) for call in calls] == [True, True]
+    # Where solid fractions are known, they are the states of full voxels.
+    solid_level = tiny(0, vae=vae(0, fill=True), denoiser=unet(0, observed=8))
+    calls.clear()
+    block = outward(boundary(cube(-5, 6)), cube(-5, 6))
+    whole = Voxels(Grid.from_coords(block.grid.ijk, voxel_size=1 / 16, origin=1 / 32), block.attributes)
+    with watched(solid_level.denoiser, lambda args: calls.append(args[2].observed)):
+        XCubePipeline([solid_level, tiny(1)]).complete(whole, options, unknown=HALF, numbers=(0,))
+    told = calls[0]
+    assert set(told[told <= 0].tolist()) == {-1.0, 0.0}
+    assert bool(((told[told > 0] >= 0.5) & (told[told > 0] <= 1)).all())
+    assert len(told[told > 0].unique()) > 2
     with pytest.raises(ValueError, match="method must be one of trained, resampling, got 'guess'"):
         pipeline.complete(part, options, method="guess")  # type: ignore[arg-type]
     plain = XCubePipeline([tiny(0), tiny(1)])

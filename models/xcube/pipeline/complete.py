@@ -32,6 +32,7 @@ from xcube.pipeline.options import Sample, SampleOptions
 
 Method = Literal["trained", "resampling"]
 REPEATS = 4  # of each step, by default, to resample
+GUIDANCE = 3.0  # by default, for a denoiser that was trained to take observations and to do without them
 
 
 def completed(
@@ -48,9 +49,10 @@ def completed(
         observed: The observation, with the levels of the cascade.
         options: Options of sampling. Its hooks and conditions act before those of the completion.
         numbers: Number of each shape, on which its noise depends.
-        method: How the coarsest level is completed: "trained", by a denoiser that takes observations; "resampling", by
-            any denoiser, whose latents are replaced where they are known (`keep_known_latents`), with each step taken
-            four times if the options do not say otherwise. By default "trained" where the denoiser can do it.
+        method: How the coarsest level is completed: "trained", by a denoiser that takes observations, with guidance by
+            them if it was trained for that (`dropped`), of weight 3 by default; "resampling", by any denoiser, whose
+            latents are replaced where they are known (`keep_known_latents`), with each step taken four times if the
+            options do not say otherwise. By default "trained" where the denoiser can do it.
 
     Raises:
         KeyError: If the observed voxels lack an attribute that a VAE takes.
@@ -73,6 +75,8 @@ def completed(
     begun = options.within(cascade.levels, 0, 1)
     if chosen == "trained":
         begun = begun.with_conditions(0, partial(_with_observation, first, observed, 0))
+        if "observed" in first.dropped and options.guidance is None:
+            begun = replace(begun, guidance=GUIDANCE)
     else:
         box = full_box(first).grid
         if not bool(known_latents(first, observed.unknown[0], box).any()):
