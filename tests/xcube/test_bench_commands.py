@@ -1,10 +1,12 @@
 """A smoke test of each benchmark that is a separate command."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +24,7 @@ from bench import (
     report,
     samples_picture,
     steps,
+    text,
     unseen,
     variations,
 )
@@ -36,9 +39,13 @@ from xcube.data import Box, Source, build, file_sources
 from xcube.diffusion.objective import DiffusionConfig
 from xcube.networks.configs import VAEConfig
 from xcube.networks.pretrained import save_pretrained
+from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
+from xcube.networks.words import vocabulary_of
 from xcube.pipeline.output import SampleFolder
-from xcube.procedural.shapes import FAMILIES, shape_voxels
+from xcube.pipeline.pipeline import XCubePipeline
+from xcube.procedural.captions import caption
+from xcube.procedural.shapes import FAMILIES, make_shape, shape_voxels
 
 for package in ("jsonargparse", "lightning", "yaml"):
     pytest.importorskip(package, reason="training from the command line")
@@ -89,6 +96,50 @@ def test_completion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert method == "resampling" or float(row[0]) >= float(rows[kind, "the observed part"][0]) - 0.3
     with Image.open(tmp_path / "completion.png") as picture:
         assert picture.width == 900
+
+
+def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model in the package, with an untrained text encoder, which changes nothing."""
+    plain = XCubePipeline.from_pretrained()
+    families = [family for _ in range(2) for family in FAMILIES]
+    facts = [make_shape(family, text.FIRST["captions"] + n // len(FAMILIES)).facts for n, family in enumerate(families)]
+    captions = [caption(family, facts[n], n).text for n, family in enumerate(families)]
+    words = vocabulary_of([*captions, *text.EXAMPLES])
+    before = plain.levels[0].denoiser
+    after = UNet(replace(before.config, words=len(words)))
+    after.load_state_dict(after.state_dict() | before.state_dict())
+    levels = [replace(plain.levels[0], denoiser=after, words=words, dropped=("words",)), *plain.levels[1:]]
+    XCubePipeline(levels).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(text, "EPOCHS", 1)
+    command = ["--model", str(tmp_path / "model"), "--judge", str(tmp_path / "judge"), "--shapes", "64", "--tests", "8"]
+    command += ["--count", "16", "--guidance", "2", "--picture", str(tmp_path / "text.png")]
+    assert text.main(command) == 0
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["real", "generated, seed 0"]
+    assert all(0 <= float(cell.removesuffix(" %")) <= 100 for row in rows[2:] for cell in row[2:6])
+    with Image.open(tmp_path / "text.png") as picture:
+        assert picture.width == 900
+    # The judge is kept, and right about what it was shown often enough.
+    assert text.main(command[:-2]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == printed.splitlines()[0]
+
+
+def test_the_judge() -> None:
+    """A fact is found in a shape of the family with the right value, and only then."""
+    answer = {("", "family"): "chair", ("chair", "arms"): "yes", ("chair", "base"): "legs"}
+    assert text.agreements({"arms": "yes", "base": "swivel"}, "chair", answer) == [True, False]
+    assert text.agreements({"arms": "yes"}, "sofa", answer | {("sofa", "arms"): "yes"}) == [False]
+    bits = text.volume(shape_voxels("chair-000001", Box((16, 64))))
+    assert int(np.unpackbits(bits).sum()) == shape_voxels("chair-000001", Box((16, 64))).num_voxels
+    judge = text.Judge()
+    targets = dict(zip(judge.kinds, judge.targets([{"family": "sofa", "arms": "no"}]), strict=True))
+    assert targets["", "family"].tolist() == [FAMILIES.index("sofa")]
+    assert targets["sofa", "arms"].tolist() == [judge.kinds["sofa", "arms"].index("no")]
+    assert targets["chair", "arms"].tolist() == [-1]
+    answers = judge.answers(np.stack([bits, bits]))
+    assert answers[0] == answers[1]
+    assert answers[0].keys() == judge.kinds.keys()
 
 
 def test_variations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
