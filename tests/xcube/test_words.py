@@ -10,18 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsevox import Grid, SparseTensor
+from sparsevox import Grid, SparseTensor, Voxels
 from tests.xcube.balls import SIDE, ball_dataset
 from tests.xcube.cascades import random, same_bits, tiny, unet, vae, watched
 from xcube.data.captions import write_captions
 from xcube.networks.conditions import Conditions, stack_words
 from xcube.networks.configs import UNetConfig, VAEConfig
+from xcube.networks.losses import voxel_iou
 from xcube.networks.pretrained import from_pretrained, read_config, save_pretrained
 from xcube.networks.unet import UNet
 from xcube.networks.vae import VAE
 from xcube.networks.words import LONGEST, WordEncoder, split_words, vocabulary_of, word_numbers
 from xcube.pipeline.inputs import full_box
-from xcube.pipeline.options import Sample
+from xcube.pipeline.options import Sample, SampleOptions
 from xcube.pipeline.pipeline import XCubePipeline
 from xcube.training.config import TrainConfig
 from xcube.training.latents import ShapeConditions
@@ -277,6 +278,30 @@ def test_what_the_network_is_told() -> None:
         assert conditions.words is not None
         expected = [[0, 4, 1], [2, -1, -1], [-1, -1, -1]] if call % 2 == 0 else [[-1] * 3] * 3
         assert conditions.words.tolist() == expected
+
+
+def test_a_text_a_part_and_a_box_at_once() -> None:
+    """Each shape of a batch has its own text and number; the observed voxels and the box are those of all."""
+    net = random(UNet(replace(unet(0).config, words=len(WORDS), box=64, observed=8)), 10)
+    pipeline = XCubePipeline([tiny(0, denoiser=net, words=WORDS, dropped=("words", "observed")), tiny(1)])
+    axis = torch.arange(-5, 6)
+    ijk = torch.cartesian_prod(axis, axis, axis)
+    grid = Grid.from_coords(ijk[(ijk.abs().amax(1) == 5) & (ijk[:, 0] < 0)], voxel_size=1 / 16, origin=1 / 32)
+    part = Voxels(grid, {"normal": torch.nn.functional.normalize(grid.ijk.float() + 0.5, dim=1)})
+    options = SampleOptions(steps=3, quiet=True, text=["a chair", "a lamp", "a chair"], batch_size=2, seed=3)
+    seen = list[Conditions]()
+    with watched(net, lambda args: seen.append(args[2])):
+        shapes = pipeline.complete(part, options, known=((-1, -1, -1), (0, 1, 1)), numbers=(0, 1, 0))
+    assert [tuple(call.words.shape) for call in seen if call.words is not None] == [(2, 2)] * 6 + [(1, 2)] * 6
+    assert bool(seen[0].observed is not None and seen[0].observed.any())
+    assert all((part.grid - shape.finest.grid).num_voxels == 0 for shape in shapes)
+    assert float(voxel_iou(shapes[0].finest.grid, shapes[2].finest.grid)) >= 0.99
+    assert not same_bits(shapes[:1], shapes[1:2])
+    other = pipeline.complete(part, replace(options, text="a chair", seed=4), known=((-1, -1, -1), (0, 1, 1)))
+    assert len(other) == 4
+    assert not same_bits(shapes[:1], other[:1])
+    with pytest.raises(ValueError, match="got 'boat'"):
+        pipeline.complete(part, replace(options, text="a boat"))
 
 
 @pytest.mark.parametrize(("text", "message"), [
