@@ -33,6 +33,9 @@ VISIBLE = (
     ("lamp", "type", "hanging", "pole", True),
     ("airplane", "type", "glider", "engine", False),
     ("airplane", "wheels", "yes", "gear", True),
+    ("cabinet", "feet", "plinth", "leg", True),
+    ("lamp", "stand", "cross", "base", True),
+    ("bed", "type", "posts", "leg", True),
     ("bed", "headboard", "yes", "board", True),
     ("bed", "headboard", "no", "board", False),
 )
@@ -77,6 +80,47 @@ def test_sizes_are_true() -> None:
     assert min(wide) > max(narrow)
     tall, low = ([extent(s, 2) for s in seeds(height=h, back="none", base="legs")] for h in ("tall", "normal"))
     assert min(tall) > max(low)
+
+
+def test_cabinets_are_as_wide_as_they_are_said_to_be() -> None:
+    """Those of two parts, too, whose lower part is wider than high."""
+    ratios: dict[str, list[float]] = {"wide": [], "narrow": [], "": []}
+    for seed in range(800):
+        facts = facts_of("cabinet", seed)
+        if facts["type"] not in ("display", "wardrobe", "bookshelf") or len(ratios[facts.get("width", "")]) > 7:
+            continue
+        low, high = shape_voxels(f"cabinet-{seed:06}", BOX).grid.bounds()
+        _, width, height = (high - low)[0].tolist()
+        ratios[facts.get("width", "")].append(width / height)
+    assert min(ratios["wide"]) > 0.95
+    assert max(ratios["narrow"]) < 0.75
+    assert len(ratios["wide"]) > 3
+
+
+def test_tables_with_six_corners_and_two_columns() -> None:
+    """Outlines of tops and numbers of parts under them, by the voxels."""
+    seen = set()
+    for seed in range(1500):
+        facts = facts_of("table", seed)
+        if facts["top"] not in ("octagon", "hexagon") and facts["base"] not in ("columns", "column"):
+            continue
+        name = facts["top"] if facts["top"] in ("octagon", "hexagon") else facts["base"]
+        if name in seen or (name in ("columns", "column") and facts["use"] != "dining"):
+            continue
+        seen.add(name)
+        voxels = shape_voxels(f"table-{seed:06}", Box((32, 128)))
+        low, high = voxels.grid.bounds()
+        level = voxels.grid.ijk[:, 2] - int(low[0, 2])
+        if name in ("columns", "column"):
+            middle = voxels.grid.ijk[level == int((high - low)[0, 2]) // 2]
+            gaps = middle[:, 1].unique().diff()
+            assert (int(gaps.max()) > 3) == (name == "columns"), seed
+        else:
+            # The area of a polygon of n corners at a distance r is n / 2 r^2 sin(360 / n degrees).
+            top = voxels.grid.ijk[level >= int((high - low)[0, 2]) - 3][:, :2].unique(dim=0).double()
+            radius = float((top - top.mean(0)).norm(dim=1).max()) + 0.5
+            assert (len(top) / radius**2 < 2.71) == (name == "hexagon"), (seed, name)
+    assert seen == {"octagon", "hexagon", "columns", "column"}
 
 
 @given(st.sampled_from(FAMILIES), st.integers(0, 5000), st.integers(0, 1 << 40), st.floats(0, 1))
@@ -134,7 +178,7 @@ def test_wordings() -> None:
     }  # fmt: skip
     copies = [captions_of(entry(f"chair/Scopia/029-chair{copy}", "Office armchair")) for copy in ("", "~1", "~2")]
     assert copies[0] == copies[1] == copies[2]
-    assert captions_of(entry("something")) == []
+    assert captions_of(entry("something")) == captions_of(entry("scan-000123")) == []
     with pytest.raises(ValueError, match="wordings must be at least 1, got 0"):
         captions_of(entry("table-000007"), 0)
 

@@ -109,10 +109,28 @@ def test_the_denoiser_sees_the_observation() -> None:
     with watched(dropped.denoiser, lambda args: calls.append(args[2].observed)):
         XCubePipeline([dropped, tiny(1)]).complete(part, options, known=HALF, numbers=(0,))
     assert [bool(call.any()) for call in calls] == [True, False, True, False]
-    calls.clear()
-    with watched(dropped.denoiser, lambda args: calls.append(args[2].observed)):
-        XCubePipeline([dropped, tiny(1)]).complete(part, replace(options, guidance=1.0), known=HALF, numbers=(0,))
-    assert [bool(call.any()) for call in calls] == [True, True]
+    for pipeline, changed in (
+        (XCubePipeline([dropped, tiny(1)]), replace(options, guidance=1.0)),
+        (XCubePipeline([replace(dropped, dropped=()), tiny(1)]), options),
+    ):
+        calls.clear()
+        with watched(dropped.denoiser, lambda args: calls.append(args[2].observed)):
+            pipeline.complete(part, changed, known=HALF, numbers=(0,))
+        assert [bool(call.any()) for call in calls] == [True, True]
+    # A level that has a guidance of its own keeps it.
+    weights: list[float] = []
+    own = replace(dropped, sampler=SamplerConfig(guidance=1.5))
+    with pytest.MonkeyPatch.context() as patch:
+        lerp = torch.lerp
+
+        def weighed(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
+            weights.append(weight)
+            return lerp(a, b, weight)
+
+        patch.setattr(torch, "lerp", weighed)
+        for level in (own, dropped):
+            XCubePipeline([level, tiny(1)]).complete(part, options, known=HALF, numbers=(0,))
+    assert weights == [1.5, 1.5, 3.0, 3.0]
     # Where solid fractions are known, they are the states of full voxels.
     solid_level = tiny(0, vae=vae(0, fill=True), denoiser=unet(0, observed=8))
     calls.clear()

@@ -109,7 +109,21 @@ def module_of(networks: Path, **changes: Any) -> FinetuneModule:
     return FinetuneModule(taking, train, vae, coarse_of(networks), **(usual | changes))
 
 
-def test_the_denoiser_is_told_what_is_observed(networks: Path) -> None:
+def test_latent_voxels_outside_of_the_box() -> None:
+    """Early dilation may add them at the border; nothing is known there. Finer voxels outside are an error."""
+    _, seen = observations(FINE, 0.0, 3)
+    coords = torch.tensor([[0, 4, 0, 0], [1, -5, 0, 0], [0, 0, 0, 0]], dtype=torch.int32)
+    grid = Grid.from_coords(coords, batch_size=2, voxel_size=2 / SIDE, origin=1 / SIDE)
+    outside = (grid.ijk.abs().amax(1) >= 4) & (grid.ijk[:, 0] != -4)
+    assert not seen.states(grid)[outside].any()
+    made = Voxels(grid, {"fill": torch.rand(grid.num_voxels)})
+    assert bool(seen.joined(made, made).grid.contains(grid.coords).all())
+    far = Grid.from_coords(torch.tensor([[0, 8, 0, 0]]), voxel_size=1 / SIDE, origin=0.5 / SIDE)
+    with pytest.raises(ValueError, match=r"fine must lie in the box of \(16, 16, 16\) voxels, got 1 outside"):
+        Observations(far, EDGES, FINE, 0.0, generator())
+
+
+def test_the_denoiser_takes_what_is_observed(networks: Path) -> None:
     voxels, seen = shapes(), list[Any]()
     module = module_of(networks, unobserved=0.0)
     with watched(module.net, lambda args: seen.append((args[0].grid, args[2]))):
@@ -136,6 +150,8 @@ def test_observations_have_no_effect_at_first(networks: Path) -> None:
     random(own, 3)
     taking = with_observations(own, 8)
     assert with_observations(taking, 8) is taking
+    with pytest.raises(ValueError, match="must take observations of 64 voxels, or none, got 8"):
+        with_observations(taking, 64)
     coarse = true_coarse(networks)
     x = SparseTensor(coarse.grid, torch.randn(coarse.num_voxels, 2, generator=generator()))
     plain = Conditions.from_voxels(coarse, own.config)
@@ -159,6 +175,8 @@ def test_runs(networks: Path, tmp_path: Path) -> None:
     assert read_config(tmp_path / "run")["metadata"]["options"]["unobserved"] == 0.25
     again = train_finetune(data, tmp_path / "run", observed=True, unobserved=0.25, **options)
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in again.state_dict().items())
+    with pytest.raises(ValueError, match=r"unobserved must be None for a denoiser .*, got 0\.9"):
+        train_finetune(data, tmp_path / "no", unobserved=0.9, **options)
     plain = train_finetune(data, tmp_path / "plain", **options)
     assert plain.config == NET
     assert "unobserved" not in read_config(tmp_path / "plain")["metadata"]["options"]
@@ -166,7 +184,7 @@ def test_runs(networks: Path, tmp_path: Path) -> None:
         train_finetune(data, tmp_path / "no", observed=True, unobserved=2.0, **options)
 
 
-def test_completion_tells_the_fine_denoiser() -> None:
+def test_completion_with_the_fine_denoiser() -> None:
     """Each shape of a batch gets the states of its own latent voxels."""
     fine: UNet = unet(1, observed=8)
     pipeline, seen = XCubePipeline([tiny(0, denoiser=unet(0, observed=8)), tiny(1, denoiser=fine)]), list[Any]()
@@ -189,7 +207,7 @@ def test_completion_tells_the_fine_denoiser() -> None:
         assert torch.equal(found[rows], torch.where(known, truth, 0.0))
 
 
-def test_a_sample_is_not_told_anything() -> None:
+def test_of_a_sample_nothing_is_observed() -> None:
     fine: UNet = unet(1, observed=8)
     seen = list[Any]()
     with watched(fine, lambda args: seen.append(args[2].observed)):

@@ -66,7 +66,7 @@ def test_volumes_and_back() -> None:
     assert torch.equal(volume[where[:, 0], where[:, 1] + 2, where[:, 2], where[:, 3] + 8], rows.view(-1))
 
 
-def test_what_a_camera_sees() -> None:
+def test_a_camera_along_x() -> None:
     full = torch.zeros(6, 5, 4, dtype=torch.bool)
     full[2, 1, 1] = full[4, 1, 1] = True
     seen = visible(full, torch.tensor([1.0, 0.0, 0.0]))
@@ -80,10 +80,31 @@ def test_what_a_camera_sees() -> None:
 @given(st.integers(0, 10**6), st.sampled_from(range(3)), st.sampled_from((-1.0, 1.0)))
 @settings(max_examples=30, deadline=None)
 def test_what_a_camera_sees_along_an_axis(seed: int, axis: int, sign: float) -> None:
-    """Along an axis there is a shorter way: the result is that of a direction that differs by next to nothing."""
+    """The first voxel of each line, and what lies before it."""
     full = torch.rand(7, 6, 5, generator=torch.Generator().manual_seed(seed)) < 0.1
-    direction = sign * torch.eye(3)[axis]
-    assert torch.equal(visible(full, direction), visible(full, direction + 1e-6))
+    found = visible(full, sign * torch.eye(3)[axis]).movedim(axis, 2)
+    for line, seen in zip(
+        full.movedim(axis, 2).reshape(-1, full.shape[axis]), found.reshape(-1, full.shape[axis]), strict=True
+    ):
+        order = list(range(len(line)))[:: -1 if sign > 0 else 1]  # from the camera
+        first = next((n for n, place in enumerate(order) if line[place]), len(order))
+        assert [bool(seen[place]) for place in order] == [n <= first for n in range(len(order))]
+
+
+@given(st.integers(0, 10**6), st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda d: sum(x * x for x in d) > 0.01))
+@settings(max_examples=30, deadline=None)
+def test_what_a_camera_sees(seed: int, direction: tuple[float, float, float]) -> None:
+    """No voxel lies on the line to the camera, which is followed in steps of the length of a voxel."""
+    full = torch.rand(6, 5, 7, generator=torch.Generator().manual_seed(seed)) < 0.1
+    toward = torch.tensor(direction) / torch.tensor(direction).norm()
+    seen = visible(full, toward)
+    for place in torch.cartesian_prod(*[torch.arange(n) for n in full.shape])[::7].tolist():
+        blocked = False
+        for step in range(1, 12):
+            ahead = [p + round(float(step * t)) for p, t in zip(place, toward, strict=True)]
+            if all(0 <= a < n for a, n in zip(ahead, full.shape, strict=True)):
+                blocked |= bool(full[tuple(ahead)])
+        assert bool(seen[tuple(place)]) != blocked
 
 
 @given(st.integers(0, 10**6))

@@ -44,8 +44,9 @@ def complete(
         resolution: Number of voxels of the finest level along the first axis of the box; by default 64 for the model
             `shapes`, which also has 128, and that of the finest level for others.
         up: Axis that points up in a mesh file of the part, "z" or "y"; with y up it is rotated so that z points up.
-        method: How the coarsest level is completed: "trained", by a denoiser that takes observations; "resampling", by
-            any denoiser (RePaint). By default "trained" where the denoiser can do it.
+        method: How the coarsest level is completed: "trained", by a denoiser that takes observations, with a guidance
+            of 3 by default if it was trained for that; "resampling", by any denoiser (RePaint). By default "trained"
+            where the denoiser can do it.
         out: Output folder.
         count: Number of shapes.
         category: Category of the shapes, for class-conditional models; any by default.

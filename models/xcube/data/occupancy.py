@@ -3,6 +3,7 @@
 Both are dense volumes [X, Y, Z] of labels in a file per scan. Their voxels, centered in the box, are the shape.
 """
 
+import zipfile
 from collections.abc import Mapping
 from functools import partial
 from os import PathLike
@@ -125,16 +126,22 @@ def load_occ3d(path: Path) -> Voxels:
     Raises:
         ValueError: If the file is damaged, or no voxel is left.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if "semantics" not in file.files or file["semantics"].shape != OCC3D_SHAPE:
-            got = file["semantics"].shape if "semantics" in file.files else f"only {', '.join(file.files)}"
-            raise ValueError(f"{path} must have semantics of shape {OCC3D_SHAPE}, got {got}")
-        labels = file["semantics"].astype(np.int64)
-        made = {"label": labels}
-        if "mask_lidar" in file.files:
-            made["observed"] = (file["mask_lidar"] > 0).astype(np.uint8)
-    if int(labels.max()) > OCC3D_FREE:
-        raise ValueError(f"{path} must have labels up to {OCC3D_FREE}, which is free space, got {int(labels.max())}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("semantics", "mask_lidar") if name in file.files}
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    wrong = [f"{name} {value.shape}" for name, value in found.items() if value.shape != OCC3D_SHAPE]
+    if "semantics" not in found or wrong:
+        got = ", ".join(wrong) if wrong else "none"
+        raise ValueError(f"{path} must have semantics of shape {OCC3D_SHAPE}, and mask_lidar if it has one, got {got}")
+    labels = found["semantics"].astype(np.int64)
+    made = {"label": labels}
+    if "mask_lidar" in found:
+        made["observed"] = (found["mask_lidar"] > 0).astype(np.uint8)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > OCC3D_FREE:
+        raise ValueError(f"{path} must have labels from 0 to {OCC3D_FREE}, which is free space, got {low} to {high}")
     return _voxels(path, labels != OCC3D_FREE, OCC3D_SIZE, made)
 
 

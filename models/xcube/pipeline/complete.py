@@ -75,7 +75,7 @@ def completed(
     begun = options.within(cascade.levels, 0, 1)
     if chosen == "trained":
         begun = begun.with_conditions(0, partial(_with_observation, first, observed, 0))
-        if "observed" in first.dropped and options.guidance is None:
+        if "observed" in first.dropped and options.guidance is None and first.sampler.weight == 1:
             begun = replace(begun, guidance=GUIDANCE)
     else:
         box = full_box(first).grid
@@ -164,7 +164,7 @@ def _with_observation(
 ) -> Conditions:
     """Conditions with the same observation of each shape of a batch."""
     full, empty = observed.full[number].to(grid.device), observed.empty[number].to(grid.device)
-    fill = full.attributes["fill"] if level.vae.config.fill else None
+    fill = full.attributes.get("fill") if level.vae.config.fill and level.denoiser.config.dense else None
     return replace(conditions, observed=states(_of_one_shape(grid), level.vae.config.factor, full.grid, empty, fill))
 
 

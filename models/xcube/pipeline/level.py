@@ -178,6 +178,8 @@ def _check_level(level: Level, name: str) -> None:
         raise ValueError(
             f"{name}.categories must have {denoiser.categories} entries, as the denoiser, got {list(level.categories)}"
         )
+    if denoiser.box not in (0, 0 if vae.dense_neck is None else 8 * math.prod(vae.dense_neck)):
+        raise ValueError(f"{name}.denoiser must have the box of the VAE, with {vae.dense_neck}, got {denoiser.box}")
     if len(level.words) != denoiser.words:
         raise ValueError(f"{name}.words must have {denoiser.words} entries, as the denoiser, got {len(level.words)}")
     if level.refiner is None:

@@ -142,7 +142,7 @@ class SampleOptions:
             raise ValueError(f"min_component must lie in [0, 1), got {self.min_component}")
         if self.min_component:
             require_scipy()  # raises ImportError before anything is sampled
-        texts = [self.text] if self.text is None or isinstance(self.text, str) else self.text
+        texts = self.text if isinstance(self.text, Sequence) and not isinstance(self.text, str) else [self.text]
         if not all(text is None or isinstance(text, str) for text in texts):
             raise TypeError(f"text must be a string, or one per shape, got {self.text!r}")
         if any(text is not None and not text.strip() for text in texts):

@@ -198,8 +198,9 @@ class XCubePipeline(Cascade):
                 box in world units, a mesh, or voxels; or several of these.
             unknown: Parts of space to generate, instead: voxels there are left out, and all other space is known.
             sensor: Position from which the voxels were seen, in world units: the space before them is empty.
-            method: How the coarsest level is completed: "trained", by a denoiser that takes observations; "resampling",
-                by any denoiser (RePaint). By default "trained" where the denoiser can do it.
+            method: How the coarsest level is completed: "trained", by a denoiser that takes observations, with a
+                guidance of 3 unless the options say otherwise, if it was trained for that; "resampling", by any
+                denoiser (RePaint). By default "trained" where the denoiser can do it.
             numbers: Number of each shape, on which its noise depends.
 
         Returns:

@@ -14,7 +14,7 @@ from typing import Literal
 from sparsevox import checks
 from xcube.data.dataset import Entry
 from xcube.data.furniture import furniture_category, model_name
-from xcube.procedural.shapes import make_shape
+from xcube.procedural.shapes import FAMILIES, make_shape
 
 Place = Literal["noun", "before", "after"]
 
@@ -76,17 +76,20 @@ FACTS: Mapping[str, Mapping[str, Mapping[str, Wording | None]]] = MappingProxyTy
                 "desk": _noun("desk", "writing desk", "desk with drawers"),
             },
             "top": {
-                "rectangular": _before("rectangular", "square-cornered"),
+                "rectangular": _before("rectangular"),
                 "round": _before("round", "circular"),
                 "oval": _before("oval"),
-                "octagon": _after("an octagonal top", "a top with many corners"),
+                "octagon": _after("an octagonal top", "a top with eight corners"),
+                "hexagon": _after("a hexagonal top", "a top with six corners"),
                 "boat": _after("a boat-shaped top", "a pointed top"),
             },
             "base": {
                 "legs": _after("four legs", "legs"),
                 "column": _after("a central column", "a pedestal", "one leg"),
+                "columns": _after("two columns", "two pedestals"),
                 "panels": _after("side panels", "panels for legs"),
-                "trestle": _after("trestles", "crossed legs"),
+                "trestle": _after("trestles", "a trestle base"),
+                "crossed": _after("crossed legs", "x-shaped legs"),
                 "desk": None,
             },
             "shelf": {"yes": _after("a shelf", "a shelf below"), "no": None},
@@ -121,13 +124,17 @@ FACTS: Mapping[str, Mapping[str, Mapping[str, Wording | None]]] = MappingProxyTy
                 "box": _after("a square shade", "a box shade"),
                 "pagoda": _after("a pagoda shade", "a pointed shade"),
             },
-            "stand": {"legs": _after("a tripod", "legs"), "plate": _after("a flat base", "a plate base")},
+            "stand": {
+                "legs": _after("legs", "a stand with legs"),
+                "plate": _after("a flat base", "a plate base"),
+                "cross": _after("a cross base", "a cross-shaped base"),
+            },
         },
         "airplane": {
             "type": {
                 "airliner": _noun("airliner", "passenger plane", "jet airliner"),
                 "fighter": _noun("fighter jet", "fighter plane"),
-                "propeller": _noun("propeller plane", "small plane with a propeller"),
+                "propeller": _noun("propeller plane", "propeller aircraft"),
                 "glider": _noun("glider", "sailplane"),
                 "biplane": _noun("biplane", "plane with two pairs of wings"),
             },
@@ -172,7 +179,8 @@ FACTS: Mapping[str, Mapping[str, Mapping[str, Wording | None]]] = MappingProxyTy
                 "platform": _noun("platform bed", "low bed"),
                 "sleigh": _noun("sleigh bed"),
                 "canopy": _noun("canopy bed", "four-poster bed", "bed with a canopy"),
-                "bunk": _noun("bunk bed", "loft bed"),
+                "posts": _noun("four-poster bed", "bed with four posts"),
+                "bunk": _noun("bunk bed", "double-decker bed"),
                 "crib": _noun("crib", "baby bed"),
             },
             "width": {"single": _before("single", "narrow"), "double": _before("double", "wide")},
@@ -183,7 +191,7 @@ FACTS: Mapping[str, Mapping[str, Mapping[str, Wording | None]]] = MappingProxyTy
             "type": {
                 "chest": _noun("chest of drawers", "dresser", "commode"),
                 "wardrobe": _noun("wardrobe", "closet", "armoire"),
-                "bookshelf": _noun("bookshelf", "bookcase", "shelves"),
+                "bookshelf": _noun("bookshelf", "bookcase", "set of shelves"),
                 "sideboard": _noun("sideboard", "low cabinet"),
                 "bedside": _noun("bedside cabinet", "nightstand", "bedside table"),
                 "display": _noun("display cabinet", "china cabinet"),
@@ -191,7 +199,11 @@ FACTS: Mapping[str, Mapping[str, Mapping[str, Wording | None]]] = MappingProxyTy
                 "kitchen": _noun("kitchen cabinet", "kitchen"),
             },
             "width": {"narrow": _before("narrow", "slim"), "wide": _before("wide", "broad")},
-            "feet": {"yes": _after("legs", "feet"), "no": _after("no legs", "no feet")},
+            "feet": {
+                "yes": _after("legs", "feet"),
+                "no": _after("no legs", "no feet"),
+                "plinth": _after("a plinth", "a closed base"),
+            },
         },
     }
 )
@@ -202,7 +214,7 @@ NOUNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 WORDINGS = 8
 MENTIONED = 0.6  # how often a caption mentions each fact
-PRECISE = ("chair", "table", "sofa")  # families whose name fits badly where another noun does, such as "bench"
+PRECISE = ("chair", "table", "sofa", "car")  # families whose name fits badly where another noun does, such as "bench"
 
 
 @dataclass(frozen=True)
@@ -253,11 +265,16 @@ def caption(family: str, facts: Mapping[str, str], seed: int, mentioned: float =
     choose.shuffle(after)
     text = " ".join([*before, noun])
     if choose.random() < 0.7:
-        text = f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+        text = with_article(text)
     if after:
         join = choose.choice((" with ", ", "))
         text += join + (" and ".join(after) if len(after) < 3 else ", ".join(after[:-1]) + " and " + after[-1])
     return Caption(text, {name: facts[name] for name in chosen})
+
+
+def with_article(text: str) -> str:
+    """Put "a" or "an" before a text, by its sound."""
+    return f"{'an' if re.match(r'[aeio]|u(?!ni|se)|suv|l-', text) else 'a'} {text}"
 
 
 def captions_of(entry: Entry, wordings: int = WORDINGS, seed: int = 0) -> list[str]:
@@ -280,12 +297,12 @@ def captions_of(entry: Entry, wordings: int = WORDINGS, seed: int = 0) -> list[s
     digest = hashlib.sha256(f"{checks.integer('seed', seed)}\0{model_name(entry.name)}".encode()).digest()
     first = int.from_bytes(digest[:6], "big") * wordings
     found = re.fullmatch(r"(?:.*/)?([a-z]+)-([0-9]{6})", entry.name)
-    if found is not None:
+    if found is not None and found[1] in FAMILIES:
         facts = make_shape(found[1], int(found[2])).facts
         return list(dict.fromkeys(caption(found[1], facts, first + n).text for n in range(wordings)))
     title = " ".join(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", entry.about.title.lower()))
     category = furniture_category(entry.about.title)
     known = [text for text in (title, category) if text]
-    every = [each for text in known for each in (f"{'an' if text[0] in 'aeiou' else 'a'} {text}", text)]
+    every = [each for text in known for each in (with_article(text), text)]
     random.Random(first).shuffle(every)
     return list(dict.fromkeys(every))[:wordings]

@@ -27,6 +27,7 @@ class TrainedDenoiser:
     diffusion: Its training objective.
     sampler: Its default sampler.
     categories: Names of its categories, in order.
+    words: Words of captions that it knows, in order.
     """
 
     net: UNet
@@ -34,6 +35,7 @@ class TrainedDenoiser:
     diffusion: DiffusionConfig
     sampler: SamplerConfig
     categories: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(cls, folder: Path, vae: Path, name: str) -> Self:
@@ -58,6 +60,7 @@ class TrainedDenoiser:
                 DiffusionConfig.from_dict(metadata["diffusion"]),
                 SamplerConfig.from_dict(metadata.get("sampler", {})),
                 tuple(options.get("categories", ())),
+                tuple(options.get("words", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} must have latent_scale and diffusion in its metadata: {error!r}") from error

@@ -116,7 +116,8 @@ class DenoiserModule(FrozenVAEModule):
         if latents not in get_args(LatentsKind):
             raise ValueError(f"latents must be one of {', '.join(get_args(LatentsKind))}, got {latents!r}")
         check_sampler(sampler, diffusion)
-        options = {"diffusion": diffusion.to_dict(), "drop": drop, "dropped": list(dropped), "scale": scale}
+        recorded = [name for name in dropped if name != "words" or net.config.words]  # as runs of earlier versions
+        options = {"diffusion": diffusion.to_dict(), "drop": drop, "dropped": recorded, "scale": scale}
         options |= {"latents": latents, "normal_noise": normal_noise, "fill_noise": fill_noise}
         options["fill_drop"] = fill_drop
         options |= {"color_noise": color_noise} if color_noise else {}
@@ -151,7 +152,7 @@ class DenoiserModule(FrozenVAEModule):
                 latents = LatentDataset(shapes, most)
                 if self.cache:
                     latents.encode(lambda voxels: self.encode(voxels.to(device)), self.config, progress)
-                    if split == "train" and self.word_steps:
+                    if split == "train" and self.word_steps and not self.resumed:
                         self._teach_words(latents, progress)
                 setattr(trainer.datamodule, split, latents)
 

@@ -49,7 +49,7 @@ class FinetuneModule(FrozenVAEModule):
         strength: Maximum fraction of the sampling steps of the coarser level by which the others are changed.
         fill_drop: Fraction of the shapes without solid fractions, so that the denoiser can do without them.
         unobserved: Fraction of the shapes of which nothing is observed, if the network takes observations. Where all is
-            known, the coarse voxels are exact, as completion puts them in.
+            known, the coarse voxels are exact, as completion puts them in. Half of them by default.
 
     Raises:
         ValueError: If the sampler takes more than one step or has guidance, the networks do not fit each other, or a
@@ -71,10 +71,13 @@ class FinetuneModule(FrozenVAEModule):
         exact: float = 0.3,
         strength: float = 0.6,
         fill_drop: float = 0.1,
-        unobserved: float = 0.5,
+        unobserved: float | None = None,
     ) -> None:
         fractions = {"exact": exact, "strength": strength, "fill_drop": fill_drop}
-        fractions |= {"unobserved": unobserved} if denoiser.net.config.observed else {}
+        if denoiser.net.config.observed:
+            fractions["unobserved"] = 0.5 if unobserved is None else unobserved
+        elif unobserved is not None:
+            raise ValueError(f"unobserved must be None for a denoiser that takes no observations, got {unobserved}")
         for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
@@ -86,7 +89,8 @@ class FinetuneModule(FrozenVAEModule):
         self.coarse, self.loss = coarse, loss
         self.categories, self.coarse_categories = dict(categories or {}), dict(coarse_categories or {})
         self.scale, self.diffusion, self.sampler = denoiser.scale, Diffusion(denoiser.diffusion), denoiser.sampler
-        self.exact, self.strength, self.fill_drop, self.unobserved = exact, strength, fill_drop, unobserved
+        self.exact, self.strength, self.fill_drop = exact, strength, fill_drop
+        self.unobserved = fractions.get("unobserved", 1.0)
         self.time = _only_time(denoiser)
         self.edges = _box_edges(vae, coarse.vae) if denoiser.net.config.observed else ()
 

@@ -70,19 +70,26 @@ def _load_and_extend(net: UNet, folder: Path, added: Sequence[str]) -> None:
 
 
 def with_observations(net: UNet, count: int) -> UNet:
-    """A denoiser that takes observations of so many voxels in each latent voxel. At first they have no effect.
+    """A denoiser that takes observations of `count` voxels in each latent voxel. At first they have no effect.
 
     Args:
-        net: A denoiser. It is returned if it takes observations already.
+        net: A denoiser. It is returned if it takes observations of as many voxels already.
         count: Number of finer voxels in a latent voxel.
+
+    Raises:
+        ValueError: If it takes observations of another number of voxels.
     """
+    if net.config.observed not in (0, count):
+        raise ValueError(f"the denoiser must take observations of {count} voxels, or none, got {net.config.observed}")
     if net.config.observed:
         return net
     made = UNet(replace(net.config, observed=count))
     state = net.state_dict()
-    first = state["enter.weight"]  # [channels, in_channels, 3, 3, 3]
-    unused = first.new_zeros(first.shape[0], count, *first.shape[2:])  # observations are the last inputs
-    made.load_state_dict(state | {"enter.weight": torch.cat([first, unused], 1)})
+    # Observations are the last inputs, except for guessed latents.
+    guessed = net.config.latent_channels if net.config.box else 0
+    known, guess = state["enter.weight"].split([net.config.in_channels - guessed, guessed], 1)
+    unused = known.new_zeros(known.shape[0], count, *known.shape[2:])
+    made.load_state_dict(state | {"enter.weight": torch.cat([known, unused, guess], 1)})
     return made
 
 
@@ -102,7 +109,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     if "diffusion" in options:
         diffusion = DiffusionConfig.from_dict(options["diffusion"]).to_dict()
         found |= {f"diffusion.{name}": value for name, value in diffusion.items()}
-    return found | {name: options[name] for name in ("kind", "scale", "categories") if name in options}
+    return found | {name: options[name] for name in ("kind", "scale", "categories", "words") if name in options}
 
 
 def _same(first: object, second: object) -> bool:

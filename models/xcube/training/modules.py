@@ -31,6 +31,7 @@ class NetworkModule(lightning.LightningModule, ABC):
     net: The network that is trained and saved.
     options: Settings of the run as plain values; a run can only be resumed with the same ones.
     metrics: Metrics of the last validation, by name.
+    resumed: Whether the run begins with a checkpoint.
     """
 
     def __init__(self, net: torch.nn.Module, train: TrainConfig, **options: Any) -> None:
@@ -39,6 +40,7 @@ class NetworkModule(lightning.LightningModule, ABC):
         assert isinstance(net.config, Config)
         self.options = {"kind": kind_of(net), "model": net.config.to_dict(), "train": train.to_dict()} | options
         self.metrics: dict[str, float] = {}
+        self.resumed = False
         self.started: float | None = None
         self.earlier = 0.0
 

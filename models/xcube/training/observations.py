@@ -89,7 +89,10 @@ class Observations:
     ) -> None:
         self.factor = vae.factor
         self.full = torch.zeros((fine.batch_size, *edges), dtype=torch.bool, device=fine.device)
-        self.full[_rows(fine.coords, edges)] = True
+        places, inside = _places_of(fine.coords, edges)
+        if not bool(inside.all()):
+            raise ValueError(f"fine must lie in the box of {tuple(edges)} voxels, got {int((~inside).sum())} outside")
+        self.full[places] = True
         self.seen = random_observations(self.full, nothing, generator)
         # A latent voxel is known if all voxels are that it is computed from: with early dilation those of half a latent
         # voxel around it, too.
@@ -100,9 +103,8 @@ class Observations:
 
     def joined(self, true: Voxels, made: Voxels) -> Voxels:
         """Voxels of the coarser level: the true ones where they are known, and those of a network elsewhere."""
-        edges = self.known.shape[1:]
-        inside = true.prune(self.known[_rows(true.grid.coords, edges)])
-        outside = made.prune(~self.known[_rows(made.grid.coords, edges)])
+        inside = true.prune(_looked_up(self.known, true.grid.coords))
+        outside = made.prune(~_looked_up(self.known, made.grid.coords))
         grid = inside.grid | outside.grid
         names = inside.attributes.keys() & outside.attributes.keys()
         rows = inside.grid.index(grid.coords), outside.grid.index(grid.coords)
@@ -114,17 +116,27 @@ class Observations:
         return Voxels(grid, values)
 
     def states(self, latent: Grid) -> Tensor:
-        """States of the finer voxels in each latent voxel: 1 for full, -1 for empty, 0 for unknown, [M, S]."""
+        """States of the finer voxels in each latent voxel, [M, S]: 1 for full, -1 for empty, 0 for unknown."""
         coords = children(latent.coords, self.factor)
-        where = _rows(coords.view(-1, 4), self.full.shape[1:])
-        found = torch.where(self.seen[where], 2.0 * self.full[where] - 1, 0.0)
-        return found.view(coords.shape[:2])
+        seen, full = (_looked_up(volume, coords.view(-1, 4)) for volume in (self.seen, self.full))
+        return torch.where(seen, 2.0 * full - 1, 0.0).view(coords.shape[:2])
 
 
-def _rows(coords: Tensor, edges: Sequence[int]) -> tuple[Tensor, ...]:
-    """Indices into volumes [B, X, Y, Z] of voxels whose coordinates count from the center of the box."""
-    half = torch.tensor([0, *(edge // 2 for edge in edges)], device=coords.device)
-    return (coords.long() + half).unbind(1)
+def _looked_up(volume: Tensor, coords: Tensor) -> Tensor:
+    """Entries of a volume, bool [B, X, Y, Z], for voxels [N, 4]; False outside of it."""
+    places, inside = _places_of(coords, volume.shape[1:])
+    return volume[places] & inside
+
+
+def _places_of(coords: Tensor, edges: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Indices into volumes [B, X, Y, Z] of voxels whose coordinates count from the center of the box.
+
+    Also whether they lie in the box, bool [N]; the indices of others are those of the nearest voxel in it.
+    """
+    size = torch.tensor(edges, device=coords.device)
+    places = coords[:, 1:].long() + size // 2
+    inside = ((places >= 0) & (places < size)).all(1)
+    return (coords[:, 0].long(), *places.clamp(min=0).minimum(size - 1).unbind(1)), inside
 
 
 def visible(full: Tensor, direction: Tensor) -> Tensor:

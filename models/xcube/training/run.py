@@ -91,6 +91,7 @@ def train_module(
         load_weights(module.net, out)
         return module
     start = None if restart else checkpoint_step(out, module.options)
+    module.resumed = start is not None
     splits = {entry.split for entry in read_index(data, shapes.card)}
     held_out = ShapeFolder[Voxels](data, "val", level=level) if "val" in splits else None
     trainer = _fit(module, ShapeDataModule(augmented, held_out, module.config), out, start, quiet)

@@ -15,7 +15,7 @@ from xcube.diffusion.samplers import SamplerConfig
 from xcube.networks.conditions import DROPPED, Droppable
 from xcube.networks.configs import RefinerConfig, UNetConfig, VAEConfig
 from xcube.networks.losses import LossConfig
-from xcube.networks.pretrained import WEIGHTS, digest, from_pretrained, read_config
+from xcube.networks.pretrained import CONFIG, WEIGHTS, digest, from_pretrained, read_config
 from xcube.networks.refiner import Refiner
 from xcube.networks.text_encoder import TextEncoder
 from xcube.networks.unet import UNet
@@ -226,6 +226,11 @@ def train_denoiser(
         entries = read_index(data, read_card(data))
         joined = (" ".join(texts.get(entry.name, ())) for entry in entries if entry.split == "train")
         words = vocabulary_of(joined, least_captions)
+        if not words:
+            raise ValueError(
+                f"captions must have words that {least_captions} training shapes of {data} have (least_captions), got "
+                f"none in {captions}"
+            )
         edges = encoder.config.dense_neck if model.dense else None
         box = 0 if edges is None else 8 * math.prod(edges)
         model = replace(model, words=model.words or len(words), box=model.box or box)
@@ -268,7 +273,8 @@ def train_denoiser(
     )
     module.options |= {"vae": digest(vae / WEIGHTS), "categories": list(categories)}
     module.options |= {"text_model": _absolute(text_model), "tokenizer": _absolute(tokenizer)}
-    module.options |= {"words": list(words)} if words else {}
+    if words and captions is not None:
+        module.options |= {"words": list(words), "captions": digest(captions)}
     if initial is not None:
         load_initial(module, initial, out)
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
@@ -288,7 +294,9 @@ def _latent_scale(folder: Path, vae: VAE, shapes: AugmentedShapes, train: TrainC
 
 def _reads(initial: Path | None) -> bool:
     """Whether a network knows words."""
-    return initial is not None and bool(read_config(initial)["config"].get("words"))
+    if initial is None or not (initial / CONFIG).is_file():
+        return False  # `load_initial` says what is missing
+    return bool(read_config(initial)["config"].get("words"))
 
 
 def _absolute(model: str | None) -> str | None:
@@ -328,5 +336,7 @@ def _check_denoiser(
             f"model must have the text_channels of the text model, {channels} (0 without text_model), got "
             f"{model.text_channels}"
         )
+    if model.box not in (0, 0 if config.dense_neck is None else 8 * math.prod(config.dense_neck)):
+        raise ValueError(f"model must have the box of the VAE, with a dense_neck {config.dense_neck}, got {model.box}")
     if model.words != len(words):
         raise ValueError(f"model must have as many words as the captions, {len(words)}, or 0, got {model.words}")

@@ -34,7 +34,7 @@ def train_finetune(
     coarse_steps: int = 10,
     fill_drop: float = 0.1,
     observed: bool = False,
-    unobserved: float = 0.5,
+    unobserved: float | None = None,
     restart: bool = False,
     quiet: bool = False,
 ) -> UNet:
@@ -63,7 +63,8 @@ def train_finetune(
             that have none.
         observed: Whether the denoiser takes partial observations of the finer voxels, too, for completion. One that did
             not take them starts without an effect of them.
-        unobserved: Fraction of the training shapes of which nothing is observed.
+        unobserved: Fraction of the training shapes of which nothing is observed, if the denoiser takes observations;
+            half of them by default.
         restart: Train from the given denoiser again, even if the folder holds a run.
         quiet: Hide the progress bar.
 
@@ -119,5 +120,6 @@ def train_finetune(
     used = {"vae": vae, "denoiser": denoiser, "coarse_vae": coarse_vae, "coarse_denoiser": coarse_denoiser}
     module.options |= {name: digest(folder / WEIGHTS) for name, folder in used.items()}
     module.options |= {"categories": list(own.categories), "dropped": []}  # guidance would need dropped conditions
+    module.options |= {"words": list(own.words)} if own.words else {}
     train_module(module, data, out, level=level, augment=augment, restart=restart, quiet=quiet)
     return module.net.eval()

@@ -1,6 +1,6 @@
 """A start for the text encoder of a denoiser: captions predict the latents of their shapes.
 
-Trained from scratch with the denoiser, captions would be told apart slowly, since most of the loss is at times when
+Trained from scratch with the denoiser, captions would be distinguished slowly, since most of the loss is at times when
 noisy latents say more than a caption. At full noise the best prediction is the mean of the latents that fit the
 caption, which is what is learned here. N shapes, S words, M latent voxels of a shape, L latent channels.
 """
@@ -29,7 +29,8 @@ def teach_words(
     Args:
         encoder: The text encoder, in place.
         latents: Latents of all shapes, [N, M * L], in the scale of the denoiser.
-        words_of: Function that chooses a caption for each of some shapes [B]: its words, int64 [B, S].
+        words_of: Function that chooses a caption for each of some shapes, given their numbers int64 [B] and a random
+            generator on the CPU, and returns its words, int64 [B, S].
         steps: Number of steps, each with the captions of 64 shapes.
         iterate: Function that shows a progress bar.
         seed: Random seed of the shapes and captions.
@@ -56,6 +57,6 @@ def teach_words(
             loss.backward()
             optimizer.step()
             schedule.step()
-            if step >= 0.9 * steps:
+            if step >= steps - max(steps // 10, 1):
                 errors.append(float(loss.detach()))
-    return 1 - sum(errors) / max(len(errors), 1) / variance
+    return 1 - sum(errors) / max(len(errors), 1) / max(variance, 1e-12)

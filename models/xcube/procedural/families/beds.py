@@ -173,6 +173,7 @@ def _canopy(draw: Draw) -> list[Solid]:
     square, bottom = draw.chance(0.5), p.low - draw.between(0.05, 0.08)
     parts: list[Solid] = [cuboid((-a, -b - r, bottom), (a, b + r, p.low + 0.02), FRAME)]
     roof = draw.pick(("rails", "roof", "none"), (0.6, 0.22, 0.18))
+    draw.note(type="canopy" if roof != "none" else "posts")
     for x in (-a, a):
         high = top - (draw.between(0.0, 0.25) if roof == "none" and x > 0 else 0.0)
         for s in SIDES:

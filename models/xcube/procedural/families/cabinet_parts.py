@@ -220,6 +220,7 @@ def feet(draw: Draw, half: tuple[float, float], high: float) -> list[Solid]:
     kind = draw.pick(("legs", "plinth", "brackets"), (0.55, 0.25, 0.2))
     if (kind == "plinth" and high < 0.09) or high < 0.05:
         inset = draw.between(0.02, 0.05)
+        draw.note(feet="plinth")
         return [cuboid((-a, -b + inset, 0), (a - inset, b - inset, high + 0.02), LEG)]
     if kind == "brackets" and high < 0.16:
         ring = cuboid((-a, -b, 0), (a, b, high + 0.01), LEG)

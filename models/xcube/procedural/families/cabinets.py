@@ -26,10 +26,14 @@ def cabinet(draw: Draw) -> Solid:
     return union(makers[kind](draw))
 
 
+def _note_width(draw: Draw, half: float, high: float) -> None:
+    draw.note_size("width", half / high, ("narrow", 0.3), ("wide", 0.55))
+
+
 def _standing(draw: Draw, half: tuple[float, float], high: float, raised: float) -> tuple[Triple, Triple, list[Solid]]:
     """The corners of a body of a total height around x = y = 0, and its feet, `raised` high or absent."""
     (a, b), low = half, raised if raised >= 0.03 else 0.0
-    draw.note_size("width", b / high, ("narrow", 0.3), ("wide", 0.55))
+    _note_width(draw, b, high)
     draw.note(feet=bool(low))
     return (-a, -b, low), (a, b, high), feet(draw, half, low) if low else []
 
@@ -214,6 +218,7 @@ def _display(draw: Draw) -> list[Solid]:
         return [*parts, made.solid(), *top(draw, lower, upper, ("none", "cornice", "board", "pediment"))]
     split = draw.between(0.28, 0.4)
     lower, upper, parts = _standing(draw, (a, b), split, draw.between(-0.03, 0.08))
+    _note_width(draw, b, high)  # of both parts
     base = Cabinet(draw, lower, upper)
     area = base.area
     for column in area.columns(draw, draw.count(1, 3)):

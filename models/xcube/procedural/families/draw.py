@@ -56,7 +56,8 @@ class Draw:
         self.facts |= {k: v if isinstance(v, str) else "yes" if v else "no" for k, v in facts.items()}
 
     def note_size(self, name: str, value: float, small: tuple[str, float], large: tuple[str, float]) -> None:
-        """Record a size as one of two words if it is below the first limit, or above the second one."""
+        """Record a size as one of two words if it is below the first limit, or above the second one, or else not."""
+        self.facts.pop(name, None)
         if value < small[1]:
             self.facts[name] = small[0]
         elif value > large[1]:

@@ -116,7 +116,7 @@ def _floor(draw: Draw) -> list[Solid]:
     shade = [part.moved(z=high - tall / 2) for part in _shade(draw, radius, tall)]
     stand = draw.pick(("disc", "tripod", "cross", "square", "spread"), (0.35, 0.25, 0.12, 0.14, 0.14))
     foot = draw.between(0.12, 0.2)
-    draw.note(stand="legs" if stand in ("tripod", "spread") else "plate")
+    draw.note(stand={"tripod": "legs", "spread": "legs", "cross": "cross"}.get(stand, "plate"))
     pole: list[Solid] = [rod((0, 0, 0.02), (0, 0, joint + 0.02), R, None, POLE)]
     if stand == "disc":
         return [*pole, *shade, rod((0, 0, 0), (0, 0, THIN), foot, foot * draw.between(0.6, 1), BASE)]

@@ -68,9 +68,11 @@ def _top(draw: Draw, p: TableSizes, shape: str, thick: float) -> Solid:
         "soft": ellipse(a, b, draw.between(6, 10), 48),
         "oval": ellipse(a, b, draw.between(2, 2.6), 32),
         "round": ellipse(a, b, 2, 32),
-        "octagon": ellipse(a, b, 2, draw.pick((6, 8))),
+        "octagon": ellipse(a, b, 2, sides := draw.pick((6, 8))),
         "boat": [(-0.75 * a, -b), (0.75 * a, -b), (a, 0), (0.75 * a, b), (-0.75 * a, b), (-a, 0)],
     }
+    if shape == "octagon" and sides == 6:
+        draw.note(top="hexagon")
     return prism(outlines[shape], "z", low, high, TOP)
 
 
@@ -78,7 +80,8 @@ def _legs(draw: Draw, p: TableSizes) -> list[Solid]:
     kind = draw.pick(("square", "round", "turned"), (0.45, 0.35, 0.2))
     r, foot = draw.between(THIN / 2, 0.05), draw.between(THIN / 2, 0.032)
     splay = draw.pick((0.0, draw.between(0.02, 0.07))) if kind == "round" else 0.0
-    draw.note_size("legs", r, ("thin", 0.033), ("thick", 0.043))
+    if kind != "turned":  # those are as thick as their bulges
+        draw.note_size("legs", r, ("thin", 0.033), ("thick", 0.043))
     a, b = p.depth * p.inner - r - splay, p.length * p.inner - r - splay
     if min(a, b) < 0.09:
         a, b, splay = max(a, 0.09), max(b, 0.09), 0.0
@@ -142,6 +145,7 @@ def _apron(draw: Draw, p: TableSizes) -> list[Solid]:
 
 def _column(draw: Draw, p: TableSizes) -> list[Solid]:
     if p.length > 1.5 * p.depth and p.length > 0.3 and draw.chance(0.7):
+        draw.note(base="columns")
         half = TableSizes(p.length * 0.5, p.depth, p.low, p.inner)
         column = _one_column(draw, half)
         return [part.moved(y=s * p.length * 0.5) for part in column for s in (-1, 1)]
@@ -194,6 +198,7 @@ def _panels(draw: Draw, p: TableSizes) -> list[Solid]:
 def _trestle(draw: Draw, p: TableSizes) -> list[Solid]:
     a, b = p.depth * p.inner - 0.02, p.length * draw.between(0.65, 0.85)
     r, end, crossed = draw.between(THIN / 2, 0.04), p.low + 0.02, draw.chance(0.5)
+    draw.note(base="crossed" if crossed else "trestle")
     top = a * 0.9 if crossed else draw.between(0.03, 0.4) * a
 
     def side(s: float) -> Solid:
