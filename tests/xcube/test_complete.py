@@ -138,10 +138,10 @@ def test_the_denoiser_sees_the_observation() -> None:
     whole = Voxels(Grid.from_coords(block.grid.ijk, voxel_size=1 / 16, origin=1 / 32), block.attributes)
     with watched(solid_level.denoiser, lambda args: calls.append(args[2].observed)):
         XCubePipeline([solid_level, tiny(1)]).complete(whole, options, unknown=HALF, numbers=(0,))
-    told = calls[0]
-    assert set(told[told <= 0].tolist()) == {-1.0, 0.0}
-    assert bool(((told[told > 0] >= 0.5) & (told[told > 0] <= 1)).all())
-    assert len(told[told > 0].unique()) > 2
+    given = calls[0]
+    assert set(given[given <= 0].tolist()) == {-1.0, 0.0}
+    assert bool(((given[given > 0] >= 0.5) & (given[given > 0] <= 1)).all())
+    assert len(given[given > 0].unique()) > 2
     with pytest.raises(ValueError, match="method must be one of trained, resampling, got 'guess'"):
         pipeline.complete(part, options, method="guess")  # type: ignore[arg-type]
     plain = XCubePipeline([tiny(0), tiny(1)])

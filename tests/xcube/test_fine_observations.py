@@ -155,11 +155,11 @@ def test_observations_have_no_effect_at_first(networks: Path) -> None:
     coarse = true_coarse(networks)
     x = SparseTensor(coarse.grid, torch.randn(coarse.num_voxels, 2, generator=generator()))
     plain = Conditions.from_voxels(coarse, own.config)
-    told = Conditions.from_voxels(coarse, taking.config, observed=torch.ones(coarse.num_voxels, 8))
-    torch.testing.assert_close(taking(x, 999.0, told).feats, own(x, 999.0, plain).feats)
+    given = Conditions.from_voxels(coarse, taking.config, observed=torch.ones(coarse.num_voxels, 8))
+    torch.testing.assert_close(taking(x, 999.0, given).feats, own(x, 999.0, plain).feats)
     torch.nn.init.normal_(taking.enter.get_parameter("weight"))
     silent = Conditions.from_voxels(coarse, taking.config)
-    assert not torch.allclose(taking(x, 999.0, told).feats, taking(x, 999.0, silent).feats)
+    assert not torch.allclose(taking(x, 999.0, given).feats, taking(x, 999.0, silent).feats)
 
 
 def test_runs(networks: Path, tmp_path: Path) -> None:

@@ -10,7 +10,11 @@ FILE = "captions.json"  # in the folder of a dataset
 
 
 def write_captions(file: str | PathLike[str], captions: dict[str, list[str]]) -> None:
-    """Write the captions of shapes by their names, as JSON, completely or not at all."""
+    """Write the captions of shapes by their names, as JSON, completely or not at all.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(texts)}" for name, texts in sorted(captions.items()))
     with atomic_write(Path(file)) as target:
         target.write(f"{{\n{lines}\n}}\n".encode())

@@ -116,7 +116,7 @@ class Observations:
         return Voxels(grid, values)
 
     def states(self, latent: Grid) -> Tensor:
-        """States of the finer voxels in each latent voxel, [M, S]: 1 for full, -1 for empty, 0 for unknown."""
+        """States of the finer voxels in each latent voxel, float32 [M, S]: 1 for full, -1 for empty, 0 for unknown."""
         coords = children(latent.coords, self.factor)
         seen, full = (_looked_up(volume, coords.view(-1, 4)) for volume in (self.seen, self.full))
         return torch.where(seen, 2.0 * full - 1, 0.0).view(coords.shape[:2])
