@@ -157,6 +157,20 @@ def test_shapes_from_texts(tmp_path: Path) -> None:
     assert same_bits(chair, made(again, 2, text="a chair"))
 
 
+def test_shapes_follow_a_text_by_guidance() -> None:
+    """By default, unless the options or the level say otherwise, or there is no text."""
+    level = reader().levels[0]
+    own = replace(level, sampler=replace(level.sampler, guidance=1.5))
+    for chosen, options, expected in (
+        (level, SampleOptions(text="a chair"), 5.0),
+        (level, SampleOptions(), 1.0),
+        (level, SampleOptions(text="a chair", guidance=1.0), 1.0),
+        (own, SampleOptions(text="a chair"), 1.5),
+        (tiny(1), SampleOptions(text="a chair"), 1.0),
+    ):
+        assert options.for_level(chosen).weight == expected
+
+
 def test_what_the_network_takes() -> None:
     pipeline, seen = reader(), list[Conditions]()
     with watched(pipeline.levels[0].denoiser, lambda args: seen.append(args[2])):

@@ -24,6 +24,7 @@ HookMaker = Callable[[Grid, Sequence[int]], Hook | None]
 # Edits the conditions of a level, given the latent grids of a batch [M] and the numbers of its shapes.
 ConditionsMaker = Callable[[Conditions, Grid, Sequence[int]], Conditions]
 Category = str | int
+TEXT_GUIDANCE = 5.0  # by default, so that shapes follow a text
 
 
 class Start(NamedTuple):
@@ -80,7 +81,8 @@ class SampleOptions:
         order: Order of DPM-Solver++, from 1 to 3, by default that of each level.
         karras: Whether DPM-Solver++ spaces its steps as in Karras et al. (2022), by default as each level says.
         official: Whether DPM-Solver++ takes its timesteps as in the official code, by default as each level says.
-        guidance: Weight of classifier-free guidance, 1 for none, by default that of each level.
+        guidance: Weight of classifier-free guidance, 1 for none, by default that of each level, or 5 with a text at a
+            level that reads texts itself and has no guidance of its own.
         repeats: Number of times that each step is taken, with noise added back in between (RePaint), by default that of
             each level.
         formula: Formula of guidance, "usual" or "official" (see `SamplerConfig`), by default that of each level.
@@ -227,6 +229,8 @@ class SampleOptions:
             raise ValueError(f"sampler must not be 'flow' for a denoiser that predicts {level.diffusion.prediction!r}")
         kind: Kind = "flow" if is_flow else self.sampler or level.sampler.sampler
         guidance = level.sampler.guidance if self.guidance is None else self.guidance
+        if self.guidance is None and self.text is not None and level.words and level.sampler.weight == 1:
+            guidance = TEXT_GUIDANCE
         weight = guidance if level.has_guidance else 1.0
         if level.diffusion.first:
             own: Kind = "flow" if is_flow else level.sampler.sampler
