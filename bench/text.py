@@ -44,8 +44,8 @@ EXAMPLES = (
     "a round table with a central column",
     "a bunk bed",
     "a corner sofa",
-    "a floor lamp with a tripod",
-    "a biplane",
+    "a floor lamp with legs",
+    "a fighter jet with delta wings",
     "a pickup truck",
     "a narrow wardrobe with legs",
 )
