@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsevox as sv
+from sparsevox import Grid, Voxels
 from sparsevox.io import fit, from_trimesh, load_mesh
 from xcube.data import Box, Source, build, build_hierarchy
 from xcube.data.dataset import read_card
@@ -373,3 +374,24 @@ def test_thin_levels(tmp_path):
     for wrong in ((32,), (8,), (16, 4)):
         with pytest.raises(ValueError, match="thin must be levels before the finest of"):
             Box((4, 16, 32), thin=wrong)
+
+
+def test_voxels_near_the_border_of_a_sample() -> None:
+    """They are kept, and coarser voxels that early dilation would put outside of the box are left out."""
+    box = Box((8, 32))
+    ijk = torch.tensor([[15, 0, 0], [-16, 3, 15], [0, 0, 0]])
+    shape = Voxels(Grid.from_coords(ijk, voxel_size=1 / 32, origin=1 / 64), {"normal": torch.eye(3)})
+    with pytest.raises(ValueError, match=r"shape must keep a distance of 0\.0625 from the border"):
+        build_hierarchy(shape, box)
+    coarse, fine = build_hierarchy(shape, box, crop=True)
+    assert fine.grid.same_voxels(shape.grid)
+    places = {tuple(place) for place in coarse.grid.ijk.tolist()}
+    assert {(3, 0, 0), (-4, 0, 3), (0, 0, 0), (-1, -1, -1)} <= places
+    assert all(-4 <= x < 4 for place in places for x in place)
+    # Where there is room, nothing changes.
+    inner = shape.prune(shape.grid.ijk.abs().amax(1) < 4)
+    for a, b in zip(build_hierarchy(inner, box), build_hierarchy(inner, box, crop=True), strict=True):
+        assert a.grid.same_voxels(b.grid)
+    beyond = Voxels(Grid.from_coords(torch.tensor([[16, 0, 0]]), voxel_size=1 / 32, origin=1 / 64))
+    with pytest.raises(ValueError, match=r"shape must lie in the box \(1.0, 1.0, 1.0\), got 1 voxels beyond"):
+        build_hierarchy(beyond, box, crop=True)

@@ -93,6 +93,7 @@ def build_hierarchy(
     seed: int = 0,
     outside: Outside = "error",
     fill: bool = False,
+    crop: bool = False,
 ) -> list[Voxels]:
     """Voxelize one shape at every level of a box, the coarsest first.
 
@@ -113,6 +114,8 @@ def build_hierarchy(
         fill: Whether to add the attribute "fill", float32 [N]: the fraction of each voxel that lies inside of the shape
             or in its shell at the next finer level, 1 at the finest level. Needs about ten bytes of memory per voxel of
             the box around the shape.
+        crop: Whether voxels, such as those of a sample, may lie closer to the border than `box.margin`. Coarser voxels
+            outside of the box are then left out.
 
     Returns:
         A `Voxels` of one grid for each level.
@@ -139,12 +142,14 @@ def build_hierarchy(
         fine = Grid.from_points(points.positions, voxel_size=size, origin=size / 2)
     else:
         raise TypeError(f"shape must be a Mesh, Points or Voxels, got {type(shape).__name__}")
-    fine = _inside(fine, box, outside)
+    fine = _inside(fine, box, outside, 0.0 if crop else box.margin)
     if not fine.num_voxels:
         raise ValueError(f"shape must have voxels inside the box, got {shape}")
     grids = [fine]
     for level in reversed(range(finest)):
-        grids.insert(0, box.coarser(grids[0], level))
+        coarser = box.coarser(grids[0], level)
+        upper = [count // 2 for count in box.shape(level)]
+        grids.insert(0, coarser.crop([-u for u in upper], upper) if crop else coarser)
     levels = [splat_attributes(points, grid) for grid in grids]
     return with_fill(levels) if fill else levels
 
@@ -232,9 +237,9 @@ def _cut(mesh: Mesh, box: Box) -> Mesh:
     )
 
 
-def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
+def _inside(fine: Grid, box: Box, outside: Outside, margin: float) -> Grid:
     size = box.voxel_size(-1)
-    upper = [round((edge / 2 - box.margin) / size) for edge in box.size]
+    upper = [round((edge / 2 - margin) / size) for edge in box.size]
     lower = [-u for u in upper]
     ijk: Tensor = fine.ijk
     beyond = ((ijk < torch.tensor(lower, device=ijk.device)) | (ijk >= torch.tensor(upper, device=ijk.device))).any(1)
@@ -244,7 +249,8 @@ def _inside(fine: Grid, box: Box, outside: Outside) -> Grid:
         return fine.crop(lower, upper)
     row = int(beyond.int().argmax())
     first = tuple(fine.to_world(fine.ijk[row : row + 1])[0].tolist())
-    raise ValueError(f"{_too_wide(box)}, got {int(beyond.sum())} voxels beyond, the first at {first}; {_CHOICES}")
+    expected = _too_wide(box) if margin else f"shape must lie in the box {box.size}"
+    raise ValueError(f"{expected}, got {int(beyond.sum())} voxels beyond, the first at {first}; {_CHOICES}")
 
 
 _CHOICES = "outside='clip' crops the shape, outside='rescale' scales meshes and points to fit"

@@ -93,8 +93,9 @@ def plan_edit(
     shell = surface(new) | ((shape.grid - near) & new)
     stays = shape.prune(~near.contains(shape.grid.coords))
     edited_shape = joined_attributes(shell, (stays,), new, tuple(shape.attributes))
-    after = build_hierarchy(edited_shape, box, fill=True)
-    coarser = build_hierarchy(Voxels(shape.grid, {"normal": shape.attributes["normal"]}), box, fill=True)[:-1]
+    after = build_hierarchy(edited_shape, box, fill=True, crop=True)
+    plain = Voxels(shape.grid, {"normal": shape.attributes["normal"]})
+    coarser = build_hierarchy(plain, box, fill=True, crop=True)[:-1]
     # 3. Where it may change at each level.
     width = box.voxel_size(0) if margin is None else margin
     zone = changed.dilate(max(1, round(width / size)))

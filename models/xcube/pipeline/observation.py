@@ -71,7 +71,7 @@ def observation(
         observed = [space - part for space in observed or [spaces[-1]]]
     if not partial.num_voxels:
         raise ValueError("partial must have voxels outside of the unknown parts, got none")
-    levels = [*build_hierarchy(partial, box, outside="error")[:-1], partial]
+    levels = [*build_hierarchy(partial, box, crop=True)[:-1], partial]
     grid = partial.grid
     rest = spaces[-1] - grid
     for part in observed:

@@ -172,7 +172,7 @@ def coarse_latents(cascade: Cascade, shape: Voxels | Sample) -> Tensor:
     if coarse is None:
         check_cubes(cascade.voxel_sizes)
         fill = level.vae.config.fill
-        coarse = build_hierarchy(shape.to("cpu"), cascade.box, fill=fill)[0]
+        coarse = build_hierarchy(shape.to("cpu"), cascade.box, fill=fill, crop=True)[0]
     with torch.no_grad():
         posterior = level.vae.encode(coarse.to(cascade.device))
     rows = posterior.grid.index(box.grid.coords.to(cascade.device))
