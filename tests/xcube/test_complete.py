@@ -311,7 +311,11 @@ def test_noise_that_is_added_back(prediction: Any, before: float | None, after: 
         ({"sensor": "abc"}, TypeError, "sensor must"),
         ({"sensor": (1.0, 2.0, math.nan)}, ValueError, "sensor must"),
         ({"known": HALF, "category": "spaceship"}, ValueError, "category must be one of"),
-        ({"known": HALF, "text": "a chair"}, ValueError, "text must be None for a model that takes none"),
+        (
+            {"known": HALF, "text": "a dragon"},
+            ValueError,
+            "text must consist of words that the model knows, got 'dragon'",
+        ),
         ({"known": HALF, "hooks": {7: None}}, ValueError, "hooks, conditions and starts must be for levels 0 to 1"),
         ({"known": "chair"}, TypeError, r"known\[0\] must be the two corners"),
     ],

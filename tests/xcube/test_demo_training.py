@@ -133,7 +133,7 @@ def balls(count: int, box: Box) -> list[Source]:
     ("words", "message"),
     [
         (["--minutes", "0"], "minutes must be positive, got 0"),
-        (["--preset", "none"], "preset must be a folder, or one of demo, objaverse, "),
+        (["--preset", "none"], "preset must be a folder, or one of color, demo, objaverse, "),
         (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--seed", "-1"], "seed must not be negative, got -1"),
         (["--preset", "bench/single_level"], "a VAE and a denoiser for each of at least two levels, got one level"),

@@ -117,7 +117,7 @@ def test_fill_is_taken_from_the_level_before_or_unknown() -> None:
             pipeline.upsample(bare.with_attributes(fill=torch.full_like(fill, wrong)), QUICK)
     with pytest.raises(ValueError, match=r"levels\[1\].denoiser takes fill, which the VAE of the level before"):
         XCubePipeline([tiny(0), levels[1]])
-    with pytest.raises(ValueError, match=r"levels\[0\].denoiser must not take normal, fill or label"):
+    with pytest.raises(ValueError, match=r"levels\[0\].denoiser must not take normal, color, fill, label"):
         XCubePipeline([tiny(0, denoiser=unet(0, dense=False, fill=True))])
 
 
@@ -194,7 +194,7 @@ def test_metadata_of_networks_is_kept(tmp_path: Path) -> None:
     again = levels[0].metadata
     assert again["vae"] == {"levels": [8, 16]}
     assert again["denoiser"]["seconds"] == 3
-    assert again["denoiser"]["options"] == {"drop": 0.1, "categories": [], "dropped": ["category", "text"]}
+    assert again["denoiser"]["options"] == {"drop": 0.1, "categories": [], "dropped": ["category", "text", "words"]}
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def test_a_cascade_is_trained_reused_and_trained_further(data: Path, tmp_path: P
 def test_what_is_refused_before_a_process_begins(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xcube.training.cascade.TrainingProcess", None)
     whole = preset(tmp_path / "whole")
-    with pytest.raises(FileNotFoundError, match=r"one of demo, .*small, .*got 'none'"):
+    with pytest.raises(FileNotFoundError, match=r"one of color, demo, .*small, .*got 'none'"):
         train_all(data, tmp_path / "out", "none")
     with pytest.raises(FileNotFoundError):
         train_all(tmp_path / "nowhere", tmp_path / "out", whole)
