@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparsevox import SparseTensor, Voxels
+from sparsevox import SparseTensor
 from tests.xcube.balls import SIDE, ball_dataset
 from tests.xcube.cascades import tiny, unet, vae
+from tests.xcube.test_train_denoiser import Fragile, Stop
 from xcube.data.captions import write_captions
 from xcube.networks.conditions import Conditions
 from xcube.networks.configs import UNetConfig, VAEConfig
@@ -20,7 +21,6 @@ from xcube.networks.vae import VAE
 from xcube.networks.words import WordEncoder
 from xcube.pipeline.inputs import full_box
 from xcube.training.config import TrainConfig
-from xcube.training.denoiser import DenoiserModule
 from xcube.training.latents import ShapeConditions
 from xcube.training.train import train_denoiser
 from xcube.training.words import teach_words
@@ -28,19 +28,6 @@ from xcube.training.words import teach_words
 WORDS = ("a", "chair", "lamp", "no", "wide", "with")
 AUTOENCODER = VAEConfig(voxel_size=1 / SIDE, channels=(8, 8, 8), latent_channels=2, hidden=4, dense_neck=(2, 2, 2))
 NET = UNetConfig(latent_channels=2, channels=8, multipliers=(1,), attention=(), heads=2, dense=True)
-
-
-class Stop(Exception):
-    """Pulls the plug."""
-
-
-class Fragile(DenoiserModule):
-    """Fails at a step."""
-
-    def training_step(self, batch: Voxels, index: int) -> torch.Tensor:
-        if self.global_step == 2:
-            raise Stop
-        return super().training_step(batch, index)
 
 
 @pytest.fixture(scope="module")
